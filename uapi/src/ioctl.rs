@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a VMM says to the driver: KVM's ABI by name and number, and the few ioctls that KVM lacks.
+//!
+//! Source of the KVM half: Linux `Documentation/virt/kvm/api.rst` and `include/uapi/linux/kvm.h`. What KVM lacks has
+//! its own magic, [`FREEHOLD_MAGIC`], on the same file descriptors.
+
+/// KVM's ioctl magic.
+pub const KVM_MAGIC: u32 = 0xAE;
+/// Freehold's own ioctl magic, on the same file descriptors.
+pub const FREEHOLD_MAGIC: u32 = 0xF5;
+
+/// `_IOC` of Linux' asm-generic encoding: direction, magic, number and size.
+#[must_use]
+pub const fn ioc(dir: u32, magic: u32, nr: u32, size: u32) -> u32 {
+    dir << 30 | size << 16 | magic << 8 | nr
+}
+
+const NONE: u32 = 0;
+const WRITE: u32 = 1;
+const READ: u32 = 2;
+
+/// `struct kvm_userspace_memory_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryRegion {
+    /// Slot number, address space in bits `[31:16]`.
+    pub slot: u32,
+    /// `KVM_MEM_*`.
+    pub flags: u32,
+    /// First guest physical address.
+    pub guest_phys_addr: u64,
+    /// Bytes; 0 deletes the slot.
+    pub memory_size: u64,
+    /// Address in the VMM.
+    pub userspace_addr: u64,
+}
+
+/// `struct kvm_userspace_memory_region2`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryRegion2 {
+    /// Slot number, address space in bits `[31:16]`.
+    pub slot: u32,
+    /// `KVM_MEM_*`.
+    pub flags: u32,
+    /// First guest physical address.
+    pub guest_phys_addr: u64,
+    /// Bytes; 0 deletes the slot.
+    pub memory_size: u64,
+    /// Address in the VMM, or 0.
+    pub userspace_addr: u64,
+    /// First byte in the `guest_memfd`.
+    pub guest_memfd_offset: u64,
+    /// The `guest_memfd`.
+    pub guest_memfd: u32,
+    /// Zero.
+    pub pad1: u32,
+    /// Zero.
+    pub pad2: [u64; 14],
+}
+
+/// `struct kvm_create_guest_memfd`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CreateGuestMemfd {
+    /// Bytes, a multiple of the page size.
+    pub size: u64,
+    /// `GUEST_MEMFD_FLAG_*`.
+    pub flags: u64,
+    /// Ignored, as KVM does.
+    pub reserved: [u64; 6],
+}
+
+/// `struct kvm_vcpu_init`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuInit {
+    /// Target, from `KVM_ARM_PREFERRED_TARGET`.
+    pub target: u32,
+    /// Feature bitmap.
+    pub features: [u32; 7],
+}
+
+/// `struct kvm_one_reg`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OneReg {
+    /// Register identifier.
+    pub id: u64,
+    /// Address of the value in the VMM.
+    pub addr: u64,
+}
+
+/// `struct kvm_enable_cap`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnableCap {
+    /// Capability.
+    pub cap: u32,
+    /// Zero, or the capability's own.
+    pub flags: u32,
+    /// Arguments.
+    pub args: [u64; 4],
+    /// Zero.
+    pub pad: [u8; 64],
+}
+
+/// Argument of [`FREEHOLD_CONVERT`]: moves a page range of a `guest_memfd` to private or to shared.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Convert {
+    /// First byte in the file, page aligned.
+    pub offset: u64,
+    /// Bytes, a multiple of the page size, not 0.
+    pub size: u64,
+    /// [`CONVERT_TO_PRIVATE`] or [`CONVERT_TO_SHARED`].
+    pub to: u32,
+    /// [`CONVERT_WAIT`] or [`CONVERT_NOW`].
+    pub mode: u32,
+    /// Deadline of [`CONVERT_WAIT`] in milliseconds; 0: until a signal.
+    pub timeout_ms: u64,
+    /// Out: first busy offset (`EAGAIN`, `EINTR`, `ETIMEDOUT`), or first offset that did not move.
+    pub error_offset: u64,
+    /// Zero.
+    pub reserved: [u64; 3],
+}
+
+/// Answer of [`FREEHOLD_PENDING`]: what the engine waits for on a `guest_memfd`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// 1 while a conversion of this file waits, else 0.
+    pub pending: u32,
+    /// Zero.
+    pub pad: u32,
+    /// First offset that somebody still holds.
+    pub offset: u64,
+    /// Pages of the attempt that are frozen already.
+    pub frozen: u64,
+    /// Pages of the attempt.
+    pub total: u64,
+    /// Attempts made to freeze the page at `offset`.
+    pub tries: u64,
+    /// Conversions to private that have completed since the file was made.
+    pub completed: u64,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+items! {
+    /// Every ioctl, of either magic.
+    IOCTLS: u32;
+    /// System: the ABI version, 12.
+    KVM_GET_API_VERSION = ioc(NONE, KVM_MAGIC, 0x00, 0);
+    /// System: creates a VM. The type's bit 31 asks for a protected one, its low byte is the address size.
+    KVM_CREATE_VM = ioc(NONE, KVM_MAGIC, 0x01, 0);
+    /// System and VM: answers for one capability.
+    KVM_CHECK_EXTENSION = ioc(NONE, KVM_MAGIC, 0x03, 0);
+    /// System: bytes to map on a vCPU's descriptor.
+    KVM_GET_VCPU_MMAP_SIZE = ioc(NONE, KVM_MAGIC, 0x04, 0);
+    /// VM: creates a vCPU.
+    KVM_CREATE_VCPU = ioc(NONE, KVM_MAGIC, 0x41, 0);
+    /// VM: sets a slot of plain memory. Refused for now: `guest_memfd` slots only.
+    KVM_SET_USER_MEMORY_REGION = ioc(WRITE, KVM_MAGIC, 0x46, 32);
+    /// VM: sets a slot, of `guest_memfd` with `KVM_MEM_GUEST_MEMFD`.
+    KVM_SET_USER_MEMORY_REGION2 = ioc(WRITE, KVM_MAGIC, 0x49, 160);
+    /// vCPU: runs it.
+    KVM_RUN = ioc(NONE, KVM_MAGIC, 0x80, 0);
+    /// VM: switches a capability on.
+    KVM_ENABLE_CAP = ioc(WRITE, KVM_MAGIC, 0xa3, 104);
+    /// vCPU: reads a register.
+    KVM_GET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xab, 16);
+    /// vCPU: writes a register.
+    KVM_SET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xac, 16);
+    /// vCPU: initialises it.
+    KVM_ARM_VCPU_INIT = ioc(WRITE, KVM_MAGIC, 0xae, 32);
+    /// VM: the target to initialise vCPUs with.
+    KVM_ARM_PREFERRED_TARGET = ioc(READ, KVM_MAGIC, 0xaf, 32);
+    /// VM: creates a `guest_memfd`.
+    KVM_CREATE_GUEST_MEMFD = ioc(READ | WRITE, KVM_MAGIC, 0xd4, 64);
+    /// `guest_memfd`: converts a range.
+    FREEHOLD_CONVERT = ioc(READ | WRITE, FREEHOLD_MAGIC, 0x01, 64);
+    /// `guest_memfd`: says what a waiting conversion waits for. Answers at once, also while another thread waits.
+    FREEHOLD_PENDING = ioc(READ, FREEHOLD_MAGIC, 0x02, 64);
+    /// System: reads one `el2` counter; the argument is `counter | index << 32`, the address of a u64 that is overwritten.
+    FREEHOLD_COUNTER = ioc(READ | WRITE, FREEHOLD_MAGIC, 0x03, 8);
+}
+
+items! {
+    /// Every conversion constant.
+    CONVERTS: u32;
+    /// To private: the guest's alone.
+    CONVERT_TO_PRIVATE = 1;
+    /// To shared: the host's to map.
+    CONVERT_TO_SHARED = 2;
+    /// Wait until the host's references are gone, or the deadline.
+    CONVERT_WAIT = 0;
+    /// Do not wait: `EAGAIN` and the first busy offset.
+    CONVERT_NOW = 1;
+}
+
+items! {
+    /// Every capability that is answered with more than 0, and a few that are asked for and answered 0.
+    CAPS: u32;
+    /// In-kernel interrupt controller (0 until the vGIC is there).
+    KVM_CAP_IRQCHIP = 0;
+    /// vCPUs recommended.
+    KVM_CAP_NR_VCPUS = 9;
+    /// Memory slots.
+    KVM_CAP_NR_MEMSLOTS = 10;
+    /// vCPUs at most.
+    KVM_CAP_MAX_VCPUS = 66;
+    /// `GET/SET_ONE_REG`.
+    KVM_CAP_ONE_REG = 70;
+    /// PSCI 0.1.
+    KVM_CAP_ARM_PSCI = 87;
+    /// PSCI 0.2 and later.
+    KVM_CAP_ARM_PSCI_0_2 = 102;
+    /// `CHECK_EXTENSION` on a VM.
+    KVM_CAP_CHECK_EXTENSION_VM = 105;
+    /// vCPU identifiers at most.
+    KVM_CAP_MAX_VCPU_ID = 128;
+    /// `kvm_run.immediate_exit`.
+    KVM_CAP_IMMEDIATE_EXIT = 136;
+    /// Bits of guest physical address.
+    KVM_CAP_ARM_VM_IPA_SIZE = 165;
+    /// `SET_USER_MEMORY_REGION2`.
+    KVM_CAP_USER_MEMORY2 = 231;
+    /// `KVM_EXIT_MEMORY_FAULT`.
+    KVM_CAP_MEMORY_FAULT_INFO = 232;
+    /// `guest_memfd`.
+    KVM_CAP_GUEST_MEMFD = 234;
+    /// Mask of `guest_memfd` flags.
+    KVM_CAP_GUEST_MEMFD_FLAGS = 244;
+    /// Protected VMs: 1 on a protected VM's descriptor.
+    KVM_CAP_ARM_PROTECTED_VM = 0xffba_dab1;
+}
+
+items! {
+    /// Every other KVM number that the driver uses.
+    KVM_NUMBERS: u64;
+    /// `CREATE_VM` type: protected.
+    KVM_VM_TYPE_ARM_PROTECTED = 1 << 31;
+    /// `CREATE_VM` type: mask of the address size.
+    KVM_VM_TYPE_ARM_IPA_SIZE_MASK = 0xff;
+    /// Slot flag: log dirty pages.
+    KVM_MEM_LOG_DIRTY_PAGES = 1;
+    /// Slot flag: read only.
+    KVM_MEM_READONLY = 2;
+    /// Slot flag: backed by a `guest_memfd`.
+    KVM_MEM_GUEST_MEMFD = 4;
+    /// `guest_memfd` flag: may be mapped.
+    GUEST_MEMFD_FLAG_MMAP = 1;
+    /// `guest_memfd` flag: starts host mappable.
+    GUEST_MEMFD_FLAG_INIT_SHARED = 2;
+    /// Exit: nothing to say.
+    KVM_EXIT_UNKNOWN = 0;
+    /// Exit: MMIO.
+    KVM_EXIT_MMIO = 6;
+    /// Exit: could not enter.
+    KVM_EXIT_FAIL_ENTRY = 9;
+    /// Exit: a signal.
+    KVM_EXIT_INTR = 10;
+    /// Exit: power off, reset, crash.
+    KVM_EXIT_SYSTEM_EVENT = 24;
+    /// Exit: a memory fault that the VMM must resolve; with `EFAULT`.
+    KVM_EXIT_MEMORY_FAULT = 39;
+    /// System event: power off.
+    KVM_SYSTEM_EVENT_SHUTDOWN = 1;
+    /// System event: reset.
+    KVM_SYSTEM_EVENT_RESET = 2;
+    /// System event: crash.
+    KVM_SYSTEM_EVENT_CRASH = 3;
+    /// vCPU feature: starts powered off.
+    KVM_ARM_VCPU_POWER_OFF = 0;
+    /// vCPU feature: PSCI 0.2.
+    KVM_ARM_VCPU_PSCI_0_2 = 2;
+    /// `kvm_vcpu_init` target: generic v8.
+    KVM_ARM_TARGET_GENERIC_V8 = 5;
+    /// Register identifier of x0; x1 and up follow at steps of 2.
+    KVM_REG_X0 = 0x6030_0000_0010_0000;
+    /// Register identifier of PC.
+    KVM_REG_PC = 0x6030_0000_0010_0040;
+    /// Register identifier of PSTATE.
+    KVM_REG_PSTATE = 0x6030_0000_0010_0042;
+    /// Register identifier of `MPIDR_EL1`.
+    KVM_REG_MPIDR = 0x6030_0000_0013_c005;
+}
