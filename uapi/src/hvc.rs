@@ -12,7 +12,7 @@
 /// First function identifier of the range: `0xC600_0080`.
 pub const BASE: u32 = 0xC600_0080;
 
-/// Freehold's UID, as SMCCC's call-UID query returns it in w0–w3 (DEN0028, "UID"): xor-free, little-endian words.
+/// Freehold's UID, as the call-UID query of SMCCC (DEN0028) returns it in w0–w3.
 ///
 /// Discovery (function [`CALL_UID`]) goes through the kernel's own SMCCC conduit; another hypervisor answers with
 /// another UID or with `NOT_SUPPORTED`.
@@ -27,14 +27,14 @@ pub const MAX_RUN: u64 = 512;
 /// Most records that one list may hold; a [`Record`] is 16 bytes, so a full list fills one frame.
 pub const MAX_RECORDS: u64 = 256;
 
-/// One run of a record list, as it lies in the list frame (little-endian): [`MEM_DONATE_LIST`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    /// First frame number.
-    pub pfn: u64,
-    /// First guest frame number in bits `[51:0]`, count minus one in bits `[63:52]`.
-    pub gfn_count: u64,
+structs! {
+    /// One run of a record list, as it lies in the list frame (little-endian): [`MEM_DONATE_LIST`].
+    Record = "freehold_record" {
+        /// First frame number.
+        pfn: u64,
+        /// First guest frame number in bits `[51:0]`, count minus one in bits `[63:52]`.
+        gfn_count: u64,
+    }
 }
 
 impl Record {

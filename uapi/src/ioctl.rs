@@ -19,132 +19,111 @@ const NONE: u32 = 0;
 const WRITE: u32 = 1;
 const READ: u32 = 2;
 
-/// `struct kvm_userspace_memory_region`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryRegion {
-    /// Slot number, address space in bits `[31:16]`.
-    pub slot: u32,
-    /// `KVM_MEM_*`.
-    pub flags: u32,
-    /// First guest physical address.
-    pub guest_phys_addr: u64,
-    /// Bytes; 0 deletes the slot.
-    pub memory_size: u64,
-    /// Address in the VMM.
-    pub userspace_addr: u64,
-}
-
-/// `struct kvm_userspace_memory_region2`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryRegion2 {
-    /// Slot number, address space in bits `[31:16]`.
-    pub slot: u32,
-    /// `KVM_MEM_*`.
-    pub flags: u32,
-    /// First guest physical address.
-    pub guest_phys_addr: u64,
-    /// Bytes; 0 deletes the slot.
-    pub memory_size: u64,
-    /// Address in the VMM, or 0.
-    pub userspace_addr: u64,
-    /// First byte in the `guest_memfd`.
-    pub guest_memfd_offset: u64,
-    /// The `guest_memfd`.
-    pub guest_memfd: u32,
-    /// Zero.
-    pub pad1: u32,
-    /// Zero.
-    pub pad2: [u64; 14],
-}
-
-/// `struct kvm_create_guest_memfd`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CreateGuestMemfd {
-    /// Bytes, a multiple of the page size.
-    pub size: u64,
-    /// `GUEST_MEMFD_FLAG_*`.
-    pub flags: u64,
-    /// Ignored, as KVM does.
-    pub reserved: [u64; 6],
-}
-
-/// `struct kvm_vcpu_init`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VcpuInit {
-    /// Target, from `KVM_ARM_PREFERRED_TARGET`.
-    pub target: u32,
-    /// Feature bitmap.
-    pub features: [u32; 7],
-}
-
-/// `struct kvm_one_reg`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OneReg {
-    /// Register identifier.
-    pub id: u64,
-    /// Address of the value in the VMM.
-    pub addr: u64,
-}
-
-/// `struct kvm_enable_cap`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EnableCap {
-    /// Capability.
-    pub cap: u32,
-    /// Zero, or the capability's own.
-    pub flags: u32,
-    /// Arguments.
-    pub args: [u64; 4],
-    /// Zero.
-    pub pad: [u8; 64],
-}
-
-/// Argument of [`FREEHOLD_CONVERT`]: moves a page range of a `guest_memfd` to private or to shared.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Convert {
-    /// First byte in the file, page aligned.
-    pub offset: u64,
-    /// Bytes, a multiple of the page size, not 0.
-    pub size: u64,
-    /// [`CONVERT_TO_PRIVATE`] or [`CONVERT_TO_SHARED`].
-    pub to: u32,
-    /// [`CONVERT_WAIT`] or [`CONVERT_NOW`].
-    pub mode: u32,
-    /// Deadline of [`CONVERT_WAIT`] in milliseconds; 0: until a signal.
-    pub timeout_ms: u64,
-    /// Out: first busy offset (`EAGAIN`, `EINTR`, `ETIMEDOUT`), or first offset that did not move.
-    pub error_offset: u64,
-    /// Zero.
-    pub reserved: [u64; 3],
-}
-
-/// Answer of [`FREEHOLD_PENDING`]: what the engine waits for on a `guest_memfd`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pending {
-    /// 1 while a conversion of this file waits, else 0.
-    pub pending: u32,
-    /// Zero.
-    pub pad: u32,
-    /// First offset that somebody still holds.
-    pub offset: u64,
-    /// Pages of the attempt that are frozen already.
-    pub frozen: u64,
-    /// Pages of the attempt.
-    pub total: u64,
-    /// Attempts made to freeze the page at `offset`.
-    pub tries: u64,
-    /// Conversions to private that have completed since the file was made.
-    pub completed: u64,
-    /// Zero.
-    pub reserved: [u64; 2],
+structs! {
+    /// `struct kvm_userspace_memory_region`.
+    MemoryRegion = "kvm_userspace_memory_region" {
+        /// Slot number, address space in bits `[31:16]`.
+        slot: u32,
+        /// `KVM_MEM_*`.
+        flags: u32,
+        /// First guest physical address.
+        guest_phys_addr: u64,
+        /// Bytes; 0 deletes the slot.
+        memory_size: u64,
+        /// Address in the VMM.
+        userspace_addr: u64,
+    }
+    /// `struct kvm_userspace_memory_region2`.
+    MemoryRegion2 = "kvm_userspace_memory_region2" {
+        /// Slot number, address space in bits `[31:16]`.
+        slot: u32,
+        /// `KVM_MEM_*`.
+        flags: u32,
+        /// First guest physical address.
+        guest_phys_addr: u64,
+        /// Bytes; 0 deletes the slot.
+        memory_size: u64,
+        /// Address in the VMM, or 0.
+        userspace_addr: u64,
+        /// First byte in the `guest_memfd`.
+        guest_memfd_offset: u64,
+        /// The `guest_memfd`.
+        guest_memfd: u32,
+        /// Zero.
+        pad1: u32,
+        /// Zero.
+        pad2: [u64; 14],
+    }
+    /// `struct kvm_create_guest_memfd`.
+    CreateGuestMemfd = "kvm_create_guest_memfd" {
+        /// Bytes, a multiple of the page size.
+        size: u64,
+        /// `GUEST_MEMFD_FLAG_*`.
+        flags: u64,
+        /// Ignored, as KVM does.
+        reserved: [u64; 6],
+    }
+    /// `struct kvm_vcpu_init`.
+    VcpuInit = "kvm_vcpu_init" {
+        /// Target, from `KVM_ARM_PREFERRED_TARGET`.
+        target: u32,
+        /// Feature bitmap.
+        features: [u32; 7],
+    }
+    /// `struct kvm_one_reg`.
+    OneReg = "kvm_one_reg" {
+        /// Register identifier.
+        id: u64,
+        /// Address of the value in the VMM.
+        addr: u64,
+    }
+    /// `struct kvm_enable_cap`.
+    EnableCap = "kvm_enable_cap" {
+        /// Capability.
+        cap: u32,
+        /// Zero, or the capability's own.
+        flags: u32,
+        /// Arguments.
+        args: [u64; 4],
+        /// Zero.
+        pad: [u8; 64],
+    }
+    /// Argument of [`FREEHOLD_CONVERT`]: moves a page range of a `guest_memfd` to private or to shared.
+    Convert = "freehold_convert" {
+        /// First byte in the file, page aligned.
+        offset: u64,
+        /// Bytes, a multiple of the page size, not 0.
+        size: u64,
+        /// [`CONVERT_TO_PRIVATE`] or [`CONVERT_TO_SHARED`].
+        to: u32,
+        /// [`CONVERT_WAIT`] or [`CONVERT_NOW`].
+        mode: u32,
+        /// Deadline of [`CONVERT_WAIT`] in milliseconds; 0: until a signal.
+        timeout_ms: u64,
+        /// Out: first busy offset (`EAGAIN`, `EINTR`, `ETIMEDOUT`), or first offset that did not move.
+        error_offset: u64,
+        /// Zero.
+        reserved: [u64; 3],
+    }
+    /// Answer of [`FREEHOLD_PENDING`]: what the engine waits for on a `guest_memfd`.
+    Pending = "freehold_pending" {
+        /// 1 while a conversion of this file waits, else 0.
+        pending: u32,
+        /// Zero.
+        pad: u32,
+        /// First offset that somebody still holds.
+        offset: u64,
+        /// Pages of the attempt that are frozen already.
+        frozen: u64,
+        /// Pages of the attempt.
+        total: u64,
+        /// Attempts made to freeze the page at `offset`.
+        tries: u64,
+        /// Conversions to private that have completed since the file was made.
+        completed: u64,
+        /// Zero.
+        reserved: [u64; 2],
+    }
 }
 
 items! {

@@ -14,6 +14,7 @@ pub mod table;
 pub mod guest;
 pub mod hvc;
 pub mod ioctl;
+pub mod render;
 
 /// ABI version that this crate describes: major in bits `[31:16]`, minor in bits `[15:0]`.
 ///

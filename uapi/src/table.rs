@@ -31,6 +31,56 @@ pub struct Call {
     pub when: &'static str,
 }
 
+/// One field of a documented structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Name.
+    pub name: &'static str,
+    /// Rust type: `u8`, `u32`, `u64`, or an array of one.
+    pub ty: &'static str,
+    /// Bytes from the start of the structure.
+    pub offset: usize,
+    /// Its documentation, one line each.
+    pub doc: &'static [&'static str],
+}
+
+/// One documented structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Struct {
+    /// Rust name.
+    pub name: &'static str,
+    /// C tag.
+    pub tag: &'static str,
+    /// Bytes.
+    pub size: usize,
+    /// Its documentation, one line each.
+    pub doc: &'static [&'static str],
+    /// Its fields in order.
+    pub fields: &'static [Field],
+}
+
+/// Declares `#[repr(C)]` structures and a `pub const STRUCTS: &[Struct]` of them.
+macro_rules! structs {
+    ($( $(#[doc = $doc:literal])+ $name:ident = $tag:literal {
+        $( $(#[doc = $fdoc:literal])+ $field:ident : $ty:ty, )+
+    } )+) => {
+        $( $(#[doc = $doc])+
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $name { $( $(#[doc = $fdoc])+ pub $field: $ty, )+ } )+
+        /// Every structure above, in declaration order.
+        pub const STRUCTS: &[$crate::table::Struct] = &[
+            $( $crate::table::Struct {
+                name: stringify!($name), tag: $tag, size: core::mem::size_of::<$name>(), doc: &[$($doc),+],
+                fields: &[$( $crate::table::Field {
+                    name: stringify!($field), ty: stringify!($ty),
+                    offset: core::mem::offset_of!($name, $field), doc: &[$($fdoc),+],
+                }, )+],
+            }, )+
+        ];
+    };
+}
+
 /// Declares `pub const`s of one type and a `pub const TABLE: &[Item]` of them.
 macro_rules! items {
     ($(#[$tmeta:meta])* $table:ident : $ty:ty; $( $(#[doc = $doc:literal])+ $name:ident = $value:expr; )+) => {
