@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Builds every part with the tool that it needs, and says which parts are not there yet.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::env::Env;
+use crate::initramfs::Archive;
+use crate::setup::Tools;
+use crate::{cmd, image, ui};
+
+const BARE: &str = "aarch64-unknown-none-softfloat";
+const MUSL: &str = "aarch64-unknown-linux-musl";
+const BLOCK: u64 = 2 << 20;
+
+/// What a boot needs, as files.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    /// The flat el2.
+    pub el2: Option<PathBuf>,
+    /// el2 with Debian's kernel.
+    pub image: Option<PathBuf>,
+    /// The host's initramfs.
+    pub initramfs: PathBuf,
+    /// Parts that are not there yet.
+    pub missing: Vec<&'static str>,
+}
+
+/// Builds every part that is there; if `wanted` names any, only those.
+///
+/// # Errors
+/// If something that is there does not build.
+pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> {
+    let mut missing = Vec::new();
+    let real = |name: &str, path: &str| (wanted.is_empty() || wanted.iter().any(|w| w == name)) && real(env, path);
+    let mut archive = Archive::base(env, &tools.busybox)?;
+    let el2 = optional("el2", real("el2", "el2/hyp/src/main.rs"), &mut missing, || el2(env))?;
+    let guest = optional("guest", real("guest", "tests/guest/src/main.rs"), &mut missing, || guest(env))?;
+    let vmm = optional("vmm", real("vmm", "tests/vmm/src/main.rs"), &mut missing, || vmm(env))?;
+    let module = optional("module", real("module", "host-driver/linux/Kbuild"), &mut missing, || {
+        driver(env, tools)
+    })?;
+    let hostile = optional("hostile", real("hostile", "tests/hostile/Kbuild"), &mut missing, || {
+        kernel_module(env, tools, &env.root.join("tests/hostile"), "fh_hostile", None)
+    })?;
+    let places = [
+        (guest, "lib/guest.bin"),
+        (vmm, "bin/freehold-vmm"),
+        (module, "lib/freehold.ko"),
+        (hostile, "lib/fh_hostile.ko"),
+    ];
+    for (file, path) in places {
+        if let Some(file) = file {
+            archive.add(path, &file)?;
+        }
+    }
+    let initramfs = env.out.join("initramfs.cpio");
+    image::write_whole(&initramfs, &archive.bytes()?)?;
+    let bundle = match &el2 {
+        Some(el2) => {
+            let out = env.out.join("freehold.img");
+            image::bundle(el2, &tools.kernel, &out)?;
+            Some(out)
+        }
+        None => None,
+    };
+    Ok(Parts { el2, image: bundle, initramfs, missing })
+}
+
+fn optional(
+    name: &'static str,
+    there: bool,
+    missing: &mut Vec<&'static str>,
+    build: impl FnOnce() -> Result<PathBuf>,
+) -> Result<Option<PathBuf>> {
+    if !there {
+        missing.push(name);
+        return Ok(None);
+    }
+    ui::stage(&format!("build {name}"), |_| build()).map(Some)
+}
+
+/// Whether the part whose main file is at `path` has been written.
+fn real(env: &Env, path: &str) -> bool {
+    std::fs::read_to_string(env.root.join(path)).is_ok_and(|text| !text.contains("//! Placeholder."))
+}
+
+/// Builds el2 and flattens it.
+///
+/// # Errors
+/// If it does not build.
+pub(crate) fn el2(env: &Env) -> Result<PathBuf> {
+    let elf = build(env, "freehold-el2", BARE, &[])?;
+    let out = env.out.join("el2.bin");
+    let flat = image::flatten(&std::fs::read(elf)?, BLOCK).context("el2")?;
+    image::write_whole(&out, &flat)?;
+    Ok(out)
+}
+
+fn guest(env: &Env) -> Result<PathBuf> {
+    let elf = build(env, "freehold-guest", BARE, &[])?;
+    let out = env.out.join("guest.bin");
+    let flat = image::flatten(&std::fs::read(elf)?, 4096).context("guest")?;
+    image::write_whole(&out, &flat)?;
+    Ok(out)
+}
+
+fn vmm(env: &Env) -> Result<PathBuf> {
+    build(env, "freehold-vmm", MUSL, &[])
+}
+
+fn driver(env: &Env, tools: &Tools) -> Result<PathBuf> {
+    let library = build(env, "freehold-driver-linux", BARE, &[])?;
+    kernel_module(env, tools, &env.root.join("host-driver/linux"), "freehold", Some(&library))
+}
+
+/// Builds `package` and returns the one file that it makes: a program, or a static library.
+fn build(env: &Env, package: &str, target: &str, more: &[&str]) -> Result<PathBuf> {
+    let mut command = cmd::cargo(&env.root);
+    command.args(["build", "--release", "--package", package, "--target", target]);
+    command.args(["--message-format", "json-render-diagnostics"]).args(more);
+    let said = cmd::output(&mut command)?;
+    let library = format!("lib{}.a", package.replace('-', "_"));
+    said.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|m| m["reason"] == "compiler-artifact")
+        .filter(|m| m["package_id"].as_str().is_some_and(|id| id.contains(package) || id.contains(&env.root.display().to_string())))
+        .filter_map(|m| product(&m, &library))
+        .next_back()
+        .with_context(|| format!("{package} builds, but makes neither a program nor {library}"))
+}
+
+fn product(message: &Value, library: &str) -> Option<PathBuf> {
+    if let Some(program) = message["executable"].as_str() {
+        return Some(PathBuf::from(program));
+    }
+    let files = message["filenames"].as_array()?;
+    files.iter().filter_map(Value::as_str).find(|f| f.ends_with(library)).map(PathBuf::from)
+}
+
+/// Builds the kernel module in `source` outside of the source tree, against the stock kernel's headers.
+fn kernel_module(env: &Env, tools: &Tools, source: &Path, name: &str, library: Option<&Path>) -> Result<PathBuf> {
+    let work = env.out.join("kbuild").join(name);
+    copy_sources(source, &work)?;
+    if let Some(library) = library {
+        let file = library.file_name().context("a library without a name")?;
+        copy_if_changed(library, &work.join(file))?;
+    }
+    let mut make = Command::new("make");
+    make.arg("-C").arg(&tools.headers).arg(format!("M={}", work.display()));
+    // The packaged headers ask for BTF, which needs pahole; the module does without.
+    make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
+    make.env_remove("MAKEFLAGS").env("KBUILD_MODPOST_WARN", "0");
+    cmd::output(&mut make)?;
+    let module = work.join(format!("{name}.ko"));
+    if !module.is_file() {
+        bail!("the kernel build made no {}", env.shown(&module));
+    }
+    let out = env.out.join(format!("{name}.ko"));
+    copy_if_changed(&module, &out)?;
+    Ok(out)
+}
+
+fn copy_sources(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default();
+        if path.is_dir() {
+            copy_sources(&path, &to.join(name))?;
+        } else {
+            copy_if_changed(&path, &to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the time stamp of what has not changed, so that make does not build it again.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let bytes = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if std::fs::read(to).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    image::write_whole(to, &bytes)
+}

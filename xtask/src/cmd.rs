@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Running other programs: quietly, with their output kept for the error message.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Runs `command` to its end and returns its stdout.
+///
+/// # Errors
+/// If it cannot be started, or exits with a failure: then the message ends with the last lines that it said.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let name = shown(command);
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start `{name}`"))?;
+    let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+    if !out.status.success() {
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        let said = if stderr.trim().is_empty() { &stdout } else { stderr.as_ref() };
+        bail!("`{name}` failed ({}):\n{}", out.status, tail(said, 30));
+    }
+    Ok(stdout)
+}
+
+/// The first program called `name` on PATH.
+pub(crate) fn which(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .map(|dir| dir.join(name))
+        .find(|file| is_program(file))
+}
+
+/// A `cargo` of the same toolchain, started at `root`.
+pub(crate) fn cargo(root: &Path) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(root);
+    // Set by the cargo that runs this program; they describe xtask, not what is built now.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The last `count` lines of `text`.
+pub(crate) fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+fn shown(command: &Command) -> String {
+    let words: Vec<&OsStr> = std::iter::once(command.get_program()).chain(command.get_args().take(4)).collect();
+    words.join(OsStr::new(" ")).to_string_lossy().into_owned()
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tail_keeps_the_last_lines() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("a", 2), "a");
+        assert_eq!(tail("", 2), "");
+    }
+
+    #[test]
+    fn a_failing_program_is_reported_with_what_it_said() {
+        let error = output(Command::new("sh").args(["-c", "echo sad >&2; exit 4"])).unwrap_err();
+        assert!(error.to_string().contains("sad"), "{error}");
+    }
+}

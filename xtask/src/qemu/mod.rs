@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine under test: QEMU with its console kept in a log, and never left behind.
+//!
+//! A machine dies with the value that stands for it, and with this program, however it ends.
+
+mod console;
+mod qmp;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+pub(crate) use console::{Console, Read};
+pub(crate) use qmp::Qmp;
+
+use crate::cmd;
+
+/// What to boot, on what.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    /// QEMU's name of the CPU.
+    pub cpu: String,
+    /// CPUs.
+    pub smp: u32,
+    /// MiB of RAM.
+    pub memory: u32,
+    /// Version of the interrupt controller.
+    pub gic: u32,
+    /// Whether the CPUs have EL2.
+    pub el2: bool,
+    /// `-kernel`
+    pub kernel: Option<PathBuf>,
+    /// `-initrd`
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line, beyond what every boot has.
+    pub append: String,
+    /// More arguments.
+    pub extra: Vec<String>,
+}
+
+impl Machine {
+    /// A `virt` machine with EL2, GICv3 and 2 GiB that boots `kernel` with `initrd`.
+    pub(crate) fn new(kernel: &Path, initrd: &Path) -> Self {
+        Self {
+            cpu: "max".to_owned(),
+            smp: 4,
+            memory: 2048,
+            gic: 3,
+            el2: true,
+            kernel: Some(kernel.to_path_buf()),
+            initrd: Some(initrd.to_path_buf()),
+            append: String::new(),
+            extra: Vec::new(),
+        }
+    }
+
+    /// The kernel's whole command line.
+    pub(crate) fn command_line(&self) -> String {
+        let line = format!("console=ttyAMA0 earlycon panic=-1 fh.smp={} {}", self.smp, self.append);
+        line.trim_end().to_owned()
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut all = vec!["-nodefaults".to_owned(), "-no-reboot".to_owned(), "-display".to_owned(), "none".to_owned()];
+        let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
+        let el2 = if self.el2 { "on" } else { "off" };
+        add("-M", format!("virt,virtualization={el2},gic-version={}", self.gic));
+        // The architected algorithm costs an emulator most of its time; which one is used is not what is tested.
+        add("-cpu", if self.cpu == "max" { "max,pauth-impdef=on".to_owned() } else { self.cpu.clone() });
+        add("-smp", self.smp.to_string());
+        add("-m", format!("{}M", self.memory));
+        add("-accel", "tcg,thread=multi".to_owned());
+        if let Some(kernel) = &self.kernel {
+            add("-kernel", kernel.display().to_string());
+            add("-append", self.command_line());
+        }
+        if let Some(initrd) = &self.initrd
+            && self.kernel.is_some()
+        {
+            add("-initrd", initrd.display().to_string());
+        }
+        all.extend(self.extra.iter().cloned());
+        all
+    }
+}
+
+/// A running machine. Dropping it ends it.
+pub(crate) struct Running {
+    child: Child,
+    /// What it prints, and what is typed.
+    pub console: Console,
+    qmp: PathBuf,
+}
+
+impl Running {
+    /// Starts `machine`; its console goes to `log`.
+    ///
+    /// # Errors
+    /// If QEMU cannot be started or the log cannot be written.
+    pub(crate) fn start(qemu: &Path, machine: &Machine, log: &Path) -> Result<Self> {
+        let qmp = socket_path();
+        let mut command = bound_to_us(qemu);
+        command.args(machine.arguments());
+        command.args(["-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con"]);
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", qemu.display()))?;
+        match Console::attach(&mut child, log) {
+            Ok(console) => Ok(Self { child, console, qmp }),
+            Err(error) => {
+                // Nothing can be done about a machine that will not die.
+                let _ = child.kill();
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs `machine` with this terminal as its console, until it ends.
+    ///
+    /// # Errors
+    /// If QEMU cannot be started or fails.
+    pub(crate) fn attached(qemu: &Path, machine: &Machine) -> Result<()> {
+        let mut command = bound_to_us(qemu);
+        let status = command.args(machine.arguments()).args(["-serial", "mon:stdio"]).status()?;
+        anyhow::ensure!(status.success(), "QEMU failed ({status})");
+        Ok(())
+    }
+
+    /// Opens the machine's monitor.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub(crate) fn monitor(&self) -> Result<Qmp> {
+        Qmp::open(&self.qmp)
+    }
+
+    /// Waits until the machine has ended by itself; false if it has not within `limit`.
+    pub(crate) fn ended_within(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already; a zombie would stay if it were not waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.qmp);
+    }
+}
+
+/// A command that the kernel kills when this program dies, even by SIGKILL.
+fn bound_to_us(program: &Path) -> Command {
+    match cmd::which("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL"]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
+fn socket_path() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // Not below the work tree: a socket's path is at most 107 bytes.
+    std::env::temp_dir().join(format!("freehold-{}-{number}.qmp", std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_dies_with_its_value() {
+        let log = std::env::temp_dir().join(format!("xtask-qemu-{}.log", std::process::id()));
+        // Any program that does not end by itself stands for QEMU here; it ignores its arguments.
+        let script = log.with_extension("sh");
+        std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        cmd::output(Command::new("chmod").arg("+x").arg(&script)).unwrap();
+        let machine = Machine::new(Path::new("k"), Path::new("i"));
+        let running = Running::start(&script, &machine, &log).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", running.child.id()));
+        assert!(process.exists());
+        drop(running);
+        assert!(!process.exists());
+        std::fs::remove_file(log).unwrap();
+        std::fs::remove_file(script).unwrap();
+    }
+}
