@@ -1,2 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Placeholder.
+//! How Linux lets us ask: the Rust half of `freehold.ko`.
+//!
+//! Implements `freehold-driver-core`'s ports over the C glue's services and decides nothing itself. Built as a static
+//! library without the standard library, for the kernel's own ABI (no FP, no SIMD), and linked by Kbuild.
+#![no_std]
+
+mod init;
+mod sys;
