@@ -16,5 +16,10 @@
 )]
 
 pub mod cell;
+pub mod handle;
 pub mod psci;
+mod refused;
 pub mod smc;
+pub mod vm;
+
+pub use refused::Refused;

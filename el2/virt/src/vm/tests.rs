@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every phase against every call.
+
+use core::sync::atomic::AtomicU64;
+use std::vec::Vec;
+
+use super::*;
+
+fn cells(n: usize) -> Vec<VmCell<AtomicU64>> {
+    (0..n).map(|_| VmCell::new(|| AtomicU64::new(0))).collect()
+}
+
+fn vcpu(n: u64) -> VcpuIndex {
+    VcpuIndex::decode(n).unwrap()
+}
+
+fn live(vms: Vms<'_, AtomicU64>) -> Handle {
+    let handle = vms.reserve().map(Reserved::publish).unwrap();
+    vms.create_vcpu(handle, vcpu(0), 0x77);
+    handle
+}
+
+#[test]
+fn a_handle_goes_stale_when_its_slot_is_freed() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let first = live(vms);
+    assert_eq!(vms.free(first), Err(Refused::WrongState));
+    assert_eq!(vms.destroy(first), Ok(()));
+    assert_eq!(vms.phase(first), Ok(Phase::Dying));
+    assert_eq!(vms.destroy(first), Err(Refused::WrongState));
+    assert_eq!(vms.free(first), Ok(()));
+    assert_eq!(vms.phase(first), Err(Refused::StaleHandle));
+    let second = live(vms);
+    assert_ne!(first, second);
+    assert_eq!(first.slot(), second.slot());
+    for stale in [vms.destroy(first), vms.free(first), vms.kick(first, vcpu(0))] {
+        assert_eq!(stale, Err(Refused::StaleHandle));
+    }
+    assert_eq!(vms.claim(first, vcpu(0), Purpose::Run).err(), Some(Refused::StaleHandle));
+    assert_eq!(vms.phase(second), Ok(Phase::Live));
+}
+
+#[test]
+fn a_handle_from_the_future_is_wrong() {
+    let c = cells(2);
+    let vms = Vms::new(&c);
+    let handle = live(vms);
+    let future = Handle::decode(handle.encode() + (1 << 16)).unwrap();
+    assert_eq!(vms.phase(future), Err(Refused::WrongHandle));
+    assert_eq!(vms.phase(Handle::decode(1 << 16 | 1).unwrap()), Err(Refused::WrongHandle), "a free slot");
+    assert_eq!(vms.phase(Handle::decode(1 << 16 | 9).unwrap()), Err(Refused::WrongHandle), "beyond the slots");
+}
+
+#[test]
+fn slots_run_out_and_a_dropped_reservation_returns_one() {
+    let c = cells(2);
+    let vms = Vms::new(&c);
+    let a = vms.reserve().unwrap();
+    let handle = a.handle();
+    assert_eq!(vms.phase(handle), Err(Refused::WrongHandle), "not published yet");
+    let b = vms.reserve().unwrap();
+    assert_eq!(vms.reserve().err(), Some(Refused::NoSlot));
+    assert_eq!(vms.count(), 2);
+    drop(a);
+    assert_eq!(vms.reserve().unwrap().handle(), handle);
+    drop(b);
+    assert_eq!(vms.count(), 0);
+}
+
+#[test]
+fn a_vcpu_is_on_one_cpu_at_a_time_and_holds_its_vm() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let handle = live(vms);
+    let claim = vms.claim(handle, vcpu(0), Purpose::Run).unwrap();
+    assert_eq!(claim.block(), 0x77);
+    for purpose in [Purpose::Run, Purpose::Registers, Purpose::Answer] {
+        assert_eq!(vms.claim(handle, vcpu(0), purpose).err(), Some(Refused::VcpuBusy));
+    }
+    assert_eq!(vms.destroy(handle), Err(Refused::VcpuBusy));
+    drop(claim);
+    assert_eq!(vms.destroy(handle), Ok(()));
+    assert_eq!(vms.claim(handle, vcpu(0), Purpose::Run).err(), Some(Refused::WrongState));
+    assert_eq!(vms.kick(handle, vcpu(0)), Err(Refused::WrongState));
+    assert_eq!(vms.check_vcpu(handle, vcpu(1)), Err(Refused::WrongState));
+}
+
+#[test]
+fn registers_are_open_until_the_first_run_only() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let handle = live(vms);
+    assert!(vms.claim(handle, vcpu(0), Purpose::Registers).is_ok());
+    assert_eq!(vms.claim(handle, vcpu(0), Purpose::Answer).err(), Some(Refused::NoRequest));
+    let mut claim = vms.claim(handle, vcpu(0), Purpose::Run).unwrap();
+    assert!(claim.is_fresh());
+    claim.ran();
+    drop(claim);
+    assert_eq!(vms.claim(handle, vcpu(0), Purpose::Registers).err(), Some(Refused::WrongState));
+    assert!(vms.claim(handle, vcpu(0), Purpose::Answer).is_ok());
+    assert!(!vms.claim(handle, vcpu(0), Purpose::Run).unwrap().is_fresh());
+}
+
+#[test]
+fn a_crashed_vcpu_never_runs_again() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let handle = live(vms);
+    vms.claim(handle, vcpu(0), Purpose::Run).unwrap().crashed();
+    for purpose in [Purpose::Run, Purpose::Registers, Purpose::Answer] {
+        assert_eq!(vms.claim(handle, vcpu(0), purpose).err(), Some(Refused::WrongState));
+    }
+    assert_eq!(vms.destroy(handle), Ok(()));
+}
+
+#[test]
+fn a_vcpu_is_created_once() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let handle = live(vms);
+    assert_eq!(vms.check_vcpu(handle, vcpu(0)), Err(Refused::VcpuExists));
+    vms.create_vcpu(handle, vcpu(0), 0x99);
+    assert_eq!(vms.claim(handle, vcpu(0), Purpose::Run).unwrap().block(), 0x77);
+    assert_eq!(vms.claim(handle, vcpu(1), Purpose::Run).err(), Some(Refused::WrongVcpu));
+    assert_eq!(vms.kick(handle, vcpu(1)), Err(Refused::WrongVcpu));
+    assert_eq!(vms.destroy(handle), Ok(()), "a refused claim holds nothing");
+}
+
+#[test]
+fn a_kick_is_taken_once() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let handle = live(vms);
+    vms.kick(handle, vcpu(0)).unwrap();
+    vms.kick(handle, vcpu(0)).unwrap();
+    let claim = vms.claim(handle, vcpu(0), Purpose::Run).unwrap();
+    assert!(claim.take_kick());
+    assert!(!claim.take_kick());
+}
+
+#[test]
+fn a_new_vm_in_an_old_slot_inherits_nothing() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let first = live(vms);
+    vms.kick(first, vcpu(0)).unwrap();
+    vms.destroy(first).unwrap();
+    vms.free(first).unwrap();
+    let second = vms.reserve().map(Reserved::publish).unwrap();
+    assert_eq!(vms.claim(second, vcpu(0), Purpose::Run).err(), Some(Refused::WrongVcpu));
+    vms.create_vcpu(second, vcpu(0), 1);
+    assert!(!vms.claim(second, vcpu(0), Purpose::Run).unwrap().take_kick());
+    assert_eq!(vms.handles().collect::<Vec<_>>(), [second]);
+}
+
+#[test]
+fn a_slot_without_generations_rests() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let last = Word { generation: Generation::from_bits(u64::MAX), phase: Phase::Dying, claims: 0 };
+    c[0].word.store(last.pack(), core::sync::atomic::Ordering::SeqCst);
+    let handle = Handle::new(Slot::new(0).unwrap(), last.generation);
+    assert_eq!(vms.free(handle), Ok(()));
+    assert_eq!(vms.reserve().err(), Some(Refused::NoSlot));
+    assert_eq!(vms.phase(handle), Err(Refused::StaleHandle));
+}
+
+#[test]
+fn run_and_destroy_race_to_one_winner() {
+    for _ in 0..200 {
+        let c = cells(1);
+        let vms = Vms::new(&c);
+        let handle = live(vms);
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| vms.claim(handle, vcpu(0), Purpose::Run).map(|claim| {
+                assert_eq!(vms.phase(handle), Ok(Phase::Live), "alive for as long as it is claimed");
+                drop(claim);
+            }));
+            let end = scope.spawn(|| vms.destroy(handle));
+            let (run, end) = (run.join().unwrap(), end.join().unwrap());
+            assert!(run.is_ok() || end.is_ok());
+            assert!(matches!(run, Ok(()) | Err(Refused::WrongState)));
+            assert!(matches!(end, Ok(()) | Err(Refused::VcpuBusy)));
+        });
+    }
+}
