@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The saved state of a vCPU, and what one CPU keeps of its host meanwhile.
+//!
+//! A [`GuestContext`] lies in memory that belongs to `el2` or to the VM's pool: the host never reads
+//! it. It is plain data: all bit patterns are valid, but only [`GuestContext::new`] is a reset state.
+
+use super::el1::El1State;
+use super::fp::{GuestFp, HostFp};
+use super::gic::HostGic;
+use super::keys::Keys;
+use super::profiling::HostProfiling;
+use super::timer::GuestTimer;
+use super::traps::HostTraps;
+use crate::features::Ids;
+use crate::inject;
+
+/// EL1h, everything masked: the state of a vCPU before its first instruction.
+const RESET_PSTATE: u64 = 0x3c5;
+/// M[4:0] of SPSR_EL2.
+const MODE: u64 = 0x1f;
+const EL0: u64 = 0x0;
+const EL1T: u64 = 0x4;
+const EL1H: u64 = 0x5;
+const IL: u64 = 1 << 25;
+
+/// Syndrome of the last exit, as the exit code stores it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct ExitRegisters {
+    pub(super) esr: u64,
+    pub(super) far: u64,
+    pub(super) hpfar: u64,
+    /// Not zero: an SError was deferred to the end of the switch.
+    pub(super) deferred: u64,
+}
+
+/// Everything that a vCPU is while it does not run.
+#[derive(Clone, Debug)]
+#[repr(C, align(16))]
+pub struct GuestContext {
+    pub(super) x: [u64; 31],
+    pub(super) pc: u64,
+    pub(super) pstate: u64,
+    pub(super) exit: ExitRegisters,
+    pub(super) el1: El1State,
+    pub(super) keys: Keys,
+    pub(super) timer: GuestTimer,
+    pub(super) fp: GuestFp,
+}
+
+impl GuestContext {
+    /// A vCPU that was just reset: all zero, MMU off, EL1h with everything masked.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            x: [0; 31],
+            pc: 0,
+            pstate: RESET_PSTATE,
+            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0, deferred: 0 },
+            el1: El1State::reset(),
+            keys: Keys::new(),
+            timer: GuestTimer::new(),
+            fp: GuestFp::new(),
+        }
+    }
+
+    /// Reads x0-x30; 31 is the zero register, as in the register field of an instruction.
+    #[must_use]
+    pub fn x(&self, n: usize) -> u64 {
+        self.x.get(n).copied().unwrap_or(0)
+    }
+
+    /// Writes x0-x30; a write to 31 is dropped.
+    pub fn set_x(&mut self, n: usize, value: u64) {
+        if let Some(register) = self.x.get_mut(n) {
+            *register = value;
+        }
+    }
+
+    /// Address of the next instruction.
+    #[must_use]
+    pub const fn pc(&self) -> u64 {
+        self.pc
+    }
+
+    /// Sets the address of the next instruction.
+    pub const fn set_pc(&mut self, pc: u64) {
+        self.pc = pc;
+    }
+
+    /// PSTATE, in the layout of SPSR_EL2.
+    #[must_use]
+    pub const fn pstate(&self) -> u64 {
+        self.pstate
+    }
+
+    /// Sets PSTATE. [`super::enter`] refuses a value that names neither EL0 nor EL1 of AArch64.
+    pub const fn set_pstate(&mut self, pstate: u64) {
+        self.pstate = pstate;
+    }
+
+    /// Continues behind the trapped instruction.
+    pub const fn advance(&mut self) {
+        self.pc = self.pc.wrapping_add(4);
+    }
+
+    /// Gives the guest's EL1 the exception of an undefined instruction, at the instruction that trapped.
+    pub fn inject_undefined(&mut self) {
+        self.inject(IL);
+    }
+
+    /// Gives the guest's EL1 a synchronous exception with this syndrome. FAR_EL1 stays.
+    pub fn inject(&mut self, esr: u64) {
+        self.el1.esr = esr;
+        self.el1.elr = self.pc;
+        self.el1.spsr = self.pstate;
+        self.pc = self.el1.vbar.wrapping_add(inject::vector_offset(self.pstate));
+        self.pstate = inject::exception_state(self.pstate, self.el1.sctlr, &Ids::read());
+    }
+
+    /// As [`Self::inject`], for an exception that reports an address.
+    pub fn inject_at(&mut self, esr: u64, far: u64) {
+        self.el1.far = far;
+        self.inject(esr);
+    }
+
+    /// Whether PSTATE names a state that a guest may run in.
+    #[must_use]
+    pub(super) const fn is_servable(&self) -> bool {
+        matches!(self.pstate & MODE, EL0 | EL1T | EL1H)
+    }
+}
+
+impl Default for GuestContext {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What one CPU keeps of the host while a guest runs there. About 10 KB, for vectors of any length.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct HostContext {
+    pub(super) el1: El1State,
+    pub(super) el2: HostTraps,
+    pub(super) keys: Keys,
+    pub(super) profiling: HostProfiling,
+    pub(super) gic: HostGic,
+    pub(super) fp: HostFp,
+}
+
+impl HostContext {
+    /// Room for one CPU's host.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            el1: El1State::reset(),
+            el2: HostTraps::new(),
+            keys: Keys::new(),
+            profiling: HostProfiling::new(),
+            gic: HostGic::new(),
+            fp: HostFp::new(),
+        }
+    }
+}
+
+impl Default for HostContext {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! EL1 system state: what host and guest each have a copy of.
+//!
+//! SCTLR_EL1 and TCR_EL1 are apart from the rest: they say whether and how stage 1 is walked, and are
+//! changed only in the two orders that `stop_walks` and `start_walks` spell out.
+
+use crate::barrier;
+
+/// SCTLR_EL1 with MMU and caches off: the RES1 bits and SPAN.
+const SCTLR_RESET: u64 = 0x30d0_0800;
+const SCTLR_M: u64 = 1 << 0;
+/// TCR_EL1: a TLB miss for either half faults instead of walking.
+const TCR_EPD0: u64 = 1 << 7;
+const TCR_EPD1: u64 = 1 << 23;
+
+macro_rules! el1_registers {
+    ($($field:ident = $register:literal),+ $(,)?) => {
+        /// A copy of the EL1 registers that a guest may use.
+        #[derive(Clone, Debug)]
+        #[repr(C)]
+        pub(super) struct El1State {
+            pub(super) sctlr: u64,
+            pub(super) tcr: u64,
+            $(pub(super) $field: u64,)+
+        }
+
+        impl El1State {
+            /// Registers of a core that was just reset.
+            pub(super) const fn reset() -> Self {
+                Self { sctlr: SCTLR_RESET, tcr: 0, $($field: 0,)+ }
+            }
+
+            /// Copies the registers of this CPU.
+            pub(super) fn save(&mut self) {
+                self.sctlr = read_sysreg!("sctlr_el1");
+                self.tcr = read_sysreg!("tcr_el1");
+                $(self.$field = read_sysreg!($register);)+
+            }
+
+            /// Loads everything but SCTLR_EL1 and TCR_EL1. Walks must be off.
+            pub(super) fn load_all_but_regime(&self) {
+                $(write_sysreg!($register, self.$field);)+
+            }
+        }
+    };
+}
+
+el1_registers! {
+    cpacr = "cpacr_el1",
+    ttbr0 = "ttbr0_el1",
+    ttbr1 = "ttbr1_el1",
+    mair = "mair_el1",
+    amair = "amair_el1",
+    vbar = "vbar_el1",
+    esr = "esr_el1",
+    far = "far_el1",
+    afsr0 = "afsr0_el1",
+    afsr1 = "afsr1_el1",
+    contextidr = "contextidr_el1",
+    par = "par_el1",
+    tpidr0 = "tpidr_el0",
+    tpidrro = "tpidrro_el0",
+    tpidr1 = "tpidr_el1",
+    cntkctl = "cntkctl_el1",
+    sp0 = "sp_el0",
+    sp1 = "sp_el1",
+    elr = "elr_el1",
+    spsr = "spsr_el1",
+}
+
+impl El1State {
+    /// Sets SCTLR_EL1, then lets the walks begin. Stage 2 and the other registers must be this
+    /// world's already, with an ISB since.
+    pub(super) fn start_walks(&self) {
+        barrier::registers_in_effect();
+        write_sysreg!("sctlr_el1", self.sctlr);
+        barrier::registers_in_effect();
+        write_sysreg!("tcr_el1", self.tcr);
+    }
+}
+
+/// Ends stage-1 walks on this CPU: with EPD0 and EPD1 set and the MMU on, no address is walked, so
+/// nothing is translated by a mix of two worlds. `current` is any world's state; its TCR_EL1 only
+/// supplies the sizes.
+pub(super) fn stop_walks(current: &El1State) {
+    write_sysreg!("tcr_el1", current.tcr | TCR_EPD0 | TCR_EPD1);
+    barrier::registers_in_effect();
+    write_sysreg!("sctlr_el1", current.sctlr | SCTLR_M);
+    barrier::registers_in_effect();
+}

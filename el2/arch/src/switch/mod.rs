@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! World switch: runs one vCPU on this CPU until something needs EL2's attention.
+//!
+//! Guarantees: between two calls of [`enter`] no register of a guest is left where the host can read
+//! it, and no register of the host is left where the guest could (D9, I4). What the host may see of
+//! an exit is decided elsewhere, from the saved context. The host's own state, its full-length
+//! vectors included, is the same before and after.
+//!
+//! Does not know: what an exit means, whether the vCPU may run, which VM owns what.
+//!
+//! The order of the steps follows the rules for speculative address translation (errata 1319367 and
+//! 1530923 of A57, A72 and A76): stage-1 walks are off whenever stage 1 and stage 2 belong to
+//! different worlds. It costs a few ISBs and is done on every CPU.
+
+mod context;
+mod el1;
+mod entry;
+mod fp;
+mod gic;
+mod keys;
+mod profiling;
+mod stage2;
+mod timer;
+mod traps;
+
+pub use context::{GuestContext, HostContext};
+pub use stage2::GuestRegime;
+
+use crate::features::Ids;
+use crate::{barrier, vectors};
+use entry::Cause;
+
+/// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
+const CLASS_FP: u64 = 0x07;
+/// ISR_EL1: a physical SError, IRQ or FIQ is pending.
+const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
+/// DISR_EL1: an SError was deferred.
+const DISR_A: u64 = 1 << 31;
+
+/// Why a guest left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitKind {
+    /// A synchronous exception; the syndrome says which.
+    Sync,
+    /// A physical interrupt is pending for the host.
+    Interrupt,
+    /// An SError came while the guest ran, or the guest's last accesses caused it.
+    SError,
+    /// The guest runs, or would run, in a state that is not served: AArch32, or above EL1.
+    BadState,
+    /// The host left streaming mode on; it must be off before a guest may run.
+    HostBusy,
+}
+
+/// What the hardware said at an exit. The syndrome registers mean something for `Sync` only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawExit {
+    /// Why.
+    pub kind: ExitKind,
+    /// ESR_EL2.
+    pub esr: u64,
+    /// FAR_EL2.
+    pub far: u64,
+    /// HPFAR_EL2.
+    pub hpfar: u64,
+}
+
+impl RawExit {
+    const fn bare(kind: ExitKind) -> Self {
+        Self { kind, esr: 0, far: 0, hpfar: 0 }
+    }
+}
+
+/// Runs the guest in `ctx` until it exits, and puts the host back.
+///
+/// An interrupt that is pending already, or a host that must not be left, returns at once.
+///
+/// # Safety
+/// `regime` names complete stage-2 tables and the VMID of the VM that `ctx` belongs to, and they
+/// stay so for the length of the call. The caller handles a trap of the host on this CPU: DAIF is
+/// masked and the host's stage 2 and registers are in force.
+pub unsafe fn enter(ctx: &mut GuestContext, host: &mut HostContext, regime: &GuestRegime) -> RawExit {
+    if !ctx.is_servable() {
+        return RawExit::bare(ExitKind::BadState);
+    }
+    let ids = Ids::read();
+    if fp::host_is_streaming(&ids) {
+        return RawExit::bare(ExitKind::HostBusy);
+    }
+    host.gic.open(&ids);
+    barrier::registers_in_effect();
+    if read_sysreg!("isr_el1") & ISR_PENDING != 0 {
+        host.gic.close(&ids);
+        return RawExit::bare(ExitKind::Interrupt);
+    }
+    leave_host(host, &ids);
+    load_guest(ctx, host, regime, &ids);
+    let cause = run(ctx, host, &ids);
+    save_guest(ctx, &ids);
+    return_to_host(ctx, host, &ids);
+    exit_of(cause, ctx)
+}
+
+/// Saves what the host has, and stops everything that observes execution on its behalf.
+fn leave_host(host: &mut HostContext, ids: &Ids) {
+    host.el1.save();
+    host.el2.save(ids);
+    host.keys.save(ids);
+    host.profiling.stop(ids);
+    barrier::walks_finished_here();
+}
+
+/// Loads everything of the guest but its general registers and, until first use, its vectors.
+fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids: &Ids) {
+    el1::stop_walks(&ctx.el1);
+    ctx.el1.load_all_but_regime();
+    host.el2.apply_guest_traps(ids);
+    stage2::load(regime.vtcr, regime.vttbr);
+    write_sysreg!("vpidr_el2", regime.vpidr);
+    write_sysreg!("vmpidr_el2", regime.vmpidr);
+    barrier::registers_in_effect();
+    if regime.flush_local {
+        stage2::forget_sibling_here();
+    }
+    ctx.el1.start_walks();
+    ctx.timer.load();
+    ctx.keys.load(ids);
+    barrier::registers_in_effect();
+}
+
+/// Runs the guest; gives it the vector registers when it first asks for them.
+fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
+    host.fp.guest_has_it = false;
+    loop {
+        write_sysreg!("vbar_el2", entry::guest_vectors());
+        barrier::registers_in_effect();
+        // SAFETY: the whole of the guest's state but its general registers is loaded, traps and
+        // stage 2 are the guest's, VBAR_EL2 is the table that `run_guest` returns through, and
+        // `enter` has checked that PSTATE names EL0 or EL1.
+        let cause = Cause(unsafe { entry::run_guest(ctx) });
+        write_sysreg!("vbar_el2", vectors::host_vectors());
+        barrier::registers_in_effect();
+        let wants_fp = cause == Cause::SYNC && ctx.exit.esr >> 26 & 0x3f == CLASS_FP;
+        if !wants_fp || host.fp.guest_has_it {
+            return cause;
+        }
+        host.fp.give_to_guest(&ctx.fp, ids);
+    }
+}
+
+/// Saves what the guest has, and leaves none of it where nothing will overwrite it.
+fn save_guest(ctx: &mut GuestContext, ids: &Ids) {
+    ctx.timer.save_and_stop();
+    ctx.keys.save(ids);
+    ctx.el1.save();
+}
+
+/// Puts the host's stage 2, traps, EL1 state and observers back.
+fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
+    el1::stop_walks(&ctx.el1);
+    host.el2.restore(ids);
+    barrier::registers_in_effect();
+    host.el1.load_all_but_regime();
+    host.el1.start_walks();
+    host.keys.load(ids);
+    if host.fp.guest_has_it {
+        host.fp.take_from_guest(&mut ctx.fp, ids);
+    }
+    host.profiling.resume(ids);
+    host.gic.close(ids);
+    if ids.has_ras() && read_sysreg!("s3_0_c12_c1_1") & DISR_A != 0 {
+        // DISR_EL1: the ESB at the exit caught an SError that the guest's accesses caused.
+        write_sysreg!("s3_0_c12_c1_1", 0);
+        ctx.exit.deferred = 1;
+    }
+    barrier::registers_in_effect();
+}
+
+fn exit_of(cause: Cause, ctx: &mut GuestContext) -> RawExit {
+    let deferred = core::mem::take(&mut ctx.exit.deferred) != 0;
+    let kind = match cause {
+        _ if deferred || cause.has_serror() => ExitKind::SError,
+        Cause::SYNC if ctx.is_servable() => ExitKind::Sync,
+        Cause::IRQ | Cause::FIQ if ctx.is_servable() => ExitKind::Interrupt,
+        Cause::SERROR => ExitKind::SError,
+        _ => ExitKind::BadState,
+    };
+    RawExit { kind, esr: ctx.exit.esr, far: ctx.exit.far, hpfar: ctx.exit.hpfar }
+}

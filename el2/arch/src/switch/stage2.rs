@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which stage-2 tables are in force on this CPU.
+
+use crate::barrier;
+
+/// How a VM's addresses are translated, and who its vCPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestRegime {
+    /// VTTBR_EL2: root table and VMID.
+    pub vttbr: u64,
+    /// VTCR_EL2.
+    pub vtcr: u64,
+    /// VMPIDR_EL2: the affinity that the vCPU reads from MPIDR_EL1.
+    pub vmpidr: u64,
+    /// VPIDR_EL2: what it reads from MIDR_EL1.
+    pub vpidr: u64,
+    /// Another vCPU of this VM was the last one of it on this CPU: what the TLB cached for that one
+    /// under a like ASID must go.
+    pub flush_local: bool,
+}
+
+/// Puts tables in force. Stage-1 walks must be off.
+pub(super) fn load(vtcr: u64, vttbr: u64) {
+    write_sysreg!("vtcr_el2", vtcr);
+    write_sysreg!("vttbr_el2", vttbr);
+    barrier::registers_in_effect();
+}
+
+/// Forgets stage-1 translations and instructions that a sibling vCPU left on this CPU. The guest's
+/// VMID must be in force.
+pub(super) fn forget_sibling_here() {
+    // SAFETY: a TLB invalidation only makes later walks read the tables again.
+    unsafe { core::arch::asm!("tlbi vmalle1", options(nostack)) };
+    // SAFETY: an instruction cache invalidation only makes later fetches read memory again.
+    unsafe { core::arch::asm!("ic iallu", options(nostack)) };
+    barrier::walks_finished_here();
+    barrier::registers_in_effect();
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the payload and its VMM agree on: where things lie, how commands are asked for, what comes back.
+//!
+//! One source for both: the payload compiles it as a module, `tests/vmm` includes the same file by path. Nothing here
+//! touches hardware.
+
+// Each of the two programs uses its own half.
+#![allow(dead_code, reason = "one file, two users")]
+
+/// Intermediate physical address of the first byte of RAM and of the image; the vCPU starts here.
+pub const RAM_BASE: u64 = 0x8000_0000;
+/// Least RAM that the VMM declares and donates before the first run: image, volatile part, both arenas.
+pub const RAM_MIN: u64 = 0x0020_0000;
+/// PSTATE of the first instruction: `EL1h`, DAIF masked.
+pub const START_PSTATE: u64 = 0x3c5;
+
+/// Text and read-only data: all of `guest.bin`. Nobody writes here after the load.
+pub const IMAGE_MAX: u64 = 0x0004_0000;
+/// Zero-initialised data, stack and the payload's own page tables.
+pub const VOLATILE_BASE: u64 = RAM_BASE + IMAGE_MAX;
+/// End of the volatile part.
+pub const VOLATILE_END: u64 = RAM_BASE + 0x0008_0000;
+/// Private pages that hold copies of the secret; written once at boot.
+pub const SECRET_BASE: u64 = VOLATILE_END;
+/// Pages at [`SECRET_BASE`].
+pub const SECRET_PAGES: u64 = 16;
+/// Pages meant for sharing and unsharing; the first holds the greeting.
+pub const SHARE_BASE: u64 = RAM_BASE + 0x0010_0000;
+/// Pages at [`SHARE_BASE`].
+pub const SHARE_PAGES: u64 = 128;
+/// Bytes of a granule.
+pub const GRANULE: u64 = 4096;
+
+/// Offset in the image of the 8 bytes that hold the file length in bytes, patched when the image is flattened.
+pub const HEADER_LEN_OFFSET: usize = 0x10;
+/// Offset in the image of the 8 bytes that hold [`hash_words`] of the file from [`HASH_FROM`] on, patched likewise.
+pub const HEADER_HASH_OFFSET: usize = 0x18;
+/// Offset of the magic number in the image.
+pub const HEADER_MAGIC_OFFSET: usize = 0x8;
+/// `FHGUEST1` as little-endian bytes.
+pub const HEADER_MAGIC: u64 = u64::from_le_bytes(*b"FHGUEST1");
+/// The hash covers the file from here to its end, padded with zeros to a multiple of 8.
+pub const HASH_FROM: usize = 0x40;
+
+/// Boot flag in x0: do not share the greeting page.
+pub const BOOT_NO_SHARE: u64 = 1;
+/// Boot flag in x0: do not print.
+pub const BOOT_QUIET: u64 = 2;
+
+/// Base of the device that the VMM emulates.
+pub const DEVICE: u64 = 0x0900_0000;
+/// Bytes of the device.
+pub const DEVICE_LEN: u64 = 0x1000;
+/// 8-bit store: one character.
+pub const REG_CONSOLE: u64 = 0x000;
+/// 64-bit load: the next command, one of `CMD_*`.
+pub const REG_COMMAND: u64 = 0x008;
+/// 64-bit load: first argument of the command just read.
+pub const REG_ARG0: u64 = 0x010;
+/// 64-bit load: second argument.
+pub const REG_ARG1: u64 = 0x018;
+/// 64-bit load: third argument.
+pub const REG_ARG2: u64 = 0x020;
+/// Store of any size: an exit without meaning. A load gives back whatever the VMM answers.
+pub const REG_SCRATCH: u64 = 0x028;
+/// 64-bit store: second result of a command. Written before [`REG_RESULT0`].
+pub const REG_RESULT1: u64 = 0x108;
+/// 64-bit store: third result. Written before [`REG_RESULT0`].
+pub const REG_RESULT2: u64 = 0x110;
+/// 64-bit store: first result; ends the command.
+pub const REG_RESULT0: u64 = 0x100;
+
+/// 64-bit store at boot: hash of the image as the guest sees it ([`hash_words`] from [`HASH_FROM`] to the file's end).
+pub const REG_BOOT_HASH: u64 = 0x200;
+/// 64-bit store at boot: 1 if that hash equals the one in the header, else 0.
+pub const REG_BOOT_HASH_OK: u64 = 0x208;
+/// 64-bit store at boot: low half of the secret, XOR [`SECRET_MASK`]`[0]`.
+pub const REG_BOOT_SECRET0: u64 = 0x210;
+/// 64-bit store at boot: high half of the secret, XOR [`SECRET_MASK`]`[1]`.
+pub const REG_BOOT_SECRET1: u64 = 0x218;
+/// 64-bit store at boot: address of the page with the greeting, or status (negative) of the refused call.
+pub const REG_BOOT_SHARED: u64 = 0x220;
+/// 64-bit store at boot: [`BOOT_STAGE1`] `|` [`BOOT_FP`] as each was seen to work.
+pub const REG_BOOT_FACTS: u64 = 0x228;
+/// 64-bit store: an exception that nobody expected; its `ESR_EL1`. The guest powers off next.
+pub const REG_PANIC_ESR: u64 = 0x300;
+/// 64-bit store: its `ELR_EL1`.
+pub const REG_PANIC_ELR: u64 = 0x308;
+/// 64-bit store: its `FAR_EL1`.
+pub const REG_PANIC_FAR: u64 = 0x310;
+
+/// Fact: the payload runs with its own stage 1 on, caches on.
+pub const BOOT_STAGE1: u64 = 1;
+/// Fact: floating point computed what it should.
+pub const BOOT_FP: u64 = 2;
+
+/// The secret leaves the guest only XOR this.
+pub const SECRET_MASK: [u64; 2] = [0x5bd1_e995_9e37_79b9, 0xc2b2_ae3d_27d4_eb4f];
+/// What [`CMD_CANARY`] stores. No exit may ever show it.
+pub const CANARY: u64 = 0x0dd_ba11_5ca1_ab1e_u64.rotate_left(8) | 0x5a;
+/// First bytes of the shared page, followed by a zero byte.
+pub const GREETING: &str = "freehold: a guest greets its host";
+/// What the console says once boot is through.
+pub const BOOT_LINE: &str = "freehold-guest: up";
+
+/// Nothing. r0 = 0.
+pub const CMD_NOP: u64 = 0;
+/// Hash of `[arg0, arg0 + arg1)`, 8-aligned; arg0 = 0: of the image and the secret pages, all that must not change.
+pub const CMD_HASH: u64 = 1;
+/// `MEM_SHARE(arg0, arg1)`. r0 = x0, r1 = x1 (done), r2 = ticks of the virtual counter that the call took.
+pub const CMD_SHARE: u64 = 2;
+/// `MEM_UNSHARE(arg0, arg1)`. Results as [`CMD_SHARE`].
+pub const CMD_UNSHARE: u64 = 3;
+/// `MEM_RELINQUISH(arg0)`. Results as [`CMD_SHARE`].
+pub const CMD_RELINQUISH: u64 = 4;
+/// Stores [`CANARY`] at arg0 in every access size and as a pair, then reads it back. r0 = mismatches.
+pub const CMD_CANARY: u64 = 5;
+/// Fills v0–v31, FPCR and FPSR, makes arg0 MMIO exits, compares. r0 = registers that differ.
+pub const CMD_FP: u64 = 6;
+/// Reads (and for some writes) every register that a protected guest must not have. r0 = those that did not UNDEF, r1 = index of the first such one, r2 = registers tried.
+pub const CMD_HIDDEN: u64 = 7;
+/// Executes WFI arg0 times (0 means 1). r0 = 0.
+pub const CMD_WFI: u64 = 8;
+/// Spins for arg0 ticks of the virtual counter without an exit. r0 = loops.
+pub const CMD_SPIN: u64 = 9;
+/// Fills arg1 bytes at arg0 with [`pattern`] of seed arg2. r0 = 0.
+pub const CMD_FILL: u64 = 10;
+/// Compares arg1 bytes at arg0 with [`pattern`] of seed arg2. r0 = words that differ, r1 = address of the first.
+pub const CMD_CHECK: u64 = 11;
+/// Counts words in arg1 bytes at arg0 that are not zero. r0 = count, r1 = address of the first.
+pub const CMD_ZERO: u64 = 12;
+/// 64-bit load of arg0 that may fault. r0 = value, r1 = `ESR_EL1` of the fault or 0. For shared pages and holes only.
+pub const CMD_LOAD: u64 = 13;
+/// 64-bit store of arg1 at arg0 that may fault. r0 = 0, r1 = `ESR_EL1` of the fault or 0.
+pub const CMD_STORE: u64 = 14;
+/// Writes [`GREETING`] at arg0. r0 = 0.
+pub const CMD_GREET: u64 = 15;
+/// HVC with x0 = arg0, x1 = arg1, x2 = arg2, x3.. = 0. r0 = x0, r1 = x1, r2 = x2.
+pub const CMD_HVC: u64 = 16;
+/// SMC with x0 = arg0. r0 = x0, r1 = `ESR_EL1` of the fault or 0.
+pub const CMD_SMC: u64 = 17;
+/// Checks the view of the ID registers. r0 = `ID_*` bits of what is wrong, 0 if all is hidden that must be.
+pub const CMD_ID: u64 = 18;
+/// Masked secret again. r0, r1 as at boot. r2 = secret copies that are damaged.
+pub const CMD_SECRET: u64 = 19;
+/// Loads EL1 state and general registers with a pattern, makes arg0 MMIO exits, compares. r0 = registers that differ.
+pub const CMD_STATE: u64 = 20;
+/// MMIO loads of every size and sign from [`REG_SCRATCH`]; the VMM answers with all ones. r0 = results that are wrong.
+pub const CMD_MMIO: u64 = 21;
+/// PSCI `SYSTEM_OFF`. No result.
+pub const CMD_OFF: u64 = 22;
+/// PSCI `SYSTEM_RESET`. No result.
+pub const CMD_RESET: u64 = 23;
+/// Loads the pair at arg0 (an access without syndrome). Outside RAM this ends the guest: crash exit.
+pub const CMD_LOAD_PAIR: u64 = 24;
+/// Jumps to arg0. r1 = `ESR_EL1` of the fault. Outside RAM this ends the guest.
+pub const CMD_JUMP: u64 = 25;
+/// Answer to a command that the payload does not know (r0).
+pub const UNKNOWN_COMMAND: u64 = u64::MAX;
+
+/// [`CMD_ID`]: SVE is visible.
+pub const ID_SVE: u64 = 1;
+/// [`CMD_ID`]: SME is visible.
+pub const ID_SME: u64 = 1 << 1;
+/// [`CMD_ID`]: a PMU is visible.
+pub const ID_PMU: u64 = 1 << 2;
+/// [`CMD_ID`]: SPE, TRBE, BRBE or self-hosted trace is visible.
+pub const ID_TRACE: u64 = 1 << 3;
+/// [`CMD_ID`]: MTE is visible.
+pub const ID_MTE: u64 = 1 << 4;
+/// [`CMD_ID`]: `AArch32` is visible at EL0 or EL1.
+pub const ID_AARCH32: u64 = 1 << 5;
+/// [`CMD_ID`]: the address size is above 40 bits.
+pub const ID_PARANGE: u64 = 1 << 6;
+/// [`CMD_ID`]: EL2, EL3, AMU, MPAM, RAS or SEL2 is visible.
+pub const ID_LEVELS: u64 = 1 << 7;
+
+/// One step of the hash: order matters, every bit of every word does.
+#[must_use]
+pub const fn hash_step(hash: u64, word: u64) -> u64 {
+    (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+/// Where every hash starts.
+pub const HASH_SEED: u64 = 0x6672_6565_686f_6c64;
+
+/// Hash of `bytes`, the last word padded with zeros.
+#[must_use]
+pub fn hash_words(bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(HASH_SEED, |hash, chunk| {
+        let mut word = [0u8; 8];
+        word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+        hash_step(hash, u64::from_le_bytes(word))
+    })
+}
+
+/// Word at `address` of the pattern with `seed`; neighbours and seeds differ.
+#[must_use]
+pub const fn pattern(seed: u64, address: u64) -> u64 {
+    hash_step(hash_step(HASH_SEED, seed), address)
+}
