@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The frames that one call is about, gathered once and then only read.
+//!
+//! A [`Granule`] exists only here: code outside this crate can not make one, and inside it only the
+//! gathering functions of [`crate::Host`] fill a batch, under the host lock, from claims that they
+//! then check. It does not outlive the lock, for it borrows from what the lock protects.
+
+use crate::{Gfn, MAX_FRAMES, Pfn};
+
+/// Bits of a guest frame number in a packed granule; the frame number stands above.
+const GFN_BITS: u32 = 28;
+
+/// A frame, and where a guest sees it or is to see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granule {
+    pfn: Pfn,
+    gfn: Gfn,
+}
+
+impl Granule {
+    /// The frame.
+    pub const fn pfn(self) -> Pfn {
+        self.pfn
+    }
+
+    /// The guest frame. Zero where the call knows none.
+    pub const fn gfn(self) -> Gfn {
+        self.gfn
+    }
+
+    const fn pack(pfn: Pfn, gfn: Gfn) -> u64 {
+        pfn.raw() << GFN_BITS | gfn.raw()
+    }
+
+    const fn unpack(word: u64) -> Self {
+        Self { pfn: Pfn::from_bits(word >> GFN_BITS), gfn: Gfn::from_bits(word) }
+    }
+}
+
+/// Room for the granules of one call.
+#[derive(Debug)]
+pub(crate) struct Batch<'m> {
+    words: &'m mut [u64],
+    len: usize,
+}
+
+impl<'m> Batch<'m> {
+    /// Uses the words as room; [`MAX_FRAMES`] are enough for every call.
+    pub(crate) fn new(words: &'m mut [u64]) -> Self {
+        Self { words, len: 0 }
+    }
+
+    /// Forgets all granules.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Adds a granule, and says whether there was room.
+    #[must_use]
+    pub(crate) fn push(&mut self, pfn: Pfn, gfn: Gfn) -> bool {
+        let Some(place) = self.words.get_mut(self.len) else { return false };
+        *place = Granule::pack(pfn, gfn);
+        self.len = self.len.saturating_add(1);
+        true
+    }
+
+    /// All granules.
+    pub(crate) fn granules(&self) -> Granules<'_> {
+        Granules(self.words.get(..self.len).unwrap_or(&[]))
+    }
+
+    /// Whether there is no more room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.len as u64 >= MAX_FRAMES
+    }
+}
+
+/// Granules of one call, in the order in which it named them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Granules<'b>(&'b [u64]);
+
+impl<'b> Granules<'b> {
+    /// The granules, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Granule> + Clone + use<'b> {
+        self.0.iter().map(|word| Granule::unpack(*word))
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// The ones after the first `count`.
+    pub(crate) fn after(&self, count: u64) -> Self {
+        let from = usize::try_from(count).unwrap_or(usize::MAX);
+        Self(self.0.get(from..).unwrap_or(&[]))
+    }
+
+    /// The first `count`.
+    pub(crate) fn first(&self, count: u64) -> Self {
+        let to = usize::try_from(count).unwrap_or(usize::MAX);
+        Self(self.0.get(..to).unwrap_or(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_granule_survives_its_word() {
+        for pfn in [0, 1, (1 << 36) - 1] {
+            for gfn in [0, 1, (1 << 28) - 1] {
+                let (pfn, gfn) = (Pfn::new(pfn).unwrap(), Gfn::new(gfn).unwrap());
+                assert_eq!(Granule::unpack(Granule::pack(pfn, gfn)), Granule { pfn, gfn });
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_batch_takes_no_more() {
+        let mut words = [0; 2];
+        let mut batch = Batch::new(&mut words);
+        let (pfn, gfn) = (Pfn::new(7).unwrap(), Gfn::new(9).unwrap());
+        assert!(batch.push(pfn, gfn) && batch.push(pfn, gfn));
+        assert!(!batch.push(pfn, gfn));
+        assert_eq!(batch.granules().len(), 2);
+        assert_eq!(batch.granules().after(1).len(), 1);
+        assert_eq!(batch.granules().after(9).len(), 0);
+        assert_eq!(batch.granules().first(9).len(), 2);
+    }
+}

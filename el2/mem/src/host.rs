@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the host lock protects: ledger, host tables, and the room in which a call gathers frames.
+//!
+//! Guarantees that ledger and tables were built from one map and agree: a frame of RAM is mapped for
+//! the host exactly while its record says host, lent, shared or no-map. It does not know VMs; the
+//! verbs bring host and guest together.
+
+use crate::batch::Batch;
+use crate::host_build;
+use crate::host_space::{HostSpace, Walk};
+use crate::map::LIST_WORDS;
+use crate::ports::Frames;
+use crate::{
+    Attributes, Claim, Gfn, GfnRun, Ipa, Ledger, Lot, MAX_FRAMES, MAX_RECORDS, Machine, MapError, MemoryMap, Pfn,
+    PfnRun, Refused, State, VmSlot,
+};
+
+/// Everything under the host lock.
+#[derive(Debug)]
+pub struct Host<'m> {
+    pub(crate) map: MemoryMap,
+    pub(crate) ledger: Ledger<'m>,
+    pub(crate) space: HostSpace<'m>,
+    pub(crate) batch: Batch<'m>,
+    list: &'m mut [u64],
+    tables: u64,
+}
+
+/// What the host finds at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostView {
+    /// It is mapped: an access that faulted should be made again.
+    Mapped,
+    /// No RAM, and hidden from the host.
+    Hole,
+    /// Beyond the address space.
+    Outside,
+    /// `el2`'s own.
+    El2,
+    /// In the pool of a VM.
+    Pool(VmSlot),
+    /// A VM's private frame.
+    Private {
+        /// The VM.
+        vm: VmSlot,
+        /// Where the VM sees it.
+        gfn: Gfn,
+        /// Whether a stray access of the host's kernel takes it away (D8).
+        revocable: bool,
+    },
+}
+
+/// Numbers about the host's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// 2 MB blocks that map RAM.
+    pub blocks: u64,
+    /// Level-3 tables in use.
+    pub tables: u64,
+    /// Level-3 tables of the reserve that are not in use.
+    pub tables_free: u64,
+    /// Blocks split since boot.
+    pub splits: u64,
+    /// Blocks rejoined since boot.
+    pub joins: u64,
+    /// Broadcast TLB invalidations for the host since boot.
+    pub broadcasts: u64,
+    /// Frames of RAM that VMs took out of the host's reach.
+    pub foreign: u64,
+}
+
+impl<'m> Host<'m> {
+    /// Builds ledger and tables. `tables` is the first frame of the table reserve, `storage` the words,
+    /// both as [`MemoryMap::needs`] says and both inside a carve-out. No CPU uses the tables yet.
+    ///
+    /// # Errors
+    /// `WrongStorage` if what was lent does not fit.
+    pub fn build(
+        map: MemoryMap,
+        tables: Pfn,
+        storage: &'m mut [u64],
+        how: Attributes,
+        m: &mut impl Machine,
+    ) -> Result<Self, MapError> {
+        let needs = map.needs();
+        let frames = usize::try_from(needs.table_frames).map_err(|_| MapError::WrongStorage)?;
+        let reserve = PfnRun::decode(tables.raw(), frames as u64).map_err(|_| MapError::WrongStorage)?;
+        if !map.carve_outs().any(|run| run.covers(&reserve)) {
+            return Err(MapError::WrongStorage);
+        }
+        let (records, rest) = split(storage, map.ram_frames())?;
+        let (gone, rest) = split(rest, map.spans().blocks())?;
+        let (batch, rest) = split(rest, MAX_FRAMES)?;
+        let (list, _) = split(rest, LIST_WORDS as u64)?;
+        let mut ledger = Ledger::new(records, map.banks());
+        for run in map.carve_outs() {
+            for pfn in run.frames() {
+                ledger.write(pfn, State::El2, m);
+            }
+        }
+        let space = host_build::build(&map, tables, gone, how, m)?;
+        let tables = map.spans().blocks().saturating_add(map.hole_tables());
+        Ok(Self { map, ledger, space, batch: Batch::new(batch), list, tables })
+    }
+
+    /// Marks RAM that firmware keeps. Frames outside RAM, and `el2`'s own, are left as they are.
+    ///
+    /// Only for boot: frames must not have been given away yet.
+    pub fn mark_no_map(&mut self, run: PfnRun, m: &impl Machine) {
+        for bank in self.map.ram() {
+            let from = run.start().max(bank.start());
+            let to = run.end().min(bank.end());
+            let Ok(part) = PfnRun::decode(from.raw(), to.saturating_sub(from.raw())) else { continue };
+            for pfn in part.frames() {
+                if self.ledger.state(pfn) == Some(State::Host) {
+                    self.ledger.write(pfn, State::NoMap, m);
+                }
+            }
+        }
+    }
+
+    /// The first frame of the host's concatenated root table, for VTTBR_EL2.
+    pub fn root(&self) -> Pfn {
+        self.space.root
+    }
+
+    /// The machine's memory, as it was at boot.
+    pub fn map(&self) -> &MemoryMap {
+        &self.map
+    }
+
+    /// Who has which frame.
+    pub fn ledger(&self) -> &Ledger<'m> {
+        &self.ledger
+    }
+
+    /// What the host finds at an address, by a walk of the tables as they stand under the lock (D7).
+    pub fn view(&self, ipa: Claim<Ipa>, m: &impl Machine) -> HostView {
+        let ipa = ipa.examine();
+        match self.space.walk(ipa, m) {
+            Walk::Mapped => HostView::Mapped,
+            Walk::Outside => HostView::Outside,
+            Walk::Unmapped => match self.ledger.state(ipa.identity()) {
+                None => HostView::Hole,
+                Some(State::Pool { vm, .. }) => HostView::Pool(vm),
+                Some(State::Private { vm, gfn, revocable }) => HostView::Private { vm, gfn, revocable },
+                Some(State::El2) => HostView::El2,
+                Some(State::Host | State::Lent(_) | State::Shared { .. } | State::NoMap) => {
+                    m.fatal(crate::ports::Broken::OneOwner)
+                }
+            },
+        }
+    }
+
+    /// Numbers for whoever asks.
+    pub fn counters(&self) -> Counters {
+        let tally = self.space.tally;
+        Counters {
+            blocks: tally.blocks,
+            tables: tally.tables,
+            tables_free: self.tables.saturating_sub(tally.tables),
+            splits: tally.splits,
+            joins: tally.joins,
+            broadcasts: tally.broadcasts,
+            foreign: tally.unmapped,
+        }
+    }
+
+    /// Gathers one lot.
+    pub(crate) fn gather_lot(&mut self, lot: &Lot) -> Result<(), Refused> {
+        self.batch.clear();
+        if lot.frames().count() > MAX_FRAMES {
+            return Err(Refused::CountTooLarge);
+        }
+        self.put(lot);
+        Ok(())
+    }
+
+    /// Gathers a run of frames that go to no guest frame.
+    pub(crate) fn gather_run(&mut self, run: &PfnRun) -> Result<(), Refused> {
+        self.batch.clear();
+        if run.count() > MAX_FRAMES {
+            return Err(Refused::CountTooLarge);
+        }
+        for pfn in run.frames() {
+            // The count was checked against the room.
+            let _ = self.batch.push(pfn, Gfn::from_bits(0));
+        }
+        Ok(())
+    }
+
+    /// Gathers the frames behind a run of guest frames.
+    pub(crate) fn gather_guest(
+        &mut self,
+        run: &GfnRun,
+        find: impl Fn(Gfn) -> Result<Pfn, Refused>,
+    ) -> Result<(), Refused> {
+        self.batch.clear();
+        if run.count() > MAX_FRAMES {
+            return Err(Refused::CountTooLarge);
+        }
+        for gfn in run.frames() {
+            let _ = self.batch.push(find(gfn)?, gfn);
+        }
+        Ok(())
+    }
+
+    /// Copies a list of records out of a frame of the host's, once, and gathers the first
+    /// [`MAX_FRAMES`] frames that it names.
+    pub(crate) fn gather_list(&mut self, page: Pfn, records: u64, vm: VmSlot, m: &impl Frames) -> Result<(), Refused> {
+        self.batch.clear();
+        if records == 0 {
+            return Err(Refused::ZeroCount);
+        }
+        if records > MAX_RECORDS {
+            return Err(Refused::CountTooLarge);
+        }
+        self.ledger.host_readable(page, vm)?;
+        let words = usize::try_from(records.saturating_mul(2)).map_err(|_| Refused::CountTooLarge)?;
+        let list = self.list.get_mut(..words).ok_or(Refused::CountTooLarge)?;
+        m.copy_words(page, list);
+        check_list(list)?;
+        // Moved out so that the batch can be filled while the list is read.
+        let list = core::mem::take(&mut self.list);
+        for lot in lots(list.get(..words).unwrap_or(&[])).flatten() {
+            self.put(&lot);
+        }
+        self.list = list;
+        Ok(())
+    }
+
+    fn put(&mut self, lot: &Lot) {
+        for (pfn, gfn) in lot.frames().frames().zip(lot.at().frames()) {
+            if self.batch.is_full() {
+                return;
+            }
+            let _ = self.batch.push(pfn, gfn);
+        }
+    }
+}
+
+/// Checks every record for itself and against all others.
+fn check_list(list: &[u64]) -> Result<(), Refused> {
+    for (index, lot) in lots(list).enumerate() {
+        let lot = lot?;
+        if lot.frames().count() > MAX_FRAMES {
+            return Err(Refused::CountTooLarge);
+        }
+        let meets = |other: Lot| other.frames().meets(&lot.frames()) || other.at().meets(&lot.at());
+        if lots(list).take(index).flatten().any(meets) {
+            return Err(Refused::Twice);
+        }
+    }
+    Ok(())
+}
+
+/// Decodes records: frame number; guest frame number in bits 51:0 and count minus one above.
+fn lots(list: &[u64]) -> impl Iterator<Item = Result<Lot, Refused>> + Clone + '_ {
+    list.chunks_exact(2).map(|record| match record {
+        [pfn, packed] => Lot::decode(*pfn, packed & ((1 << 52) - 1), (packed >> 52).saturating_add(1)),
+        _ => Err(Refused::ZeroCount),
+    })
+}
+
+fn split(words: &mut [u64], count: u64) -> Result<(&mut [u64], &mut [u64]), MapError> {
+    let count = usize::try_from(count).map_err(|_| MapError::WrongStorage)?;
+    words.split_at_mut_checked(count).ok_or(MapError::WrongStorage)
+}

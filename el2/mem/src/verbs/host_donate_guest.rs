@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Host donates frames to a protected guest: the host loses them, the guest alone has them.
+//!
+//! Keeps I1, I3, and the donation half of I9: after the first run a frame is zeroed before the guest
+//! can see it. Knows nothing of measurement, but calls `measure` for each frame whose contents stay,
+//! when the host can not write to it any more and the guest can not yet.
+
+use crate::guest_space::{Access, Tables};
+use crate::{Claim, Gfn, Guest, Host, Kind, Life, Lot, Machine, Pfn, Refused, State};
+
+/// A donation whose every condition holds and whose table pages are in the pool.
+#[derive(Debug)]
+#[must_use = "nothing has changed until `commit`"]
+pub struct Checked<'w, 'm> {
+    host: &'w mut Host<'m>,
+    guest: &'w mut Guest,
+    revocable: bool,
+}
+
+/// Decides whether the host may give a run. Changes no ownership.
+///
+/// # Errors
+/// `WrongState`, `WrongKind`, `CountTooLarge`; of a frame `NotMemory`, `NoMap`, `El2Owned`,
+/// `AlreadyDonated`, `Foreign`, `Shared`; of a guest frame `GfnOutOfRange`, `GfnMapped`, `GfnPoisoned`;
+/// of the pool `NeedPages`.
+pub fn check<'w, 'm>(
+    host: &'w mut Host<'m>,
+    guest: &'w mut Guest,
+    lot: Claim<Lot>,
+    revocable: bool,
+    m: &impl Machine,
+) -> Result<Checked<'w, 'm>, Refused> {
+    guest.in_life(&[Life::Building, Life::Running])?.owns()?;
+    host.gather_lot(&lot.examine())?;
+    decide(host, guest, revocable, m)
+}
+
+/// As [`check`], for the records in a frame of the host's, which is copied once. Of a list that names
+/// more frames than one call handles, the first are taken; all of it is checked against itself.
+///
+/// # Errors
+/// As [`check`]; also `ZeroCount`, `Overflow` and `Twice` of the records, and what is wrong with the
+/// list's own frame.
+pub fn check_list<'w, 'm>(
+    host: &'w mut Host<'m>,
+    guest: &'w mut Guest,
+    list: Claim<Pfn>,
+    records: u64,
+    revocable: bool,
+    m: &impl Machine,
+) -> Result<Checked<'w, 'm>, Refused> {
+    guest.in_life(&[Life::Building, Life::Running])?.owns()?;
+    host.gather_list(list.examine(), records, guest.vm(), m)?;
+    decide(host, guest, revocable, m)
+}
+
+fn decide<'w, 'm>(
+    host: &'w mut Host<'m>,
+    guest: &'w mut Guest,
+    revocable: bool,
+    m: &impl Machine,
+) -> Result<Checked<'w, 'm>, Refused> {
+    let vm = guest.vm();
+    let body = guest.in_life(&[Life::Building, Life::Running])?;
+    for granule in host.batch.granules().iter() {
+        host.ledger.host_alone(granule.pfn(), vm)?;
+        body.vacant(granule.gfn(), m)?;
+    }
+    body.reserve(host.batch.granules(), m)?;
+    Ok(Checked { host, guest, revocable })
+}
+
+impl Checked<'_, '_> {
+    /// Moves the frames and says how many; fewer if `pause` finds an interrupt, and then the rest is
+    /// the host's as before.
+    pub fn commit(
+        self,
+        m: &mut impl Machine,
+        pause: &mut dyn FnMut() -> bool,
+        measure: &mut dyn FnMut(Gfn, Pfn),
+    ) -> u64 {
+        let (vm, revocable) = (self.guest.vm(), self.revocable);
+        let Host { map, ledger, space, batch, .. } = self.host;
+        let Some(body) = &mut self.guest.body else { return 0 };
+        let zero = body.kind == Kind::Protected && body.life == Life::Running;
+        let debt = space.unmap(batch.granules(), m);
+        let settled = space.settle(debt, m);
+        let mut done = 0_u64;
+        for frame in settled.iter() {
+            if super::paused(done, pause) {
+                break;
+            }
+            let (pfn, gfn) = (frame.granule().pfn(), frame.granule().gfn());
+            if zero {
+                m.scrub(pfn);
+            } else {
+                measure(gfn, pfn);
+            }
+            m.settle_for_guest(pfn);
+            ledger.give(&frame, State::Private { vm, gfn, revocable }, m);
+            let mut tables = Tables { pool: &mut body.pool, ledger, vm };
+            body.space.map(frame.granule(), Access::ALL, space.how, &mut tables, m);
+            done = done.saturating_add(1);
+        }
+        body.owned = body.owned.saturating_add(done);
+        space.map_back(settled.after(done), map, m);
+        done
+    }
+}
