@@ -44,7 +44,7 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
         driver(env, tools)
     })?;
     let hostile = optional("hostile", real("hostile", "tests/hostile/Kbuild"), &mut missing, || {
-        kernel_module(env, tools, &env.root.join("tests/hostile"), "fh_hostile", None)
+        kernel_module(env, tools, &env.root.join("tests/hostile"), "fh_hostile", &[])
     })?;
     let places = [
         (guest, "lib/guest.bin"),
@@ -114,7 +114,8 @@ fn vmm(env: &Env) -> Result<PathBuf> {
 
 fn driver(env: &Env, tools: &Tools) -> Result<PathBuf> {
     let library = build(env, "freehold-driver-linux", BARE, &[])?;
-    kernel_module(env, tools, &env.root.join("host-driver/linux"), "freehold", Some(&library))
+    let header = env.root.join("uapi/include/freehold.h");
+    kernel_module(env, tools, &env.root.join("host-driver/linux"), "freehold", &[&library, &header])
 }
 
 /// Builds `package` and returns the one file that it makes: a program, or a static library.
@@ -123,37 +124,35 @@ fn build(env: &Env, package: &str, target: &str, more: &[&str]) -> Result<PathBu
     command.args(["build", "--release", "--package", package, "--target", target]);
     command.args(["--message-format", "json-render-diagnostics"]).args(more);
     let said = cmd::output(&mut command)?;
-    let library = format!("lib{}.a", package.replace('-', "_"));
     said.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|m| m["reason"] == "compiler-artifact")
-        .filter(|m| m["package_id"].as_str().is_some_and(|id| id.contains(package) || id.contains(&env.root.display().to_string())))
-        .filter_map(|m| product(&m, &library))
+        .filter(|m| m["package_id"].as_str().is_some_and(|id| id.contains(package)))
+        .filter_map(|m| product(&m))
         .next_back()
-        .with_context(|| format!("{package} builds, but makes neither a program nor {library}"))
+        .with_context(|| format!("{package} builds, but makes neither a program nor a static library"))
 }
 
-fn product(message: &Value, library: &str) -> Option<PathBuf> {
+fn product(message: &Value) -> Option<PathBuf> {
     if let Some(program) = message["executable"].as_str() {
         return Some(PathBuf::from(program));
     }
     let files = message["filenames"].as_array()?;
-    files.iter().filter_map(Value::as_str).find(|f| f.ends_with(library)).map(PathBuf::from)
+    files.iter().filter_map(Value::as_str).find(|f| f.ends_with(".a")).map(PathBuf::from)
 }
 
-/// Builds the kernel module in `source` outside of the source tree, against the stock kernel's headers.
-fn kernel_module(env: &Env, tools: &Tools, source: &Path, name: &str, library: Option<&Path>) -> Result<PathBuf> {
+/// Builds the kernel module in `source`, with `more` files beside it, outside of the source tree, against the stock kernel's headers.
+fn kernel_module(env: &Env, tools: &Tools, source: &Path, name: &str, more: &[&Path]) -> Result<PathBuf> {
     let work = env.out.join("kbuild").join(name);
     copy_sources(source, &work)?;
-    if let Some(library) = library {
-        let file = library.file_name().context("a library without a name")?;
-        copy_if_changed(library, &work.join(file))?;
+    for file in more {
+        copy_if_changed(file, &work.join(file.file_name().unwrap_or_default()))?;
     }
     let mut make = Command::new("make");
-    make.arg("-C").arg(&tools.headers).arg(format!("M={}", work.display()));
+    make.arg("-s").arg("-C").arg(&tools.headers).arg(format!("M={}", work.display()));
     // The packaged headers ask for BTF, which needs pahole; the module does without.
     make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
-    make.env_remove("MAKEFLAGS").env("KBUILD_MODPOST_WARN", "0");
+    make.arg(concat!("FREEHOLD_RELEASE=", env!("CARGO_PKG_VERSION"))).env_remove("MAKEFLAGS");
     cmd::output(&mut make)?;
     let module = work.join(format!("{name}.ko"));
     if !module.is_file() {

@@ -9,9 +9,11 @@ mod env;
 mod image;
 mod initramfs;
 mod qemu;
+mod run;
 mod scan;
 mod session;
 mod setup;
+mod steps;
 mod ui;
 
 use std::path::PathBuf;
@@ -62,6 +64,8 @@ enum Command {
     Setup,
     /// Bundles el2 with any arm64 kernel Image
     Image(ImageArgs),
+    /// Shows the main job: a stock host at EL1 and a protected guest that it cannot read
+    Run(run::RunArgs),
     /// Boots a job of tests/initramfs, for development
     #[command(hide = true)]
     DevBoot(DevBootArgs),
@@ -166,6 +170,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             println!("{}", env.shown(&out));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Run(args) => run::run(&env, &args),
         Command::DevBoot(args) => dev_boot(&env, args),
     }
 }

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask run`: everything from an empty machine to the table of the main job.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::builds::{self, Parts};
+use crate::env::Env;
+use crate::qemu::{Machine, Running};
+use crate::session::{self, Outcome, Stage};
+use crate::setup::{self, Tools};
+use crate::steps::{self, Status};
+use crate::{Usage, image, ui};
+
+/// No boot and no step may take longer than this; an idle machine needs a tenth.
+const LIMIT: Duration = Duration::from_secs(400);
+
+/// What the user may choose.
+#[derive(clap::Args)]
+pub(crate) struct RunArgs {
+    /// The result as JSON on stdout
+    #[arg(long, conflicts_with = "shell")]
+    json: bool,
+    /// Leaves you in a root shell on the host (power off to leave)
+    #[arg(long)]
+    shell: bool,
+    /// QEMU's CPU model
+    #[arg(long, default_value = "max", value_name = "C")]
+    cpu: String,
+    /// CPUs of the machine
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    smp: u32,
+    /// Another host kernel: an uncompressed arm64 Image
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// Version of the interrupt controller
+    #[arg(long, default_value_t = 3, value_name = "V", value_parser = clap::value_parser!(u32).range(2..=3))]
+    gic: u32,
+}
+
+/// Shows the main job.
+///
+/// # Errors
+/// If something does not build or QEMU cannot be run; a step that fails is a result, not an error.
+pub(crate) fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
+    if let Some(kernel) = &args.kernel {
+        image::check_kernel(kernel)?;
+    }
+    let tools = setup::ensure(env)?;
+    check_cpu(&tools, &args.cpu)?;
+    let parts = builds::all(env, &tools, &[])?;
+    let Some(kernel) = boot_image(env, args, &parts)? else {
+        ui::note("el2 is not there yet: nothing to boot");
+        return Ok(ExitCode::from(3));
+    };
+    let job = if env.root.join("tests/initramfs/jobs/main").is_file() { "boot,main" } else { "boot" };
+    let machine = machine(args, &kernel, &parts, job);
+    if args.shell {
+        return shell(&tools, machine);
+    }
+    let log = env.logs().join("run.log");
+    let mut outcome = ui::stage("the main job", |stage| {
+        let mut running = Running::start(&tools.qemu, &machine, &log)?;
+        session::follow(&mut running, LIMIT, |case| stage.say(&format!("step {}: {}", case.step, case.case)))
+    })?;
+    let astray = outcome.cases.iter().find(|c| !c.held && steps::STEPS.iter().all(|s| s.number != c.step));
+    if let Some(case) = astray {
+        outcome.problem = Some(format!("{}: {}", case.case, case.seen));
+    }
+    Ok(show(env, args.json, &outcome, &parts, &log))
+}
+
+fn boot_image(env: &Env, args: &RunArgs, parts: &Parts) -> Result<Option<PathBuf>> {
+    let (Some(el2), Some(kernel)) = (&parts.el2, &args.kernel) else { return Ok(parts.image.clone()) };
+    let out = env.out.join("freehold-other.img");
+    image::bundle(el2, kernel, &out)?;
+    Ok(Some(out))
+}
+
+fn check_cpu(tools: &Tools, cpu: &str) -> Result<()> {
+    let mut command = std::process::Command::new(&tools.qemu);
+    let known = crate::cmd::output(command.args(["-M", "virt", "-cpu", "help"]))?;
+    let model = cpu.split(',').next().unwrap_or(cpu);
+    if known.split_whitespace().any(|word| word == model) {
+        return Ok(());
+    }
+    anyhow::bail!(Usage(format!("--cpu {cpu}: QEMU knows no such CPU (try cortex-a72, cortex-a76, neoverse-n1, neoverse-v1, max)")))
+}
+
+fn machine(args: &RunArgs, kernel: &Path, parts: &Parts, job: &str) -> Machine {
+    let mut machine = Machine::new(kernel, &parts.initramfs);
+    (machine.cpu, machine.smp, machine.gic) = (args.cpu.clone(), args.smp, args.gic);
+    machine.append = if args.shell { "fh.shell".to_owned() } else { format!("fh.job={job}") };
+    machine
+}
+
+fn shell(tools: &Tools, machine: Machine) -> Result<ExitCode> {
+    if !std::io::stdin().is_terminal() {
+        anyhow::bail!(Usage("--shell needs a terminal".to_owned()));
+    }
+    ui::note("a root shell on the host follows; `poweroff -f` or Ctrl-A X leaves it");
+    Running::attached(&tools.qemu, &machine)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(env: &Env, as_json: bool, outcome: &Outcome, parts: &Parts, log: &Path) -> ExitCode {
+    let results = steps::judge(outcome);
+    let count = |status: Status| results.iter().filter(|r| r.status == status).count();
+    let (held, failed) = (count(Status::Held), count(Status::Failed));
+    if as_json {
+        let value = json!({
+            "steps": results, "held": held, "total": results.len(), "failed": failed,
+            "stage": outcome.stage, "problem": outcome.problem, "missing_parts": parts.missing, "log": env.shown(log),
+        });
+        println!("{value:#}");
+    } else {
+        table(&results);
+        if let Some(problem) = &outcome.problem {
+            println!("the boot failed after stage `{}`: {problem}", stage_name(outcome.stage));
+        }
+        if failed > 0 || outcome.problem.is_some() {
+            println!("console log: {}", env.shown(log));
+        }
+        if !parts.missing.is_empty() {
+            println!("not there yet: {}", parts.missing.join(", "));
+        }
+        println!("freehold: {held} of {} steps held", results.len());
+    }
+    if failed > 0 || outcome.problem.is_some() {
+        ExitCode::FAILURE
+    } else if held < results.len() {
+        ExitCode::from(3)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Nothing => "power on",
+        Stage::El2 => "el2",
+        Stage::Kernel => "host kernel",
+        Stage::Userspace => "host userspace",
+        Stage::Done => "job",
+    }
+}
+
+fn table(results: &[steps::Result]) {
+    for result in results {
+        let status = match result.status {
+            Status::Held => ui::green("held"),
+            Status::Failed => ui::red("FAILED"),
+            Status::NotYet => ui::yellow("not yet"),
+        };
+        println!("{}  {}: {status}", result.step, result.title);
+        for case in &result.cases {
+            let mark = if case.held { ui::green("+") } else { ui::red("-") };
+            println!("   {mark} {:<26} expected {:<34} seen {}", case.case, case.expected, case.seen);
+        }
+        if !result.missing.is_empty() {
+            println!("   . not seen: {}", result.missing.join(", "));
+        }
+    }
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The main job: its eight steps, and which cases each needs before it counts as held.
+//!
+//! A step whose cases are not all there is `not yet`, so that a case that silently goes away never looks like success.
+
+use serde::Serialize;
+
+use crate::session::{Case, Outcome, Stage};
+
+/// One step of the main job, as the user reads it.
+pub(crate) struct Step {
+    /// Its number, as cases name it.
+    pub number: &'static str,
+    /// What it shows.
+    pub title: &'static str,
+    /// Names of the cases that it needs.
+    pub needs: &'static [&'static str],
+}
+
+/// All steps, in order.
+pub(crate) const STEPS: [Step; 8] = [
+    Step { number: "1", title: "el2 boots and says what it is", needs: &["banner"] },
+    Step {
+        number: "2",
+        title: "the stock host is up at EL1 on every CPU",
+        needs: &["host-userspace", "cpus-online", "exception-level", "secondaries-through-psci"],
+    },
+    Step { number: "3", title: "the module finds el2", needs: &["module-loads", "device", "dmesg-names-el2"] },
+    Step {
+        number: "4",
+        title: "a protected VM runs what its guest_memfd holds",
+        needs: &["create-vm", "convert", "runs"],
+    },
+    Step {
+        number: "5",
+        title: "the guest checks itself, keeps a secret, shares one page",
+        needs: &["image-check", "console", "greeting"],
+    },
+    Step {
+        number: "6",
+        title: "the host attacks and fails",
+        needs: &["old-mapping", "foreign-pte", "linear-map", "carve-out", "guest-hash", "second-vm"],
+    },
+    Step { number: "7", title: "a conversion waits for who holds the page", needs: &["unshare-waits", "convert-waits"] },
+    Step {
+        number: "8",
+        title: "after kill -9 nothing is left",
+        needs: &["ram-scan-alive", "ram-scan-dead", "memory-back"],
+    },
+];
+
+/// How a step came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Status {
+    /// Each case that it needs held, and no other failed.
+    Held,
+    /// A case failed, or the boot ended before the step did.
+    Failed,
+    /// Some case that it needs does not exist yet.
+    NotYet,
+}
+
+/// A step, afterwards.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Result {
+    /// Its number.
+    pub step: &'static str,
+    /// What it shows.
+    pub title: &'static str,
+    /// How it came out.
+    pub status: Status,
+    /// Its cases.
+    pub cases: Vec<Case>,
+    /// Cases that it needs and that were not seen.
+    pub missing: Vec<&'static str>,
+}
+
+/// Judges every step by what a boot showed.
+pub(crate) fn judge(outcome: &Outcome) -> Vec<Result> {
+    let mut cases = vec![banner(outcome)];
+    cases.extend(outcome.cases.iter().cloned());
+    STEPS.iter().map(|step| judge_one(step, &cases, outcome)).collect()
+}
+
+fn judge_one(step: &Step, all: &[Case], outcome: &Outcome) -> Result {
+    let cases: Vec<Case> = all.iter().filter(|c| c.step == step.number).cloned().collect();
+    let seen = |name: &str| cases.iter().any(|c| c.case == name);
+    let missing: Vec<_> = step.needs.iter().copied().filter(|name| !seen(name)).collect();
+    let status = if cases.iter().any(|c| !c.held) {
+        Status::Failed
+    } else if missing.is_empty() {
+        Status::Held
+    } else if outcome.problem.is_some() {
+        Status::Failed
+    } else {
+        Status::NotYet
+    };
+    Result { step: step.number, title: step.title, status, cases, missing }
+}
+
+/// The first step's one case, which no job on the host could report.
+fn banner(outcome: &Outcome) -> Case {
+    let lines: Vec<&String> = outcome.el2.iter().filter(|l| l.starts_with("freehold: el2 ")).collect();
+    let text = outcome.el2.join("\n").to_lowercase();
+    let lacks: Vec<_> = ["ram", "carve-out", "protect", "not"].into_iter().filter(|w| !text.contains(w)).collect();
+    let seen = match (lines.as_slice(), lacks.as_slice()) {
+        ([], _) => "none".to_owned(),
+        ([only], []) => (*only).clone(),
+        ([_], lacks) => format!("one that does not speak of: {}", lacks.join(", ")),
+        (several, _) => format!("{} banners", several.len()),
+    };
+    Case {
+        step: "1".to_owned(),
+        case: "banner".to_owned(),
+        expected: "one banner: version, CPU, RAM, carve-outs, what is protected and what is not".to_owned(),
+        held: lines.len() == 1 && lacks.is_empty() && outcome.stage > Stage::Nothing,
+        seen,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(cases: &[(&str, &str, bool)], problem: Option<&str>) -> Outcome {
+        let case = |(step, name, held): &(&str, &str, bool)| Case {
+            step: (*step).to_owned(),
+            case: (*name).to_owned(),
+            expected: String::new(),
+            seen: String::new(),
+            held: *held,
+        };
+        let el2 = ["freehold: el2 0.1.0 on x", "freehold: RAM, carve-outs; protects this, not that"];
+        Outcome {
+            stage: Stage::Done,
+            cases: cases.iter().map(case).collect(),
+            problem: problem.map(str::to_owned),
+            el2: el2.map(str::to_owned).to_vec(),
+        }
+    }
+
+    fn status(outcome: &Outcome, step: usize) -> Status {
+        judge(outcome)[step - 1].status
+    }
+
+    #[test]
+    fn a_step_holds_only_with_every_case_that_it_needs() {
+        let half = [("7", "unshare-waits", true)];
+        assert_eq!(status(&outcome(&half, None), 7), Status::NotYet);
+        let whole = [("7", "unshare-waits", true), ("7", "convert-waits", true)];
+        assert_eq!(status(&outcome(&whole, None), 7), Status::Held);
+        let more = [("7", "unshare-waits", true), ("7", "convert-waits", true), ("7", "x", false)];
+        assert_eq!(status(&outcome(&more, None), 7), Status::Failed);
+    }
+
+    #[test]
+    fn what_a_failed_boot_did_not_reach_has_failed() {
+        let outcome = outcome(&[], Some("freehold: stop: x"));
+        assert_eq!(status(&outcome, 1), Status::Held);
+        assert_eq!(status(&outcome, 2), Status::Failed);
+    }
+
+    #[test]
+    fn two_banners_or_a_poor_one_fail_step_1() {
+        let mut two = outcome(&[], None);
+        two.el2.push("freehold: el2 again".to_owned());
+        assert_eq!(status(&two, 1), Status::Failed);
+        let mut poor = outcome(&[], None);
+        poor.el2.truncate(1);
+        assert_eq!(status(&poor, 1), Status::Failed);
+    }
+}
