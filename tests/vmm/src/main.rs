@@ -1,3 +1,71 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Placeholder.
-fn main() {}
+//! A small VMM for protected VMs, and the attacks that a hostile host makes on them.
+//!
+//! Runs as root in the host of the test machine. Every subcommand prints one `@fh` line per case and exits with 0 only
+//! if all cases held. It decides what is right from `uapi` and `proto`, and from nothing else.
+
+mod attack;
+mod drain;
+mod gmem;
+mod hostile;
+mod ioctls;
+mod kill;
+mod light;
+mod machine;
+mod probe;
+#[path = "../../guest/src/proto.rs"]
+#[expect(unreachable_pub, reason = "shared with the payload, where it is a library's")]
+mod proto;
+mod report;
+mod sys;
+
+const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
+  light       steps 4 and 5: a protected VM runs what was written
+  attack      step 6: the host attacks its memory
+  drain       step 7: a conversion waits for who holds a page
+  kill        step 8: kill -9 gives everything back
+  held        the VMM that step 8 kills
+  canary      stores to RAM that is not donated yet
+  ioctls      bad input to the driver
+  noel2       what must not be there without el2
+";
+
+fn main() {
+    let mut parser = lexopt::Parser::from_env();
+    let subcommand = match parser.next() {
+        Ok(Some(lexopt::Arg::Value(name))) => name.to_string_lossy().into_owned(),
+        Ok(Some(lexopt::Arg::Short('h') | lexopt::Arg::Long("help"))) => {
+            print!("{USAGE}");
+            return;
+        }
+        _ => usage("no subcommand"),
+    };
+    if let Ok(Some(more)) = parser.next() {
+        usage(&format!("{subcommand}: unexpected {more:?}"));
+    }
+    match subcommand.as_str() {
+        "light" => drop(light::first_light()),
+        "attack" => or_report("6", attack::attack()),
+        "drain" => or_report("7", drain::drains()),
+        "kill" => or_report("8", kill::killed()),
+        "held" => or_report("8", kill::held()),
+        "canary" => light::canary(),
+        "ioctls" => or_report("ioctls", ioctls::all()),
+        "noel2" => ioctls::no_el2(),
+        other => usage(&format!("{other}: no such subcommand")),
+    }
+    std::process::exit(report::status());
+}
+
+/// Reports what kept a suite from going on.
+fn or_report(step: &'static str, result: Result<(), String>) {
+    if let Err(error) = result {
+        report::Step(step).same("goes through", "", error);
+    }
+}
+
+fn usage(what: &str) -> ! {
+    eprintln!("freehold-vmm: {what}");
+    eprint!("{USAGE}");
+    std::process::exit(2);
+}

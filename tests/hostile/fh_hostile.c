@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The hostile host kernel, for tests.
+ *
+ * Does to Freehold what a kernel that has turned against its guests would do:
+ * calls el2 with any registers, maps any frame into a process, and reads and
+ * writes any frame through the linear map or a fresh mapping. It decides
+ * nothing; tests/vmm drives it. It refuses to load where no el2 answers, for
+ * a raw call that nobody serves would be the end of the kernel.
+ */
+#include <linux/arm-smccc.h>
+#include <linux/completion.h>
+#include <linux/delay.h>
+#include <linux/io.h>
+#include <linux/kthread.h>
+#include <linux/list.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "fh_hostile.h"
+
+#define CALL_UID	0x8600FF01UL
+#define UID_0		0x9d1e6c4fUL
+#define UID_1		0x4b7a52e0UL
+#define UID_2		0x8c3f17a6UL
+#define UID_3		0xf00d4e1dUL
+/* The calls that this module may pass on: the host range of Freehold only. */
+#define CALL_FIRST	0xC6000080UL
+#define CALL_LAST	0xC60000FFUL
+
+struct block {
+	struct list_head list;
+	struct page *page;
+	unsigned int order;
+};
+
+static LIST_HEAD(blocks);
+static DEFINE_MUTEX(blocks_lock);
+static enum arm_smccc_conduit conduit;
+
+static void smccc(const struct arm_smccc_1_2_regs *in,
+		  struct arm_smccc_1_2_regs *out)
+{
+	if (conduit == SMCCC_CONDUIT_HVC)
+		arm_smccc_1_2_hvc(in, out);
+	else
+		arm_smccc_1_2_smc(in, out);
+}
+
+/* Passes any registers on, but never to firmware: power calls stay out. */
+static long do_call(void __user *arg)
+{
+	struct arm_smccc_1_2_regs in, out;
+	unsigned long flags;
+	struct fh_call call;
+
+	if (copy_from_user(&call, arg, sizeof(call)))
+		return -EFAULT;
+	if (call.x[0] != CALL_UID &&
+	    (call.x[0] < CALL_FIRST || call.x[0] > CALL_LAST))
+		return -EPERM;
+	BUILD_BUG_ON(sizeof(call) != sizeof(in));
+	memcpy(&in, &call, sizeof(in));
+	/* VCPU_RUN wants interrupts masked; no other call minds. */
+	local_irq_save(flags);
+	smccc(&in, &out);
+	local_irq_restore(flags);
+	memcpy(&call, &out, sizeof(call));
+	return copy_to_user(arg, &call, sizeof(call)) ? -EFAULT : 0;
+}
+
+static long do_alloc(void __user *arg)
+{
+	struct fh_block ask;
+	struct block *block;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	if (ask.order > MAX_PAGE_ORDER)
+		return -EINVAL;
+	block = kzalloc(sizeof(*block), GFP_KERNEL);
+	if (!block)
+		return -ENOMEM;
+	block->order = ask.order;
+	block->page = alloc_pages(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN,
+				  ask.order);
+	if (!block->page) {
+		kfree(block);
+		return -ENOMEM;
+	}
+	ask.pfn = page_to_pfn(block->page);
+	mutex_lock(&blocks_lock);
+	list_add(&block->list, &blocks);
+	mutex_unlock(&blocks_lock);
+	return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
+}
+
+/*
+ * Frees a block if every frame of it can be read again, else keeps it for
+ * ever: a frame that el2 still holds must not meet the page allocator.
+ */
+static bool release(struct block *block)
+{
+	unsigned long i, word;
+
+	for (i = 0; i < 1UL << block->order; i++)
+		if (copy_from_kernel_nofault(&word,
+				page_address(block->page + i), sizeof(word)))
+			return false;
+	__free_pages(block->page, block->order);
+	return true;
+}
+
+static long do_free(void __user *arg)
+{
+	struct block *block, *next;
+	struct fh_block ask;
+	long ret = -ENOENT;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	mutex_lock(&blocks_lock);
+	list_for_each_entry_safe(block, next, &blocks, list) {
+		if (page_to_pfn(block->page) != ask.pfn)
+			continue;
+		ret = -EBUSY;
+		if (release(block)) {
+			list_del(&block->list);
+			kfree(block);
+			ret = 0;
+		}
+		break;
+	}
+	mutex_unlock(&blocks_lock);
+	return ret;
+}
+
+static long do_pfn(void __user *arg)
+{
+	struct fh_pfn ask;
+	struct page *page;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	if (get_user_pages_fast(ask.addr, 1, 0, &page) != 1)
+		return -EFAULT;
+	ask.pfn = page_to_pfn(page);
+	put_page(page);
+	return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
+}
+
+/* copy_to_kernel_nofault() is not exported; this is its one instruction. */
+static int store_nofault(u64 *to, u64 value)
+{
+	__raw_put_mem("str", value, to, fault, K);
+	return 0;
+fault:
+	return -EFAULT;
+}
+
+static int access_nofault(u64 *at, struct fh_access *ask)
+{
+	if (ask->write)
+		return store_nofault(at, ask->value);
+	return copy_from_kernel_nofault(&ask->value, at, sizeof(*at));
+}
+
+struct sacrifice {
+	u64 *at;
+	u64 value;
+	bool write;
+	bool survived;
+	struct completion go;
+};
+
+static int sacrifice_fn(void *data)
+{
+	struct sacrifice *s = data;
+
+	wait_for_completion(&s->go);
+	if (s->write)
+		WRITE_ONCE(*s->at, s->value);
+	else
+		s->value = READ_ONCE(*s->at);
+	WRITE_ONCE(s->survived, true);
+	return 0;
+}
+
+/* Lets a thread of its own do the access; an oops ends that thread alone. */
+static int access_thread(u64 *at, struct fh_access *ask)
+{
+	struct sacrifice *s = kzalloc(sizeof(*s), GFP_KERNEL);
+	struct task_struct *task;
+	int i, result = -ETIMEDOUT;
+
+	if (!s)
+		return -ENOMEM;
+	s->at = at;
+	s->value = ask->value;
+	s->write = ask->write;
+	init_completion(&s->go);
+	task = kthread_create(sacrifice_fn, s, "fh_sacrifice");
+	if (IS_ERR(task)) {
+		kfree(s);
+		return PTR_ERR(task);
+	}
+	get_task_struct(task);
+	wake_up_process(task);
+	complete(&s->go);
+	for (i = 0; i < 3000; i++) {
+		if (READ_ONCE(task->exit_state)) {
+			result = READ_ONCE(s->survived) ? 0 : FH_DIED;
+			break;
+		}
+		msleep(10);
+	}
+	ask->value = s->value;
+	put_task_struct(task);
+	if (result != -ETIMEDOUT)
+		kfree(s);
+	return result;
+}
+
+static long do_access(void __user *arg)
+{
+	struct fh_access ask;
+	void *fresh = NULL;
+	u64 *at;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	if (ask.offset > PAGE_SIZE - 8 || ask.offset % 8)
+		return -EINVAL;
+	if (ask.how == FH_HOW_FRESH || ask.how == FH_HOW_FRESH_THREAD) {
+		fresh = memremap(PFN_PHYS(ask.pfn), PAGE_SIZE, MEMREMAP_WB);
+		if (!fresh)
+			return -ENOMEM;
+		at = fresh + ask.offset;
+	} else {
+		if (!pfn_valid(ask.pfn))
+			return -ENXIO;
+		at = phys_to_virt(PFN_PHYS(ask.pfn)) + ask.offset;
+	}
+	if (ask.how == FH_HOW_THREAD || ask.how == FH_HOW_FRESH_THREAD)
+		ask.result = access_thread(at, &ask);
+	else
+		ask.result = access_nofault(at, &ask);
+	if (fresh)
+		memunmap(fresh);
+	return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
+}
+
+static long do_fill(void __user *arg)
+{
+	struct fh_fill ask;
+	long ret = 0;
+	u64 *buffer;
+	u64 i;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	if (ask.bytes > PAGE_SIZE || ask.bytes % 8 || !pfn_valid(ask.pfn))
+		return -EINVAL;
+	buffer = memdup_user((void __user *)ask.addr, ask.bytes);
+	if (IS_ERR(buffer))
+		return PTR_ERR(buffer);
+	for (i = 0; i < ask.bytes / 8 && !ret; i++)
+		ret = store_nofault((u64 *)phys_to_virt(PFN_PHYS(ask.pfn)) + i,
+				    buffer[i]);
+	kfree(buffer);
+	return ret;
+}
+
+static long do_sweep(void __user *arg)
+{
+	struct fh_sweep ask;
+	u64 i, pfn, word;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	ask.found = 0;
+	for (i = 0; i < ask.count; i++) {
+		pfn = ask.first + i;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+		if (!pfn_is_map_memory(pfn) ||
+		    !copy_from_kernel_nofault(&word,
+				phys_to_virt(PFN_PHYS(pfn)), sizeof(word)))
+			continue;
+		if (ask.found < ask.room &&
+		    put_user(pfn, (u64 __user *)ask.out + ask.found))
+			return -EFAULT;
+		ask.found++;
+	}
+	return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
+}
+
+static long hostile_ioctl(struct file *file, unsigned int cmd, unsigned long p)
+{
+	void __user *arg = (void __user *)p;
+
+	switch (cmd) {
+	case FH_CALL:
+		return do_call(arg);
+	case FH_ALLOC:
+		return do_alloc(arg);
+	case FH_FREE:
+		return do_free(arg);
+	case FH_PFN:
+		return do_pfn(arg);
+	case FH_ACCESS:
+		return do_access(arg);
+	case FH_FILL:
+		return do_fill(arg);
+	case FH_SWEEP:
+		return do_sweep(arg);
+	default:
+		return -ENOTTY;
+	}
+}
+
+/* The file offset is the frame: any frame at all, RAM or not. */
+static vm_fault_t hostile_fault(struct vm_fault *vmf)
+{
+	return vmf_insert_pfn(vmf->vma, vmf->address, vmf->pgoff);
+}
+
+static const struct vm_operations_struct hostile_vm_ops = {
+	.fault = hostile_fault,
+};
+
+static int hostile_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	vm_flags_set(vma, VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP);
+	vma->vm_ops = &hostile_vm_ops;
+	return 0;
+}
+
+static const struct file_operations hostile_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = hostile_ioctl,
+	.mmap = hostile_mmap,
+};
+
+static struct miscdevice hostile_misc = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "fh_hostile",
+	.fops = &hostile_fops,
+	.mode = 0600,
+};
+
+static int __init hostile_init(void)
+{
+	struct arm_smccc_1_2_regs in = { .a0 = CALL_UID }, out = { 0 };
+
+	conduit = arm_smccc_1_1_get_conduit();
+	if (conduit == SMCCC_CONDUIT_NONE)
+		return -ENODEV;
+	smccc(&in, &out);
+	if (lower_32_bits(out.a0) != UID_0 || lower_32_bits(out.a1) != UID_1 ||
+	    lower_32_bits(out.a2) != UID_2 || lower_32_bits(out.a3) != UID_3)
+		return -ENODEV;
+	return misc_register(&hostile_misc);
+}
+
+static void __exit hostile_exit(void)
+{
+	struct block *block, *next;
+	unsigned long kept = 0;
+
+	misc_deregister(&hostile_misc);
+	list_for_each_entry_safe(block, next, &blocks, list) {
+		if (!release(block))
+			kept++;
+		kfree(block);
+	}
+	if (kept)
+		pr_warn("fh_hostile: %lu blocks are not the host's; kept\n",
+			kept);
+}
+
+module_init(hostile_init);
+module_exit(hostile_exit);
+MODULE_DESCRIPTION("Freehold's hostile host, for tests only");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the user side of the hostile module asks for. tests/vmm/src/hostile.rs
+ * mirrors these structures; both sides carry the sizes in the ioctl numbers.
+ */
+#ifndef FH_HOSTILE_H
+#define FH_HOSTILE_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* Raw call through the kernel's own conduit: x0-x17 in, x0-x17 out. */
+struct fh_call {
+	__u64 x[18];
+};
+
+/* A block of 2^order frames that the module owns. */
+struct fh_block {
+	__u64 order;	/* in: FH_ALLOC */
+	__u64 pfn;	/* out: FH_ALLOC, in: FH_FREE */
+};
+
+/* The frame behind a user address of the caller. */
+struct fh_pfn {
+	__u64 addr;
+	__u64 pfn;
+};
+
+/* One access of 8 bytes by the kernel, with its own fixup or without one. */
+struct fh_access {
+	__u64 pfn;
+	__u64 offset;	/* into the frame, a multiple of 8 */
+	__u64 value;	/* in: stored; out: loaded */
+	__u32 write;	/* 0 load, 1 store */
+	__u32 how;	/* FH_HOW_* */
+	__s32 result;	/* out: 0, -EFAULT, or FH_DIED */
+	__u32 pad;
+};
+
+/* Fills a frame that the module owns from a user buffer, with fixups. */
+struct fh_fill {
+	__u64 pfn;
+	__u64 addr;
+	__u64 bytes;	/* a multiple of 8, at most 4096 */
+};
+
+/* Finds the frames of a range that the linear map can not reach any more. */
+struct fh_sweep {
+	__u64 first;
+	__u64 count;
+	__u64 out;	/* address of room for `room` frame numbers */
+	__u64 room;
+	__u64 found;	/* out: how many there are, maybe more than fit */
+};
+
+#define FH_HOW_LINEAR	0	/* the linear map, nofault helpers */
+#define FH_HOW_FRESH	1	/* a fresh memremap() mapping, nofault helpers */
+#define FH_HOW_THREAD	2	/* the linear map, plainly, in a thread that may die */
+#define FH_HOW_FRESH_THREAD 3	/* a fresh mapping, plainly, in a thread that may die */
+
+#define FH_DIED		1	/* the sacrificial thread did not come back */
+
+#define FH_MAGIC	0xF6
+#define FH_CALL		_IOWR(FH_MAGIC, 1, struct fh_call)
+#define FH_ALLOC	_IOWR(FH_MAGIC, 2, struct fh_block)
+#define FH_FREE		_IOWR(FH_MAGIC, 3, struct fh_block)
+#define FH_PFN		_IOWR(FH_MAGIC, 4, struct fh_pfn)
+#define FH_ACCESS	_IOWR(FH_MAGIC, 5, struct fh_access)
+#define FH_FILL		_IOW(FH_MAGIC, 6, struct fh_fill)
+#define FH_SWEEP	_IOWR(FH_MAGIC, 7, struct fh_sweep)
+
+#endif

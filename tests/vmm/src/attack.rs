@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Step 6 of the main job: the host attacks a running guest's memory, and fails (I2, I4).
+//!
+//! Each way in is tried with a load, a store and, where it can, a fetch; `el2`'s fault counter must have moved and the
+//! guest's hash of its memory must not. Which frames are the guest's is learnt while the VMM may still map them.
+
+use freehold_uapi::hvc;
+
+use crate::hostile::{Hostile, How};
+use crate::machine::{Machine, Plan};
+use crate::probe::{Access, probe};
+use crate::proto;
+use crate::report::Step;
+use crate::sys::{self, outcome};
+
+const STEP: Step = Step("6");
+
+/// A booted machine, and the frame behind each page of its private memory.
+pub(crate) struct Target {
+    pub(crate) machine: Machine,
+    pub(crate) boot: crate::machine::Boot,
+    pub(crate) frames: Vec<u64>,
+}
+
+impl Target {
+    /// Builds the machine, touches every page, learns its frame, converts and boots.
+    pub(crate) fn new(hostile: &Hostile, plan: Plan) -> Result<Self, String> {
+        let mut machine = Machine::new(plan)?;
+        let mut frames = Vec::new();
+        let mut at = 0;
+        while (at as u64) < plan.private {
+            std::hint::black_box(machine.ram.load(at));
+            frames.push(
+                hostile.pfn_of(machine.ram.at(at)).map_err(|e| format!("frame of {at:#x}: {}", sys::errno_name(e)))?,
+            );
+            at += 4096;
+        }
+        machine
+            .gmem
+            .to_private(0, plan.private, 0)
+            .map_err(|(e, at)| format!("convert: {} at {at:#x}", sys::errno_name(e)))?;
+        let boot = machine.boot()?;
+        Ok(Self { machine, boot, frames })
+    }
+
+    /// The frame at an offset into RAM.
+    fn frame(&self, address: u64) -> u64 {
+        self.frames[usize::try_from((address - proto::RAM_BASE) >> 12).expect("small")]
+    }
+}
+
+/// Faults that `el2` took from the host and passed on to it.
+fn faults(hostile: &Hostile) -> (u64, u64) {
+    (hostile.counter(hvc::COUNTER_HOST_FAULTS, 0), hostile.counter(hvc::COUNTER_INJECTED, 0))
+}
+
+/// Reports what an attack met, and whether both fault counters moved by at least `least` meanwhile.
+fn counted(hostile: &Hostile, case: &str, expected: &str, least: u64, attack: impl FnOnce() -> String) {
+    let before = faults(hostile);
+    let seen = attack();
+    let after = faults(hostile);
+    let (taken, injected) = (after.0 - before.0, after.1 - before.1);
+    let held = seen == expected && taken >= least && injected >= least;
+    STEP.judged(
+        case,
+        &format!("{expected}; {least} faults or more"),
+        format!("{seen}; {taken} faults taken, {injected} injected"),
+        held,
+    );
+}
+
+const PROCESS: &str = "load SIGBUS, store SIGBUS, fetch SIGBUS, write(2) from it EFAULT, read(2) into it EFAULT";
+const KERNEL: &str = "load EFAULT, store EFAULT";
+const THREAD: &str = "load died, store died";
+
+/// A process touches the frame through a PTE that the kernel made for it.
+fn through_process(hostile: &Hostile, frame: u64) -> String {
+    let mapping = match hostile.map(frame, 1) {
+        Ok(mapping) => mapping,
+        Err(error) => return format!("no mapping: {}", sys::errno_name(error)),
+    };
+    let at = mapping.at(0);
+    let [load, store, fetch] = [Access::Load, Access::Store, Access::Fetch].map(|access| probe(at, access));
+    let (reader, writer) = sys::pipe();
+    let write = outcome(sys::write_from(&writer, at, 8));
+    let _ = sys::write_from(&writer, [1u8; 8].as_ptr(), 8);
+    let read = outcome(sys::read_to(&reader, at, 8));
+    format!("load {load}, store {store}, fetch {fetch}, write(2) from it {write}, read(2) into it {read}")
+}
+
+/// The kernel touches the frame itself, with its fixups or in a thread that may die.
+fn through_kernel(hostile: &Hostile, frame: u64, how: How) -> String {
+    format!("load {}, store {}", hostile.access(frame, how, None).0, hostile.access(frame, how, Some(0xbad)).0)
+}
+
+/// Proves that the tools bite: on a frame of the host's own each of them gets through.
+fn tools_work(hostile: &Hostile) {
+    let Ok(frame) = hostile.alloc(0) else {
+        STEP.same("tools: frame", "a frame", "none");
+        return;
+    };
+    STEP.same("tools: nofault store", "done", hostile.access(frame, How::Linear, Some(77)).0);
+    STEP.same("tools: nofault load", "(\"done\", 77)", format!("{:?}", hostile.access(frame, How::Linear, None)));
+    STEP.same("tools: plain load", "(\"done\", 77)", format!("{:?}", hostile.access(frame, How::Thread, None)));
+    match hostile.map(frame, 1) {
+        Ok(mapping) => {
+            STEP.same("tools: process load", "done", probe(mapping.at(0), Access::Load));
+            STEP.same("tools: process store", "done", probe(mapping.at(0), Access::Store));
+            STEP.same("tools: store seen", 0x5a5a, mapping.load(0));
+            let (_reader, writer) = sys::pipe();
+            STEP.same("tools: write(2)", "8", outcome(sys::write_from(&writer, mapping.at(0), 8)));
+        }
+        Err(error) => {
+            STEP.same("tools: map", "0", sys::errno_name(error));
+        }
+    }
+    STEP.same("tools: free", "0", outcome(hostile.free(frame)));
+}
+
+/// (a) The VMM's own old mapping: the driver, not el2, says no.
+fn old_mapping(machine: &Machine) {
+    let at = machine.ram.at(usize::try_from(proto::SECRET_BASE - proto::RAM_BASE).expect("small"));
+    let [load, store] = [Access::Load, Access::Store].map(|access| probe(at, access));
+    let (_reader, writer) = sys::pipe();
+    let write = outcome(sys::write_from(&writer, at, 8));
+    STEP.same(
+        "old-mapping",
+        "load SIGBUS, store SIGBUS, write(2) from it EFAULT",
+        format!("load {load}, store {store}, write(2) from it {write}"),
+    );
+}
+
+/// (d) The carve-outs, which the host has no struct page for.
+fn carve_out(hostile: &Hostile, index: u64, suffix: &str) {
+    let base = hostile.counter(hvc::COUNTER_CARVEOUT_BASE, index);
+    let frames = hostile.counter(hvc::COUNTER_CARVEOUT_FRAMES, index);
+    let there = format!("{frames} frames from {base:#x}");
+    if !STEP.judged(&format!("carve-out-found{suffix}"), "some frames", there, frames > 0) {
+        return;
+    }
+    for (place, frame) in [("", base), ("-last-frame", base + frames - 1)] {
+        let name = format!("carve-out{suffix}{place}");
+        counted(hostile, &name, PROCESS, 5, || through_process(hostile, frame));
+        counted(hostile, &format!("{name}-fresh-mapping"), KERNEL, 2, || through_kernel(hostile, frame, How::Fresh));
+    }
+    let plain = || through_kernel(hostile, base, How::FreshThread);
+    counted(hostile, &format!("carve-out{suffix}-plain"), THREAD, 2, plain);
+}
+
+/// Runs the step.
+pub(crate) fn attack() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    tools_work(&hostile);
+    let mut target = Target::new(&hostile, Plan::default())?;
+    let before = target.machine.command(proto::CMD_HASH, [0; 3])?;
+
+    old_mapping(&target.machine);
+    // (b) A PTE that a hostile kernel made.
+    let frame = target.frame(proto::SECRET_BASE);
+    let image = target.frame(proto::RAM_BASE);
+    counted(&hostile, "foreign-pte", PROCESS, 5, || through_process(&hostile, frame));
+    counted(&hostile, "foreign-pte-image", PROCESS, 5, || through_process(&hostile, image));
+    // (c) The kernel itself, by its linear map.
+    counted(&hostile, "linear-map", KERNEL, 2, || through_kernel(&hostile, frame, How::Linear));
+    counted(&hostile, "linear-map-plain", THREAD, 2, || through_kernel(&hostile, frame, How::Thread));
+    // A frame of the VM's pool, which is neither the guest's nor the host's.
+    let pool: Vec<u64> = hostile.unreachable().into_iter().filter(|pfn| !target.frames.contains(pfn)).collect();
+    if STEP.judged("pool-found", "some frames", pool.len(), !pool.is_empty()) {
+        counted(&hostile, "pool", PROCESS, 5, || through_process(&hostile, pool[0]));
+        counted(&hostile, "pool-linear-map", KERNEL, 2, || through_kernel(&hostile, pool[0], How::Linear));
+    }
+    carve_out(&hostile, 0, "");
+    carve_out(&hostile, 1, "-tables");
+
+    let after = target.machine.command(proto::CMD_HASH, [0; 3])?;
+    STEP.same("guest-hash", format!("{:#x}", before[0]), format!("{:#x}", after[0]));
+    let copies = target.machine.command(proto::CMD_SECRET, [0; 3])?;
+    STEP.same("guest-secret-copies-damaged", 0, copies[2]);
+    let second = Machine::booted(Plan::default()).and_then(|(mut second, _)| second.command(proto::CMD_HASH, [0; 3]));
+    STEP.judged("second-vm", "boots and hashes its memory", format!("{second:x?}"), second.is_ok());
+    Ok(())
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! User side of the hostile kernel module: what a host that has turned against its guests can do.
+//!
+//! Mirrors `tests/hostile/fh_hostile.h`; the ioctl numbers carry the sizes, so that a mismatch is ENOTTY.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+
+use freehold_uapi::hvc;
+
+use crate::sys::{self, Mapping};
+
+const MAGIC: u32 = 0xF6;
+const READ_WRITE: u32 = 3;
+const WRITE: u32 = 1;
+
+const fn number<T>(dir: u32, nr: u32) -> u32 {
+    freehold_uapi::ioctl::ioc(dir, MAGIC, nr, size_of::<T>() as u32)
+}
+
+#[repr(C)]
+struct Block {
+    order: u64,
+    pfn: u64,
+}
+
+#[repr(C)]
+struct PfnOf {
+    addr: u64,
+    pfn: u64,
+}
+
+#[repr(C)]
+struct AccessTo {
+    pfn: u64,
+    offset: u64,
+    value: u64,
+    write: u32,
+    how: u32,
+    result: i32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct Fill {
+    pfn: u64,
+    addr: u64,
+    bytes: u64,
+}
+
+#[repr(C)]
+struct Sweep {
+    first: u64,
+    count: u64,
+    out: u64,
+    room: u64,
+    found: u64,
+}
+
+/// By which mapping, and with which safety net, the kernel touches a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum How {
+    /// Linear map, with fixup.
+    Linear = 0,
+    /// Fresh mapping, with fixup.
+    Fresh = 1,
+    /// Linear map, plainly, in a thread of its own.
+    Thread = 2,
+    /// Fresh mapping, plainly, in a thread of its own.
+    FreshThread = 3,
+}
+
+/// The module's device.
+pub(crate) struct Hostile(File);
+
+impl AsRawFd for Hostile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Hostile {
+    /// Opens the device; the job has loaded the module.
+    pub(crate) fn open() -> Result<Self, String> {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fh_hostile")
+            .map(Self)
+            .map_err(|e| format!("/dev/fh_hostile: {e}"))
+    }
+
+    /// A raw call: function and arguments in, x0–x17 out.
+    pub(crate) fn raw(&self, function: u64, arguments: &[u64]) -> [u64; 18] {
+        let mut x = [0u64; 18];
+        x[0] = function;
+        x[1..=arguments.len()].copy_from_slice(arguments);
+        match sys::ioctl(self, number::<[u64; 18]>(READ_WRITE, 1), &mut x) {
+            Ok(_) => x,
+            Err(error) => panic!("raw call refused by the module: {}", sys::errno_name(error)),
+        }
+    }
+
+    /// A raw call's status.
+    pub(crate) fn call(&self, function: u32, arguments: &[u64]) -> i64 {
+        self.raw(function.into(), arguments)[0].cast_signed()
+    }
+
+    /// One counter of `el2`.
+    pub(crate) fn counter(&self, counter: u64, index: u64) -> u64 {
+        self.raw(hvc::COUNTER.into(), &[counter, index])[1]
+    }
+
+    /// Allocates 2^order frames; the first one's number.
+    pub(crate) fn alloc(&self, order: u64) -> Result<u64, i32> {
+        let mut block = Block { order, pfn: 0 };
+        sys::ioctl(self, number::<Block>(READ_WRITE, 2), &mut block)?;
+        Ok(block.pfn)
+    }
+
+    /// Frees a block; EBUSY if the host can not read all of it.
+    pub(crate) fn free(&self, pfn: u64) -> Result<i64, i32> {
+        sys::ioctl(self, number::<Block>(READ_WRITE, 3), &mut Block { order: 0, pfn })
+    }
+
+    /// The frame behind an address of this process.
+    pub(crate) fn pfn_of(&self, at: *const u8) -> Result<u64, i32> {
+        let mut ask = PfnOf { addr: at as u64, pfn: 0 };
+        sys::ioctl(self, number::<PfnOf>(READ_WRITE, 4), &mut ask)?;
+        Ok(ask.pfn)
+    }
+
+    /// One access by the kernel: what became of it, and the word loaded.
+    pub(crate) fn access(&self, pfn: u64, how: How, store: Option<u64>) -> (String, u64) {
+        let mut ask = AccessTo {
+            pfn,
+            offset: 0,
+            value: store.unwrap_or(0),
+            write: u32::from(store.is_some()),
+            how: how as u32,
+            result: 0,
+            pad: 0,
+        };
+        let seen = match sys::ioctl(self, number::<AccessTo>(READ_WRITE, 5), &mut ask) {
+            Err(error) => format!("ioctl {}", sys::errno_name(error)),
+            Ok(_) => match ask.result {
+                0 => "done".to_string(),
+                1 => "died".to_string(),
+                error => sys::errno_name(-error),
+            },
+        };
+        (seen, ask.value)
+    }
+
+    /// Writes words to the start of a frame that the host owns.
+    pub(crate) fn fill(&self, pfn: u64, words: &[u64]) -> Result<i64, i32> {
+        let mut ask = Fill { pfn, addr: words.as_ptr() as u64, bytes: size_of_val(words) as u64 };
+        sys::ioctl(self, number::<Fill>(WRITE, 6), &mut ask)
+    }
+
+    /// Maps a run of frames, RAM or not, into this process.
+    pub(crate) fn map(&self, pfn: u64, frames: usize) -> Result<Mapping, i32> {
+        Mapping::new(self, pfn << 12, frames << 12, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC)
+    }
+
+    /// Every frame of RAM that the host's linear map can not reach, in order.
+    pub(crate) fn unreachable(&self) -> Vec<u64> {
+        let mut all = Vec::new();
+        for (first, count) in ram() {
+            let mut out = vec![0u64; 0x8000];
+            let mut ask = Sweep { first, count, out: out.as_mut_ptr() as u64, room: out.len() as u64, found: 0 };
+            sys::ioctl(self, number::<Sweep>(READ_WRITE, 7), &mut ask).expect("sweep");
+            let found = usize::try_from(ask.found).expect("a count");
+            assert!(found <= out.len(), "{found} unreachable frames");
+            all.extend_from_slice(&out[..found]);
+        }
+        all
+    }
+}
+
+/// Ranges of RAM as the kernel knows them, in frames.
+pub(crate) fn ram() -> Vec<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/iomem").unwrap_or_default();
+    text.lines()
+        .filter(|line| !line.starts_with(' ') && line.ends_with(": System RAM"))
+        .filter_map(|line| {
+            let (first, rest) = line.split_once('-')?;
+            let (last, _) = rest.split_once(' ')?;
+            let first = u64::from_str_radix(first, 16).ok()? >> 12;
+            let last = u64::from_str_radix(last, 16).ok()? >> 12;
+            Some((first, last - first + 1))
+        })
+        .collect()
+}
+
+/// Runs of consecutive frames, as hexadecimal text.
+pub(crate) fn runs(frames: &[u64]) -> String {
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for &frame in frames {
+        match out.last_mut() {
+            Some((_, last)) if *last + 1 == frame => *last = frame,
+            _ => out.push((frame, frame)),
+        }
+    }
+    out.iter()
+        .map(|(a, b)| if a == b { format!("{a:x}") } else { format!("{a:x}-{b:x}") })
+        .collect::<Vec<_>>()
+        .join(",")
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Step 8 of the main job: `kill -9` of a VMM gives everything back (I8), and no word of the secret stays anywhere (I4).
+//!
+//! The scan of RAM is made from outside the machine; this side says what to look for, masked, and where it may be.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use freehold_uapi::hvc;
+
+use crate::attack::Target;
+use crate::hostile::{Hostile, runs};
+use crate::machine::{Event, Plan};
+use crate::proto;
+use crate::report::{Step, line};
+
+const STEP: Step = Step("8");
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Large enough that a leak of it shows in the host's free memory.
+const PLAN: Plan = Plan { bytes: 32 << 20, private: 32 << 20, boot: 0 };
+/// How long the machine holds still for a scan; a byte on standard input ends it early.
+const SCAN: Duration = Duration::from_secs(8);
+
+/// What must be the same before a VM and after it.
+fn books(hostile: &Hostile) -> Vec<(&'static str, u64)> {
+    [
+        ("vms", hvc::COUNTER_VMS),
+        ("foreign frames", hvc::COUNTER_FOREIGN_FRAMES),
+        ("host tables", hvc::COUNTER_HOST_TABLES),
+        ("tables free", hvc::COUNTER_TABLES_FREE),
+        ("host blocks", hvc::COUNTER_HOST_BLOCKS),
+        ("heap free", hvc::COUNTER_HEAP_FREE),
+    ]
+    .map(|(name, counter)| (name, hostile.counter(counter, 0)))
+    .to_vec()
+}
+
+/// Free memory of the host, in KiB.
+fn mem_free() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Waits until the books are as they were; what they are at last.
+pub(crate) fn settle(step: Step, case: &str, hostile: &Hostile, before: &[(&'static str, u64)]) {
+    let start = Instant::now();
+    let mut now = books(hostile);
+    while now != before && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(50));
+        now = books(hostile);
+    }
+    step.same(case, format!("{before:?}"), format!("{now:?}"));
+}
+
+/// The books at rest.
+pub(crate) fn at_rest(hostile: &Hostile) -> Vec<(&'static str, u64)> {
+    books(hostile)
+}
+
+/// The VMM that is going to be killed: boots a guest, says what a scan may know, and spins in the guest for ever.
+pub(crate) fn held() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let mut target = Target::new(&hostile, PLAN)?;
+    let words = |pair: [u64; 2]| format!("{:016x},{:016x}", pair[0], pair[1]);
+    println!("{}", words(target.boot.secret));
+    loop {
+        match target.machine.command(proto::CMD_SPIN, [1_000_000, 0, 0]) {
+            Ok(_) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Holds still for the scanner.
+fn hold_still() {
+    let mut poll = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
+    let limit = i32::try_from(SCAN.as_millis()).unwrap_or(8000);
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, limit) };
+    if poll.revents & libc::POLLIN != 0 {
+        let _ = std::io::stdin().read(&mut [0; 64]);
+    } else if poll.revents != 0 {
+        std::thread::sleep(SCAN);
+    }
+}
+
+/// Runs the step.
+pub(crate) fn killed() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let before = books(&hostile);
+    let free_before = mem_free();
+    STEP.same("no-vm-before", 0, before[0].1);
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut child = Command::new(me)
+        .arg("held")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("spawn: {e}"))?;
+    let mut secret = String::new();
+    let out = child.stdout.take().ok_or("no pipe")?;
+    let _ = BufReader::new(out).read_line(&mut secret);
+    let told = secret.trim().len() == 33;
+    STEP.judged("masked-secret", "two words", secret.trim(), told);
+    if told {
+        let [a, b] = proto::SECRET_MASK;
+        line(&format!("{{\"secret_masked\":\"{}\",\"mask\":\"{a:016x},{b:016x}\"}}", secret.trim()));
+        let foreign = hostile.unreachable();
+        for part in runs(&foreign).split(',').collect::<Vec<_>>().chunks(32) {
+            line(&format!("{{\"unreachable\":\"{}\"}}", part.join(",")));
+        }
+        let carveouts: Vec<String> = (0..2)
+            .map(|i| {
+                let base = hostile.counter(hvc::COUNTER_CARVEOUT_BASE, i);
+                format!("{base:x}-{:x}", base + hostile.counter(hvc::COUNTER_CARVEOUT_FRAMES, i) - 1)
+            })
+            .collect();
+        line(&format!("{{\"carveouts\":\"{}\"}}", carveouts.join(",")));
+        // All that the VM owns but the one page that it shares.
+        let owned = hostile.counter(hvc::COUNTER_FOREIGN_FRAMES, 0).saturating_sub(1);
+        STEP.same("frames-out-of-reach-are-those-el2-counts", owned, foreign.len());
+        line("{\"scan\":\"alive\"}");
+        hold_still();
+    }
+    STEP.judged("vm-lives-during-the-scan", "1 VM", hostile.counter(hvc::COUNTER_VMS, 0), hostile.counter(hvc::COUNTER_VMS, 0) == 1);
+    child.kill().map_err(|e| format!("kill: {e}"))?;
+    let _ = child.wait();
+    settle(STEP, "memory-back", &hostile, &before);
+    STEP.same("all-frames-in-reach", "", runs(&hostile.unreachable()));
+    let free_after = mem_free();
+    STEP.judged(
+        "host-memory-back",
+        "within 8 MiB",
+        format!("{} KiB less", free_before - free_after),
+        (free_before - free_after).abs() < 8192,
+    );
+    line("{\"scan\":\"dead\"}");
+    hold_still();
+    Ok(())
+}
+
+/// Ends a machine in good order; used where a suite needs the end itself to be right.
+pub(crate) fn off(machine: &mut crate::machine::Machine) -> Event {
+    machine.last_command(proto::CMD_OFF, [0; 3])
+}

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A protected VM with one vCPU and one slot, and the device through which its program is told what to do.
+//!
+//! The steps are KVM's: create the VM, its `guest_memfd`, the slot, the vCPU; write the program through `mmap`; convert
+//! to private; run. The program asks for commands by loads from the device and answers by stores (`proto`).
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use freehold_uapi::ioctl as abi;
+use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region2, kvm_vcpu_init};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+
+use crate::gmem::Gmem;
+use crate::proto;
+use crate::sys::{self, Mapping, errno_name};
+
+/// The driver's node.
+pub(crate) const NODE: &std::ffi::CStr = c"/dev/freehold";
+const PROGRAM: &str = "/lib/guest.bin";
+/// `CREATE_VM` type of every VM here: protected, 40 bits of address.
+pub(crate) const VM_TYPE: u64 = abi::KVM_VM_TYPE_ARM_PROTECTED | 40;
+
+/// Sizes and boot flags of a machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    /// Bytes of RAM declared.
+    pub(crate) bytes: u64,
+    /// Bytes converted to private before the first run, from the start.
+    pub(crate) private: u64,
+    /// Boot flags for the program.
+    pub(crate) boot: u64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0 }
+    }
+}
+
+/// What the program said before it asked for its first command.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Boot {
+    pub(crate) hash: u64,
+    pub(crate) hash_ok: u64,
+    pub(crate) facts: u64,
+    /// Masked; this program never takes the mask off.
+    pub(crate) secret: [u64; 2],
+    pub(crate) shared: u64,
+    pub(crate) console: String,
+}
+
+/// Why a vCPU came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It asks for a command; [`Machine::answer`] it before the next run.
+    Asks,
+    /// It stored to a device register.
+    Stored(u64, u64),
+    /// A signal, or `immediate_exit`.
+    Interrupted,
+    /// It asked for an end: `KVM_SYSTEM_EVENT_*`.
+    System(u32),
+    /// It can not go on; the text says why.
+    Broken(String),
+}
+
+/// The VM.
+pub(crate) struct Machine {
+    /// Kept: the VM lives as long as its vCPU and this.
+    pub(crate) vm: VmFd,
+    pub(crate) vcpu: VcpuFd,
+    pub(crate) gmem: Arc<Gmem>,
+    pub(crate) ram: Arc<Mapping>,
+    pub(crate) program: Vec<u8>,
+    /// The run page, mapped a second time, to look for what must not be there.
+    run_page: Mapping,
+    run_bytes: usize,
+    arguments: [u64; 3],
+    results: [u64; 3],
+    boot: Boot,
+    /// Bytes that no exit may show, and whether one did.
+    pub(crate) watch: Option<[u8; 8]>,
+    pub(crate) leaked: bool,
+    /// Runs that a signal ended.
+    pub(crate) interruptions: u32,
+}
+
+fn err(what: &str, error: i32) -> String {
+    format!("{what}: {}", errno_name(error))
+}
+
+/// Opens the driver's node.
+pub(crate) fn open() -> Result<Kvm, String> {
+    Kvm::new_with_path(NODE).map_err(|e| err("open /dev/freehold", e.errno()))
+}
+
+/// Creates a `guest_memfd` that starts host mappable.
+pub(crate) fn new_gmem(vm: &VmFd, bytes: u64) -> Result<Gmem, i32> {
+    let ask = kvm_create_guest_memfd {
+        size: bytes,
+        flags: abi::GUEST_MEMFD_FLAG_MMAP | abi::GUEST_MEMFD_FLAG_INIT_SHARED,
+        ..Default::default()
+    };
+    vm.create_guest_memfd(ask).map(Gmem::new).map_err(|e| e.errno())
+}
+
+/// Binds a range of a `guest_memfd` to guest addresses.
+pub(crate) fn set_slot(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, gmem: &Gmem, offset: u64) -> Result<(), i32> {
+    let region = kvm_userspace_memory_region2 {
+        slot,
+        flags: u32::try_from(abi::KVM_MEM_GUEST_MEMFD).unwrap_or(0),
+        guest_phys_addr: gpa,
+        memory_size: bytes,
+        userspace_addr: 0,
+        guest_memfd_offset: offset,
+        guest_memfd: gmem.as_raw_fd().cast_unsigned(),
+        ..Default::default()
+    };
+    // SAFETY: a protected VM's slot gives the guest the file's pages, never memory of this process.
+    unsafe { vm.set_user_memory_region2(region) }.map_err(|e| e.errno())
+}
+
+impl Machine {
+    /// Creates the VM and writes the program into it; nothing is private yet.
+    pub(crate) fn new(plan: Plan) -> Result<Self, String> {
+        let program = std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))?;
+        let kvm = open()?;
+        let vm = kvm.create_vm_with_type(VM_TYPE).map_err(|e| err("CREATE_VM", e.errno()))?;
+        let gmem = new_gmem(&vm, plan.bytes).map_err(|e| err("CREATE_GUEST_MEMFD", e))?;
+        let bytes = usize::try_from(plan.bytes).map_err(|e| e.to_string())?;
+        let ram = gmem.map(bytes).map_err(|e| err("mmap of the guest_memfd", e))?;
+        ram.copy_in(0, &program);
+        set_slot(&vm, 0, proto::RAM_BASE, plan.bytes, &gmem, 0).map_err(|e| err("SET_USER_MEMORY_REGION2", e))?;
+        let vcpu = new_vcpu(&vm, 0)?;
+        for (id, value) in [
+            (abi::KVM_REG_X0, plan.boot),
+            (abi::KVM_REG_X0 + 2, entropy()),
+            (abi::KVM_REG_PC, proto::RAM_BASE),
+            (abi::KVM_REG_PSTATE, proto::START_PSTATE),
+        ] {
+            vcpu.set_one_reg(id, &value.to_le_bytes()).map_err(|e| err("SET_ONE_REG", e.errno()))?;
+        }
+        let run_bytes = kvm.get_vcpu_mmap_size().map_err(|e| err("GET_VCPU_MMAP_SIZE", e.errno()))?;
+        let run_page = Mapping::new(&vcpu, 0, run_bytes, libc::PROT_READ).map_err(|e| err("mmap of the vCPU", e))?;
+        Ok(Self {
+            vm,
+            vcpu,
+            gmem: Arc::new(gmem),
+            ram: Arc::new(ram),
+            program,
+            run_page,
+            run_bytes,
+            arguments: [0; 3],
+            results: [0; 3],
+            boot: Boot::default(),
+            watch: None,
+            leaked: false,
+            interruptions: 0,
+        })
+    }
+
+    /// A machine whose memory is private and whose program waits for its first command.
+    pub(crate) fn booted(plan: Plan) -> Result<(Self, Boot), String> {
+        let mut machine = Self::new(plan)?;
+        machine.gmem.to_private(0, plan.private, 0).map_err(|(e, at)| err(&format!("convert, at {at:#x}"), e))?;
+        let boot = machine.boot()?;
+        Ok((machine, boot))
+    }
+
+    /// Runs the program until it asks for its first command.
+    pub(crate) fn boot(&mut self) -> Result<Boot, String> {
+        loop {
+            match self.step() {
+                Event::Asks => return Ok(self.boot.clone()),
+                Event::Interrupted => self.interruptions += 1,
+                Event::Stored(register, value) => self.note(register, value),
+                other => return Err(format!("boot ended with {other:?}; {:?}", self.boot)),
+            }
+        }
+    }
+
+    /// Has the program carry out one command; its three results.
+    pub(crate) fn command(&mut self, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
+        self.answer(command, arguments);
+        let mut ended = false;
+        loop {
+            match self.step() {
+                Event::Asks if ended => return Ok(self.results),
+                Event::Interrupted => self.interruptions += 1,
+                Event::Stored(register, value) => {
+                    ended |= register == proto::REG_RESULT0;
+                    self.note(register, value);
+                }
+                other => return Err(format!("command {command} ended with {other:?}")),
+            }
+        }
+    }
+
+    /// Has the program carry out a command from which it does not come back; how it ended.
+    pub(crate) fn last_command(&mut self, command: u64, arguments: [u64; 3]) -> Event {
+        self.answer(command, arguments);
+        loop {
+            match self.step() {
+                Event::Interrupted | Event::Stored(..) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Puts a command where the pending load takes it from.
+    pub(crate) fn answer(&mut self, command: u64, arguments: [u64; 3]) {
+        self.arguments = arguments;
+        self.results = [0; 3];
+        self.vcpu.get_kvm_run().__bindgen_anon_1.mmio.data = command.to_le_bytes();
+    }
+
+    fn note(&mut self, register: u64, value: u64) {
+        match register {
+            proto::REG_CONSOLE => self.boot.console.push(char::from(value.to_le_bytes()[0])),
+            proto::REG_RESULT0 => self.results[0] = value,
+            proto::REG_RESULT1 => self.results[1] = value,
+            proto::REG_RESULT2 => self.results[2] = value,
+            proto::REG_BOOT_HASH => self.boot.hash = value,
+            proto::REG_BOOT_HASH_OK => self.boot.hash_ok = value,
+            proto::REG_BOOT_FACTS => self.boot.facts = value,
+            proto::REG_BOOT_SECRET0 => self.boot.secret[0] = value,
+            proto::REG_BOOT_SECRET1 => self.boot.secret[1] = value,
+            proto::REG_BOOT_SHARED => self.boot.shared = value,
+            proto::REG_PANIC_ESR | proto::REG_PANIC_ELR | proto::REG_PANIC_FAR => {
+                println!("guest panic: register {register:#x} = {value:#x}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Enters the guest once, and answers argument and scratch loads by itself.
+    pub(crate) fn step(&mut self) -> Event {
+        loop {
+            let arguments = self.arguments;
+            let event = match self.vcpu.run() {
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    let value = match address.wrapping_sub(proto::DEVICE) {
+                        proto::REG_COMMAND => None,
+                        proto::REG_ARG0 => Some(arguments[0]),
+                        proto::REG_ARG1 => Some(arguments[1]),
+                        proto::REG_ARG2 => Some(arguments[2]),
+                        _ => Some(u64::MAX),
+                    };
+                    if let Some(value) = value {
+                        let bytes = data.len();
+                        data.copy_from_slice(&value.to_le_bytes()[..bytes]);
+                    }
+                    if value.is_some() { None } else { Some(Event::Asks) }
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    let mut word = [0; 8];
+                    word[..data.len()].copy_from_slice(data);
+                    Some(Event::Stored(address.wrapping_sub(proto::DEVICE), u64::from_le_bytes(word)))
+                }
+                Ok(VcpuExit::SystemEvent(kind, _)) => Some(Event::System(kind)),
+                Ok(VcpuExit::Intr) => Some(Event::Interrupted),
+                Ok(other) => Some(Event::Broken(format!("{other:?}"))),
+                Err(error) if error.errno() == libc::EINTR => Some(Event::Interrupted),
+                Err(error) => Some(Event::Broken(format!("KVM_RUN {}", errno_name(error.errno())))),
+            };
+            self.look_for_watched();
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn look_for_watched(&mut self) {
+        if let Some(watched) = self.watch {
+            let seen = self.run_page.copy_out(0, self.run_bytes);
+            self.leaked |= seen.windows(8).any(|bytes| bytes == watched)
+                || seen.windows(4).any(|bytes| bytes == &watched[..4] || bytes == &watched[4..]);
+        }
+    }
+}
+
+/// Creates and initialises a vCPU.
+pub(crate) fn new_vcpu(vm: &VmFd, index: u64) -> Result<VcpuFd, String> {
+    let vcpu = vm.create_vcpu(index).map_err(|e| err("CREATE_VCPU", e.errno()))?;
+    let mut init = kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut init).map_err(|e| err("ARM_PREFERRED_TARGET", e.errno()))?;
+    init.features[0] |= 1 << abi::KVM_ARM_VCPU_PSCI_0_2;
+    vcpu.vcpu_init(&init).map_err(|e| err("ARM_VCPU_INIT", e.errno()))?;
+    Ok(vcpu)
+}
+
+/// A word that differs from run to run.
+pub(crate) fn entropy() -> u64 {
+    let mut word = [0u8; 8];
+    // SAFETY: the buffer has room for what is asked.
+    let got = unsafe { libc::getrandom(word.as_mut_ptr().cast(), word.len(), libc::GRND_NONBLOCK) };
+    if got == 8 {
+        return u64::from_le_bytes(word);
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos() & u128::from(u64::MAX)).unwrap_or(1)
+}
+
+/// Reads one `el2` counter through the driver.
+pub(crate) fn counter(kvm: &impl AsRawFd, counter: u64, index: u64) -> Result<u64, i32> {
+    let mut word = counter | index << 32;
+    sys::ioctl(kvm, abi::FREEHOLD_COUNTER, &mut word)?;
+    Ok(word)
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Makes one access in a forked child and says what became of it.
+//!
+//! The child's handler turns the signal into an exit status; an alarm ends a child that a fault loop would keep.
+
+use crate::sys::errno_name;
+
+/// How to touch an address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    /// A load of 8 bytes.
+    Load,
+    /// A store of 8 bytes.
+    Store,
+    /// A jump to it.
+    Fetch,
+}
+
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
+    let code = unsafe { (*info).si_code };
+    // SAFETY: ends the process without running anything of ours.
+    unsafe { libc::_exit(0x80 | (signal << 3) | (code & 7)) }
+}
+
+fn touch(at: *mut u8, access: Access) {
+    match access {
+        Access::Load => {
+            // SAFETY: in the child; a fault ends it, and that is the answer.
+            let value = unsafe { at.cast::<u64>().read_volatile() };
+            std::hint::black_box(value);
+        }
+        // SAFETY: as above; the address is a test mapping's.
+        Access::Store => unsafe { at.cast::<u64>().write_volatile(0x5a5a) },
+        Access::Fetch => {
+            // SAFETY: an address is a valid function pointer; what it does is the child's own end.
+            let there: extern "C" fn() = unsafe { std::mem::transmute(at) };
+            there();
+        }
+    }
+}
+
+fn arm_handlers() {
+    for signal in [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGTRAP] {
+        // SAFETY: all zeroes is a valid sigaction.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        // SAFETY: the handler only calls _exit, which is async-signal-safe.
+        unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    }
+    // SAFETY: a plain number.
+    unsafe { libc::alarm(20) };
+}
+
+/// Says "done" if the access went through, else the signal, as `SIGBUS`, `SIGSEGV`, or `stuck` after 20 seconds.
+pub(crate) fn probe(at: *mut u8, access: Access) -> String {
+    // SAFETY: the child only touches one address and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        arm_handlers();
+        touch(at, access);
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    if child < 0 {
+        return format!("no child: {}", errno_name(crate::sys::last_errno()));
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child just made.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    describe(status)
+}
+
+fn describe(status: i32) -> String {
+    if libc::WIFSIGNALED(status) {
+        return match libc::WTERMSIG(status) {
+            libc::SIGALRM => "stuck".to_string(),
+            other => format!("killed by signal {other}"),
+        };
+    }
+    match libc::WEXITSTATUS(status) {
+        0 => "done".to_string(),
+        coded if coded & 0x80 != 0 => match (coded & 0x78) >> 3 {
+            libc::SIGBUS => "SIGBUS".to_string(),
+            libc::SIGSEGV => "SIGSEGV".to_string(),
+            libc::SIGILL => "SIGILL".to_string(),
+            other => format!("signal {other}"),
+        },
+        other => format!("exit {other}"),
+    }
+}

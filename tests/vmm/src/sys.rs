@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The few system calls that the tests make by hand, each with its errno as the error.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+
+/// Name of an errno, or its number.
+pub(crate) fn errno_name(error: i32) -> String {
+    let name = match error {
+        0 => "0",
+        libc::EPERM => "EPERM",
+        libc::ENOENT => "ENOENT",
+        libc::EINTR => "EINTR",
+        libc::ENXIO => "ENXIO",
+        libc::E2BIG => "E2BIG",
+        libc::EBADF => "EBADF",
+        libc::EAGAIN => "EAGAIN",
+        libc::ENOMEM => "ENOMEM",
+        libc::EFAULT => "EFAULT",
+        libc::EBUSY => "EBUSY",
+        libc::EEXIST => "EEXIST",
+        libc::ENODEV => "ENODEV",
+        libc::EINVAL => "EINVAL",
+        libc::ENOTTY => "ENOTTY",
+        libc::ENOSPC => "ENOSPC",
+        libc::ETIMEDOUT => "ETIMEDOUT",
+        libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::ENOEXEC => "ENOEXEC",
+        libc::EIO => "EIO",
+        other => return format!("errno {other}"),
+    };
+    name.to_string()
+}
+
+/// What a system call answered: "0" or more as a number, or the errno's name.
+pub(crate) fn outcome(result: Result<i64, i32>) -> String {
+    match result {
+        Ok(value) => value.to_string(),
+        Err(error) => errno_name(error),
+    }
+}
+
+/// The errno of the last system call of this thread.
+pub(crate) fn last_errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+fn checked(value: i64) -> Result<i64, i32> {
+    if value < 0 { Err(last_errno()) } else { Ok(value) }
+}
+
+/// ioctl with a plain argument.
+pub(crate) fn ioctl_value(fd: &impl AsRawFd, request: u32, argument: u64) -> Result<i64, i32> {
+    // SAFETY: the argument is what the test wants to say, right or wrong; the kernel checks it, and where it is an
+    // address, the caller keeps the memory behind it alive (or means it to be bad).
+    checked(i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), request as _, argument) }))
+}
+
+/// ioctl with a structure that the kernel reads, and maybe writes.
+pub(crate) fn ioctl<T>(fd: &impl AsRawFd, request: u32, argument: &mut T) -> Result<i64, i32> {
+    ioctl_value(fd, request, std::ptr::from_mut(argument) as u64)
+}
+
+/// Takes over a descriptor that an ioctl answered.
+pub(crate) fn owned(fd: i64) -> OwnedFd {
+    let fd = RawFd::try_from(fd).unwrap_or(-1);
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A shared mapping, unmapped when dropped.
+pub(crate) struct Mapping {
+    at: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is memory of the whole process; accesses to it are volatile and judged by the tests.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `bytes` of a file from `offset`.
+    pub(crate) fn new(fd: &impl AsRawFd, offset: u64, bytes: usize, protection: i32) -> Result<Self, i32> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd.as_raw_fd(), offset.cast_signed())
+        };
+        match NonNull::new(at.cast::<u8>()) {
+            Some(at) if at.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { at, bytes }),
+            _ => Err(last_errno()),
+        }
+    }
+
+    /// Address of the byte at `offset`.
+    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
+        assert!(offset < self.bytes);
+        self.at.as_ptr().wrapping_add(offset)
+    }
+
+    /// Stores a word.
+    pub(crate) fn store(&self, offset: usize, value: u64) {
+        let at = self.at(offset).cast::<u64>();
+        assert!(offset.is_multiple_of(8));
+        // SAFETY: inside the mapping and aligned, as just checked.
+        unsafe { at.write_volatile(value) }
+    }
+
+    /// Loads a word.
+    pub(crate) fn load(&self, offset: usize) -> u64 {
+        let at = self.at(offset).cast::<u64>();
+        assert!(offset.is_multiple_of(8));
+        // SAFETY: inside the mapping and aligned, as just checked.
+        unsafe { at.read_volatile() }
+    }
+
+    /// Copies bytes in.
+    pub(crate) fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.bytes);
+        for (i, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.store(offset + i * 8, u64::from_le_bytes(word));
+        }
+    }
+
+    /// Copies bytes out; `offset` is a multiple of 8.
+    pub(crate) fn copy_out(&self, offset: usize, bytes: usize) -> Vec<u8> {
+        let words = bytes.div_ceil(8);
+        let mut out: Vec<u8> = (0..words).flat_map(|i| self.load(offset + i * 8).to_le_bytes()).collect();
+        out.truncate(bytes);
+        out
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this mapping is ours and nobody holds a borrow of it any more.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A pipe: its read end and its write end.
+pub(crate) fn pipe() -> (OwnedFd, OwnedFd) {
+    let mut fds = [-1; 2];
+    // SAFETY: the array has room for two descriptors.
+    let done = unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) };
+    assert_eq!(done, 0, "no pipe");
+    (owned(fds[0].into()), owned(fds[1].into()))
+}
+
+/// write(2) from any address.
+pub(crate) fn write_from(fd: &impl AsRawFd, at: *const u8, bytes: usize) -> Result<i64, i32> {
+    // SAFETY: the kernel reads from the address with its own fixups; that it may fail is what is tested.
+    checked(unsafe { libc::write(fd.as_raw_fd(), at.cast(), bytes) } as i64)
+}
+
+/// read(2) to any address.
+pub(crate) fn read_to(fd: &impl AsRawFd, at: *mut u8, bytes: usize) -> Result<i64, i32> {
+    // SAFETY: callers pass memory of a test mapping, never of a Rust object.
+    checked(unsafe { libc::read(fd.as_raw_fd(), at.cast(), bytes) } as i64)
+}
+
+/// vmsplice(2): the pipe holds the page itself.
+pub(crate) fn vmsplice(fd: &impl AsRawFd, at: *mut u8, bytes: usize) -> Result<i64, i32> {
+    let vector = libc::iovec { iov_base: at.cast(), iov_len: bytes };
+    // SAFETY: the vector is alive during the call; the memory behind it is a test mapping.
+    checked(unsafe { libc::vmsplice(fd.as_raw_fd(), &raw const vector, 1, 0) } as i64)
+}
+
+/// fallocate(2).
+pub(crate) fn fallocate(fd: &impl AsRawFd, mode: i32, offset: i64, bytes: i64) -> Result<i64, i32> {
+    // SAFETY: plain numbers.
+    checked(i64::from(unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset, bytes) }))
+}
+
+/// Keeps this thread on one CPU.
+pub(crate) fn pin_to(cpu: usize) {
+    // SAFETY: all zeroes is an empty CPU set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is ours; CPU_SET checks the bound.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is alive during the call.
+    unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+}
+
+/// Online CPUs.
+pub(crate) fn cpus() -> usize {
+    // SAFETY: asks for a number.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
+}
