@@ -16,10 +16,15 @@
 )]
 
 pub mod cell;
+pub mod exit;
+pub mod guest_call;
 pub mod handle;
 pub mod psci;
 mod refused;
+pub mod registers;
 pub mod smc;
+pub mod sysreg;
+pub mod vcpu;
 pub mod vm;
 
 pub use refused::Refused;

@@ -145,7 +145,10 @@ impl<A: Cell> VmCell<A> {
 
 impl VmCell<core::sync::atomic::AtomicU64> {
     /// A slot that was never used, for a static.
-    #[allow(clippy::declare_interior_mutable_const, reason = "the constant is only the initial value of array elements")]
+    #[allow(
+        clippy::declare_interior_mutable_const,
+        reason = "the constant is only the initial value of array elements"
+    )]
     pub const NEW: Self = {
         const ZERO: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
         const VCPU: VcpuCell<core::sync::atomic::AtomicU64> = VcpuCell { phase: ZERO, block: ZERO, kicked: ZERO };
@@ -353,8 +356,8 @@ impl<'a, A: Cell> Vms<'a, A> {
             (VcpuPhase::Ready, Purpose::Run | Purpose::Registers)
             | (VcpuPhase::Parked, Purpose::Run | Purpose::Answer) => Ok(()),
         };
-        let taken = allowed
-            .and_then(|()| vcpu.phase.exchange(seen, VcpuPhase::Claimed.pack()).map_err(|_| Refused::VcpuBusy));
+        let taken =
+            allowed.and_then(|()| vcpu.phase.exchange(seen, VcpuPhase::Claimed.pack()).map_err(|_| Refused::VcpuBusy));
         match taken {
             Ok(()) => Ok(Claimed { cell, vcpu, after: before }),
             Err(why) => {

@@ -173,10 +173,12 @@ fn run_and_destroy_race_to_one_winner() {
         let vms = Vms::new(&c);
         let handle = live(vms);
         std::thread::scope(|scope| {
-            let run = scope.spawn(|| vms.claim(handle, vcpu(0), Purpose::Run).map(|claim| {
-                assert_eq!(vms.phase(handle), Ok(Phase::Live), "alive for as long as it is claimed");
-                drop(claim);
-            }));
+            let run = scope.spawn(|| {
+                vms.claim(handle, vcpu(0), Purpose::Run).map(|claim| {
+                    assert_eq!(vms.phase(handle), Ok(Phase::Live), "alive for as long as it is claimed");
+                    drop(claim);
+                })
+            });
             let end = scope.spawn(|| vms.destroy(handle));
             let (run, end) = (run.join().unwrap(), end.join().unwrap());
             assert!(run.is_ok() || end.is_ok());

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Calls that a protected guest makes (D15): pKVM's guest ABI, PSCI and SMCCC, as far as `freehold_uapi::guest` says.
+//!
+//! Decides only. A memory call names a run of guest frames that are all in the state the call wants *now*; the host
+//! acts on it and `el2` checks again when it accepts. Nothing unknown succeeds.
+
+use freehold_mem::Gfn;
+use freehold_uapi::{guest, hvc};
+
+use crate::exit::{Request, Wish};
+
+/// What stands at a guest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Outside every RAM range.
+    Outside,
+    /// RAM that was not given yet.
+    Empty,
+    /// The guest's alone.
+    Private,
+    /// The guest's, and lent to the host.
+    Shared,
+    /// Revoked by force.
+    Poisoned,
+}
+
+/// What the memory model knows of a guest's address space.
+pub trait Space {
+    /// What stands at `gfn`.
+    fn backing(&self, gfn: Gfn) -> Backing;
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// x0–x3 take these and the guest goes on.
+    Return([u64; 4]),
+    /// The host must act; the call is made again unless it was accepted.
+    Ask(Request),
+    /// The call needs this guest frame backed first; it is made again then.
+    Back(Gfn),
+    /// The VM is to be switched off.
+    Off,
+    /// The VM is to be reset.
+    Reset,
+}
+
+const fn status(code: i64) -> Outcome {
+    Outcome::Return([code.cast_unsigned(), 0, 0, 0])
+}
+
+const UNKNOWN: Outcome = status(guest::NOT_SUPPORTED);
+const INVALID: Outcome = status(guest::INVALID_PARAMETER);
+
+/// Identifiers are 32 bits wide; bit 16 is the SVE hint of SMCCC 1.3.
+const ID_MASK: u64 = 0xfffe_ffff;
+
+/// Decides the call with immediate `imm` and registers x0–x3.
+pub fn serve(imm: u16, [x0, x1, x2, x3]: [u64; 4], space: &impl Space) -> Outcome {
+    if imm != 0 {
+        return UNKNOWN;
+    }
+    let Ok(id) = u32::try_from(x0 & ID_MASK) else { return UNKNOWN };
+    match id {
+        guest::SMCCC_VERSION => Outcome::Return([0x1_0002, 0, 0, 0]),
+        guest::SMCCC_ARCH_FEATURES => status(feature(x1, &[guest::SMCCC_VERSION, guest::SMCCC_ARCH_FEATURES])),
+        guest::VENDOR_UID => Outcome::Return(guest::PKVM_UID.map(u64::from)),
+        guest::VENDOR_FEATURES => Outcome::Return([u64::from(guest::FEATURES), 0, 0, 0]),
+        guest::HYP_MEMINFO if x1 | x2 | x3 == 0 => Outcome::Return([guest::GRANULE, 1, 0, 0]),
+        guest::MEM_SHARE if x3 == 0 => run(Wish::Share, x1, x2, space),
+        guest::MEM_UNSHARE if x3 == 0 => run(Wish::Unshare, x1, x2, space),
+        guest::MEM_RELINQUISH if x2 | x3 == 0 => run(Wish::Relinquish, x1, 1, space),
+        guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH => INVALID,
+        guest::PSCI_VERSION => Outcome::Return([0x1_0001, 0, 0, 0]),
+        guest::PSCI_FEATURES => status(feature(
+            x1,
+            &[
+                guest::SMCCC_VERSION,
+                guest::PSCI_VERSION,
+                guest::PSCI_SYSTEM_OFF,
+                guest::PSCI_SYSTEM_RESET,
+                guest::PSCI_FEATURES,
+            ],
+        )),
+        guest::PSCI_SYSTEM_OFF => Outcome::Off,
+        guest::PSCI_SYSTEM_RESET => Outcome::Reset,
+        _ => UNKNOWN,
+    }
+}
+
+fn feature(asked: u64, served: &[u32]) -> i64 {
+    if served.iter().any(|id| u64::from(*id) == asked & 0xffff_ffff) { guest::OK } else { guest::NOT_SUPPORTED }
+}
+
+/// The run from `ipa` on, `count` long (0 means 1), cut where a frame is not in the state that the wish needs.
+fn run(wish: Wish, ipa: u64, count: u64, space: &impl Space) -> Outcome {
+    if !ipa.is_multiple_of(guest::GRANULE) {
+        return INVALID;
+    }
+    let Some(first) = Gfn::new(ipa / guest::GRANULE) else { return INVALID };
+    match (space.backing(first), wish) {
+        (Backing::Private, Wish::Share | Wish::Relinquish) | (Backing::Shared, Wish::Unshare) => {}
+        // A balloon gives up pages that it never touched: there is nothing to give.
+        (Backing::Empty, Wish::Relinquish) => return status(guest::OK),
+        (Backing::Empty, Wish::Share) => return Outcome::Back(first),
+        (Backing::Outside | Backing::Poisoned, _)
+        | (Backing::Empty, Wish::Unshare)
+        | (Backing::Private, Wish::Unshare)
+        | (Backing::Shared, Wish::Share | Wish::Relinquish) => return INVALID,
+    }
+    let wanted = space.backing(first);
+    let asked = count.clamp(1, hvc::MAX_RUN);
+    let fits = |offset: &u64| {
+        first.raw().checked_add(*offset).and_then(Gfn::new).is_some_and(|gfn| space.backing(gfn) == wanted)
+    };
+    let more = u64::try_from((1..asked).take_while(fits).count()).unwrap_or(0);
+    Outcome::Ask(Request { wish, first, count: more.saturating_add(1) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Map;
+
+    impl Space for Map {
+        // 0x100..0x200 private, 0x200..0x204 shared, 0x204 poisoned, 0x205..0x300 empty; the last frame is RAM too.
+        fn backing(&self, gfn: Gfn) -> Backing {
+            match gfn.raw() {
+                0x100..0x200 | 0xfff_ffff => Backing::Private,
+                0x200..0x204 => Backing::Shared,
+                0x204 => Backing::Poisoned,
+                0x205..0x300 => Backing::Empty,
+                _ => Backing::Outside,
+            }
+        }
+    }
+
+    fn call(id: u32, x1: u64, x2: u64, x3: u64) -> Outcome {
+        serve(0, [u64::from(id), x1, x2, x3], &Map)
+    }
+
+    fn ask(wish: Wish, first: u64, count: u64) -> Outcome {
+        Outcome::Ask(Request { wish, first: Gfn::new(first).unwrap(), count })
+    }
+
+    #[test]
+    fn every_declared_call_is_served() {
+        for declared in guest::CALLS {
+            // The feature queries ask about themselves.
+            assert_ne!(call(declared.id, u64::from(guest::SMCCC_VERSION), 0, 0), UNKNOWN, "{}", declared.name);
+        }
+    }
+
+    #[test]
+    fn nothing_unknown_succeeds() {
+        for id in [0, 0x8400_0003, 0x8600_0001, 0xC600_0005, 0xC600_0080, 0xC400_0003, 0xffff_ffff, 0x8600_003f] {
+            assert_eq!(call(id, 0, 0, 0), UNKNOWN, "{id:#x}");
+        }
+        assert_eq!(serve(1, [u64::from(guest::SMCCC_VERSION), 0, 0, 0], &Map), UNKNOWN);
+        assert_eq!(call(guest::PSCI_FEATURES, 0xC400_0003, 0, 0), UNKNOWN);
+        assert_eq!(call(guest::SMCCC_ARCH_FEATURES, 0x8000_8000, 0, 0), UNKNOWN);
+    }
+
+    #[test]
+    fn queries_answer_what_the_abi_says() {
+        assert_eq!(call(guest::VENDOR_UID, 9, 9, 9), Outcome::Return(guest::PKVM_UID.map(u64::from)));
+        assert_eq!(call(guest::HYP_MEMINFO, 0, 0, 0), Outcome::Return([4096, 1, 0, 0]));
+        assert_eq!(call(guest::HYP_MEMINFO, 0, 0, 1), INVALID);
+        assert_eq!(call(guest::PSCI_FEATURES, u64::from(guest::PSCI_SYSTEM_OFF), 0, 0), status(guest::OK));
+        assert_eq!(call(guest::PSCI_SYSTEM_OFF, 0, 0, 0), Outcome::Off);
+        assert_eq!(call(guest::PSCI_SYSTEM_RESET, 0, 0, 0), Outcome::Reset);
+        let hinted = serve(0, [u64::from(guest::PSCI_VERSION | 1 << 16), 0, 0, 0], &Map);
+        assert_eq!(hinted, Outcome::Return([0x1_0001, 0, 0, 0]));
+    }
+
+    #[test]
+    fn a_run_ends_where_the_state_changes() {
+        assert_eq!(call(guest::MEM_SHARE, 0x1f_e000, 8, 0), ask(Wish::Share, 0x1fe, 2));
+        assert_eq!(call(guest::MEM_SHARE, 0x10_0000, 0, 0), ask(Wish::Share, 0x100, 1));
+        assert_eq!(call(guest::MEM_UNSHARE, 0x20_0000, u64::MAX, 0), ask(Wish::Unshare, 0x200, 4));
+        assert_eq!(call(guest::MEM_SHARE, 0xff_ffff_f000, 5, 0), ask(Wish::Share, 0xfff_ffff, 1));
+        assert_eq!(call(guest::MEM_RELINQUISH, 0x10_0000, 0, 0), ask(Wish::Relinquish, 0x100, 1));
+    }
+
+    #[test]
+    fn a_frame_in_the_wrong_state_is_an_invalid_parameter() {
+        for (id, ipa) in [
+            (guest::MEM_SHARE, 0x20_0000),      // shared already
+            (guest::MEM_SHARE, 0x20_4000),      // poisoned
+            (guest::MEM_SHARE, 0x30_0000),      // outside
+            (guest::MEM_SHARE, 0x10_0001),      // not aligned
+            (guest::MEM_SHARE, 1 << 40),        // beyond the address space
+            (guest::MEM_SHARE, u64::MAX << 12), // far beyond
+            (guest::MEM_UNSHARE, 0x10_0000),    // private
+            (guest::MEM_UNSHARE, 0x20_5000),    // empty
+            (guest::MEM_RELINQUISH, 0x20_0000), // lent
+        ] {
+            assert_eq!(call(id, ipa, 0, 0), INVALID, "{id:#x} {ipa:#x}");
+        }
+        assert_eq!(call(guest::MEM_SHARE, 0x10_0000, 1, 7), INVALID, "reserved argument");
+        assert_eq!(call(guest::MEM_RELINQUISH, 0x10_0000, 1, 0), INVALID, "reserved argument");
+    }
+
+    #[test]
+    fn an_empty_frame_is_backed_before_it_is_shared_and_nothing_to_relinquish() {
+        assert_eq!(call(guest::MEM_SHARE, 0x20_5000, 1, 0), Outcome::Back(Gfn::new(0x205).unwrap()));
+        assert_eq!(call(guest::MEM_RELINQUISH, 0x20_5000, 0, 0), status(guest::OK));
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The registers of a vCPU that is not running, as a port.
+
+/// General registers, program counter and state of one vCPU, and how its EL1 is given an exception.
+pub trait Registers {
+    /// Reads x0–x30; 31 reads as zero.
+    fn x(&self, n: u8) -> u64;
+    /// Writes x0–x30; a write to 31 is dropped.
+    fn set_x(&mut self, n: u8, value: u64);
+    /// Address of the next instruction.
+    fn pc(&self) -> u64;
+    /// Sets the address of the next instruction.
+    fn set_pc(&mut self, pc: u64);
+    /// PSTATE in the layout of `SPSR_EL2`.
+    fn pstate(&self) -> u64;
+    /// Sets PSTATE.
+    fn set_pstate(&mut self, pstate: u64);
+    /// Gives EL1 a synchronous exception with this syndrome, at the current instruction.
+    fn inject(&mut self, esr: u64);
+
+    /// Continues behind the trapped instruction; a branch target's mark (`BTYPE`) is spent with it.
+    fn advance(&mut self) {
+        self.set_pc(self.pc().wrapping_add(4));
+        self.set_pstate(self.pstate() & !BTYPE);
+    }
+
+    /// Goes back to the HVC that was just made, so that it is made again.
+    fn rewind(&mut self) {
+        self.set_pc(self.pc().wrapping_sub(4));
+    }
+
+    /// Gives EL1 the exception of an undefined instruction.
+    fn inject_undefined(&mut self) {
+        self.inject(UNDEFINED);
+    }
+}
+
+/// `SPSR_EL2.BTYPE`, bits \[11:10\].
+const BTYPE: u64 = 3 << 10;
+/// Exception class 0 (unknown reason), 32-bit instruction.
+const UNDEFINED: u64 = 1 << 25;
+
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::Registers;
+    use std::vec::Vec;
+
+    /// Registers that remember what was injected.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Fake {
+        pub(crate) x: [u64; 31],
+        pub(crate) pc: u64,
+        pub(crate) pstate: u64,
+        pub(crate) injected: Vec<u64>,
+    }
+
+    impl Fake {
+        pub(crate) fn new() -> Self {
+            Self {
+                x: core::array::from_fn(|n| 0x1000 + n as u64),
+                pc: 0x8000_0000,
+                pstate: 0x3c5,
+                injected: Vec::new(),
+            }
+        }
+    }
+
+    impl Registers for Fake {
+        fn x(&self, n: u8) -> u64 {
+            self.x.get(usize::from(n)).copied().unwrap_or(0)
+        }
+        fn set_x(&mut self, n: u8, value: u64) {
+            if let Some(x) = self.x.get_mut(usize::from(n)) {
+                *x = value;
+            }
+        }
+        fn pc(&self) -> u64 {
+            self.pc
+        }
+        fn set_pc(&mut self, pc: u64) {
+            self.pc = pc;
+        }
+        fn pstate(&self) -> u64 {
+            self.pstate
+        }
+        fn set_pstate(&mut self, pstate: u64) {
+            self.pstate = pstate;
+        }
+        fn inject(&mut self, esr: u64) {
+            self.injected.push(esr);
+        }
+    }
+}

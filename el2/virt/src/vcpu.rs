@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a vCPU does between two runs: exceptions of the guest become an exit, an injection, or nothing.
+//!
+//! Guarantees D9: of an abort inside the VM's RAM the host learns the guest frame and nothing else; what it answers to
+//! an exit enters the guest only where that exit left room for it, cut to the width that was asked for. A request
+//! to the host leaves the program counter on the HVC, so that a run without an answer asks again. It knows no frame and
+//! no lock; [`Space`] says what stands where. Keeps its half of I4 and I7.
+
+use freehold_mem::{Gfn, Ipa};
+
+use crate::Refused;
+use crate::exit::{Crash, Exit, Request, Width, Wish};
+use crate::guest_call::{self, Backing, Outcome, Space};
+use crate::registers::Registers;
+use crate::sysreg::{self, Access, IdView, Verdict};
+
+/// A load outside RAM that the host has to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    rt: u8,
+    width: Width,
+    signed: bool,
+    /// The register is 64 bits wide; else the upper half is cleared.
+    wide: bool,
+}
+
+/// What has to happen before the guest goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pending {
+    /// Nothing.
+    #[default]
+    None,
+    /// The host's answer goes to a register.
+    Load(Load),
+    /// The host may accept this; else the guest asks again.
+    Request(Request),
+    /// The host accepted: the HVC returns this count.
+    Accepted {
+        /// Which wish.
+        wish: Wish,
+        /// Guest frames done.
+        done: u64,
+    },
+}
+
+/// The state of a vCPU beside its registers. All of it is plain data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vcpu {
+    pending: Pending,
+    /// The guest's `CSSELR_EL1`.
+    cache: u64,
+}
+
+/// A synchronous exception of the guest, as the hardware described it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// `ESR_EL2`.
+    pub esr: u64,
+    /// `FAR_EL2`.
+    pub far: u64,
+    /// `HPFAR_EL2`.
+    pub hpfar: u64,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enter the guest again.
+    Resume,
+    /// Go back to the host.
+    Leave(Exit),
+}
+
+/// Exception classes (Arm ARM, `ESR_ELx.EC`).
+mod class {
+    pub(super) const WFX: u64 = 0x01;
+    pub(super) const HVC: u64 = 0x16;
+    pub(super) const SMC: u64 = 0x17;
+    pub(super) const SYSREG: u64 = 0x18;
+    pub(super) const FETCH: u64 = 0x20;
+    pub(super) const DATA: u64 = 0x24;
+    pub(super) const ILLEGAL_STATE: u64 = 0x0e;
+    /// Traps of `AArch32` instructions.
+    pub(super) const AARCH32: [u64; 8] = [0x03, 0x04, 0x05, 0x06, 0x08, 0x0c, 0x11, 0x12];
+    /// Traps of instructions that this guest does not have: unknown, PAC, LS64, BTI-less ERET, SVE, SME and more.
+    pub(super) const HIDDEN: [u64; 10] = [0x00, 0x07, 0x09, 0x0a, 0x14, 0x19, 0x1a, 0x1b, 0x1d, 0x27];
+}
+
+const ISV: u64 = 1 << 24;
+const SSE: u64 = 1 << 21;
+const SF: u64 = 1 << 15;
+const CACHE_OPERATION: u64 = 1 << 8;
+const STAGE1_WALK: u64 = 1 << 7;
+const WRITE: u64 = 1 << 6;
+const FAULT_STATUS: u64 = 0x3f;
+
+impl Vcpu {
+    /// A vCPU that has asked for nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { pending: Pending::None, cache: 0 }
+    }
+
+    /// What the vCPU waits for.
+    #[must_use]
+    pub const fn pending(&self) -> Pending {
+        self.pending
+    }
+
+    /// The request that the host may accept `count` frames of.
+    ///
+    /// # Errors
+    /// `NoRequest`, and `ZeroCount` or `CountTooLarge` for a count that the request does not have.
+    pub fn request(&self, count: u64) -> Result<Request, Refused> {
+        match self.pending {
+            Pending::Request(_) if count == 0 => Err(Refused::Memory(freehold_mem::Refused::ZeroCount)),
+            Pending::Request(request) if count > request.count => {
+                Err(Refused::Memory(freehold_mem::Refused::CountTooLarge))
+            }
+            Pending::Request(request) => Ok(Request { count, ..request }),
+            Pending::None | Pending::Load(_) | Pending::Accepted { .. } => Err(Refused::NoRequest),
+        }
+    }
+
+    /// Notes that `done` frames of the pending request were moved.
+    pub fn accept(&mut self, done: u64) {
+        if let Pending::Request(Request { wish, .. }) = self.pending {
+            self.pending = Pending::Accepted { wish, done };
+        }
+    }
+
+    /// Completes what the last exit left open. `answer` is what the host says; it counts for a load only.
+    pub fn complete(&mut self, answer: u64, registers: &mut impl Registers) {
+        match core::mem::take(&mut self.pending) {
+            // A request that was not accepted is made again: the program counter is still on the HVC.
+            Pending::None | Pending::Request(_) => {}
+            Pending::Load(load) => {
+                registers.set_x(load.rt, load.extend(answer));
+                registers.advance();
+            }
+            Pending::Accepted { wish, done } => {
+                let done = match wish {
+                    Wish::Share | Wish::Unshare => done,
+                    Wish::Relinquish => 0,
+                };
+                put(registers, [0, done, 0, 0]);
+                registers.advance();
+            }
+        }
+    }
+
+    /// Decides a synchronous exception.
+    pub fn handle(&mut self, trap: Trap, registers: &mut impl Registers, space: &impl Space, ids: &IdView<'_>) -> Next {
+        let ec = trap.esr >> 26 & 0x3f;
+        match ec {
+            class::WFX => {
+                registers.advance();
+                // TI: 0 WFI, 1 WFE, 2 WFIT, 3 WFET. An event never has to be waited for.
+                if trap.esr & 1 == 0 { Next::Leave(Exit::Wfi) } else { Next::Resume }
+            }
+            class::HVC => self.hypercall(trap.esr, registers, space),
+            class::SMC => {
+                put(registers, [freehold_uapi::guest::NOT_SUPPORTED.cast_unsigned(), 0, 0, 0]);
+                registers.advance();
+                Next::Resume
+            }
+            class::SYSREG => self.system_register(trap.esr, registers, ids),
+            class::FETCH | class::DATA => self.abort(trap, ec == class::FETCH, registers, space),
+            ec if class::HIDDEN.contains(&ec) => {
+                registers.inject_undefined();
+                Next::Resume
+            }
+            class::ILLEGAL_STATE => crash(Crash::BadState),
+            ec if class::AARCH32.contains(&ec) => crash(Crash::BadState),
+            _ => crash(Crash::Abort),
+        }
+    }
+
+    fn hypercall(&mut self, esr: u64, registers: &mut impl Registers, space: &impl Space) -> Next {
+        let imm = (esr & 0xffff) as u16;
+        let arguments = [registers.x(0), registers.x(1), registers.x(2), registers.x(3)];
+        let exit = match guest_call::serve(imm, arguments, space) {
+            Outcome::Return(results) => {
+                put(registers, results);
+                return Next::Resume;
+            }
+            Outcome::Ask(request) => {
+                self.pending = Pending::Request(request);
+                Exit::Request(request)
+            }
+            Outcome::Back(gfn) => Exit::MemFault(gfn),
+            Outcome::Off => Exit::SystemOff,
+            Outcome::Reset => Exit::SystemReset,
+        };
+        // The program counter is behind the HVC; whoever runs the vCPU without an answer meets it again.
+        registers.rewind();
+        Next::Leave(exit)
+    }
+
+    fn system_register(&mut self, esr: u64, registers: &mut impl Registers, ids: &IdView<'_>) -> Next {
+        let access = Access::decode(esr);
+        let written = if access.read { 0 } else { registers.x(access.rt) };
+        match sysreg::decide(access, written, self.cache, ids) {
+            Verdict::Read(value) => registers.set_x(access.rt, value),
+            Verdict::Ignore => {}
+            Verdict::SelectCache(level) => self.cache = level,
+            Verdict::Undefined => {
+                registers.inject_undefined();
+                return Next::Resume;
+            }
+        }
+        registers.advance();
+        Next::Resume
+    }
+
+    fn abort(&mut self, trap: Trap, fetch: bool, registers: &mut impl Registers, space: &impl Space) -> Next {
+        // Address size and translation faults only: for the others HPFAR_EL2 is not valid, and our tables cause none.
+        if trap.esr & FAULT_STATUS >= 8 {
+            return crash(Crash::Abort);
+        }
+        // HPFAR_EL2.FIPA holds bits 51:12 at 43:4; the low bits are FAR's, but for a walk, whose FAR is the access's.
+        let walk = trap.esr & STAGE1_WALK != 0;
+        let low = if walk { 0 } else { trap.far & 0xfff };
+        let address = (trap.hpfar & 0x0fff_ffff_fff0) << 8 | low;
+        let backing = Ipa::new(address)
+            .and_then(Ipa::gfn)
+            .map_or((Backing::Outside, None), |gfn| (space.backing(gfn), Some(gfn)));
+        match backing {
+            (Backing::Empty, Some(gfn)) => Next::Leave(Exit::MemFault(gfn)),
+            // Another vCPU's fault brought it meanwhile.
+            (Backing::Private | Backing::Shared, _) => Next::Resume,
+            (Backing::Poisoned, _) => crash(Crash::Poisoned),
+            (Backing::Outside | Backing::Empty, _) if walk => crash(Crash::Walk),
+            (Backing::Outside | Backing::Empty, _) if fetch => crash(Crash::NoSyndrome),
+            (Backing::Outside | Backing::Empty, _) => self.mmio(trap.esr, address, registers),
+        }
+    }
+
+    fn mmio(&mut self, esr: u64, ipa: u64, registers: &mut impl Registers) -> Next {
+        if esr & CACHE_OPERATION != 0 {
+            // There is no cache of what is not memory.
+            registers.advance();
+            return Next::Resume;
+        }
+        if esr & ISV == 0 {
+            return crash(Crash::NoSyndrome);
+        }
+        let width = Width::of_sas(esr >> 22);
+        let rt = (esr >> 16 & 31) as u8;
+        if esr & WRITE != 0 {
+            let data = width.cut(registers.x(rt));
+            registers.advance();
+            Next::Leave(Exit::MmioStore { ipa, width, data })
+        } else {
+            self.pending = Pending::Load(Load { rt, width, signed: esr & SSE != 0, wide: esr & SF != 0 });
+            Next::Leave(Exit::MmioLoad { ipa, width })
+        }
+    }
+}
+
+impl Load {
+    fn extend(self, answer: u64) -> u64 {
+        let value = self.width.cut(answer);
+        let value = if self.signed { self.width.sign_extend(value) } else { value };
+        if self.wide { value } else { Width::Word.cut(value) }
+    }
+}
+
+const fn crash(why: Crash) -> Next {
+    Next::Leave(Exit::Crash(why))
+}
+
+fn put(registers: &mut impl Registers, results: [u64; 4]) {
+    for (n, value) in (0u8..).zip(results) {
+        registers.set_x(n, value);
+    }
+}
+
+/// A register that the host may set and read before a vCPU's first run; all of them are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostRegister {
+    /// x0–x3.
+    X(u8),
+    /// Program counter.
+    Pc,
+    /// PSTATE.
+    Pstate,
+    /// `MPIDR_EL1`, which nobody sets.
+    Mpidr,
+}
+
+/// EL1h with DAIF masked: the only state that a vCPU starts in.
+const START_PSTATE: u64 = 0x3c5;
+
+impl HostRegister {
+    /// Names a register of the ABI.
+    ///
+    /// # Errors
+    /// `Denied` for one that is not the host's, `BadArgument` for a number that names none.
+    pub fn decode(word: u64) -> Result<Self, Refused> {
+        use freehold_uapi::hvc;
+        match word {
+            hvc::REG_X0..=hvc::REG_X3 => Ok(Self::X(word as u8 & 3)),
+            hvc::REG_PC => Ok(Self::Pc),
+            hvc::REG_PSTATE => Ok(Self::Pstate),
+            hvc::REG_MPIDR => Ok(Self::Mpidr),
+            4..=30 => Err(Refused::Denied),
+            _ => Err(Refused::BadArgument),
+        }
+    }
+
+    /// Sets the register.
+    ///
+    /// # Errors
+    /// `Unaligned` for a program counter, `Denied` for another PSTATE than a start's, and for `MPIDR`.
+    pub fn set(self, value: u64, registers: &mut impl Registers) -> Result<(), Refused> {
+        match self {
+            Self::X(n) => registers.set_x(n, value),
+            Self::Pc if !value.is_multiple_of(4) => return Err(Refused::Unaligned),
+            Self::Pc => registers.set_pc(value),
+            Self::Pstate if value == START_PSTATE => registers.set_pstate(value),
+            Self::Pstate | Self::Mpidr => return Err(Refused::Denied),
+        }
+        Ok(())
+    }
+
+    /// Reads the register of a vCPU that never ran.
+    #[must_use]
+    pub fn get(self, mpidr: u64, registers: &impl Registers) -> u64 {
+        match self {
+            Self::X(n) => registers.x(n),
+            Self::Pc => registers.pc(),
+            Self::Pstate => registers.pstate(),
+            Self::Mpidr => mpidr,
+        }
+    }
+}
+
+/// The guest frame numbers of a request, in order.
+pub fn frames(request: Request) -> impl Iterator<Item = Gfn> {
+    (0..request.count).filter_map(move |offset| request.first.raw().checked_add(offset).and_then(Gfn::new))
+}
+
+#[cfg(test)]
+mod tests;

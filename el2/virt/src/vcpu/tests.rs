@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Exceptions of a guest, one by one.
+
+use super::*;
+use crate::registers::fake::Fake;
+use crate::sysreg::RawIds;
+use freehold_uapi::guest;
+
+/// 0x80000..0x80100 private, 0x80100..0x80104 shared, 0x80104 poisoned, then empty up to 0x80200.
+struct Map;
+
+impl Space for Map {
+    fn backing(&self, gfn: Gfn) -> Backing {
+        match gfn.raw() {
+            0x8_0000..0x8_0100 => Backing::Private,
+            0x8_0100..0x8_0104 => Backing::Shared,
+            0x8_0104 => Backing::Poisoned,
+            0x8_0105..0x8_0200 => Backing::Empty,
+            _ => Backing::Outside,
+        }
+    }
+}
+
+const IDS: RawIds = RawIds {
+    pfr0: 0x11_0011,
+    pfr1: 0,
+    isar0: 0,
+    isar1: 0,
+    isar2: 0,
+    mmfr0: 2,
+    mmfr1: 0,
+    mmfr2: 0,
+    ctr: 0x8444_c004,
+    clidr: 0,
+};
+
+fn run(vcpu: &mut Vcpu, registers: &mut Fake, esr: u64, ipa: u64) -> Next {
+    let trap = Trap { esr, far: 0xffff_0000_dead_0000 | ipa & 0xfff, hpfar: ipa >> 12 << 4 };
+    vcpu.handle(trap, registers, &Map, &IdView::new(&IDS, 40))
+}
+
+const DABT: u64 = 0x24 << 26 | 1 << 25;
+const IABT: u64 = 0x20 << 26 | 1 << 25;
+const TRANSLATION: u64 = 7;
+
+fn syndrome(sas: u64, rt: u64) -> u64 {
+    DABT | ISV | sas << 22 | rt << 16 | SF | TRANSLATION
+}
+
+#[test]
+fn a_store_to_ram_that_is_not_backed_tells_the_frame_only() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    r.x[5] = 0x5ec2e7;
+    let before = r.clone();
+    let next = run(&mut vcpu, &mut r, syndrome(3, 5) | WRITE, 0x8015_0ab8);
+    assert_eq!(next, Next::Leave(Exit::MemFault(Gfn::new(0x8_0150).unwrap())));
+    let Next::Leave(exit) = next else { unreachable!() };
+    assert!(!exit.results().contains(&0x5ec2e7));
+    assert_eq!(r, before, "the store is made again");
+    assert_eq!(vcpu.pending(), Pending::None, "no answer of the host's goes anywhere");
+    vcpu.complete(0xbad, &mut r);
+    assert_eq!(r, before);
+}
+
+#[test]
+fn a_fetch_or_a_walk_in_ram_that_is_not_backed_is_a_memory_fault_too() {
+    let fault = Next::Leave(Exit::MemFault(Gfn::new(0x8_0150).unwrap()));
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    assert_eq!(run(&mut vcpu, &mut r, IABT | TRANSLATION, 0x8015_0000), fault);
+    assert_eq!(run(&mut vcpu, &mut r, IABT | STAGE1_WALK | TRANSLATION, 0x8015_0000), fault);
+    assert_eq!(run(&mut vcpu, &mut r, DABT | STAGE1_WALK | TRANSLATION, 0x8015_0000), fault);
+    assert_eq!(run(&mut vcpu, &mut r, DABT | CACHE_OPERATION | TRANSLATION, 0x8015_0000), fault);
+}
+
+#[test]
+fn a_fault_that_was_cured_meanwhile_is_tried_again() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    for ipa in [0x8000_0000, 0x8010_0000] {
+        assert_eq!(run(&mut vcpu, &mut r, syndrome(3, 5), ipa), Next::Resume);
+    }
+    assert_eq!(r, Fake::new());
+}
+
+#[test]
+fn a_load_takes_the_answer_cut_to_its_width() {
+    let answer = 0xfedc_ba98_8765_43a1;
+    for (esr, expected) in [
+        (syndrome(0, 7), 0xa1),
+        (syndrome(0, 7) | SSE, 0xffff_ffff_ffff_ffa1),
+        (syndrome(0, 7) & !SF | SSE, 0xffff_ffa1),
+        (syndrome(1, 7), 0x43a1),
+        (syndrome(1, 7) | SSE, 0x43a1),
+        (syndrome(2, 7) & !SF, 0x8765_43a1),
+        (syndrome(2, 7) | SSE, 0xffff_ffff_8765_43a1),
+        (syndrome(3, 7), answer),
+    ] {
+        let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+        let width = Width::of_sas(esr >> 22);
+        assert_eq!(run(&mut vcpu, &mut r, esr, 0x900_0008), Next::Leave(Exit::MmioLoad { ipa: 0x900_0008, width }));
+        assert_eq!(r.pc, 0x8000_0000, "not before the answer");
+        vcpu.complete(answer, &mut r);
+        assert_eq!((r.x[7], r.pc), (expected, 0x8000_0004), "{esr:#x}");
+        vcpu.complete(1, &mut r);
+        assert_eq!((r.x[7], r.pc), (expected, 0x8000_0004), "an answer counts once");
+    }
+}
+
+#[test]
+fn register_31_is_zero() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let before = r.x;
+    let next = run(&mut vcpu, &mut r, syndrome(3, 31) | WRITE, 0x900_0000);
+    assert_eq!(next, Next::Leave(Exit::MmioStore { ipa: 0x900_0000, width: Width::Double, data: 0 }));
+    assert_eq!(r.pc, 0x8000_0004);
+    let _ = run(&mut vcpu, &mut r, syndrome(3, 31), 0x900_0000);
+    vcpu.complete(u64::MAX, &mut r);
+    assert_eq!(r.x, before);
+}
+
+#[test]
+fn what_cannot_be_described_ends_the_vcpu() {
+    let crash = |why| Next::Leave(Exit::Crash(why));
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    assert_eq!(run(&mut vcpu, &mut r, DABT | TRANSLATION, 0x900_0000), crash(Crash::NoSyndrome));
+    assert_eq!(run(&mut vcpu, &mut r, IABT | TRANSLATION, 0x900_0000), crash(Crash::NoSyndrome));
+    assert_eq!(run(&mut vcpu, &mut r, DABT | STAGE1_WALK | 5, 0x900_0000), crash(Crash::Walk));
+    assert_eq!(run(&mut vcpu, &mut r, syndrome(3, 5), 0x8010_4000), crash(Crash::Poisoned));
+    assert_eq!(run(&mut vcpu, &mut r, DABT | 0x10, 0x8000_0000), crash(Crash::Abort));
+    assert_eq!(run(&mut vcpu, &mut r, DABT | 0xf, 0x8000_0000), crash(Crash::Abort));
+    assert_eq!(run(&mut vcpu, &mut r, 0x2f << 26, 0), crash(Crash::Abort));
+    assert_eq!(run(&mut vcpu, &mut r, 0x0e << 26, 0), crash(Crash::BadState));
+    assert_eq!(run(&mut vcpu, &mut r, 0x11 << 26, 0), crash(Crash::BadState));
+}
+
+#[test]
+fn an_access_beyond_the_address_space_is_mmio_not_ram() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let ipa = 1 << 44 | 0x8015_0000;
+    let next = run(&mut vcpu, &mut r, syndrome(2, 1), ipa);
+    assert_eq!(next, Next::Leave(Exit::MmioLoad { ipa, width: Width::Word }));
+}
+
+#[test]
+fn cache_operations_outside_ram_do_nothing() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    assert_eq!(run(&mut vcpu, &mut r, DABT | CACHE_OPERATION | WRITE | TRANSLATION, 0x900_0000), Next::Resume);
+    assert_eq!(r.pc, 0x8000_0004);
+}
+
+const HVC: u64 = 0x16 << 26 | 1 << 25;
+
+fn hvc(vcpu: &mut Vcpu, r: &mut Fake, x: [u64; 4]) -> Next {
+    // The hardware leaves the program counter behind an HVC.
+    r.pc += 4;
+    r.x[..4].copy_from_slice(&x);
+    run(vcpu, r, HVC, 0)
+}
+
+#[test]
+fn a_request_is_asked_again_until_it_is_accepted() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let x = [u64::from(guest::MEM_UNSHARE), 0x8010_1000, 2, 0];
+    let request = Request { wish: Wish::Unshare, first: Gfn::new(0x8_0101).unwrap(), count: 2 };
+    assert_eq!(hvc(&mut vcpu, &mut r, x), Next::Leave(Exit::Request(request)));
+    assert_eq!(r.pc, 0x8000_0000, "on the HVC");
+    assert_eq!(vcpu.request(2), Ok(request));
+    assert_eq!(vcpu.request(0), Err(Refused::Memory(freehold_mem::Refused::ZeroCount)));
+    assert_eq!(vcpu.request(3), Err(Refused::Memory(freehold_mem::Refused::CountTooLarge)));
+    // The host runs it without an answer: nothing happened, and its word for a load goes nowhere.
+    vcpu.complete(77, &mut r);
+    assert_eq!((r.pc, &r.x[..4]), (0x8000_0000, &x[..]));
+    assert_eq!(vcpu.request(1), Err(Refused::NoRequest));
+    // Again, and accepted in part.
+    let _ = hvc(&mut vcpu, &mut r, x);
+    vcpu.accept(1);
+    assert_eq!(vcpu.request(1), Err(Refused::NoRequest), "once");
+    vcpu.complete(77, &mut r);
+    assert_eq!((r.pc, &r.x[..4]), (0x8000_0004, &[0, 1, 0, 0][..]));
+}
+
+#[test]
+fn a_relinquished_frame_returns_nothing_but_success() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let _ = hvc(&mut vcpu, &mut r, [u64::from(guest::MEM_RELINQUISH), 0x8000_1000, 0, 0]);
+    vcpu.accept(1);
+    vcpu.complete(0, &mut r);
+    assert_eq!(&r.x[..4], &[0; 4]);
+}
+
+#[test]
+fn sharing_what_is_not_backed_faults_it_in_first() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let x = [u64::from(guest::MEM_SHARE), 0x8015_0000, 1, 0];
+    assert_eq!(hvc(&mut vcpu, &mut r, x), Next::Leave(Exit::MemFault(Gfn::new(0x8_0150).unwrap())));
+    assert_eq!((r.pc, vcpu.pending()), (0x8000_0000, Pending::None));
+}
+
+#[test]
+fn switching_off_never_returns() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    for (id, exit) in [(guest::PSCI_SYSTEM_OFF, Exit::SystemOff), (guest::PSCI_SYSTEM_RESET, Exit::SystemReset)] {
+        for _ in 0..3 {
+            assert_eq!(hvc(&mut vcpu, &mut r, [u64::from(id), 0, 0, 0]), Next::Leave(exit));
+            assert_eq!(r.pc, 0x8000_0000);
+            vcpu.complete(0, &mut r);
+        }
+    }
+}
+
+#[test]
+fn hidden_instructions_are_undefined_where_they_stand() {
+    for ec in class::HIDDEN {
+        let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+        assert_eq!(run(&mut vcpu, &mut r, ec << 26, 0), Next::Resume);
+        assert_eq!((r.injected.as_slice(), r.pc), (&[1 << 25][..], 0x8000_0000), "{ec:#x}");
+    }
+}
+
+#[test]
+fn system_registers_go_through_the_policy() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let sys = |op0: u64, op1: u64, crn: u64, crm: u64, op2: u64, rt: u64, read: u64| {
+        0x18 << 26 | 1 << 25 | op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | rt << 5 | crm << 1 | read
+    };
+    assert_eq!(run(&mut vcpu, &mut r, sys(3, 0, 0, 4, 0, 9, 1), 0), Next::Resume);
+    assert_eq!((r.x[9], r.pc), (0x11_0011, 0x8000_0004));
+    r.x[3] = 5;
+    let _ = run(&mut vcpu, &mut r, sys(3, 2, 0, 0, 0, 3, 0), 0);
+    let _ = run(&mut vcpu, &mut r, sys(3, 2, 0, 0, 0, 4, 1), 0);
+    assert_eq!((r.x[4], r.pc), (5, 0x8000_000c), "CSSELR_EL1 keeps what was written");
+    let _ = run(&mut vcpu, &mut r, sys(3, 3, 9, 13, 0, 3, 1), 0);
+    assert_eq!((r.injected.len(), r.pc), (1, 0x8000_000c), "PMCCNTR_EL0");
+}
+
+#[test]
+fn wfi_waits_wfe_does_not_and_smc_is_unknown() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    assert_eq!(run(&mut vcpu, &mut r, 0x01 << 26, 0), Next::Leave(Exit::Wfi));
+    assert_eq!(run(&mut vcpu, &mut r, 0x01 << 26 | 1, 0), Next::Resume);
+    assert_eq!(run(&mut vcpu, &mut r, 0x17 << 26, 0), Next::Resume);
+    assert_eq!((r.x[0], r.pc), (u64::MAX, 0x8000_000c));
+}
+
+#[test]
+fn a_branch_targets_mark_is_spent_with_the_instruction() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    r.pstate |= 3 << 10;
+    let _ = run(&mut vcpu, &mut r, 0x01 << 26, 0);
+    assert_eq!(r.pstate, 0x3c5);
+}
+
+#[test]
+fn the_host_sets_a_start_and_nothing_more() {
+    let mut r = Fake::new();
+    let set = |n, v, r: &mut Fake| HostRegister::decode(n).and_then(|reg| reg.set(v, r));
+    assert_eq!(set(2, 9, &mut r), Ok(()));
+    assert_eq!(set(32, 0x8000_0004, &mut r), Ok(()));
+    assert_eq!(set(32, 0x8000_0002, &mut r), Err(Refused::Unaligned));
+    assert_eq!(set(33, 0x3c5, &mut r), Ok(()));
+    for pstate in [0, 0x3c9, 0x3c4, 0x1d3, 0x3c5 | 1 << 22] {
+        assert_eq!(set(33, pstate, &mut r), Err(Refused::Denied));
+    }
+    assert_eq!(set(34, 0, &mut r), Err(Refused::Denied));
+    assert_eq!(set(4, 0, &mut r), Err(Refused::Denied));
+    assert_eq!(set(30, 0, &mut r), Err(Refused::Denied));
+    assert_eq!(set(31, 0, &mut r), Err(Refused::BadArgument));
+    assert_eq!(set(u64::MAX, 0, &mut r), Err(Refused::BadArgument));
+    assert_eq!((r.x[2], r.pc, r.pstate), (9, 0x8000_0004, 0x3c5));
+    assert_eq!(HostRegister::Mpidr.get(0x8000_0001, &r), 0x8000_0001);
+    assert_eq!(HostRegister::X(2).get(0, &r), 9);
+}
+
+#[test]
+fn no_exception_panics() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let mut x = 88_172_645_463_325_252u64;
+    for _ in 0..300_000 {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        let trap = Trap { esr: x & 0xffff_ffff, far: x.rotate_left(17), hpfar: x.rotate_left(31) };
+        r.x[0] = x >> 32 | 0x8000_0000;
+        r.pc = x;
+        let _ = vcpu.handle(trap, &mut r, &Map, &IdView::new(&IDS, 40));
+        vcpu.complete(x, &mut r);
+        r.injected.clear();
+    }
+}
