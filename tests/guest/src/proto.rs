@@ -5,7 +5,7 @@
 //! touches hardware.
 
 // Each of the two programs uses its own half.
-#![allow(dead_code, reason = "one file, two users")]
+#![allow(dead_code, unreachable_pub, reason = "one file, two users")]
 
 /// Intermediate physical address of the first byte of RAM and of the image; the vCPU starts here.
 pub const RAM_BASE: u64 = 0x8000_0000;
@@ -96,6 +96,8 @@ pub const BOOT_FP: u64 = 2;
 
 /// The secret leaves the guest only XOR this.
 pub const SECRET_MASK: [u64; 2] = [0x5bd1_e995_9e37_79b9, 0xc2b2_ae3d_27d4_eb4f];
+/// Pages that [`CMD_CANARY`] touches.
+pub const CANARY_PAGES: u64 = 6;
 /// What [`CMD_CANARY`] stores. No exit may ever show it.
 pub const CANARY: u64 = 0x0dd_ba11_5ca1_ab1e_u64.rotate_left(8) | 0x5a;
 /// First bytes of the shared page, followed by a zero byte.
@@ -113,7 +115,7 @@ pub const CMD_SHARE: u64 = 2;
 pub const CMD_UNSHARE: u64 = 3;
 /// `MEM_RELINQUISH(arg0)`. Results as [`CMD_SHARE`].
 pub const CMD_RELINQUISH: u64 = 4;
-/// Stores [`CANARY`] at arg0 in every access size and as a pair, then reads it back. r0 = mismatches.
+/// Stores [`CANARY`] in 1, 2, 4 and 8 bytes, as a pair and with write-back, each to a page of its own (arg0 + n * 4096, n < [`CANARY_PAGES`]), then reads back. r0 = mismatches.
 pub const CMD_CANARY: u64 = 5;
 /// Fills v0–v31, FPCR and FPSR, makes arg0 MMIO exits, compares. r0 = registers that differ.
 pub const CMD_FP: u64 = 6;

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! EL1 system and general registers hold what the guest put there, however often it leaves.
+
+use crate::device;
+use crate::proto::{DEVICE, HASH_SEED, REG_SCRATCH, pattern};
+use crate::sysreg::{field, read, write};
+use core::arch::global_asm;
+
+/// General registers that the check fills: x2-x28 and x30.
+const GENERAL: usize = 28;
+
+macro_rules! system_registers {
+    ($($register:literal = $mask:expr),+ $(,)?) => {
+        /// Writes a pattern to each register and keeps what it then reads as.
+        fn fill(seed: u64, kept: &mut [u64; SYSTEM]) {
+            let mut slots = kept.iter_mut().zip(0u64..);
+            $(if let Some((slot, n)) = slots.next() {
+                write!($register, pattern(seed, n) & $mask);
+                *slot = read!($register);
+            })+
+        }
+
+        /// Counts the registers that read otherwise now.
+        fn changed(kept: &[u64; SYSTEM]) -> u64 {
+            let mut slots = kept.iter();
+            [$(slots.next().is_some_and(|slot| *slot != read!($register))),+].iter().filter(|wrong| **wrong).count() as u64
+        }
+
+        const SYSTEM: usize = [$($register),+].len();
+    };
+}
+
+system_registers! {
+    "tpidr_el0" = u64::MAX,
+    "tpidrro_el0" = u64::MAX,
+    "tpidr_el1" = u64::MAX,
+    "contextidr_el1" = 0xffff_ffff,
+    "par_el1" = 0x0000_ffff_ffff_f000,
+    "far_el1" = u64::MAX,
+    "esr_el1" = 0xffff_ffff,
+    "elr_el1" = u64::MAX,
+    "spsr_el1" = 0xf000_0000,
+    "sp_el0" = 0xffff_ffff_ffff_fff0,
+    "afsr0_el1" = 0xffff_ffff,
+    "afsr1_el1" = 0xffff_ffff,
+    "amair_el1" = u64::MAX,
+    "ttbr1_el1" = 0x0000_00ff_ffff_f000,
+    "cntkctl_el1" = 0x3,
+    "cntv_cval_el0" = u64::MAX,
+    "mair_el1" = 0xff00,
+}
+
+macro_rules! key_registers {
+    ($($register:literal),+ $(,)?) => {
+        fn fill_keys(seed: u64) {
+            let mut n = 100;
+            $(n += 1; write!($register, pattern(seed, n));)+
+        }
+
+        fn changed_keys(seed: u64) -> u64 {
+            let (mut n, mut wrong) = (100, 0);
+            $(n += 1; wrong += u64::from(read!($register) != pattern(seed, n));)+
+            wrong
+        }
+    };
+}
+
+key_registers! {
+    "s3_0_c2_c1_0", "s3_0_c2_c1_1", "s3_0_c2_c1_2", "s3_0_c2_c1_3", "s3_0_c2_c2_0",
+    "s3_0_c2_c2_1", "s3_0_c2_c2_2", "s3_0_c2_c2_3", "s3_0_c2_c3_0", "s3_0_c2_c3_1",
+}
+
+/// Whether the ID registers promise pointer authentication.
+fn has_keys() -> bool {
+    let isar1 = read!("id_aa64isar1_el1");
+    let isar2 = read!("id_aa64isar2_el1");
+    [4, 8, 24, 28].iter().any(|&at| field(isar1, at) != 0) || [8, 12].iter().any(|&at| field(isar2, at) != 0)
+}
+
+/// Fills everything, leaves `exits` times, and counts registers that changed.
+pub(crate) fn survives(exits: u64) -> u64 {
+    let seed = read!("cntvct_el0") ^ HASH_SEED;
+    let (mair, keys) = (read!("mair_el1"), has_keys());
+    let mut kept = [0; SYSTEM];
+    fill(seed, &mut kept);
+    // MAIR's attribute 0, the one in use, stays normal memory throughout.
+    write!("mair_el1", mair | 0xff);
+    if let Some(last) = kept.last_mut() {
+        *last = read!("mair_el1");
+    }
+    if keys {
+        fill_keys(seed);
+    }
+    let mut wrong = 0;
+    for exit in 0..exits {
+        device::write64(REG_SCRATCH, exit);
+        wrong += general(seed ^ exit);
+    }
+    wrong += changed(&kept);
+    if keys {
+        wrong += changed_keys(seed);
+    }
+    write!("mair_el1", mair);
+    wrong
+}
+
+/// Fills the general registers, leaves once, and counts those that changed.
+fn general(seed: u64) -> u64 {
+    let filled: [u64; GENERAL] = core::array::from_fn(|n| pattern(seed, n as u64));
+    let mut found = filled;
+    // SAFETY: the array is as long as the routine says; the device lies outside RAM.
+    unsafe { guest_general_exit(&mut found, DEVICE + REG_SCRATCH) };
+    filled.iter().zip(&found).filter(|(was, is)| was != is).count() as u64
+}
+
+unsafe extern "C" {
+    /// Loads x2-x28 and x30 from `registers`, stores to `device`, and stores them back.
+    ///
+    /// # Safety
+    /// `device` must not be memory of this program.
+    fn guest_general_exit(registers: &mut [u64; GENERAL], device: u64);
+}
+
+global_asm!(
+    // x0: registers, x1: device. The caller's x19-x30 go to the stack.
+    ".pushsection .text.guest_general_exit, \"ax\"",
+    ".global guest_general_exit",
+    "guest_general_exit:",
+    "    stp     x29, x30, [sp, #-96]!",
+    "    stp     x19, x20, [sp, #16]",
+    "    stp     x21, x22, [sp, #32]",
+    "    stp     x23, x24, [sp, #48]",
+    "    stp     x25, x26, [sp, #64]",
+    "    stp     x27, x28, [sp, #80]",
+    ".macro guest_general operation",
+    "    \\operation x2, x3, [x0, #0]",
+    "    \\operation x4, x5, [x0, #16]",
+    "    \\operation x6, x7, [x0, #32]",
+    "    \\operation x8, x9, [x0, #48]",
+    "    \\operation x10, x11, [x0, #64]",
+    "    \\operation x12, x13, [x0, #80]",
+    "    \\operation x14, x15, [x0, #96]",
+    "    \\operation x16, x17, [x0, #112]",
+    "    \\operation x18, x19, [x0, #128]",
+    "    \\operation x20, x21, [x0, #144]",
+    "    \\operation x22, x23, [x0, #160]",
+    "    \\operation x24, x25, [x0, #176]",
+    "    \\operation x26, x27, [x0, #192]",
+    "    \\operation x28, x30, [x0, #208]",
+    ".endm",
+    "    guest_general ldp",
+    "    str     xzr, [x1]",
+    "    guest_general stp",
+    "    ldp     x19, x20, [sp, #16]",
+    "    ldp     x21, x22, [sp, #32]",
+    "    ldp     x23, x24, [sp, #48]",
+    "    ldp     x25, x26, [sp, #64]",
+    "    ldp     x27, x28, [sp, #80]",
+    "    ldp     x29, x30, [sp], #96",
+    "    ret",
+    ".popsection",
+);
