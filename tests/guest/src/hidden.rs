@@ -51,7 +51,6 @@ pub(crate) fn try_all() -> (u64, u64, u64) {
         ".inst 0x04bf5000",       // 27 RDVL x0, #0: SVE
         ".inst 0xd503477f",       // 28 SMSTART
         ".inst 0x00000000",       // 29 UDF
-        ".inst 0xd4000003",       // 30 SMC #0
     ];
     let mut result = (0, 0, probes.len() as u64);
     for (index, probe) in (0..).zip(probes) {

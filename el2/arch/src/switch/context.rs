@@ -13,6 +13,7 @@ use super::timer::GuestTimer;
 use super::traps::HostTraps;
 use crate::features::Ids;
 use crate::inject;
+use freehold_virt::registers::Registers;
 
 /// EL1h, everything masked: the state of a vCPU before its first instruction.
 const RESET_PSTATE: u64 = 0x3c5;
@@ -21,7 +22,6 @@ const MODE: u64 = 0x1f;
 const EL0: u64 = 0x0;
 const EL1T: u64 = 0x4;
 const EL1H: u64 = 0x5;
-const IL: u64 = 1 << 25;
 
 /// Syndrome of the last exit, as the exit code stores it.
 #[derive(Clone, Copy, Debug)]
@@ -64,70 +64,46 @@ impl GuestContext {
         }
     }
 
-    /// Reads x0-x30; 31 is the zero register, as in the register field of an instruction.
+    /// Whether PSTATE names a state that a guest may run in.
     #[must_use]
-    pub fn x(&self, n: usize) -> u64 {
-        self.x.get(n).copied().unwrap_or(0)
+    pub(super) const fn is_servable(&self) -> bool {
+        matches!(self.pstate & MODE, EL0 | EL1T | EL1H)
+    }
+}
+
+impl Registers for GuestContext {
+    fn x(&self, n: u8) -> u64 {
+        self.x.get(usize::from(n)).copied().unwrap_or(0)
     }
 
-    /// Writes x0-x30; a write to 31 is dropped.
-    pub fn set_x(&mut self, n: usize, value: u64) {
-        if let Some(register) = self.x.get_mut(n) {
+    fn set_x(&mut self, n: u8, value: u64) {
+        if let Some(register) = self.x.get_mut(usize::from(n)) {
             *register = value;
         }
     }
 
-    /// Address of the next instruction.
-    #[must_use]
-    pub const fn pc(&self) -> u64 {
+    fn pc(&self) -> u64 {
         self.pc
     }
 
-    /// Sets the address of the next instruction.
-    pub const fn set_pc(&mut self, pc: u64) {
+    fn set_pc(&mut self, pc: u64) {
         self.pc = pc;
     }
 
-    /// PSTATE, in the layout of SPSR_EL2.
-    #[must_use]
-    pub const fn pstate(&self) -> u64 {
+    fn pstate(&self) -> u64 {
         self.pstate
     }
 
-    /// Sets PSTATE. [`super::enter`] refuses a value that names neither EL0 nor EL1 of AArch64.
-    pub const fn set_pstate(&mut self, pstate: u64) {
+    fn set_pstate(&mut self, pstate: u64) {
         self.pstate = pstate;
     }
 
-    /// Continues behind the trapped instruction.
-    pub const fn advance(&mut self) {
-        self.pc = self.pc.wrapping_add(4);
-    }
-
-    /// Gives the guest's EL1 the exception of an undefined instruction, at the instruction that trapped.
-    pub fn inject_undefined(&mut self) {
-        self.inject(IL);
-    }
-
-    /// Gives the guest's EL1 a synchronous exception with this syndrome. FAR_EL1 stays.
-    pub fn inject(&mut self, esr: u64) {
+    fn inject(&mut self, esr: u64) {
         self.el1.esr = esr;
         self.el1.elr = self.pc;
         self.el1.spsr = self.pstate;
         self.pc = self.el1.vbar.wrapping_add(inject::vector_offset(self.pstate));
         self.pstate = inject::exception_state(self.pstate, self.el1.sctlr, &Ids::read());
-    }
-
-    /// As [`Self::inject`], for an exception that reports an address.
-    pub fn inject_at(&mut self, esr: u64, far: u64) {
-        self.el1.far = far;
-        self.inject(esr);
-    }
-
-    /// Whether PSTATE names a state that a guest may run in.
-    #[must_use]
-    pub(super) const fn is_servable(&self) -> bool {
-        matches!(self.pstate & MODE, EL0 | EL1T | EL1H)
     }
 }
 
