@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Data and instruction cache maintenance by address. Keeps I4 where memory changes hands: what was
+//! written reaches memory, and no older line comes back over it.
+
+use crate::barrier;
+
+/// Size in bytes of the smallest data cache line of this system (CTR_EL0.DminLine).
+pub fn line_size() -> usize {
+    4 << crate::sysreg::field(read_sysreg!("ctr_el0"), 16, 4)
+}
+
+/// Whether instruction fetches see data writes without maintenance (CTR_EL0.DIC).
+pub fn instructions_are_coherent() -> bool {
+    crate::sysreg::field(read_sysreg!("ctr_el0"), 29, 1) != 0
+}
+
+/// Cleans and invalidates `[start, start + len)` to the point of coherency.
+pub fn clean_invalidate_to_poc(start: usize, len: usize) {
+    let line = line_size();
+    let mut at = start & !(line - 1);
+    while at < start.saturating_add(len) {
+        // SAFETY: DC CIVAC writes back what this or another CPU stored; it never changes what a
+        // coherent observer reads. The callers name mapped memory.
+        unsafe { core::arch::asm!("dc civac, {}", in(reg) at, options(nostack)) };
+        at = at.wrapping_add(line);
+    }
+    barrier::system_done();
+}
+
+/// Cleans `[start, start + len)` to the point of coherency, for an observer with its caches off.
+pub fn clean_to_poc(start: usize, len: usize) {
+    let line = line_size();
+    let mut at = start & !(line - 1);
+    while at < start.saturating_add(len) {
+        // SAFETY: DC CVAC only writes back; the callers name mapped memory.
+        unsafe { core::arch::asm!("dc cvac, {}", in(reg) at, options(nostack)) };
+        at = at.wrapping_add(line);
+    }
+    barrier::system_done();
+}
+
+/// Drops every line of all instruction caches of the inner shareable domain.
+pub fn invalidate_instructions_everywhere() {
+    // SAFETY: IC IALLUIS only makes later fetches read memory again.
+    unsafe { core::arch::asm!("ic ialluis", options(nostack)) };
+    barrier::maintenance_done();
+    barrier::registers_in_effect();
+}

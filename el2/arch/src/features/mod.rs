@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the host finds configured on every CPU: one file per feature, each detects and configures.
+//!
+//! Guarantees: after `configure_host` the host at EL1 may use everything its ID registers promise
+//! without a trap, and no register that resets to an UNKNOWN value is left as it was. It runs on
+//! every CPU at start and again whenever firmware brought the CPU up anew.
+
+mod debug;
+mod fgt;
+mod gic;
+mod hcx;
+mod ids;
+mod limits;
+pub(crate) mod sve;
+mod timer;
+
+pub use ids::Ids;
+
+use crate::barrier;
+
+/// HCR_EL2 bits that the host runs with, by what this CPU implements.
+const HCR_VM: u64 = 1 << 0;
+const HCR_TSC: u64 = 1 << 19;
+const HCR_RW: u64 = 1 << 31;
+const HCR_APK: u64 = 1 << 40;
+const HCR_API: u64 = 1 << 41;
+const HCR_FWB: u64 = 1 << 46;
+const HCR_ENSCXT: u64 = 1 << 53;
+const HCR_ATA: u64 = 1 << 56;
+
+/// HCR_EL2 for the host: stage 2 on, SMC trapped, nothing else taken from it.
+pub fn host_hcr() -> u64 {
+    let ids = Ids::read();
+    let mut hcr = HCR_VM | HCR_TSC | HCR_RW;
+    if ids.has_pointer_auth() {
+        hcr |= HCR_APK | HCR_API;
+    }
+    if ids.has_s2fwb() {
+        hcr |= HCR_FWB;
+    }
+    if ids.has_scxtnum() {
+        hcr |= HCR_ENSCXT;
+    }
+    if ids.has_mte2() {
+        hcr |= HCR_ATA;
+    }
+    hcr
+}
+
+/// Sets every EL2 register that governs the host, except stage 2 itself.
+pub fn configure_host() {
+    let ids = Ids::read();
+    sve::configure(&ids);
+    barrier::registers_in_effect();
+    sve::configure_lengths(&ids);
+    hcx::configure(&ids);
+    fgt::configure(&ids);
+    debug::configure(&ids);
+    timer::configure();
+    gic::configure(&ids);
+    limits::configure(&ids);
+    barrier::registers_in_effect();
+}
+
+/// Whether this CPU reaches its GIC through system registers (GICv3 and later).
+pub fn has_gic_system_registers() -> bool {
+    Ids::read().has_gic_registers()
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the DTB says about the machine, as far as el2 needs it, within fixed limits.
+//!
+//! Guarantees that banks are non-empty, sorted and disjoint, that every CPU is started by PSCI, and
+//! that nothing was dropped silently: what does not fit is a `Stop`. Node addresses are taken only
+//! where every bus above them passes addresses through unchanged.
+
+use super::read::{Dtb, Node, number};
+use crate::layout::{Span, overlap};
+use crate::stop::Stop;
+use arrayvec::ArrayVec;
+
+/// Most RAM banks.
+pub const MAX_BANKS: usize = 16;
+/// Most reserved ranges.
+pub const MAX_RESERVED: usize = 64;
+/// Most CPUs.
+pub const MAX_CPUS: usize = 32;
+/// Most redistributor regions.
+pub const MAX_GICR: usize = 4;
+
+/// A range that the DTB reserves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Where.
+    pub span: Span,
+    /// Whether nobody may map it.
+    pub no_map: bool,
+}
+
+/// Which interrupt controller there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Gic {
+    /// None that is known.
+    #[default]
+    Unknown,
+    /// GICv2: guests are not supported on it.
+    V2,
+    /// GICv3 or later.
+    V3 {
+        /// Distributor.
+        distributor: Span,
+        /// Redistributor regions.
+        redistributors: ArrayVec<Span, MAX_GICR>,
+    },
+}
+
+/// The machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// RAM.
+    pub banks: ArrayVec<Span, MAX_BANKS>,
+    /// Reserved ranges.
+    pub reserved: ArrayVec<Reserved, MAX_RESERVED>,
+    /// MPIDR affinities of all enabled CPUs, in the DTB's order.
+    pub cpus: ArrayVec<u64, MAX_CPUS>,
+    /// Initial RAM disk.
+    pub initrd: Option<Span>,
+    /// PL011 that is the console.
+    pub console: Option<u64>,
+    /// Interrupt controller.
+    pub gic: Gic,
+    /// Whether an SMMU stands before some of the devices.
+    pub has_smmu: bool,
+    /// Whether a PSCI node was seen.
+    has_psci: bool,
+    initrd_start: Option<u64>,
+    initrd_end: Option<u64>,
+}
+
+impl Machine {
+    /// Reads the machine out of a DTB.
+    ///
+    /// # Errors
+    /// A `Stop` for what is missing, malformed, or more than is supported.
+    pub fn read(dtb: &Dtb<'_>) -> Result<Self, Stop> {
+        let mut machine = Self::default();
+        for span in dtb.reservations() {
+            machine.reserve(span, false)?;
+        }
+        let console = console_path(dtb);
+        dtb.for_each_node(|node| machine.take(node, console))?;
+        machine.finish()
+    }
+
+    fn take(&mut self, node: &Node<'_, '_>, console: Option<&str>) -> Result<(), Stop> {
+        match node.path {
+            ["chosen"] => {
+                self.initrd_start = node.property("linux,initrd-start").map(number);
+                self.initrd_end = node.property("linux,initrd-end").map(number);
+            }
+            ["psci"] => self.take_psci(node)?,
+            ["cpus", _] if node.string("device_type") == Some("cpu") => self.take_cpu(node)?,
+            ["reserved-memory", _] if node.is_enabled() => self.take_reserved(node)?,
+            _ if node.is_memory() && node.is_enabled() => self.take_memory(node)?,
+            _ => self.take_device(node, console),
+        }
+        Ok(())
+    }
+
+    fn take_memory(&mut self, node: &Node<'_, '_>) -> Result<(), Stop> {
+        let wrong = Stop::new("memory is malformed", "/memory reg");
+        let reg = node.property("reg").ok_or(wrong)?;
+        for (start, size) in node.cells.pairs(reg).ok_or(wrong)? {
+            let end = start.checked_add(size).ok_or(wrong)?;
+            if size != 0 && self.banks.try_push(start..end).is_err() {
+                return Err(Stop::with("more RAM banks than are supported", "/memory reg, limit", MAX_BANKS as u64));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_reserved(&mut self, node: &Node<'_, '_>) -> Result<(), Stop> {
+        let no_map = node.property("no-map").is_some();
+        let Some(reg) = node.property("reg") else { return Ok(()) };
+        let wrong = Stop::new("reserved memory is malformed", "/reserved-memory reg");
+        for (start, size) in node.cells.pairs(reg).ok_or(wrong)? {
+            self.reserve(start..start.checked_add(size).ok_or(wrong)?, no_map)?;
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, span: Span, no_map: bool) -> Result<(), Stop> {
+        self.reserved
+            .try_push(Reserved { span, no_map })
+            .map_err(|_| Stop::with("more reserved ranges than are supported", "limit", MAX_RESERVED as u64))
+    }
+
+    fn take_cpu(&mut self, node: &Node<'_, '_>) -> Result<(), Stop> {
+        let wrong = Stop::new("CPU is malformed", "/cpus reg");
+        let mut addresses = node.cells.pairs(node.property("reg").ok_or(wrong)?).ok_or(wrong)?;
+        let (mpidr, _) = addresses.next().ok_or(wrong)?;
+        if node.string("status") == Some("fail") {
+            return Ok(());
+        }
+        match node.string("enable-method") {
+            Some("psci") => {}
+            Some("spin-table") => return Err(Stop::with("CPU is started by spin-table, not PSCI", "/cpus cpu", mpidr)),
+            Some(_) => return Err(Stop::with("CPU is not started by PSCI", "/cpus cpu", mpidr)),
+            // One CPU that is never started by anyone needs no method.
+            None if self.cpus.is_empty() => {}
+            None => return Err(Stop::with("CPU has no enable-method", "/cpus cpu", mpidr)),
+        }
+        if self.cpus.contains(&mpidr) {
+            return Err(Stop::with("CPU is listed twice", "/cpus cpu", mpidr));
+        }
+        self.cpus
+            .try_push(mpidr)
+            .map_err(|_| Stop::with("more CPUs than are supported", "/cpus, limit", MAX_CPUS as u64))
+    }
+
+    fn take_psci(&mut self, node: &Node<'_, '_>) -> Result<(), Stop> {
+        // PSCI 0.1 names its functions itself and has no version call: not served.
+        if !node.is_compatible("arm,psci-0.2") && !node.is_compatible("arm,psci-1.0") {
+            return Ok(());
+        }
+        if node.string("method") != Some("smc") {
+            return Err(Stop::new("PSCI is not called by SMC", "/psci method"));
+        }
+        self.has_psci = true;
+        Ok(())
+    }
+
+    fn take_device(&mut self, node: &Node<'_, '_>, console: Option<&str>) {
+        let first = node.property("reg").and_then(|reg| node.cells.pairs(reg)?.next());
+        if let Some((start, _)) = first
+            && node.is_compatible("arm,pl011")
+            && console.is_some_and(|wanted| is_path(node.path, wanted))
+        {
+            self.console = Some(start);
+        }
+        if node.is_compatible("arm,smmu-v3") && node.is_enabled() {
+            self.has_smmu = true;
+        }
+        if node.is_compatible("arm,gic-v3") {
+            self.gic = gic_v3(node);
+        } else if ["arm,cortex-a15-gic", "arm,gic-400"].iter().any(|name| node.is_compatible(name)) {
+            self.gic = Gic::V2;
+        }
+    }
+
+    fn finish(mut self) -> Result<Self, Stop> {
+        if self.banks.is_empty() {
+            return Err(Stop::new("DTB names no memory", "/memory"));
+        }
+        self.banks.sort_unstable_by_key(|bank| bank.start);
+        let followers = self.banks.iter().skip(1);
+        if let Some((_, bad)) = self.banks.iter().zip(followers).find(|(a, b)| overlap(a, b)) {
+            return Err(Stop::with("RAM banks overlap", "address", bad.start));
+        }
+        if self.cpus.is_empty() {
+            return Err(Stop::new("DTB names no CPU", "/cpus"));
+        }
+        if !self.has_psci {
+            return Err(Stop::new("DTB names no PSCI 0.2 or later", "/psci"));
+        }
+        self.initrd = match (self.initrd_start, self.initrd_end) {
+            (Some(start), Some(end)) if start < end => Some(start..end),
+            (Some(start), Some(end)) if start > end => {
+                return Err(Stop::with("initrd ends before it starts", "/chosen linux,initrd-start", start));
+            }
+            _ => None,
+        };
+        Ok(self)
+    }
+}
+
+fn gic_v3(node: &Node<'_, '_>) -> Gic {
+    let regions = node.property("#redistributor-regions").map_or(1, number);
+    let pairs = node.property("reg").and_then(|reg| node.cells.pairs(reg));
+    let Some(mut spans) = pairs.map(|pairs| pairs.map(|(start, size)| start..start.saturating_add(size))) else {
+        return Gic::Unknown;
+    };
+    let Some(distributor) = spans.next() else { return Gic::Unknown };
+    let wanted = usize::try_from(regions).map_or(MAX_GICR, |n| n.min(MAX_GICR));
+    Gic::V3 { distributor, redistributors: spans.take(wanted).collect() }
+}
+
+/// The path that `/chosen` names as console, through `/aliases` where it uses one.
+fn console_path<'a>(dtb: &Dtb<'a>) -> Option<&'a str> {
+    let mut name = None;
+    let mut path = None;
+    let _ = dtb.for_each_node(|node| {
+        if node.path == ["chosen"] {
+            name = node.string("stdout-path").and_then(|text| text.split(':').next());
+        }
+        Ok(())
+    });
+    let name = name?;
+    if name.starts_with('/') {
+        return Some(name);
+    }
+    let _ = dtb.for_each_node(|node| {
+        if node.path == ["aliases"] {
+            path = node.string(name);
+        }
+        Ok(())
+    });
+    path
+}
+
+fn is_path(path: &[&str], wanted: &str) -> bool {
+    wanted.split('/').skip(1).eq(path.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtb::testing::{Tree, board};
+
+    fn read(tree: Tree) -> Result<Machine, Stop> {
+        let blob = tree.blob();
+        Machine::read(&Dtb::parse(&blob).unwrap())
+    }
+
+    #[test]
+    fn a_board_is_read_whole() {
+        let machine = read(board()).unwrap();
+        assert_eq!(machine.banks.as_slice(), [0x4000_0000..0xc000_0000]);
+        assert_eq!(machine.cpus.as_slice(), [0, 1]);
+        assert_eq!(machine.initrd, Some(0x4800_0000..0x4900_0000));
+        assert_eq!(machine.console, Some(0x900_0000));
+        assert!(matches!(machine.gic, Gic::V3 { ref redistributors, .. } if redistributors.len() == 1));
+        assert_eq!(machine.reserved.len(), 1);
+        assert!(machine.reserved[0].no_map);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (node, text) in
+            [("memory@40000000", "DTB names no memory"), ("psci", "DTB names no PSCI"), ("cpus", "DTB names no CPU")]
+        {
+            let stop = read(board().without(node)).unwrap_err();
+            assert!(stop.what().starts_with(text), "{stop}");
+        }
+    }
+
+    #[test]
+    fn too_many_of_anything_is_refused() {
+        let mut tree = board();
+        for n in 0..MAX_BANKS as u64 {
+            tree = tree.with_memory(0x10_0000_0000 + n * 0x1000_0000, 0x100_0000);
+        }
+        assert_eq!(read(tree).unwrap_err().what(), "more RAM banks than are supported");
+        let mut tree = board();
+        for n in 2..=MAX_CPUS as u32 {
+            tree = tree.with_cpu(n, "psci");
+        }
+        assert_eq!(read(tree).unwrap_err().what(), "more CPUs than are supported");
+    }
+
+    #[test]
+    fn cpus_that_psci_does_not_start_are_refused() {
+        assert!(read(board().with_cpu(7, "spin-table")).unwrap_err().what().contains("spin-table"));
+        assert!(read(board().with_cpu(1, "psci")).unwrap_err().what().contains("twice"));
+    }
+
+    #[test]
+    fn overlapping_banks_are_refused() {
+        assert_eq!(read(board().with_memory(0x8000_0000, 0x1000)).unwrap_err().what(), "RAM banks overlap");
+        assert_eq!(read(board().with_memory(u64::MAX - 0xfff, 0x2000)).unwrap_err().what(), "memory is malformed");
+    }
+}

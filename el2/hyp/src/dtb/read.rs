@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Reading: the header, the reservations, and the structure block as a stream of events.
+
+use crate::stop::Stop;
+use core::ops::Range;
+
+/// Bytes of the header.
+pub const HEADER_SIZE: usize = 40;
+/// Largest blob: what the arm64 boot protocol allows.
+const MAX_SIZE: usize = 2 << 20;
+/// Deepest tree that is walked.
+const MAX_DEPTH: usize = 16;
+
+const MAGIC: u32 = 0xd00d_feed;
+const OLDEST_COMPATIBLE: u32 = 16;
+const TOKEN_BEGIN: u32 = 1;
+const TOKEN_END: u32 = 2;
+const TOKEN_PROPERTY: u32 = 3;
+const TOKEN_NOP: u32 = 4;
+const TOKEN_STOP: u32 = 9;
+
+/// Reads the blob's size out of its header.
+///
+/// # Errors
+/// This is no device tree, or it says that it is larger than one may be.
+pub fn total_size(header: &[u8]) -> Result<usize, Stop> {
+    if be32(header, 0) != Some(MAGIC) {
+        return Err(Stop::with("DTB is corrupt (bad magic)", "DTB offset", 0));
+    }
+    let size = be32(header, 4).map_or(0, |size| size as usize);
+    if !(HEADER_SIZE..=MAX_SIZE).contains(&size) {
+        return Err(Stop::with("DTB is corrupt (size)", "DTB offset", 4));
+    }
+    Ok(size)
+}
+
+/// A blob whose header, reservations and structure have been walked once from end to end.
+#[derive(Clone, Debug)]
+pub struct Dtb<'a> {
+    structure: &'a [u8],
+    strings: &'a [u8],
+    reservations: &'a [u8],
+    boot_cpu: u32,
+}
+
+/// One step through the structure block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A node starts.
+    Begin(&'a str),
+    /// A property of the innermost open node.
+    Property {
+        /// Its name.
+        name: &'a str,
+        /// Its bytes.
+        value: &'a [u8],
+    },
+    /// The innermost node ends.
+    End,
+}
+
+impl<'a> Dtb<'a> {
+    /// Checks the whole blob.
+    ///
+    /// # Errors
+    /// A `Stop` that says what is wrong at which offset.
+    pub fn parse(blob: &'a [u8]) -> Result<Self, Stop> {
+        let size = total_size(blob)?;
+        let corrupt = |offset| Stop::with("DTB is corrupt (header)", "DTB offset", offset);
+        let blob = blob.get(..size).ok_or(Stop::with("DTB is truncated", "DTB offset", blob.len() as u64))?;
+        let word = |at: usize| be32(blob, at).map(|word| word as usize).ok_or(corrupt(at as u64));
+        if be32(blob, 24).is_none_or(|oldest| oldest > 17) || be32(blob, 20).is_none_or(|v| v < OLDEST_COMPATIBLE) {
+            return Err(corrupt(20));
+        }
+        let part = |offset: usize, len: usize, at: u64| {
+            let end = offset.checked_add(len).ok_or(corrupt(at))?;
+            blob.get(offset..end).ok_or(corrupt(at))
+        };
+        if word(8)? % 4 != 0 {
+            return Err(corrupt(8));
+        }
+        let dtb = Self {
+            structure: part(word(8)?, word(36)?, 8)?,
+            strings: part(word(12)?, word(32)?, 12)?,
+            reservations: reservations(blob, word(16)?).ok_or(corrupt(16))?,
+            boot_cpu: be32(blob, 28).unwrap_or(0),
+        };
+        dtb.check_structure()?;
+        Ok(dtb)
+    }
+
+    fn check_structure(&self) -> Result<(), Stop> {
+        let mut events = self.events();
+        let mut depth = 0usize;
+        let mut roots = 0usize;
+        let mut after_child = [false; MAX_DEPTH];
+        let corrupt = |at: usize| Stop::with("DTB is corrupt (structure)", "structure offset", at as u64);
+        loop {
+            let at = events.at;
+            match events.step().ok_or(corrupt(at))? {
+                Some(Event::Begin(_)) => {
+                    if depth == 0 {
+                        roots = roots.saturating_add(1);
+                    } else if let Some(flag) = after_child.get_mut(depth.saturating_sub(1)) {
+                        *flag = true;
+                    }
+                    *after_child.get_mut(depth).ok_or(corrupt(at))? = false;
+                    depth = depth.saturating_add(1);
+                }
+                Some(Event::Property { .. }) => {
+                    // Properties stand before the first subnode, and inside a node.
+                    let late = after_child.get(depth.wrapping_sub(1)).copied().unwrap_or(true);
+                    if late {
+                        return Err(corrupt(at));
+                    }
+                }
+                Some(Event::End) => depth = depth.checked_sub(1).ok_or(corrupt(at))?,
+                None if depth == 0 && roots == 1 => return Ok(()),
+                None => return Err(corrupt(at)),
+            }
+        }
+    }
+
+    /// The events of the structure block.
+    pub fn events(&self) -> Events<'a> {
+        Events { structure: self.structure, strings: self.strings, at: 0 }
+    }
+
+    /// The strings block.
+    pub(super) fn strings(&self) -> &'a [u8] {
+        self.strings
+    }
+
+    /// Physical identifier of the boot CPU, as the header has it.
+    pub(super) fn boot_cpu(&self) -> u32 {
+        self.boot_cpu
+    }
+
+    /// The reserved ranges of the header, without the closing entry.
+    pub fn reservations(&self) -> impl Iterator<Item = Range<u64>> + 'a {
+        self.reservations.chunks_exact(16).filter_map(|entry| {
+            let start = be64(entry, 0)?;
+            Some(start..start.saturating_add(be64(entry, 8)?))
+        })
+    }
+
+    /// Calls `visit` for every node, parents first.
+    ///
+    /// # Errors
+    /// The first error that `visit` returns.
+    pub fn for_each_node(&self, mut visit: impl FnMut(&Node<'a, '_>) -> Result<(), Stop>) -> Result<(), Stop> {
+        let mut events = self.events();
+        let mut path = [""; MAX_DEPTH];
+        let mut cells = [Cells::DEFAULT; MAX_DEPTH];
+        let mut depth = 0usize;
+        while let Some(event) = events.next() {
+            match event {
+                Event::Begin(name) => {
+                    let properties = events.clone();
+                    if let (Some(slot), Some(own)) = (path.get_mut(depth), cells.get_mut(depth)) {
+                        *slot = name;
+                        *own = Cells::of(properties.clone());
+                    }
+                    let parent = depth.checked_sub(1).and_then(|up| cells.get(up)).copied();
+                    depth = depth.saturating_add(1);
+                    let node = Node {
+                        path: path.get(1..depth).unwrap_or(&[]),
+                        cells: parent.unwrap_or(Cells::DEFAULT),
+                        properties,
+                    };
+                    visit(&node)?;
+                }
+                Event::End => depth = depth.saturating_sub(1),
+                Event::Property { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn reservations(blob: &[u8], offset: usize) -> Option<&[u8]> {
+    let rest = blob.get(offset..)?;
+    let mut len = 0usize;
+    loop {
+        let entry = rest.get(len..len.checked_add(16)?)?;
+        if entry.iter().all(|byte| *byte == 0) {
+            return rest.get(..len);
+        }
+        len = len.checked_add(16)?;
+    }
+}
+
+/// Iterator over the events of a structure block. Ends at the closing token, or where the block is
+/// corrupt (a parsed `Dtb` has been checked, so there it never is).
+#[derive(Clone, Debug)]
+pub struct Events<'a> {
+    structure: &'a [u8],
+    strings: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Events<'a> {
+    /// The next event; `Some(None)` is the closing token, `None` means corrupt.
+    fn step(&mut self) -> Option<Option<Event<'a>>> {
+        loop {
+            let token = be32(self.structure, self.at)?;
+            let body = self.at.checked_add(4)?;
+            match token {
+                TOKEN_NOP => self.at = body,
+                TOKEN_BEGIN => {
+                    let name = text(self.structure, body)?;
+                    self.at = aligned(body.checked_add(name.len())?.checked_add(1)?)?;
+                    return Some(Some(Event::Begin(name)));
+                }
+                TOKEN_PROPERTY => {
+                    let len = be32(self.structure, body)? as usize;
+                    let name = text(self.strings, be32(self.structure, body.checked_add(4)?)? as usize)?;
+                    let start = body.checked_add(8)?;
+                    let end = start.checked_add(len)?;
+                    let value = self.structure.get(start..end)?;
+                    self.at = aligned(end)?;
+                    return Some(Some(Event::Property { name, value }));
+                }
+                TOKEN_END => {
+                    self.at = body;
+                    return Some(Some(Event::End));
+                }
+                TOKEN_STOP => return Some(None),
+                _ => return None,
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for Events<'a> {
+    type Item = Event<'a>;
+
+    fn next(&mut self) -> Option<Event<'a>> {
+        self.step().flatten()
+    }
+}
+
+/// How a node's children write addresses and sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cells {
+    /// `#address-cells`.
+    pub address: usize,
+    /// `#size-cells`.
+    pub size: usize,
+}
+
+impl Cells {
+    const DEFAULT: Self = Self { address: 2, size: 1 };
+
+    fn of(properties: Events<'_>) -> Self {
+        let mut cells = Self::DEFAULT;
+        for event in properties {
+            match event {
+                Event::Property { name: "#address-cells", value } => {
+                    cells.address = be32(value, 0).map_or(usize::MAX, |n| n as usize);
+                }
+                Event::Property { name: "#size-cells", value } => {
+                    cells.size = be32(value, 0).map_or(usize::MAX, |n| n as usize);
+                }
+                Event::Property { .. } => {}
+                Event::Begin(_) | Event::End => break,
+            }
+        }
+        cells
+    }
+
+    /// Splits a `reg` value into (address, size) pairs; `None` if it is no whole number of pairs, or
+    /// the cells are wider than 64 bits.
+    pub fn pairs<'v>(self, value: &'v [u8]) -> Option<impl Iterator<Item = (u64, u64)> + 'v> {
+        if !(1..=2).contains(&self.address) || self.size > 2 {
+            return None;
+        }
+        let address = self.address.checked_mul(4)?;
+        let entry = address.checked_add(self.size.checked_mul(4)?)?;
+        if !value.len().is_multiple_of(entry) {
+            return None;
+        }
+        Some(value.chunks_exact(entry).map(move |pair| {
+            let (address, size) = pair.split_at_checked(address).unwrap_or((pair, &[]));
+            (number(address), number(size))
+        }))
+    }
+}
+
+/// A node, as a walk meets it.
+#[derive(Clone, Debug)]
+pub struct Node<'a, 'w> {
+    /// Names from below the root down to this node; empty for the root.
+    pub path: &'w [&'a str],
+    /// How its own `reg` is written.
+    pub cells: Cells,
+    properties: Events<'a>,
+}
+
+impl<'a> Node<'a, '_> {
+    /// The bytes of a property.
+    pub fn property(&self, wanted: &str) -> Option<&'a [u8]> {
+        for event in self.properties.clone() {
+            match event {
+                Event::Property { name, value } if name == wanted => return Some(value),
+                Event::Property { .. } => {}
+                Event::Begin(_) | Event::End => return None,
+            }
+        }
+        None
+    }
+
+    /// The first string of a property.
+    pub fn string(&self, name: &str) -> Option<&'a str> {
+        text(self.property(name)?, 0)
+    }
+
+    /// Whether one of the strings of `compatible` is `wanted`.
+    pub fn is_compatible(&self, wanted: &str) -> bool {
+        let list = self.property("compatible").unwrap_or(&[]);
+        list.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes())
+    }
+
+    /// Whether `status` does not switch the node off.
+    pub fn is_enabled(&self) -> bool {
+        self.string("status").is_none_or(|status| status == "okay" || status == "ok")
+    }
+
+    /// Whether this is a memory node of the root.
+    pub fn is_memory(&self) -> bool {
+        self.path.len() == 1 && self.string("device_type") == Some("memory")
+    }
+}
+
+/// Reads a big-endian word.
+pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    let word = bytes.get(at..at.checked_add(4)?)?;
+    word.try_into().ok().map(u32::from_be_bytes)
+}
+
+fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+    let word = bytes.get(at..at.checked_add(8)?)?;
+    word.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// A big-endian number of up to eight bytes.
+pub(super) fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+fn text(bytes: &[u8], at: usize) -> Option<&str> {
+    let rest = bytes.get(at..)?;
+    let len = rest.iter().position(|byte| *byte == 0)?;
+    core::str::from_utf8(rest.get(..len)?).ok()
+}
+
+fn aligned(at: usize) -> Option<usize> {
+    at.checked_next_multiple_of(4)
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Everything that lives as long as the machine: written once before the second CPU, or behind a lock.
+
+use crate::hypercalls::GuestSlot;
+use arrayvec::ArrayVec;
+use core::sync::atomic::AtomicU64;
+use freehold_arch::lock::Ticket;
+use freehold_arch::percpu::MAX_CPUS;
+use freehold_mem::Host;
+use freehold_mem::lock::World;
+use freehold_virt::psci::{Relay, Slot};
+use freehold_virt::smc::Platform;
+use spin::Once;
+
+/// How many VMs there can be at a time.
+pub(crate) const VM_SLOTS: usize = 64;
+
+/// The locks of el2's memory.
+pub(crate) type Locks = World<Ticket<Host<'static>>, Ticket<GuestSlot>, VM_SLOTS>;
+
+/// What the boot leaves behind for the trap loop.
+pub(crate) struct Machine {
+    /// The locks.
+    pub(crate) world: Locks,
+    /// Root of the host's stage 2.
+    pub(crate) host_root: u64,
+    /// One PSCI slot per CPU; CPU `n`'s has index `n`.
+    pub(crate) slots: ArrayVec<Slot<AtomicU64>, MAX_CPUS>,
+    /// Whether firmware writes power states in the extended format.
+    pub(crate) extended_power_state: bool,
+    /// Whether VMs can run here; else the boot said why not.
+    pub(crate) serves_vms: bool,
+}
+
+impl Machine {
+    /// The PSCI relay over this machine's CPUs.
+    pub(crate) fn relay(&self) -> Relay<'_, AtomicU64> {
+        Relay::new(&self.slots, Platform::default(), self.extended_power_state)
+    }
+}
+
+static MACHINE: Once<Machine> = Once::new();
+
+/// Seals what the boot has put together. Only the first call counts.
+pub(crate) fn seal(machine: Machine) -> &'static Machine {
+    MACHINE.call_once(|| machine)
+}
+
+/// The sealed machine.
+pub(crate) fn machine() -> &'static Machine {
+    match MACHINE.get() {
+        Some(machine) => machine,
+        None => freehold_arch::fatal::panic(format_args!("the machine was used before the boot sealed it")),
+    }
+}

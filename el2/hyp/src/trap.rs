@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The trap loop: what the host did to come here, and who answers.
+//!
+//! Keeps I7: every exception that EL1 or EL0 of the host can cause has an answer, and none of them is
+//! a panic. Does not know what the answers mean.
+
+use crate::{fault, hypercalls, power, statics};
+use core::panic::PanicInfo;
+use freehold_arch::host::{self, Syndrome};
+use freehold_arch::inject::{self, Abort};
+use freehold_arch::percpu::{PerCpu, this_cpu};
+use freehold_arch::vectors::HostFrame;
+use freehold_arch::{barrier, fatal};
+
+const CLASS_HVC64: u64 = 0x16;
+const CLASS_SMC64: u64 = 0x17;
+const CLASS_FETCH_ABORT: u64 = 0x20;
+const CLASS_DATA_ABORT: u64 = 0x24;
+
+/// Serves one synchronous exception of the host. Called by the vectors.
+#[unsafe(no_mangle)]
+extern "C" fn freehold_host_sync(frame: &mut HostFrame) {
+    let cpu = this_cpu();
+    cpu.counters.entries.bump();
+    if fatal::is_stopped() {
+        barrier::halt();
+    }
+    let syndrome = Syndrome::read();
+    match syndrome.class() {
+        CLASS_HVC64 if syndrome.immediate() == 0 => {
+            cpu.counters.hypercalls.bump();
+            hypercalls::handle(frame);
+        }
+        CLASS_SMC64 => {
+            cpu.counters.smcs.bump();
+            host::skip_instruction();
+            power::smc(cpu, syndrome.immediate(), frame);
+        }
+        CLASS_FETCH_ABORT => fault::serve(cpu, Abort::Fetch, syndrome),
+        CLASS_DATA_ABORT => fault::serve(cpu, Abort::Data, syndrome),
+        // Whatever else EL1 can make trap (an HVC with an immediate among it) does not exist for it.
+        _ => inject::undefined(),
+    }
+}
+
+/// Goes on with a CPU that firmware has just started or resumed. Called by the entry code.
+#[unsafe(no_mangle)]
+extern "C" fn freehold_secondary_main() -> ! {
+    let cpu: &PerCpu = this_cpu();
+    let machine = statics::machine();
+    if fatal::is_stopped() {
+        barrier::halt();
+    }
+    match machine.relay().arrive(cpu.index()) {
+        Some(entry) => {
+            host::configure(machine.host_root);
+            host::enter(entry.pc, entry.context)
+        }
+        None => {
+            fatal::stop("stop", format_args!("firmware started a CPU that nobody asked for at cpu {}", cpu.index()))
+        }
+    }
+}
+
+#[panic_handler]
+fn panicked(info: &PanicInfo<'_>) -> ! {
+    fatal::panic(format_args!("{info}"))
+}
