@@ -40,9 +40,7 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
     let el2 = optional("el2", real("el2", "el2/hyp/src/main.rs"), &mut missing, || el2(env))?;
     let guest = optional("guest", real("guest", "tests/guest/src/main.rs"), &mut missing, || guest(env))?;
     let vmm = optional("vmm", real("vmm", "tests/vmm/src/main.rs"), &mut missing, || vmm(env))?;
-    let module = optional("module", real("module", "host-driver/linux/Kbuild"), &mut missing, || {
-        driver(env, tools)
-    })?;
+    let module = optional("module", real("module", "host-driver/linux/Kbuild"), &mut missing, || driver(env, tools))?;
     let hostile = optional("hostile", real("hostile", "tests/hostile/Kbuild"), &mut missing, || {
         kernel_module(env, tools, &env.root.join("tests/hostile"), "fh_hostile", &[])
     })?;

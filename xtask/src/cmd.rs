@@ -13,10 +13,7 @@ use anyhow::{Context as _, Result, bail};
 /// If it cannot be started, or exits with a failure: then the message ends with the last lines that it said.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let name = shown(command);
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start `{name}`"))?;
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{name}`"))?;
     let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
     if !out.status.success() {
         let stderr = String::from_utf8_lossy(&out.stderr);

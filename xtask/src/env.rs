@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Env {
     /// The root of the work tree.
     pub root: PathBuf,
-    /// Cargo's target directory.
-    pub target: PathBuf,
     /// What this program makes: images, archives, logs.
     pub out: PathBuf,
     /// Downloaded and unpacked packages; survives `cargo clean`.
@@ -29,7 +27,7 @@ impl Env {
         };
         let out = target.join("freehold");
         let cache = root.join(".cache").join("freehold");
-        Self { root, target, out, cache }
+        Self { root, out, cache }
     }
 
     /// The directory of console logs.

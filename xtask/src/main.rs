@@ -3,17 +3,21 @@
 //!
 //! Exit status: 0 held, 1 failed, 2 asked wrongly or refused, 3 something is not there yet.
 
+mod bad_input;
 mod builds;
 mod cmd;
 mod env;
+mod fdt;
 mod image;
 mod initramfs;
+mod lint;
 mod qemu;
 mod run;
 mod scan;
 mod session;
 mod setup;
 mod steps;
+mod test;
 mod ui;
 
 use std::path::PathBuf;
@@ -66,6 +70,10 @@ enum Command {
     Image(ImageArgs),
     /// Shows the main job: a stock host at EL1 and a protected guest that it cannot read
     Run(run::RunArgs),
+    /// Runs the tests that CI runs, or a part of them
+    Test(test::TestArgs),
+    /// Checks house rules, format and clippy, and prints the size of the trusted base
+    Lint,
     /// Boots a job of tests/initramfs, for development
     #[command(hide = true)]
     DevBoot(DevBootArgs),
@@ -171,6 +179,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(args) => run::run(&env, &args),
+        Command::Test(args) => test::run(&env, &args),
+        Command::Lint => test::run(&env, &test::TestArgs::only("lint")),
         Command::DevBoot(args) => dev_boot(&env, args),
     }
 }

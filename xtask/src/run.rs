@@ -89,7 +89,9 @@ fn check_cpu(tools: &Tools, cpu: &str) -> Result<()> {
     if known.split_whitespace().any(|word| word == model) {
         return Ok(());
     }
-    anyhow::bail!(Usage(format!("--cpu {cpu}: QEMU knows no such CPU (try cortex-a72, cortex-a76, neoverse-n1, neoverse-v1, max)")))
+    anyhow::bail!(Usage(format!(
+        "--cpu {cpu}: QEMU knows no such CPU (try cortex-a72, cortex-a76, neoverse-n1, neoverse-v1, max)"
+    )))
 }
 
 fn machine(args: &RunArgs, kernel: &Path, parts: &Parts, job: &str) -> Machine {

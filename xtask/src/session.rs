@@ -76,6 +76,17 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// One line per thing that was not as it must be.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let cases = self.cases.iter().filter(|c| !c.held);
+        let mut all: Vec<String> =
+            cases.map(|c| format!("{}: expected {}, seen {}", c.case, c.expected, c.seen)).collect();
+        all.extend(self.problem.clone());
+        all
+    }
+}
+
 /// Lines after which nothing good can follow.
 const FATAL: [&str; 3] = ["freehold: stop:", "freehold: panic:", "Kernel panic - not syncing"];
 

@@ -41,7 +41,11 @@ pub(crate) const STEPS: [Step; 8] = [
         title: "the host attacks and fails",
         needs: &["old-mapping", "foreign-pte", "linear-map", "carve-out", "guest-hash", "second-vm"],
     },
-    Step { number: "7", title: "a conversion waits for who holds the page", needs: &["unshare-waits", "convert-waits"] },
+    Step {
+        number: "7",
+        title: "a conversion waits for who holds the page",
+        needs: &["unshare-waits", "convert-waits"],
+    },
     Step {
         number: "8",
         title: "after kill -9 nothing is left",

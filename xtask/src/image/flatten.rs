@@ -15,7 +15,8 @@ pub(crate) fn flatten(file: &[u8], unit: u64) -> Result<Vec<u8>> {
     if header.e_machine(endian) != elf::EM_AARCH64 {
         bail!("an ELF file for another machine than arm64");
     }
-    let loads = || parsed.elf_program_headers().iter().filter(|p| p.p_type(endian) == elf::PT_LOAD && p.p_memsz(endian) > 0);
+    let loads =
+        || parsed.elf_program_headers().iter().filter(|p| p.p_type(endian) == elf::PT_LOAD && p.p_memsz(endian) > 0);
     let base = loads().map(|p| p.p_vaddr(endian)).min().context("an ELF file that loads nothing")?;
     let end = loads().filter_map(|p| p.p_vaddr(endian).checked_add(p.p_memsz(endian))).max().unwrap_or(base);
     let size = (end - base).next_multiple_of(unit);
@@ -26,7 +27,9 @@ pub(crate) fn flatten(file: &[u8], unit: u64) -> Result<Vec<u8>> {
     for load in loads() {
         let data = load.data(endian, file).ok().context("a segment lies outside of the file")?;
         let at = usize::try_from(load.p_vaddr(endian) - base)?;
-        flat.get_mut(at..at + data.len()).context("a segment is longer in the file than in memory")?.copy_from_slice(data);
+        flat.get_mut(at..at + data.len())
+            .context("a segment is longer in the file than in memory")?
+            .copy_from_slice(data);
     }
     Ok(flat)
 }

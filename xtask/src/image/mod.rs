@@ -25,7 +25,9 @@ pub(crate) fn bundle(el2: &Path, kernel: &Path, out: &Path) -> Result<()> {
     match header.page_size {
         PageSize::K4 | PageSize::Unknown => {}
         PageSize::K16 | PageSize::K64 => {
-            ui::note("warning: this kernel's pages are not 4 KiB: it boots, but the Freehold module will not load in it");
+            ui::note(
+                "warning: this kernel's pages are not 4 KiB: it boots, but the Freehold module will not load in it",
+            );
         }
     }
     let el2 = std::fs::read(el2).with_context(|| format!("cannot read {}", el2.display()))?;
@@ -78,7 +80,12 @@ mod tests {
 
     #[test]
     fn a_refused_kernel_writes_nothing_and_is_named() {
-        for bad in [&b""[..], &[0u8; 64], b"\x1f\x8b\x08not really", b"MZ\0\0zimg and more, so that it is long enough, yes, long"] {
+        for bad in [
+            &b""[..],
+            &[0u8; 64],
+            b"\x1f\x8b\x08not really",
+            b"MZ\0\0zimg and more, so that it is long enough, yes, long",
+        ] {
             let (result, written) = bundle_of(bad);
             let error = result.unwrap_err();
             assert!(error.is::<Refused>(), "{error}");
@@ -89,7 +96,8 @@ mod tests {
 
     #[test]
     fn a_missing_kernel_is_refused() {
-        let error = bundle(Path::new("/nonexistent-el2"), Path::new("/nonexistent-kernel"), Path::new("/nonexistent/x"));
+        let error =
+            bundle(Path::new("/nonexistent-el2"), Path::new("/nonexistent-kernel"), Path::new("/nonexistent/x"));
         let error = error.unwrap_err();
         assert!(error.is::<Refused>() && error.to_string().contains("/nonexistent-kernel"), "{error}");
     }

@@ -2,8 +2,8 @@
 //! The machine's serial line: every byte goes to the log, whole lines go to whoever waits.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::Path;
 use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Instant;
@@ -26,7 +26,6 @@ pub(crate) struct Console {
     input: ChildStdin,
     chunks: Receiver<Vec<u8>>,
     pending: String,
-    log: PathBuf,
 }
 
 impl Console {
@@ -41,12 +40,7 @@ impl Console {
         let errors = child.stderr.take().context("no stderr")?;
         pump(errors, file.try_clone()?, sender.clone());
         pump(child.stdout.take().context("no stdout")?, file, sender);
-        Ok(Self { input, chunks, pending: String::new(), log: log.to_path_buf() })
-    }
-
-    /// Where the log is.
-    pub(crate) fn log(&self) -> &Path {
-        &self.log
+        Ok(Self { input, chunks, pending: String::new() })
     }
 
     /// The next line, waiting for it until `deadline`.

@@ -63,7 +63,8 @@ impl Machine {
         line.trim_end().to_owned()
     }
 
-    fn arguments(&self) -> Vec<String> {
+    /// QEMU's arguments for it.
+    pub(crate) fn arguments(&self) -> Vec<String> {
         let mut all = vec!["-nodefaults".to_owned(), "-no-reboot".to_owned(), "-display".to_owned(), "none".to_owned()];
         let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
         let el2 = if self.el2 { "on" } else { "off" };

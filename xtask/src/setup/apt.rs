@@ -169,10 +169,8 @@ fn parse_line(line: &str) -> Option<Source> {
         Some(inner) => inner.split_once(']')?,
         None => ("", rest),
     };
-    let options = options
-        .split_whitespace()
-        .filter(|o| !o.starts_with("arch"))
-        .fold(String::new(), |all, one| all + " " + one);
+    let options =
+        options.split_whitespace().filter(|o| !o.starts_with("arch")).fold(String::new(), |all, one| all + " " + one);
     let mut words = rest.split_whitespace();
     let (uri, suite) = (words.next()?.to_owned(), words.next()?.to_owned());
     words.any(|w| w == "main").then_some(Source { options, uri, suite })

@@ -132,7 +132,9 @@ fn from_scratch(env: &Env) -> Result<Tools> {
 
 fn by_hand(why: &str, missing: &[Wanted]) -> String {
     let mut packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
-    packages.extend(["(unpacked, arm64) linux-image-6.12, linux-headers-6.12, linux-kbuild-6.12, busybox-static, u-boot-qemu"]);
+    packages.extend([
+        "(unpacked, arm64) linux-image-6.12, linux-headers-6.12, linux-kbuild-6.12, busybox-static, u-boot-qemu",
+    ]);
     format!("set-up needs Debian 12 or 13 on x86-64 ({why}); have installed: {}", packages.join(", "))
 }
 

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Life of the module and of VMs: the main job and the other jobs on the host, one case per line that they report.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::boot::{image, log};
+use super::{Context, Item, Work};
+use crate::env::Env;
+use crate::qemu::{Machine, Running};
+use crate::session::{self, Outcome};
+use crate::steps::{self, Status};
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A job and the machine that it runs on.
+struct Job {
+    name: &'static str,
+    file: &'static str,
+    cpu: &'static str,
+    /// Debian's kernel by itself, with or without EL2 in the CPUs.
+    stock: Option<bool>,
+}
+
+const fn job(name: &'static str, file: &'static str) -> Job {
+    Job { name, file, cpu: "max", stock: None }
+}
+
+const JOBS: [Job; 7] = [
+    job("life/hvc-refusals", "hvc-refusals"),
+    job("life/hvc-fuzz", "hvc-fuzz"),
+    job("life/ioctls", "ioctls"),
+    Job { name: "life/no-el2-a72", file: "noel2", cpu: "cortex-a72", stock: Some(false) },
+    Job { name: "life/no-el2-max", file: "noel2", cpu: "max", stock: Some(false) },
+    Job { name: "life/host-at-el2-a72", file: "noel2", cpu: "cortex-a72", stock: Some(true) },
+    Job { name: "life/host-at-el2-max", file: "noel2", cpu: "max", stock: Some(true) },
+];
+
+/// The main job, and each other job whose file is there.
+pub(super) fn works(env: &Env) -> Vec<Work> {
+    let jobs = env.root.join("tests/initramfs/jobs");
+    let mut works = vec![Work::new("life/main", main_job).with_inner_filter()];
+    for job in JOBS.into_iter().filter(|j| jobs.join(j.file).is_file()) {
+        works.push(Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter());
+    }
+    works
+}
+
+fn main_job(context: &Context<'_>) -> Result<Vec<Item>> {
+    let name = "life/main";
+    let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
+    let mut machine = Machine::new(image(parts)?, &parts.initramfs);
+    let there = context.env.root.join("tests/initramfs/jobs/main").is_file();
+    machine.append = format!("fh.job={}", if there { "boot,main" } else { "boot" });
+    let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
+    let outcome = session::follow(&mut running, LIMIT, |_| ())?;
+    let mut items = cases(context, name, &outcome);
+    for step in steps::judge(&outcome) {
+        let own = format!("{name}/step-{}", step.step);
+        items.push(match step.status {
+            Status::Held => Item::new(own, None),
+            Status::NotYet => {
+                let lacks = format!("not seen: {}", step.missing.join(", "));
+                Item { name: own, verdict: super::Verdict::Skipped(lacks) }
+            }
+            Status::Failed => Item::new(own, Some(format!("the step failed; not seen: {}", step.missing.join(", ")))),
+        });
+    }
+    Ok(items)
+}
+
+fn other_job(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
+    let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
+    let kernel = if job.stock.is_some() { tools.kernel.as_path() } else { image(parts)? };
+    let mut machine = Machine::new(kernel, &parts.initramfs);
+    machine.cpu = job.cpu.to_owned();
+    machine.el2 = job.stock.unwrap_or(true);
+    machine.append = format!("fh.job={} fh.el2={}", job.file, if machine.el2 { "on" } else { "off" });
+    let mut running = Running::start(&tools.qemu, &machine, &log(context, job.name))?;
+    let outcome = session::follow(&mut running, LIMIT, |_| ())?;
+    let mut items = cases(context, job.name, &outcome);
+    if outcome.cases.is_empty() {
+        items.push(Item::new(job.name, Some("the job reported no case".to_owned())));
+    }
+    Ok(items)
+}
+
+/// One item per case, and one for the boot as a whole.
+fn cases(context: &Context<'_>, name: &str, outcome: &Outcome) -> Vec<Item> {
+    let at = context.env.shown(&log(context, name));
+    let mut items = Vec::new();
+    for case in &outcome.cases {
+        let what = format!("expected {}, seen {}\nconsole log: {at}", case.expected, case.seen);
+        items.push(Item::new(format!("{name}/{}-{}", case.step, case.case), (!case.held).then_some(what)));
+    }
+    let problem = outcome.problem.as_ref().map(|p| format!("{p}\nconsole log: {at}"));
+    items.push(Item::new(format!("{name}/runs-to-its-end"), problem));
+    items
+}
