@@ -5,36 +5,22 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use freehold_uapi::hvc;
 
 use crate::attack::Target;
 use crate::hostile::{Hostile, runs};
-use crate::machine::{Event, Plan};
+use crate::machine::Plan;
 use crate::proto;
+use crate::raw::{resting, settle};
 use crate::report::{Step, line};
 
 const STEP: Step = Step("8");
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Large enough that a leak of it shows in the host's free memory.
 const PLAN: Plan = Plan { bytes: 32 << 20, private: 32 << 20, boot: 0 };
 /// How long the machine holds still for a scan; a byte on standard input ends it early.
 const SCAN: Duration = Duration::from_secs(8);
-
-/// What must be the same before a VM and after it.
-fn books(hostile: &Hostile) -> Vec<(&'static str, u64)> {
-    [
-        ("vms", hvc::COUNTER_VMS),
-        ("foreign frames", hvc::COUNTER_FOREIGN_FRAMES),
-        ("host tables", hvc::COUNTER_HOST_TABLES),
-        ("tables free", hvc::COUNTER_TABLES_FREE),
-        ("host blocks", hvc::COUNTER_HOST_BLOCKS),
-        ("heap free", hvc::COUNTER_HEAP_FREE),
-    ]
-    .map(|(name, counter)| (name, hostile.counter(counter, 0)))
-    .to_vec()
-}
 
 /// Free memory of the host, in KiB.
 fn mem_free() -> i64 {
@@ -42,22 +28,6 @@ fn mem_free() -> i64 {
     text.lines()
         .find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next()?.parse().ok())
         .unwrap_or(0)
-}
-
-/// Waits until the books are as they were; what they are at last.
-pub(crate) fn settle(step: Step, case: &str, hostile: &Hostile, before: &[(&'static str, u64)]) {
-    let start = Instant::now();
-    let mut now = books(hostile);
-    while now != before && start.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(50));
-        now = books(hostile);
-    }
-    step.same(case, format!("{before:?}"), format!("{now:?}"));
-}
-
-/// The books at rest.
-pub(crate) fn at_rest(hostile: &Hostile) -> Vec<(&'static str, u64)> {
-    books(hostile)
 }
 
 /// The VMM that is going to be killed: boots a guest, says what a scan may know, and spins in the guest for ever.
@@ -90,9 +60,9 @@ fn hold_still() {
 /// Runs the step.
 pub(crate) fn killed() -> Result<(), String> {
     let hostile = Hostile::open()?;
-    let before = books(&hostile);
+    let before = resting(&hostile);
     let free_before = mem_free();
-    STEP.same("no-vm-before", 0, before[0].1);
+    STEP.same("no-vm-before", 0, hostile.counter(hvc::COUNTER_VMS, 0));
     let me = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut child = Command::new(me)
         .arg("held")
@@ -140,9 +110,4 @@ pub(crate) fn killed() -> Result<(), String> {
     line("{\"scan\":\"dead\"}");
     hold_still();
     Ok(())
-}
-
-/// Ends a machine in good order; used where a suite needs the end itself to be right.
-pub(crate) fn off(machine: &mut crate::machine::Machine) -> Event {
-    machine.last_command(proto::CMD_OFF, [0; 3])
 }

@@ -6,6 +6,7 @@
 
 mod attack;
 mod drain;
+mod fuzz;
 mod gmem;
 mod hostile;
 mod ioctls;
@@ -14,8 +15,9 @@ mod light;
 mod machine;
 mod probe;
 #[path = "../../guest/src/proto.rs"]
-#[expect(unreachable_pub, reason = "shared with the payload, where it is a library's")]
 mod proto;
+mod raw;
+mod refusals;
 mod report;
 mod sys;
 
@@ -27,6 +29,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   held        the VMM that step 8 kills
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
+  refusals    wrong calls past the driver
+  fuzz [SEED] random calls past the driver, from every CPU
   noel2       what must not be there without el2
 ";
 
@@ -40,8 +44,15 @@ fn main() {
         }
         _ => usage("no subcommand"),
     };
-    if let Ok(Some(more)) = parser.next() {
-        usage(&format!("{subcommand}: unexpected {more:?}"));
+    let mut seed = None;
+    while let Ok(Some(more)) = parser.next() {
+        seed = match more {
+            lexopt::Arg::Value(text) if subcommand == "fuzz" => number(&text.to_string_lossy()),
+            _ => None,
+        };
+        if seed.is_none() {
+            usage(&format!("{subcommand}: unexpected argument"));
+        }
     }
     match subcommand.as_str() {
         "light" => drop(light::first_light()),
@@ -51,10 +62,19 @@ fn main() {
         "held" => or_report("8", kill::held()),
         "canary" => light::canary(),
         "ioctls" => or_report("ioctls", ioctls::all()),
+        "refusals" => or_report("hvc-refusals", refusals::all()),
+        "fuzz" => or_report("hvc-fuzz", fuzz::all(seed)),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
     }
     std::process::exit(report::status());
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
 }
 
 /// Reports what kept a suite from going on.

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Random calls from every CPU at once: `el2` does not panic, the host lives, and everything comes back (I6, I7, I8).
+//!
+//! Frames are those of the hostile module, the carve-outs, device memory, holes and numbers out of range; never a frame
+//! that the host uses, for giving that away is the host's own end and no bug. A model that is only a guide keeps enough
+//! calls meaningful; it is never what is judged.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use freehold_uapi::hvc::*;
+
+use crate::hostile::{Hostile, runs};
+use crate::machine::entropy;
+use crate::proto;
+use crate::raw::{Arena, end, resting, settle, status_name};
+use crate::report::Step;
+use crate::sys;
+
+const STEP: Step = Step("hvc-fuzz");
+const CALLS: u64 = 100_000;
+const BLOCKS: usize = 4;
+const GFN: u64 = proto::RAM_BASE >> 12;
+
+/// A small generator with a seed that can be printed and given again.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 11) % limit.max(1)
+    }
+
+    fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+/// What the threads believe, to aim some calls well.
+#[derive(Default)]
+struct Model {
+    ever: Vec<u64>,
+    live: Vec<u64>,
+    dying: Vec<u64>,
+    /// Frames given away, and to whom.
+    given: BTreeMap<u64, u64>,
+}
+
+struct World {
+    blocks: Vec<Arena>,
+    carve_outs: [(u64, u64); 2],
+    model: Mutex<Model>,
+}
+
+/// One call: function and arguments.
+struct Call(u32, Vec<u64>);
+
+/// A call, and the runs of the list that it names.
+struct Chosen {
+    call: Call,
+    runs: Vec<(u64, u64)>,
+}
+
+impl From<Call> for Chosen {
+    fn from(call: Call) -> Self {
+        Self { call, runs: Vec::new() }
+    }
+}
+
+impl World {
+    fn arena(&self, random: &mut Random, most: u64) -> (u64, u64) {
+        let index = usize::try_from(random.below(self.blocks.len() as u64)).unwrap_or(0);
+        let block = &self.blocks[index];
+        let at = random.below(block.frames);
+        (block.first + at, 1 + random.below(most.min(block.frames - at)))
+    }
+
+    /// A run of frames, most of them good; a bad count never reaches past the module's own frames.
+    fn frames(&self, random: &mut Random) -> (u64, u64) {
+        let (pfn, count) = self.arena(random, 8);
+        match random.below(20) {
+            0 => {
+                let (base, frames) = self.carve_outs[usize::try_from(random.below(2)).unwrap_or(0)];
+                (base + random.below(frames), 1 + random.below(4))
+            }
+            1 => (0x8000 + random.below(0x2000), count),
+            2 => (random.below(0x8000), count),
+            3 => (1 << (28 + random.below(36)), count),
+            4 => (u64::MAX - random.below(4), count),
+            5 => (pfn, 0),
+            6 => (pfn, 513 + random.next() % (u64::MAX - 513)),
+            7 => self.arena(random, 512),
+            _ => (pfn, count),
+        }
+    }
+
+    fn gfn(&self, random: &mut Random) -> u64 {
+        match random.below(16) {
+            0 => random.next(),
+            1 => random.below(1 << 30),
+            _ => GFN + random.below(0x1000),
+        }
+    }
+
+    fn handle(&self, random: &mut Random) -> u64 {
+        let model = self.model.lock().expect("model");
+        let all = model.live.len() as u64;
+        match random.below(16) {
+            0 => random.next(),
+            1 => random.below(1 << 22),
+            2 if !model.dying.is_empty() => pick(&model.dying, random),
+            _ if all > 0 => pick(&model.live, random),
+            _ => 0,
+        }
+    }
+
+    fn reclaim(&self, random: &mut Random) -> Call {
+        let aimed = {
+            let model = self.model.lock().expect("model");
+            let handle = (!model.dying.is_empty()).then(|| pick(&model.dying, random));
+            handle.and_then(|handle| {
+                let frames: Vec<u64> = model.given.iter().filter(|(_, vm)| **vm == handle).map(|(pfn, _)| *pfn).collect();
+                (!frames.is_empty()).then(|| (handle, pick(&frames, random)))
+            })
+        };
+        match aimed {
+            Some((handle, pfn)) if !random.one_in(8) => Call(VM_RECLAIM, vec![handle, pfn, 1]),
+            _ => {
+                let (pfn, count) = self.frames(random);
+                Call(VM_RECLAIM, vec![self.handle(random), pfn, count])
+            }
+        }
+    }
+
+    fn choose(&self, hostile: &Hostile, list: u64, random: &mut Random) -> Chosen {
+        let (live, dying) = {
+            let model = self.model.lock().expect("model");
+            (model.live.len(), model.dying.len())
+        };
+        let (pfn, count) = self.frames(random);
+        let handle = self.handle(random);
+        let gfn = self.gfn(random);
+        let vcpu = if random.one_in(6) { random.next() } else { random.below(2) };
+        let call = match random.below(100) {
+            0..4 => Call(BASE + 17 + u32::try_from(random.below(0x6f)).unwrap_or(0), vec![handle, pfn, gfn, count]),
+            4..6 => Call(VERSION, vec![]),
+            6..9 => Call(COUNTER, vec![random.below(20), random.below(6)]),
+            9..15 if live < 24 => {
+                let (pfn, _) = self.arena(random, 1);
+                let room = self.room(pfn);
+                let flags = if random.one_in(8) { random.next() } else { VM_PROTECTED };
+                let bits = if random.one_in(8) { random.below(70) } else { 32 + random.below(9) };
+                Call(VM_CREATE, vec![flags, bits, pfn, (8 + random.below(40)).min(room)])
+            }
+            9..15 => Call(VM_DESTROY, vec![handle]),
+            15..20 => Call(VM_RANGE, vec![handle, GFN + random.below(16) * 0x100, 1 + random.below(0x100)]),
+            20..21 => Call(VM_DESTROY, vec![handle]),
+            21..38 if dying > 0 => self.reclaim(random),
+            21..40 => self.reclaim(random),
+            40..46 => Call(POOL_TOPUP, vec![handle, pfn, count]),
+            46..51 => Call(VCPU_CREATE, vec![handle, vcpu]),
+            51..55 => Call(VCPU_SET_REG, vec![handle, vcpu, random.below(40), random.next() & !3]),
+            55..58 => Call(VCPU_GET_REG, vec![handle, vcpu, random.below(40)]),
+            58..64 => Call(VCPU_RUN, vec![handle, vcpu, random.next()]),
+            64..67 => Call(VCPU_KICK, vec![handle, vcpu]),
+            67..82 => Call(MEM_DONATE, vec![handle, pfn, gfn, count, u64::from(random.one_in(8))]),
+            82..92 => return self.list(hostile, list, handle, random),
+            92..94 => Call(MEM_SHARE, vec![handle, pfn, gfn, count, random.below(4)]),
+            94..96 => Call(MEM_UNSHARE, vec![handle, gfn, count]),
+            96..98 => Call(GUEST_ACCEPT, vec![handle, vcpu, count]),
+            _ => {
+                let wild = random.next() | 0x8000_0000_0000_0000;
+                Call(BASE + u32::try_from(random.below(17)).unwrap_or(0), vec![handle, wild, wild, wild, wild])
+            }
+        };
+        call.into()
+    }
+
+    fn room(&self, pfn: u64) -> u64 {
+        self.blocks.iter().map(|b| (b.first + b.frames).saturating_sub(pfn)).filter(|r| *r <= 512).max().unwrap_or(1)
+    }
+
+    fn list(&self, hostile: &Hostile, list: u64, handle: u64, random: &mut Random) -> Chosen {
+        let records = 1 + random.below(4);
+        let mut runs = Vec::new();
+        let words: Vec<u64> = (0..records)
+            .flat_map(|_| {
+                let (pfn, count) = self.frames(random);
+                // A record's count has 12 bits: keep what it can say inside the module's frames.
+                let count = if count == 0 || count > 512 { 4096 } else { count };
+                runs.push((pfn, count));
+                let record = Record::new(pfn, self.gfn(random), count);
+                [record.pfn, record.gfn_count]
+            })
+            .collect();
+        let _ = hostile.fill(list, &words);
+        let said = if random.one_in(16) { random.next() } else { records };
+        let at = if random.one_in(12) { self.frames(random).0 } else { list };
+        // Records past those just written are zeros: they name frame 0, which is no memory.
+        Chosen { call: Call(MEM_DONATE_LIST, vec![handle, at, said, u64::from(random.one_in(16))]), runs }
+    }
+
+    fn learn(&self, chosen: &Chosen, x: &[u64; 18]) {
+        let mut model = self.model.lock().expect("model");
+        let Call(function, arguments) = &chosen.call;
+        match *function {
+            VM_CREATE => {
+                model.ever.push(x[1]);
+                model.live.push(x[1]);
+                for pfn in arguments[2]..arguments[2] + arguments[3] {
+                    model.given.insert(pfn, x[1]);
+                }
+            }
+            VM_DESTROY => {
+                model.live.retain(|h| *h != arguments[0]);
+                model.dying.push(arguments[0]);
+            }
+            VM_RECLAIM => {
+                for pfn in arguments[1]..arguments[1] + x[1] {
+                    model.given.remove(&pfn);
+                }
+                if !model.given.values().any(|h| *h == arguments[0]) {
+                    model.dying.retain(|h| *h != arguments[0]);
+                }
+            }
+            POOL_TOPUP => {
+                for pfn in arguments[1]..arguments[1] + arguments[2] {
+                    model.given.insert(pfn, arguments[0]);
+                }
+            }
+            MEM_DONATE => {
+                for pfn in arguments[1]..arguments[1] + x[1] {
+                    model.given.insert(pfn, arguments[0]);
+                }
+            }
+            MEM_DONATE_LIST => {
+                let frames = chosen.runs.iter().flat_map(|(pfn, count)| *pfn..pfn.saturating_add(*count));
+                for pfn in frames.take(usize::try_from(x[1]).unwrap_or(0)) {
+                    model.given.insert(pfn, arguments[0]);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn pick(from: &[u64], random: &mut Random) -> u64 {
+    from[usize::try_from(random.below(from.len() as u64)).unwrap_or(0)]
+}
+
+#[derive(Default)]
+struct Tally(BTreeMap<i64, u64>, u64);
+
+fn one_cpu(world: &World, cpu: usize, calls: u64, seed: u64) -> Result<Tally, String> {
+    sys::pin_to(cpu);
+    let hostile = Hostile::open()?;
+    let list = Arena::new(&hostile, 0)?;
+    let mut random = Random(seed | 1);
+    let mut tally = Tally::default();
+    for _ in 0..calls {
+        let chosen = world.choose(&hostile, list.first, &mut random);
+        let Call(function, arguments) = &chosen.call;
+        let x = hostile.raw((*function).into(), arguments);
+        let status = x[0].cast_signed();
+        *tally.0.entry(status).or_default() += 1;
+        if status == SUCCESS {
+            tally.1 += u64::from(*function != VERSION && *function != COUNTER);
+            world.learn(&chosen, &x);
+        }
+    }
+    // A list frame may have been named as memory by no call: it is still the host's.
+    hostile.free(list.first).map_err(|e| format!("list frame: {}", sys::errno_name(e)))?;
+    Ok(tally)
+}
+
+/// Runs the suite; the seed may be given again.
+pub(crate) fn all(seed: Option<u64>) -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let seed = seed.unwrap_or_else(entropy);
+    println!("hvc-fuzz: seed {seed:#x}");
+    let before = resting(&hostile);
+    let carve_out = |i| (hostile.counter(COUNTER_CARVEOUT_BASE, i), hostile.counter(COUNTER_CARVEOUT_FRAMES, i));
+    let world = World {
+        blocks: (0..BLOCKS).map(|_| Arena::new(&hostile, 9)).collect::<Result<_, _>>()?,
+        carve_outs: [carve_out(0), carve_out(1)],
+        model: Mutex::default(),
+    };
+    let cpus = sys::cpus();
+    let tallies: Vec<Result<Tally, String>> = std::thread::scope(|scope| {
+        let world = &world;
+        let threads: Vec<_> = (0..cpus)
+            .map(|cpu| {
+                let seed = seed.wrapping_add((cpu as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                scope.spawn(move || one_cpu(world, cpu, CALLS / cpus as u64, seed))
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread died".to_string()))).collect()
+    });
+    let mut total = Tally::default();
+    for tally in tallies {
+        let tally = tally?;
+        total.1 += tally.1;
+        for (status, count) in tally.0 {
+            *total.0.entry(status).or_default() += count;
+        }
+    }
+    for (status, count) in &total.0 {
+        println!("hvc-fuzz: {count:7} {}", status_name(*status));
+    }
+    let calls: u64 = total.0.values().sum();
+    STEP.same("calls made", CALLS / cpus as u64 * cpus as u64, calls);
+    STEP.judged(
+        "a quarter or more succeed, VERSION and COUNTER not counted",
+        "25% or more",
+        format!("{}% of {calls}, seed {seed:#x}", total.1 * 100 / calls.max(1)),
+        total.1 * 4 >= calls,
+    );
+    finish(&hostile, world, before);
+    Ok(())
+}
+
+fn finish(hostile: &Hostile, world: World, before: Vec<(&'static str, u64)>) {
+    let model = world.model.into_inner().expect("model");
+    let frames: Vec<u64> = world.blocks.iter().flat_map(Arena::all).collect();
+    let foreign: Vec<u64> = hostile.unreachable().into_iter().filter(|pfn| frames.contains(pfn)).collect();
+    for handle in model.ever {
+        if ![SUCCESS, WRONG_STATE].contains(&hostile.call(VM_DESTROY, &[handle])) {
+            continue;
+        }
+        let mut own: Vec<u64> = foreign.clone();
+        own.sort_by_key(|pfn| model.given.get(pfn) != Some(&handle));
+        end(hostile, handle, &own);
+    }
+    STEP.same("every frame is back", "", runs(&hostile.unreachable()));
+    for block in &world.blocks {
+        STEP.same("frames freed", "0", sys::outcome(hostile.free(block.first)));
+    }
+    settle(STEP, "el2's books are as before", hostile, &before);
+    STEP.same("el2 answers", "SUCCESS", status_name(hostile.call(VERSION, &[])));
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every wrong call that a host can make has its own error and changes nothing (I6, I7).
+//!
+//! The calls go past the driver, over frames of the hostile module. After each refusal every counter of `el2` stands
+//! where it stood, TLB broadcasts and splits among them.
+
+use freehold_uapi::hvc::*;
+
+use crate::attack::Target;
+use crate::hostile::{Hostile, ram};
+use crate::machine::Plan;
+use crate::proto;
+use crate::raw::{Arena, books, end, resting, settle, status_name};
+use crate::report::Step;
+
+const STEP: Step = Step("hvc-refusals");
+const GFN: u64 = proto::RAM_BASE >> 12;
+const RANGE: u64 = 1024;
+/// QEMU's UART, a page of device memory.
+const DEVICE: u64 = 0x0900_0000 >> 12;
+
+struct Bench {
+    hostile: Hostile,
+    pools: [Arena; 3],
+    memory: Arena,
+    list: Arena,
+    a: u64,
+    b: u64,
+    stale: u64,
+}
+
+impl Bench {
+    fn refuse(&self, case: &str, call: u32, arguments: &[u64], expected: i64) {
+        let before = books(&self.hostile);
+        let status = self.hostile.call(call, arguments);
+        let after = books(&self.hostile);
+        let mut seen = status_name(status);
+        if before != after {
+            seen.push_str(", and changed something");
+        }
+        STEP.same(case, status_name(expected), seen);
+    }
+
+    fn accept(&self, case: &str, call: u32, arguments: &[u64]) -> [u64; 18] {
+        let x = self.hostile.raw(call.into(), arguments);
+        STEP.same(case, "SUCCESS", status_name(x[0].cast_signed()));
+        x
+    }
+
+    fn create(&self, pool: &Arena, case: &str) -> u64 {
+        self.accept(case, VM_CREATE, &[VM_PROTECTED, 40, pool.first, pool.frames])[1]
+    }
+}
+
+/// The last frame of RAM, plus one.
+fn ram_end() -> u64 {
+    ram().iter().map(|(first, count)| first + count).max().unwrap_or(0)
+}
+
+/// Runs of frames that every call which names host frames must refuse.
+fn bad_runs(bench: &Bench) -> Vec<(&'static str, u64, u64, i64)> {
+    let image = bench.hostile.counter(COUNTER_CARVEOUT_BASE, 0);
+    let tables = bench.hostile.counter(COUNTER_CARVEOUT_BASE, 1);
+    let beyond = ram_end().max(tables + bench.hostile.counter(COUNTER_CARVEOUT_FRAMES, 1));
+    let good = bench.memory.first;
+    vec![
+        ("count 0", good, 0, ZERO_COUNT),
+        ("count 513", good, 513, COUNT_TOO_LARGE),
+        ("count huge", good, u64::MAX, COUNT_TOO_LARGE),
+        ("overflow", u64::MAX - 1, 8, OVERFLOW),
+        ("MMIO", DEVICE, 1, NOT_MEMORY),
+        ("hole", beyond, 1, NOT_MEMORY),
+        ("out of range", 1 << 40, 1, NOT_MEMORY),
+        ("address beyond 64 bits", 1 << 60, 1, NOT_MEMORY),
+        ("carve-out: image", image, 1, EL2_OWNED),
+        ("carve-out: tables", tables, 1, EL2_OWNED),
+    ]
+}
+
+/// Runs the suite.
+pub(crate) fn all() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let start = resting(&hostile);
+    // A VM of the driver's, whose guest has shared one page.
+    let target = Target::new(&hostile, Plan::default())?;
+    let shared = target.frames[usize::try_from((proto::SHARE_BASE - proto::RAM_BASE) >> 12).expect("small")];
+    let mut bench = Bench {
+        pools: [Arena::new(&hostile, 6)?, Arena::new(&hostile, 6)?, Arena::new(&hostile, 6)?],
+        memory: Arena::new(&hostile, 9)?,
+        list: Arena::new(&hostile, 0)?,
+        hostile,
+        a: 0,
+        b: 0,
+        stale: 0,
+    };
+    unknown(&bench);
+    creation(&bench);
+    bench.a = bench.create(&bench.pools[0], "create A");
+    bench.b = bench.create(&bench.pools[1], "create B");
+    bench.stale = bench.create(&bench.pools[2], "create C");
+    let left = end(&bench.hostile, bench.stale, &bench.pools[2].all().collect::<Vec<_>>());
+    STEP.same("C ends", 0, left);
+    handles(&bench);
+    ranges(&bench);
+    vcpus(&bench);
+    donation(&bench, shared);
+    lists(&bench);
+    life(&bench);
+    for (vm, pool) in [(bench.a, &bench.pools[0]), (bench.b, &bench.pools[1])] {
+        let frames: Vec<u64> = bench.memory.all().chain(bench.list.all()).chain(pool.all()).collect();
+        end(&bench.hostile, vm, &frames);
+    }
+    drop(target);
+    let Bench { hostile, pools, memory, list, .. } = bench;
+    for arena in pools.iter().chain([&memory, &list]) {
+        STEP.same("frames are the host's again", "0", crate::sys::outcome(hostile.free(arena.first)));
+    }
+    settle(STEP, "all is as before", &hostile, &start);
+    Ok(())
+}
+
+fn unknown(bench: &Bench) {
+    bench.refuse("unknown number: first free", BASE + 17, &[], NOT_SUPPORTED);
+    bench.refuse("unknown number: last of the range", 0xC600_00FF, &[1, 2, 3], NOT_SUPPORTED);
+    bench.refuse("unknown counter", COUNTER, &[0xffff, 0], BAD_ARGUMENT);
+    bench.refuse("counter of no CPU", COUNTER, &[COUNTER_ENTRIES, 4096], BAD_ARGUMENT);
+    bench.refuse("counter of no carve-out", COUNTER, &[COUNTER_CARVEOUT_BASE, 2], BAD_ARGUMENT);
+}
+
+fn creation(bench: &Bench) {
+    let pool = &bench.pools[0];
+    let good = [VM_PROTECTED, 40, pool.first, pool.frames];
+    let with = |index: usize, value: u64| {
+        let mut arguments = good;
+        arguments[index] = value;
+        arguments
+    };
+    bench.refuse("create: ordinary VM", VM_CREATE, &with(0, 0), BAD_ARGUMENT);
+    bench.refuse("create: unknown flag", VM_CREATE, &with(0, VM_PROTECTED | 1 << 63), BAD_ARGUMENT);
+    bench.refuse("create: 31 bits of address", VM_CREATE, &with(1, 31), BAD_ARGUMENT);
+    bench.refuse("create: 41 bits of address", VM_CREATE, &with(1, 41), BAD_ARGUMENT);
+    bench.refuse("create: 2^64 - 1 bits of address", VM_CREATE, &with(1, u64::MAX), BAD_ARGUMENT);
+    for (case, pfn, count, expected) in bad_runs(bench) {
+        bench.refuse(&format!("create: {case}"), VM_CREATE, &[VM_PROTECTED, 40, pfn, count], expected);
+    }
+    bench.refuse("create: pool too small", VM_CREATE, &with(3, 1), NEED_PAGES);
+}
+
+fn handles(bench: &Bench) {
+    let pfn = bench.memory.first;
+    let calls: [(u32, &[u64]); 13] = [
+        (VM_RANGE, &[GFN, 1]),
+        (VM_DESTROY, &[]),
+        (VM_RECLAIM, &[pfn, 1]),
+        (POOL_TOPUP, &[pfn, 1]),
+        (VCPU_CREATE, &[0]),
+        (VCPU_SET_REG, &[0, REG_PC, 0]),
+        (VCPU_GET_REG, &[0, REG_PC]),
+        (VCPU_RUN, &[0, 0]),
+        (VCPU_KICK, &[0]),
+        (MEM_DONATE, &[pfn, GFN, 1, 0]),
+        (MEM_DONATE_LIST, &[bench.list.first, 1, 0]),
+        (MEM_UNSHARE, &[GFN, 1]),
+        (GUEST_ACCEPT, &[0, 1]),
+    ];
+    for (call, rest) in calls {
+        let with = |handle: u64| [&[handle], rest].concat();
+        bench.refuse(&format!("{call:#x}: handle 0"), call, &with(0), WRONG_HANDLE);
+        bench.refuse(&format!("{call:#x}: handle of no slot"), call, &with(0x1_0000 | 0xfff), WRONG_HANDLE);
+        bench.refuse(&format!("{call:#x}: handle of 64 bits"), call, &with(bench.a | 1 << 48), WRONG_HANDLE);
+        bench.refuse(&format!("{call:#x}: stale handle"), call, &with(bench.stale), STALE_HANDLE);
+    }
+}
+
+fn ranges(bench: &Bench) {
+    let a = bench.a;
+    bench.refuse("range: count 0", VM_RANGE, &[a, GFN, 0], ZERO_COUNT);
+    bench.refuse("range: overflow", VM_RANGE, &[a, u64::MAX, 2], OVERFLOW);
+    bench.refuse("range: beyond the address size", VM_RANGE, &[a, 1 << 28, 1], GFN_OUT_OF_RANGE);
+    bench.refuse("donate: before any range", MEM_DONATE, &[a, bench.memory.first, GFN, 1, 0], GFN_OUT_OF_RANGE);
+    bench.accept("range", VM_RANGE, &[a, GFN, RANGE]);
+    bench.accept("range of B", VM_RANGE, &[bench.b, GFN, RANGE]);
+    bench.refuse("range: overlap", VM_RANGE, &[a, GFN + RANGE - 1, 2], BAD_RANGE);
+}
+
+fn vcpus(bench: &Bench) {
+    let a = bench.a;
+    bench.refuse("vcpu: index out of range", VCPU_CREATE, &[a, 4096], WRONG_VCPU);
+    bench.refuse("vcpu: index of 64 bits", VCPU_CREATE, &[a, 1 << 32], WRONG_VCPU);
+    bench.refuse("run: no such vcpu", VCPU_RUN, &[a, 0, 0], WRONG_VCPU);
+    bench.accept("vcpu", VCPU_CREATE, &[a, 0]);
+    bench.refuse("vcpu: same again", VCPU_CREATE, &[a, 0], VCPU_EXISTS);
+    bench.refuse("set: unaligned PC", VCPU_SET_REG, &[a, 0, REG_PC, 2], UNALIGNED);
+    bench.refuse("set: PSTATE of EL2", VCPU_SET_REG, &[a, 0, REG_PSTATE, 0x3c9], BAD_ARGUMENT);
+    bench.refuse("set: MPIDR", VCPU_SET_REG, &[a, 0, REG_MPIDR, 0], DENIED);
+    bench.refuse("set: unknown register", VCPU_SET_REG, &[a, 0, 4, 0], BAD_ARGUMENT);
+    bench.refuse("get: unknown register", VCPU_GET_REG, &[a, 0, 99], BAD_ARGUMENT);
+    bench.refuse("kick: no such vcpu", VCPU_KICK, &[a, 1], WRONG_VCPU);
+    bench.refuse("accept: no request", GUEST_ACCEPT, &[a, 0, 1], NO_REQUEST);
+    bench.refuse("destroyed only once: reclaim before", VM_RECLAIM, &[a, bench.pools[0].first, 1], WRONG_STATE);
+}
+
+fn donation(bench: &Bench, shared: u64) {
+    let (a, b, first) = (bench.a, bench.b, bench.memory.first);
+    for (case, pfn, count, expected) in bad_runs(bench) {
+        bench.refuse(&format!("donate: {case}"), MEM_DONATE, &[a, pfn, GFN, count, 0], expected);
+        bench.refuse(&format!("top-up: {case}"), POOL_TOPUP, &[a, pfn, count], expected);
+    }
+    bench.refuse("donate: unknown flag", MEM_DONATE, &[a, first, GFN, 1, 1 << 40], BAD_ARGUMENT);
+    bench.refuse("donate: gfn overflow", MEM_DONATE, &[a, first, u64::MAX, 2, 0], OVERFLOW);
+    bench.refuse("donate: gfn below the range", MEM_DONATE, &[a, first, GFN - 1, 2, 0], GFN_OUT_OF_RANGE);
+    bench.refuse("donate: gfn over the range's end", MEM_DONATE, &[a, first, GFN + RANGE - 1, 2, 0], GFN_OUT_OF_RANGE);
+    bench.accept("donate", MEM_DONATE, &[a, first, GFN, 4, 0]);
+    bench.refuse("donate: already donated", MEM_DONATE, &[a, first, GFN + 16, 1, 0], ALREADY_DONATED);
+    bench.refuse("donate: run into donated", MEM_DONATE, &[a, first + 3, GFN + 16, 4, 0], ALREADY_DONATED);
+    bench.refuse("donate: frame of its own pool", MEM_DONATE, &[a, bench.pools[0].first, GFN + 16, 1, 0], ALREADY_DONATED);
+    bench.refuse("donate: foreign guest frame", MEM_DONATE, &[b, first, GFN, 1, 0], FOREIGN);
+    bench.refuse("donate: foreign pool frame", MEM_DONATE, &[b, bench.pools[0].first, GFN, 1, 0], FOREIGN);
+    bench.refuse("donate: frame that a guest shares", MEM_DONATE, &[b, shared, GFN, 1, 0], SHARED);
+    bench.refuse("donate: gfn mapped", MEM_DONATE, &[a, first + 8, GFN + 3, 1, 0], GFN_MAPPED);
+    bench.refuse("top-up: already donated", POOL_TOPUP, &[a, first, 1], ALREADY_DONATED);
+    bench.refuse("top-up: foreign", POOL_TOPUP, &[b, first, 1], FOREIGN);
+    bench.refuse("create: foreign", VM_CREATE, &[VM_PROTECTED, 40, first, 8], FOREIGN);
+    bench.refuse("create: frame that a guest shares", VM_CREATE, &[VM_PROTECTED, 40, shared, 1], SHARED);
+    no_map(bench);
+}
+
+/// Memory that the device tree marks no-map; the boot of this suite has some.
+fn no_map(bench: &Bench) {
+    let found = std::fs::read_dir("/proc/device-tree/reserved-memory")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|node| node.path().join("no-map").exists())
+        .find_map(|node| std::fs::read(node.path().join("reg")).ok())
+        .and_then(|reg| Some(u64::from_be_bytes(reg.get(..8)?.try_into().ok()?)));
+    let Some(address) = found else {
+        STEP.same("no-map memory in this boot", "some", "none");
+        return;
+    };
+    let pfn = address >> 12;
+    bench.refuse("donate: no-map", MEM_DONATE, &[bench.a, pfn, GFN + 16, 1, 0], NO_MAP);
+    bench.refuse("top-up: no-map", POOL_TOPUP, &[bench.a, pfn, 1], NO_MAP);
+    bench.refuse("create: no-map", VM_CREATE, &[VM_PROTECTED, 40, pfn, 8], NO_MAP);
+}
+
+fn lists(bench: &Bench) {
+    let (a, first, list) = (bench.a, bench.memory.first + 64, bench.list.first);
+    let fill = |records: &[Record]| {
+        let words: Vec<u64> = records.iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
+        let filled = bench.hostile.fill(list, &words);
+        STEP.same("list written", "0", crate::sys::outcome(filled));
+    };
+    let image = bench.hostile.counter(COUNTER_CARVEOUT_BASE, 0);
+    bench.refuse("list: no records", MEM_DONATE_LIST, &[a, list, 0, 0], ZERO_COUNT);
+    bench.refuse("list: 257 records", MEM_DONATE_LIST, &[a, list, 257, 0], COUNT_TOO_LARGE);
+    bench.refuse("list: unknown flag", MEM_DONATE_LIST, &[a, list, 1, 2], BAD_ARGUMENT);
+    bench.refuse("list: in device memory", MEM_DONATE_LIST, &[a, DEVICE, 1, 0], NOT_MEMORY);
+    bench.refuse("list: in the carve-out", MEM_DONATE_LIST, &[a, image, 1, 0], EL2_OWNED);
+    bench.refuse("list: in a donated frame", MEM_DONATE_LIST, &[a, bench.memory.first, 1, 0], ALREADY_DONATED);
+    let gfn = GFN + 64;
+    fill(&[Record::new(first, gfn, 4), Record::new(first + 3, gfn + 8, 1)]);
+    bench.refuse("list: same frame twice", MEM_DONATE_LIST, &[a, list, 2, 0], TWICE);
+    fill(&[Record::new(first, gfn, 4), Record::new(first + 8, gfn + 3, 1)]);
+    bench.refuse("list: same guest frame twice", MEM_DONATE_LIST, &[a, list, 2, 0], TWICE);
+    fill(&[Record::new(first, gfn, 4), Record::new(first + 8, gfn + 8, 600)]);
+    bench.refuse("list: record too long", MEM_DONATE_LIST, &[a, list, 2, 0], COUNT_TOO_LARGE);
+    fill(&[Record::new(first, gfn, 4), Record::new(image, gfn + 8, 1)]);
+    bench.refuse("list: carve-out in the second record", MEM_DONATE_LIST, &[a, list, 2, 0], EL2_OWNED);
+    fill(&[Record::new(first, gfn, 4), Record::new(list, gfn + 8, 1), Record::new(DEVICE, gfn + 9, 1)]);
+    bench.refuse("list: device in the third record", MEM_DONATE_LIST, &[a, list, 3, 0], NOT_MEMORY);
+    fill(&[Record::new(first, gfn, 4), Record::new(first + 8, gfn + 8, 2)]);
+    let before = bench.hostile.counter(COUNTER_TLB_BROADCASTS, 0);
+    let x = bench.accept("list: good", MEM_DONATE_LIST, &[a, list, 2, 0]);
+    STEP.same("list: frames done", 6, x[1]);
+    // Splitting a block costs one of its own.
+    let broadcasts = bench.hostile.counter(COUNTER_TLB_BROADCASTS, 0) - before;
+    STEP.judged("list: one broadcast for the batch", "1, and 1 per block split", broadcasts, (1..=2).contains(&broadcasts));
+}
+
+fn life(bench: &Bench) {
+    let (a, b, first) = (bench.a, bench.b, bench.memory.first);
+    bench.accept("destroy A", VM_DESTROY, &[a]);
+    bench.refuse("dying: destroy again", VM_DESTROY, &[a], WRONG_STATE);
+    bench.refuse("dying: donate", MEM_DONATE, &[a, first + 128, GFN + 128, 1, 0], WRONG_STATE);
+    bench.refuse("dying: top-up", POOL_TOPUP, &[a, first + 128, 1], WRONG_STATE);
+    bench.refuse("dying: range", VM_RANGE, &[a, GFN + 4096, 1], WRONG_STATE);
+    bench.refuse("dying: vcpu", VCPU_CREATE, &[a, 1], WRONG_STATE);
+    bench.refuse("dying: run", VCPU_RUN, &[a, 0, 0], WRONG_STATE);
+    bench.refuse("reclaim: count 0", VM_RECLAIM, &[a, first, 0], ZERO_COUNT);
+    bench.refuse("reclaim: count 513", VM_RECLAIM, &[a, first, 513], COUNT_TOO_LARGE);
+    bench.refuse("reclaim: overflow", VM_RECLAIM, &[a, u64::MAX, 2], OVERFLOW);
+    bench.refuse("reclaim: device", VM_RECLAIM, &[a, DEVICE, 1], NOT_MEMORY);
+    bench.refuse("reclaim: carve-out", VM_RECLAIM, &[a, bench.hostile.counter(COUNTER_CARVEOUT_BASE, 0), 1], EL2_OWNED);
+    bench.refuse("reclaim: the host's own", VM_RECLAIM, &[a, first + 128, 1], HOST_OWNED);
+    bench.refuse("reclaim: another VM's", VM_RECLAIM, &[a, bench.pools[1].first, 1], FOREIGN);
+    bench.refuse("reclaim: pool before guest", VM_RECLAIM, &[a, bench.pools[0].first, 1], GUEST_FRAMES_LEFT);
+    bench.refuse("reclaim: a VM that lives", VM_RECLAIM, &[b, bench.pools[1].first, 1], WRONG_STATE);
+}
