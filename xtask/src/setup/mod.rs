@@ -51,6 +51,15 @@ pub(crate) fn ensure(env: &Env) -> Result<Tools> {
     {
         return Ok(tools);
     }
+    std::fs::create_dir_all(&env.cache)?;
+    let lock = std::fs::File::create(env.cache.join("lock"))?;
+    lock.lock().context("cannot lock the cache")?;
+    // Another set-up may have ended while this one waited for it.
+    if let Some(tools) = stamped(env)
+        && installed_missing().is_empty()
+    {
+        return Ok(tools);
+    }
     ui::stage("set-up", |_| from_scratch(env))
 }
 
@@ -164,14 +173,15 @@ fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
         ("u-boot-qemu".to_owned(), "the second boot loader"),
     ];
     let root = env.cache.join("root");
-    if root.exists() {
-        std::fs::remove_dir_all(&root)?;
-    }
+    let fresh = env.cache.join("root.new");
+    remove_tree(&fresh)?;
     for (package, why) in &packages {
         ui::note(&format!("unpacking package {package} (not installing): {why}"));
     }
     let names: Vec<&str> = packages.iter().map(|(name, _)| name.as_str()).collect();
-    apt.unpack(&names, &root)?;
+    apt.unpack(&names, &fresh)?;
+    remove_tree(&root)?;
+    std::fs::rename(&fresh, &root)?;
     let tools = Tools {
         version: STAMP_VERSION,
         qemu: cmd::which(QEMU).context("no QEMU")?,
@@ -190,6 +200,15 @@ fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
         }
     }
     Ok(tools)
+}
+
+fn remove_tree(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn first_file(candidates: &[PathBuf]) -> Result<PathBuf> {
