@@ -7,8 +7,8 @@ use crate::proto::{REG_SCRATCH, pattern};
 use crate::sysreg::{read, write};
 use core::arch::{asm, global_asm};
 
-/// CPACR_EL1.FPEN: no trap.
-const FP_ENABLED: u64 = 3 << 20;
+/// CPACR_EL1.FPEN, ZEN and SMEN: EL1 traps none of FP, SVE and SME, so that what it meets is EL2's doing.
+const FP_ENABLED: u64 = 3 << 20 | 3 << 16 | 3 << 24;
 /// FPCR: default NaN, flush to zero, round towards minus infinity.
 const FPCR_PATTERN: u64 = 1 << 25 | 1 << 24 | 2 << 22;
 /// FPSR: saturation, and the cumulative flags.
