@@ -147,6 +147,19 @@ fn carve_out(hostile: &Hostile, index: u64, suffix: &str) {
     counted(hostile, &format!("carve-out{suffix}-plain"), THREAD, 2, plain);
 }
 
+fn carve_outs(hostile: &Hostile) {
+    carve_out(hostile, 0, "");
+    carve_out(hostile, 1, "-tables");
+}
+
+/// The part of the step that needs no VM.
+pub(crate) fn without_vm() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    tools_work(&hostile);
+    carve_outs(&hostile);
+    Ok(())
+}
+
 /// Runs the step.
 pub(crate) fn attack() -> Result<(), String> {
     let hostile = Hostile::open()?;
@@ -169,8 +182,7 @@ pub(crate) fn attack() -> Result<(), String> {
         counted(&hostile, "pool", PROCESS, 5, || through_process(&hostile, pool[0]));
         counted(&hostile, "pool-linear-map", KERNEL, 2, || through_kernel(&hostile, pool[0], How::Linear));
     }
-    carve_out(&hostile, 0, "");
-    carve_out(&hostile, 1, "-tables");
+    carve_outs(&hostile);
 
     let after = target.machine.command(proto::CMD_HASH, [0; 3])?;
     STEP.same("guest-hash", format!("{:#x}", before[0]), format!("{:#x}", after[0]));

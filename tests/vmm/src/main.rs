@@ -24,6 +24,7 @@ mod sys;
 const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   light       steps 4 and 5: a protected VM runs what was written
   attack      step 6: the host attacks its memory
+  carve-out   the part of step 6 that needs no VM
   drain       step 7: a conversion waits for who holds a page
   kill        step 8: kill -9 gives everything back
   held        the VMM that step 8 kills
@@ -57,6 +58,7 @@ fn main() {
     match subcommand.as_str() {
         "light" => drop(light::first_light()),
         "attack" => or_report("6", attack::attack()),
+        "carve-out" => or_report("6", attack::without_vm()),
         "drain" => or_report("7", drain::drains()),
         "kill" => or_report("8", kill::killed()),
         "held" => or_report("8", kill::held()),
