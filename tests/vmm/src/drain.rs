@@ -57,9 +57,10 @@ fn fill(machine: &Machine, offset: u64, seed: u64) {
 
 fn is_pattern(bytes: &[u8], offset: u64, seed: u64) -> bool {
     bytes.len() == 4096
-        && bytes.chunks(8).zip((offset..).step_by(8)).all(|(word, at)| {
-            word == proto::pattern(seed, proto::RAM_BASE + at).to_le_bytes()
-        })
+        && bytes
+            .chunks(8)
+            .zip((offset..).step_by(8))
+            .all(|(word, at)| word == proto::pattern(seed, proto::RAM_BASE + at).to_le_bytes())
 }
 
 /// Runs the step: first before the VM's first run, then the guest's own MEM_UNSHARE.

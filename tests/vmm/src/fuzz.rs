@@ -125,7 +125,8 @@ impl World {
             let model = self.model.lock().expect("model");
             let handle = (!model.dying.is_empty()).then(|| pick(&model.dying, random));
             handle.and_then(|handle| {
-                let frames: Vec<u64> = model.given.iter().filter(|(_, vm)| **vm == handle).map(|(pfn, _)| *pfn).collect();
+                let frames: Vec<u64> =
+                    model.given.iter().filter(|(_, vm)| **vm == handle).map(|(pfn, _)| *pfn).collect();
                 (!frames.is_empty()).then(|| (handle, pick(&frames, random)))
             })
         };

@@ -9,8 +9,8 @@ use std::os::fd::AsRawFd;
 use freehold_uapi::ioctl::*;
 use kvm_ioctls::{Kvm, VmFd};
 
-use crate::gmem::{CONVERT, Gmem, converted};
-use crate::machine::{Machine, counter, NODE, Plan, VM_TYPE, new_gmem, open, set_slot};
+use crate::gmem::{CONVERT, converted};
+use crate::machine::{Machine, NODE, Plan, VM_TYPE, counter, new_gmem, open, set_slot};
 use crate::proto;
 use crate::report::Step;
 use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
@@ -103,11 +103,7 @@ fn vm(kvm: &Kvm) -> Result<(), String> {
         ("unknown high flag", MIB, 1 << 63),
     ] {
         let mut ask = CreateGuestMemfd { size, flags, reserved: [0; 6] };
-        STEP.same(
-            &format!("vm: guest_memfd {case}"),
-            "EINVAL",
-            outcome(ioctl(&vm, KVM_CREATE_GUEST_MEMFD, &mut ask)),
-        );
+        STEP.same(&format!("vm: guest_memfd {case}"), "EINVAL", outcome(ioctl(&vm, KVM_CREATE_GUEST_MEMFD, &mut ask)));
     }
     Ok(())
 }
@@ -163,9 +159,8 @@ fn vcpu(kvm: &Kvm) -> Result<(), String> {
     };
     STEP.same("vcpu: set reg before init", "ENOEXEC", reg(KVM_REG_X0, 1, true));
     STEP.same("vcpu: get reg before init", "ENOEXEC", reg(KVM_REG_X0, 1, false));
-    let init = |target: u32, features: [u32; 7]| {
-        outcome(ioctl(&vcpu, KVM_ARM_VCPU_INIT, &mut VcpuInit { target, features }))
-    };
+    let init =
+        |target: u32, features: [u32; 7]| outcome(ioctl(&vcpu, KVM_ARM_VCPU_INIT, &mut VcpuInit { target, features }));
     let target = flag(KVM_ARM_TARGET_GENERIC_V8);
     let psci = 1u32 << KVM_ARM_VCPU_PSCI_0_2;
     STEP.same("vcpu: unknown target", "EINVAL", init(0x77, [psci, 0, 0, 0, 0, 0, 0]));
@@ -200,12 +195,19 @@ fn files(kvm: &Kvm) -> Result<(), String> {
     let cut = unsafe { libc::ftruncate(gmem.as_raw_fd(), 4096) };
     STEP.same("file: ftruncate", "EINVAL", if cut == 0 { "0".to_string() } else { errno_name(sys::last_errno()) });
     // SAFETY: a new mapping at an address of the kernel's choice.
-    let private = unsafe {
-        libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE, gmem.as_raw_fd(), 0)
-    };
-    STEP.same("file: private mapping", "EINVAL", if private == libc::MAP_FAILED { errno_name(sys::last_errno()) } else { "mapped".to_string() });
+    let private =
+        unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE, gmem.as_raw_fd(), 0) };
+    STEP.same(
+        "file: private mapping",
+        "EINVAL",
+        if private == libc::MAP_FAILED { errno_name(sys::last_errno()) } else { "mapped".to_string() },
+    );
     let map = gmem.map(2 * 1024 * 1024).map_err(errno_name)?;
-    STEP.same("file: load beyond its end", "SIGBUS", crate::probe::probe(map.at(1024 * 1024), crate::probe::Access::Load));
+    STEP.same(
+        "file: load beyond its end",
+        "SIGBUS",
+        crate::probe::probe(map.at(1024 * 1024), crate::probe::Access::Load),
+    );
     STEP.same("file: unknown ioctl", "ENOTTY", outcome(ioctl_value(&gmem, ioc(0, KVM_MAGIC, 0x7f, 0), 0)));
     Ok(())
 }
@@ -255,15 +257,29 @@ fn slots_in_use() -> Result<(), String> {
     machine.boot()?;
     STEP.same("in use: delete slot after first run", "EPERM", delete(&machine));
     let word = 7u64;
-    let set = machine.vcpu.set_one_reg(KVM_REG_X0, &word.to_le_bytes()).map_or_else(|e| errno_name(e.errno()), |n| n.to_string());
+    let set = machine
+        .vcpu
+        .set_one_reg(KVM_REG_X0, &word.to_le_bytes())
+        .map_or_else(|e| errno_name(e.errno()), |n| n.to_string());
     STEP.same("in use: set register after first run", "EPERM", set);
     let mut late = [0xffu8; 8];
-    let get = machine.vcpu.get_one_reg(KVM_REG_X0, &mut late).map_or_else(|e| errno_name(e.errno()), |_| format!("{late:?}"));
-    STEP.judged("in use: get register after first run", "EPERM or zeros", &get, get == "EPERM" || get == format!("{:?}", [0u8; 8]));
+    let get =
+        machine.vcpu.get_one_reg(KVM_REG_X0, &mut late).map_or_else(|e| errno_name(e.errno()), |_| format!("{late:?}"));
+    STEP.judged(
+        "in use: get register after first run",
+        "EPERM or zeros",
+        &get,
+        get == "EPERM" || get == format!("{:?}", [0u8; 8]),
+    );
     let again = new_gmem(&machine.vm, MIB).map_err(errno_name)?;
     let second = set_slot(&machine.vm, 1, proto::RAM_BASE + proto::RAM_MIN, MIB, &again, 0);
-    STEP.judged("in use: new slot after first run", "refused", second.map_or_else(errno_name, |()| "0".to_string()), second.is_err());
-    Ok(drop(Gmem::map(&machine.gmem, 4096)))
+    STEP.judged(
+        "in use: new slot after first run",
+        "refused",
+        second.map_or_else(errno_name, |()| "0".to_string()),
+        second.is_err(),
+    );
+    Ok(())
 }
 
 /// Where no `el2` answers: neither module loads and no node appears.

@@ -25,9 +25,7 @@ const SCAN: Duration = Duration::from_secs(8);
 /// Free memory of the host, in KiB.
 fn mem_free() -> i64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
+    text.lines().find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// The VMM that is going to be killed: boots a guest, says what a scan may know, and spins in the guest for ever.
@@ -95,7 +93,12 @@ pub(crate) fn killed() -> Result<(), String> {
         line("{\"scan\":\"alive\"}");
         hold_still();
     }
-    STEP.judged("vm-lives-during-the-scan", "1 VM", hostile.counter(hvc::COUNTER_VMS, 0), hostile.counter(hvc::COUNTER_VMS, 0) == 1);
+    STEP.judged(
+        "vm-lives-during-the-scan",
+        "1 VM",
+        hostile.counter(hvc::COUNTER_VMS, 0),
+        hostile.counter(hvc::COUNTER_VMS, 0) == 1,
+    );
     child.kill().map_err(|e| format!("kill: {e}"))?;
     let _ = child.wait();
     settle(STEP, "memory-back", &hostile, &before);

@@ -14,7 +14,11 @@ const PROOF: Step = Step("5");
 pub(crate) fn first_light() -> Option<Machine> {
     let mut machine = match Machine::new(Plan::default()) {
         Ok(machine) => {
-            RUN.same("create-vm", "a protected VM with a guest_memfd and a vCPU", "a protected VM with a guest_memfd and a vCPU");
+            RUN.same(
+                "create-vm",
+                "a protected VM with a guest_memfd and a vCPU",
+                "a protected VM with a guest_memfd and a vCPU",
+            );
             machine
         }
         Err(error) => {

@@ -175,7 +175,9 @@ impl Machine {
                 Event::Asks => return Ok(self.boot.clone()),
                 Event::Interrupted => self.interruptions += 1,
                 Event::Stored(register, value) => self.note(register, value),
-                other => return Err(format!("boot ended with {other:?}; {:?}", self.boot)),
+                other @ (Event::System(_) | Event::Broken(_)) => {
+                    return Err(format!("boot ended with {other:?}; {:?}", self.boot));
+                }
             }
         }
     }
@@ -192,7 +194,9 @@ impl Machine {
                     ended |= register == proto::REG_RESULT0;
                     self.note(register, value);
                 }
-                other => return Err(format!("command {command} ended with {other:?}")),
+                other @ (Event::Asks | Event::System(_) | Event::Broken(_)) => {
+                    return Err(format!("command {command} ended with {other:?}"));
+                }
             }
         }
     }
@@ -203,7 +207,7 @@ impl Machine {
         loop {
             match self.step() {
                 Event::Interrupted | Event::Stored(..) => {}
-                other => return other,
+                other @ (Event::Asks | Event::System(_) | Event::Broken(_)) => return other,
             }
         }
     }

@@ -47,10 +47,9 @@ fn main() {
     };
     let mut seed = None;
     while let Ok(Some(more)) = parser.next() {
-        seed = match more {
-            lexopt::Arg::Value(text) if subcommand == "fuzz" => number(&text.to_string_lossy()),
-            _ => None,
-        };
+        if let (lexopt::Arg::Value(text), "fuzz") = (more, subcommand.as_str()) {
+            seed = number(&text.to_string_lossy());
+        }
         if seed.is_none() {
             usage(&format!("{subcommand}: unexpected argument"));
         }

@@ -213,7 +213,12 @@ fn donation(bench: &Bench, shared: u64) {
     bench.accept("donate", MEM_DONATE, &[a, first, GFN, 4, 0]);
     bench.refuse("donate: already donated", MEM_DONATE, &[a, first, GFN + 16, 1, 0], ALREADY_DONATED);
     bench.refuse("donate: run into donated", MEM_DONATE, &[a, first + 3, GFN + 16, 4, 0], ALREADY_DONATED);
-    bench.refuse("donate: frame of its own pool", MEM_DONATE, &[a, bench.pools[0].first, GFN + 16, 1, 0], ALREADY_DONATED);
+    bench.refuse(
+        "donate: frame of its own pool",
+        MEM_DONATE,
+        &[a, bench.pools[0].first, GFN + 16, 1, 0],
+        ALREADY_DONATED,
+    );
     bench.refuse("donate: foreign guest frame", MEM_DONATE, &[b, first, GFN, 1, 0], FOREIGN);
     bench.refuse("donate: foreign pool frame", MEM_DONATE, &[b, bench.pools[0].first, GFN, 1, 0], FOREIGN);
     bench.refuse("donate: frame that a guest shares", MEM_DONATE, &[b, shared, GFN, 1, 0], SHARED);
@@ -275,7 +280,12 @@ fn lists(bench: &Bench) {
     STEP.same("list: frames done", 6, x[1]);
     // Splitting a block costs one of its own.
     let broadcasts = bench.hostile.counter(COUNTER_TLB_BROADCASTS, 0) - before;
-    STEP.judged("list: one broadcast for the batch", "1, and 1 per block split", broadcasts, (1..=2).contains(&broadcasts));
+    STEP.judged(
+        "list: one broadcast for the batch",
+        "1, and 1 per block split",
+        broadcasts,
+        (1..=2).contains(&broadcasts),
+    );
 }
 
 fn life(bench: &Bench) {
