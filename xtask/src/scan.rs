@@ -32,7 +32,7 @@ impl Facts {
     /// Takes one line of the job; a scan that it asks for is made, and becomes a case.
     ///
     /// # Errors
-    /// If a number cannot be read or the RAM cannot be saved.
+    /// If a number cannot be read.
     pub(crate) fn take(&mut self, value: &Value, machine: &Running) -> Result<Option<Case>> {
         let text = |name: &str| value.get(name).and_then(Value::as_str);
         if let (Some(masked), Some(mask)) = (text("secret_masked"), text("mask")) {
@@ -50,17 +50,21 @@ impl Facts {
             self.memory = Some(megabytes << 20);
         }
         match text("scan") {
-            Some("alive") => self.scan(machine, true).map(Some),
-            Some("dead") => self.scan(machine, false).map(Some),
+            Some("alive") => Ok(Some(self.scan(machine, true))),
+            Some("dead") => Ok(Some(self.scan(machine, false))),
             Some(other) => bail!("a job asks for an unknown scan `{other}`"),
             None => Ok(None),
         }
     }
 
-    fn scan(&self, machine: &Running, alive: bool) -> Result<Case> {
-        let secret = self.secret()?;
-        let hits = hits_in_ram(machine, &secret, self.memory.unwrap_or(2048 << 20))?;
-        Ok(self.judge(&hits, alive))
+    /// Looks, and judges; a scan that cannot be made is a case that did not hold.
+    fn scan(&self, machine: &Running, alive: bool) -> Case {
+        let size = self.memory.unwrap_or(2048 << 20);
+        let hits = self.secret().and_then(|secret| hits_in_ram(machine, &secret, size));
+        match hits {
+            Ok(hits) => self.judge(&hits, alive),
+            Err(error) => Case { seen: format!("no scan: {error:#}"), held: false, ..self.judge(&[], alive) },
+        }
     }
 
     fn secret(&self) -> Result<Vec<[u8; 8]>> {
