@@ -4,7 +4,7 @@
 use super::Ids;
 use crate::sysreg::field;
 
-const MPAM2_ENMPAMSM: u64 = 1 << 49;
+const MPAM2_ENMPAMSM: u64 = 1 << 50;
 
 pub(super) fn configure(ids: &Ids) {
     write_sysreg!("vpidr_el2", read_sysreg!("midr_el1"));

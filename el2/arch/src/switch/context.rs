@@ -8,6 +8,7 @@ use super::el1::El1State;
 use super::fp::{GuestFp, HostFp};
 use super::gic::HostGic;
 use super::keys::Keys;
+use super::partitions::HostPartitions;
 use super::profiling::HostProfiling;
 use super::timer::GuestTimer;
 use super::traps::HostTraps;
@@ -121,6 +122,7 @@ pub struct HostContext {
     pub(super) el2: HostTraps,
     pub(super) keys: Keys,
     pub(super) profiling: HostProfiling,
+    pub(super) partitions: HostPartitions,
     pub(super) gic: HostGic,
     pub(super) fp: HostFp,
 }
@@ -134,6 +136,7 @@ impl HostContext {
             el2: HostTraps::new(),
             keys: Keys::new(),
             profiling: HostProfiling::new(),
+            partitions: HostPartitions::new(),
             gic: HostGic::new(),
             fp: HostFp::new(),
         }

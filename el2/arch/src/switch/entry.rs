@@ -109,7 +109,9 @@ global_asm!(
     "    stp     x26, x27, [x0, #208]",
     "    stp     x28, x29, [x0, #224]",
     "    str     x30, [x0, #240]",
-    "    ldp     x2, x3, [sp], #16",
+    "    ldp     x2, x3, [sp]",
+    // No word of a guest stays on EL2's stack: it would outlive the VM there.
+    "    stp     xzr, xzr, [sp], #16",
     "    stp     x2, x3, [x0, #0]",
     // x0: context, x1: cause. The rest is free. The syndrome is read before anything can replace it.
     "    mrs     x2, elr_el2",

@@ -18,6 +18,7 @@ mod entry;
 mod fp;
 mod gic;
 mod keys;
+mod partitions;
 mod profiling;
 mod stage2;
 mod timer;
@@ -107,6 +108,7 @@ fn leave_host(host: &mut HostContext, ids: &Ids) {
     host.el2.save(ids);
     host.keys.save(ids);
     host.profiling.stop(ids);
+    host.partitions.hide(ids);
     barrier::walks_finished_here();
 }
 
@@ -166,6 +168,7 @@ fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
     if host.fp.guest_has_it {
         host.fp.take_from_guest(&mut ctx.fp, ids);
     }
+    host.partitions.show(ids);
     host.profiling.resume(ids);
     host.gic.close(ids);
     if ids.has_ras() && read_sysreg!("s3_0_c12_c1_1") & DISR_A != 0 {
