@@ -25,4 +25,5 @@ pub mod smc;
 pub mod switch;
 pub mod tlb;
 pub mod uart;
+pub mod vcpu;
 pub mod vectors;

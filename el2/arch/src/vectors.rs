@@ -82,6 +82,8 @@ global_asm!(
     ".endm",
 
     ".balign 2048",
+    ".global freehold_vectors",
+    ".hidden freehold_vectors",
     "freehold_vectors:",
     // Current EL, SP_EL0: never used.
     "    freehold_fatal 0",

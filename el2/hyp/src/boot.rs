@@ -171,6 +171,7 @@ fn plan_memory(machine: &Machine, own: &Span, occupied: &Span, dtb: &Span) -> Re
         size,
     ))?;
     map.add_carve_out(run_of(&ledger)?).map_err(explain)?;
+    layout::check_left(&machine.banks, &[own.clone(), ledger.clone()])?;
     Ok((map, ledger))
 }
 
@@ -239,7 +240,7 @@ fn start_host(
 ) -> Result<Infallible, Stop> {
     let host_root = memory.root().pa().raw();
     let machine = statics::seal(Sealed {
-        world: World::new(Ticket::new(memory), [const { Ticket::new(GuestSlot::EMPTY) }; statics::VM_SLOTS]),
+        world: World::new(Ticket::new(memory), core::array::from_fn(|slot| Ticket::new(GuestSlot::new(slot)))),
         host_root,
         slots: cpus,
         extended_power_state: power::has_extended_power_state(),

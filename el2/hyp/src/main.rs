@@ -12,6 +12,8 @@ mod boot;
 #[cfg(target_os = "none")]
 mod fault;
 #[cfg(target_os = "none")]
+mod guest;
+#[cfg(target_os = "none")]
 mod hypercalls;
 #[cfg(target_os = "none")]
 mod power;

@@ -10,10 +10,11 @@ use freehold_mem::Host;
 use freehold_mem::lock::World;
 use freehold_virt::psci::{Relay, Slot};
 use freehold_virt::smc::Platform;
+use freehold_virt::vm::VmCell;
 use spin::Once;
 
 /// How many VMs there can be at a time.
-pub(crate) const VM_SLOTS: usize = 64;
+pub(crate) const VM_SLOTS: usize = freehold_virt::handle::MAX_VMS;
 
 /// The locks of el2's memory.
 pub(crate) type Locks = World<Ticket<Host<'static>>, Ticket<GuestSlot>, VM_SLOTS>;
@@ -38,6 +39,9 @@ impl Machine {
         Relay::new(&self.slots, Platform::default(), self.extended_power_state)
     }
 }
+
+/// Who lives in which slot.
+pub(crate) static VMS: [VmCell<AtomicU64>; VM_SLOTS] = [VmCell::NEW; VM_SLOTS];
 
 static MACHINE: Once<Machine> = Once::new();
 

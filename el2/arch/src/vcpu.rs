@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU's block: the pool frame that holds its registers and what it waits for, and how it runs here.
+//!
+//! Guarantees that a block is reached only through the claim of [`freehold_virt::vm`], so by one CPU at a time, and
+//! only as long as its VM can not start to die (so that frame and tables stay the VM's). Does not know what an exit
+//! means.
+
+use crate::percpu::{self, MAX_CPUS};
+use crate::switch::{self, GuestContext, GuestRegime, HostContext, RawExit};
+use crate::{fatal, host};
+use core::sync::atomic::AtomicU64;
+use freehold_mem::{PAGE_SIZE, Pfn, Vmid};
+use freehold_virt::handle::VcpuIndex;
+use freehold_virt::sysreg::RawIds;
+use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vm::Claimed;
+use spin::mutex::SpinMutex;
+
+/// What a pool frame holds of a vCPU.
+#[derive(Debug)]
+#[repr(C)]
+struct Block {
+    context: GuestContext,
+    vcpu: Vcpu,
+}
+
+const _: () = assert!(size_of::<Block>() <= PAGE_SIZE as usize, "a vCPU fits its frame");
+
+/// What each CPU keeps of its host while a guest runs there. Never contended: a CPU takes its own only.
+static HOSTS: [SpinMutex<HostContext>; MAX_CPUS] = [const { SpinMutex::new(HostContext::new()) }; MAX_CPUS];
+
+fn place(frame: Pfn) -> *mut Block {
+    frame.pa().raw() as usize as *mut Block
+}
+
+/// Makes a vCPU that was just reset in a frame that its VM's pool has just given, and returns what
+/// [`freehold_virt::vm::Vms::create_vcpu`] is to keep.
+pub fn create(frame: Pfn) -> u64 {
+    let block = Block { context: GuestContext::new(), vcpu: Vcpu::new() };
+    // SAFETY: the pool gives a frame once and the host can not reach it; all RAM is mapped, a frame is aligned for
+    // and as large as a block, and no claim on this vCPU can exist before `create_vcpu`.
+    unsafe { place(frame).write(block) };
+    frame.raw()
+}
+
+/// A vCPU that this CPU has claimed, with its block.
+pub struct Loaded<'a> {
+    claim: Claimed<'a, AtomicU64>,
+    block: &'a mut Block,
+}
+
+impl<'a> Loaded<'a> {
+    /// Opens the block of a claimed vCPU.
+    pub fn open(claim: Claimed<'a, AtomicU64>) -> Self {
+        let Some(frame) = Pfn::new(claim.block()) else {
+            fatal::panic(format_args!("a vCPU without a block"));
+        };
+        // SAFETY: the frame is what `create` returned, and stays the VM's while the claim lives; the claim is unique
+        // and goes into `Self`, so this is the only reference to the block.
+        let block = unsafe { &mut *place(frame) };
+        Self { claim, block }
+    }
+
+    /// The claim.
+    pub fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
+        &mut self.claim
+    }
+
+    /// The registers, and what the vCPU waits for.
+    pub fn parts(&mut self) -> (&mut GuestContext, &mut Vcpu) {
+        (&mut self.block.context, &mut self.block.vcpu)
+    }
+
+    /// Runs the vCPU until it exits. `regime` was made by [`regime`] while this claim was held.
+    pub fn run(&mut self, regime: &Regime) -> RawExit {
+        let Some(own) = HOSTS.get(percpu::this_cpu().index()) else {
+            fatal::panic(format_args!("a CPU without a record"));
+        };
+        let mut kept = own.lock();
+        // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds; EL2 runs
+        // with DAIF masked from the host's trap on, under the host's stage 2.
+        unsafe { switch::enter(&mut self.block.context, &mut kept, &regime.0) }
+    }
+}
+
+/// How one vCPU's VM translates addresses.
+#[derive(Debug)]
+pub struct Regime(GuestRegime);
+
+/// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `flush_local` says that
+/// another vCPU of the VM was the last of it on this CPU.
+pub fn regime((root, ipa_bits): (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush_local: bool) -> Regime {
+    Regime(GuestRegime {
+        vttbr: host::vttbr(root.pa().raw(), vmid.raw().into()),
+        vtcr: host::vtcr(ipa_bits),
+        vmpidr: index.mpidr(),
+        vpidr: host::midr(),
+        flush_local,
+    })
+}
+
+/// The ID registers of this CPU that a guest's view is made of.
+pub fn raw_ids() -> RawIds {
+    RawIds {
+        pfr0: read_sysreg!("s3_0_c0_c4_0"),
+        pfr1: read_sysreg!("s3_0_c0_c4_1"),
+        isar0: read_sysreg!("s3_0_c0_c6_0"),
+        isar1: read_sysreg!("s3_0_c0_c6_1"),
+        isar2: read_sysreg!("s3_0_c0_c6_2"),
+        mmfr0: read_sysreg!("s3_0_c0_c7_0"),
+        mmfr1: read_sysreg!("s3_0_c0_c7_1"),
+        mmfr2: read_sysreg!("s3_0_c0_c7_2"),
+        ctr: read_sysreg!("ctr_el0"),
+        clidr: read_sysreg!("clidr_el1"),
+    }
+}
+
+/// Whether a physical interrupt or `SError` waits for this CPU's host.
+pub fn host_is_wanted() -> bool {
+    // ISR_EL1: A, I, F.
+    read_sysreg!("isr_el1") & 0x1c0 != 0
+}
