@@ -29,6 +29,7 @@
         clippy::indexing_slicing,
         clippy::arithmetic_side_effects,
         clippy::panic,
+        clippy::wildcard_enum_match_arm,
         reason = "a test may stop where the shipped code may not"
     )
 )]

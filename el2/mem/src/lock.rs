@@ -4,7 +4,7 @@
 //! A CPU inside `el2` has one [`Permit`]. Taking a lock borrows it for as long as the guard lives,
 //! so a CPU that holds a guest's lock has nothing left with which to take the host's:
 //!
-//! ```compile_fail
+//! ```compile_fail,E0499
 //! # use freehold_mem::lock::{Mutex, Permit, World};
 //! fn backwards<H: Mutex, G: Mutex>(world: &World<H, G, 4>, permit: &mut Permit) {
 //!     let guest = world.guest(permit, 0);
@@ -28,7 +28,7 @@
 //!
 //! and two guests at once do not:
 //!
-//! ```compile_fail
+//! ```compile_fail,E0499
 //! # use freehold_mem::lock::{Mutex, Permit, World};
 //! fn two<H: Mutex, G: Mutex>(world: &World<H, G, 4>, permit: &mut Permit) {
 //!     let one = world.guest(permit, 0);

@@ -1,1 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+//! What must be true of memory, tried on a machine that remembers every stale translation.
+
+mod build;
+mod fake;
+mod life;
+mod lists;
+mod lock;
+mod refusals;
+mod rig;
+mod split;
+mod walk;

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A machine whose TLBs forget nothing until they are told to.
+//!
+//! Every translation that an overwritten descriptor granted stays cached until the right
+//! invalidation. The fake stops the test when an order that the architecture or I3 asks for is not
+//! kept: break-before-make, frames touched while somebody may still reach them, changes that were
+//! not published.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::vec::Vec;
+
+use crate::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
+use crate::pte::{self, Form, Leaf};
+use crate::{Entry, Pfn, PfnRun, Vmid};
+
+/// What a frame of the host's holds at first: anything but zero.
+pub(crate) const HOST_DATA: u64 = 0x1057_da7a;
+/// What a guest writes.
+pub(crate) const SECRET: u64 = 0x005e_c2e7;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fake {
+    pub(crate) words: BTreeMap<Entry, u64>,
+    /// Frames that the fake's owner declared as tables of somebody.
+    tables: BTreeMap<Pfn, u8>,
+    host_tables: Option<(u64, u64)>,
+    /// Frames that somebody may still reach through a cached translation.
+    pub(crate) cached: BTreeMap<u8, BTreeSet<Pfn>>,
+    /// Entries that were valid and are not, until their owner's invalidation.
+    broken: BTreeMap<Entry, u64>,
+    /// One word per frame stands for all of it.
+    pub(crate) contents: BTreeMap<Pfn, u64>,
+    pub(crate) lists: BTreeMap<Pfn, Vec<u64>>,
+    pub(crate) dirty: bool,
+    pub(crate) host_broadcasts: u64,
+    pub(crate) vm_broadcasts: Vec<u8>,
+    /// Set while a guest lends: only then may a frame be reachable from both sides.
+    pub(crate) sharing: bool,
+    pub(crate) cleaned: BTreeSet<Pfn>,
+    pub(crate) host_root: Option<Pfn>,
+    pub(crate) reads: Cell<u64>,
+}
+
+impl Fake {
+    pub(crate) fn host_tables(&mut self, run: PfnRun) {
+        self.host_tables = Some((run.start().raw(), run.end()));
+    }
+
+    /// Tells whose table a frame is; children follow when they are linked.
+    pub(crate) fn adopt(&mut self, table: Pfn, vmid: Vmid) {
+        self.tables.insert(table, vmid.raw());
+    }
+
+    pub(crate) fn content(&self, pfn: Pfn) -> u64 {
+        self.contents.get(&pfn).copied().unwrap_or(HOST_DATA)
+    }
+
+    fn owner(&self, table: Pfn) -> Option<u8> {
+        match self.host_tables {
+            Some((from, to)) if (from..to).contains(&table.raw()) => Some(0),
+            _ => self.tables.get(&table).copied(),
+        }
+    }
+
+    /// Frames that a descriptor gives access to, tables below it included.
+    fn grants(&self, descriptor: u64, page_level: bool) -> Vec<Pfn> {
+        if page_level {
+            return match pte::leaf(descriptor) {
+                Leaf::Page(pfn) => [pfn].to_vec(),
+                Leaf::Empty | Leaf::Poisoned | Leaf::Unknown => Vec::new(),
+            };
+        }
+        match pte::form(descriptor) {
+            Form::Block => {
+                let first = (descriptor & 0xffff_ffff_f000) >> 12;
+                (first..first + 512).filter_map(Pfn::new).collect()
+            }
+            Form::Table(table) => (0..512)
+                .map(|index| self.word(Entry::of(table, index)))
+                .filter_map(|word| match pte::leaf(word) {
+                    Leaf::Page(pfn) => Some(pfn),
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(crate) fn word(&self, at: Entry) -> u64 {
+        self.words.get(&at).copied().unwrap_or(0)
+    }
+
+    /// Whether somebody's cached translations reach the frame.
+    pub(crate) fn may_reach(&self, who: u8, pfn: Pfn) -> bool {
+        self.cached.get(&who).is_some_and(|set| set.contains(&pfn))
+    }
+
+    /// Whether the host's tables map the frame, by a walk of the words themselves.
+    pub(crate) fn host_reaches(&self, pfn: Pfn) -> bool {
+        let Some(root) = self.host_root else { return true };
+        let Form::Table(level2) = pte::form(self.word(Entry::of(root, pfn.raw() >> 18))) else { return true };
+        match pte::form(self.word(Entry::of(level2, pfn.raw() >> 9))) {
+            Form::Block => true,
+            Form::Table(level3) => self.word(Entry::of(level3, pfn.raw())) & 1 != 0,
+            _ => false,
+        }
+    }
+
+    fn wipe(&mut self, frame: Pfn) {
+        let from = Entry::of(frame, 0);
+        let words: Vec<Entry> =
+            self.words.range(from..).map(|(at, _)| *at).take_while(|at| at.table() == frame).collect();
+        for at in words {
+            self.words.remove(&at);
+        }
+        self.contents.insert(frame, 0);
+    }
+
+    fn forget(&mut self, who: u8) {
+        self.cached.remove(&who);
+        let mine: Vec<Entry> = self.broken.keys().copied().filter(|at| self.owner(at.table()) == Some(who)).collect();
+        for at in mine {
+            self.broken.remove(&at);
+        }
+        self.dirty = false;
+    }
+}
+
+/// Level-3 tables are told apart by a descriptor that maps itself to a page; blocks lack bit 1.
+fn is_page(descriptor: u64, is_leaf_table: bool) -> bool {
+    descriptor & 3 == 3 && is_leaf_table
+}
+
+impl TableMemory for Fake {
+    fn load(&self, at: Entry) -> u64 {
+        self.word(at)
+    }
+
+    fn store(&mut self, at: Entry, new: u64) {
+        let old = self.word(at);
+        let owner = self.owner(at.table()).expect("a store outside every table");
+        // A page descriptor carries the access flag (bit 10); a table descriptor of ours does not.
+        let page_level = is_page(old, old & 1 << 10 != 0);
+        if old & 1 != 0 && old != new {
+            assert!(new & 1 == 0, "break-before-make: {old:#x} became {new:#x} at {at:?}");
+            for pfn in self.grants(old, page_level) {
+                self.cached.entry(owner).or_default().insert(pfn);
+            }
+            self.broken.insert(at, old);
+        }
+        if new & 1 != 0 && old & 1 == 0 {
+            if let Some(before) = self.broken.get(&at) {
+                assert_eq!(*before, new, "made before the break was broadcast, at {at:?}");
+            }
+            let leaf = new & 1 << 10 != 0;
+            if leaf && new & 2 != 0 && !self.sharing {
+                let Leaf::Page(pfn) = pte::leaf(new) else { panic!("not a page") };
+                assert!(
+                    owner == 0 || !self.host_reaches(pfn),
+                    "I2: {pfn:?} is mapped for {owner} while the host reaches it"
+                );
+                for (who, set) in &self.cached {
+                    assert!(
+                        *who == owner || !set.contains(&pfn),
+                        "I3: {pfn:?} is mapped for {owner} while {who} may still reach it"
+                    );
+                }
+            }
+            if !leaf
+                && let Form::Table(child) = pte::form(new)
+                && owner != 0
+            {
+                self.tables.insert(child, owner);
+            }
+        }
+        self.words.insert(at, new);
+        if new == 0 {
+            self.words.remove(&at);
+        }
+        self.dirty = true;
+    }
+
+    fn clear(&mut self, frame: Pfn) {
+        assert!(!self.may_reach(0, frame), "I3: cleared while the host may reach it");
+        assert!(self.host_root.is_none() || !self.host_reaches(frame), "cleared while the host reaches it");
+        self.wipe(frame);
+        self.tables.remove(&frame);
+        self.dirty = true;
+    }
+
+    fn publish_tables(&mut self) {
+        self.dirty = false;
+    }
+}
+
+impl Tlb for Fake {
+    fn invalidate_host(&mut self) {
+        self.host_broadcasts += 1;
+        self.forget(0);
+    }
+
+    fn invalidate_vm(&mut self, vmid: Vmid) {
+        assert_ne!(vmid, Vmid::HOST);
+        self.vm_broadcasts.push(vmid.raw());
+        self.forget(vmid.raw());
+    }
+}
+
+impl Frames for Fake {
+    fn scrub(&mut self, frame: Pfn) {
+        for (who, set) in &self.cached {
+            assert!(
+                !set.contains(&frame) || *who == 0 && self.sharing,
+                "I3: {frame:?} scrubbed while {who} may still write to it"
+            );
+        }
+        self.wipe(frame);
+        self.tables.remove(&frame);
+    }
+
+    fn settle_for_guest(&mut self, frame: Pfn) {
+        self.cleaned.insert(frame);
+    }
+
+    fn copy_words(&self, frame: Pfn, into: &mut [u64]) {
+        self.reads.set(self.reads.get() + 1);
+        let list = self.lists.get(&frame).map_or(&[][..], |list| list);
+        for (index, word) in into.iter_mut().enumerate() {
+            *word = list.get(index).copied().unwrap_or(0);
+        }
+    }
+}
+
+impl Fatal for Fake {
+    fn fatal(&self, what: Broken) -> ! {
+        panic!("fatal: {what:?}")
+    }
+}
