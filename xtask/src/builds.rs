@@ -12,6 +12,9 @@ use crate::initramfs::Archive;
 use crate::setup::Tools;
 use crate::{cmd, image, ui};
 
+#[path = "../../tests/guest/src/proto.rs"]
+mod proto;
+
 const BARE: &str = "aarch64-unknown-none-softfloat";
 const MUSL: &str = "aarch64-unknown-linux-musl";
 const BLOCK: u64 = 2 << 20;
@@ -101,9 +104,25 @@ pub(crate) fn el2(env: &Env) -> Result<PathBuf> {
 fn guest(env: &Env) -> Result<PathBuf> {
     let elf = build(env, "freehold-guest", BARE, &[])?;
     let out = env.out.join("guest.bin");
-    let flat = image::flatten(&std::fs::read(elf)?, 4096).context("guest")?;
-    image::write_whole(&out, &flat)?;
+    let flat = image::flatten(&std::fs::read(elf)?, 8).context("guest")?;
+    image::write_whole(&out, &with_own_hash(flat)?)?;
     Ok(out)
+}
+
+/// Writes the payload's length and hash into its header, so that it can tell whether it is what was built.
+fn with_own_hash(mut image: Vec<u8>) -> Result<Vec<u8>> {
+    if image
+        .get(proto::HEADER_MAGIC_OFFSET..proto::HASH_FROM)
+        .is_none_or(|h| h[..8] != proto::HEADER_MAGIC.to_le_bytes())
+    {
+        bail!("the guest's image does not begin with its header");
+    }
+    let hash = proto::hash_words(&image[proto::HASH_FROM..]);
+    let length = image.len() as u64;
+    for (at, word) in [(proto::HEADER_LEN_OFFSET, length), (proto::HEADER_HASH_OFFSET, hash)] {
+        image[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    Ok(image)
 }
 
 fn vmm(env: &Env) -> Result<PathBuf> {
@@ -182,4 +201,23 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
         return Ok(());
     }
     image::write_whole(to, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_is_told_its_length_and_hash() {
+        assert!(with_own_hash(vec![0; 4096]).is_err(), "no magic");
+        assert!(with_own_hash(Vec::new()).is_err());
+        let mut image = vec![7u8; 4096];
+        let at = proto::HEADER_MAGIC_OFFSET;
+        image[at..at + 8].copy_from_slice(&proto::HEADER_MAGIC.to_le_bytes());
+        let told = with_own_hash(image.clone()).unwrap();
+        let word = |at: usize| u64::from_le_bytes(told[at..at + 8].try_into().unwrap());
+        assert_eq!(word(proto::HEADER_LEN_OFFSET), 4096);
+        assert_eq!(word(proto::HEADER_HASH_OFFSET), proto::hash_words(&image[proto::HASH_FROM..]));
+        assert_eq!(told[proto::HASH_FROM..], image[proto::HASH_FROM..]);
+    }
 }

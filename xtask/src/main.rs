@@ -144,21 +144,17 @@ fn main() -> ExitCode {
 /// Help and version as they are; of an error only the line that says what is wrong.
 fn bad_arguments(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprint!("{text}");
-            ExitCode::from(2)
-        }
-        _ => {
-            let said: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
-            eprintln!("{}", said.join(" "));
-            ExitCode::from(2)
-        }
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        print!("{text}");
+        return ExitCode::SUCCESS;
     }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{text}");
+        return ExitCode::from(2);
+    }
+    let said: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
+    eprintln!("{}", said.join(" "));
+    ExitCode::from(2)
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {

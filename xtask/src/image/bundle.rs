@@ -26,7 +26,7 @@ pub(super) fn build(el2: &[u8], payload: &[u8], payload_image_size: u64) -> Resu
     if el2.get(MANIFEST..MANIFEST + MANIFEST_LEN).is_none_or(|m| m.iter().any(|b| *b != 0)) {
         return Err("the manifest's place behind the header is not 64 zero bytes".to_owned());
     }
-    if el2.len() as u64 % BLOCK != 0 {
+    if !(el2.len() as u64).is_multiple_of(BLOCK) {
         return Err(format!("{} bytes are not whole 2 MiB blocks", el2.len()));
     }
     let payload_offset = el2.len() as u64;

@@ -28,6 +28,10 @@ const HARDWARE: &[&str] = &[
     "safe-mmio",
 ];
 
+/// The same, and fixed tables for what the device tree names.
+const WIRING: &[&str] =
+    &["spin", "buddy_system_allocator", "smccc", "arm-gic", "aarch64-cpu", "tock-registers", "arrayvec"];
+
 const RULES: &[Rule] = &[
     Rule { package: "freehold-uapi", ours: &[], others: Some(&[]) },
     Rule { package: "freehold-mem", ours: &[], others: Some(&[]) },
@@ -36,7 +40,7 @@ const RULES: &[Rule] = &[
     Rule {
         package: "freehold-el2",
         ours: &["freehold-mem", "freehold-virt", "freehold-arch", "freehold-uapi"],
-        others: Some(HARDWARE),
+        others: Some(WIRING),
     },
     Rule { package: "freehold-driver-core", ours: &["freehold-uapi"], others: Some(&[]) },
     Rule { package: "freehold-driver-linux", ours: &["freehold-driver-core", "freehold-uapi"], others: Some(&[]) },

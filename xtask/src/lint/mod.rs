@@ -29,7 +29,9 @@ pub(crate) fn works() -> Vec<Work> {
         check("lint/paths", text::paths),
         check("lint/unsafe", source::unsafe_code),
         check("lint/size", size::check),
-        check("lint/format", |env| ran(cmd::cargo(&env.root).args(["fmt", "--all", "--check"]))),
+        check("lint/format", |env| {
+            ran(cmd::cargo(&env.root).args(["fmt", "--all", "--check", "--", "--color", "never"]))
+        }),
         check("lint/clippy-host", |env| clippy(env, &HOST, &["--all-targets"])),
         check("lint/clippy-el2", |env| clippy(env, &EL2, &["--target", BARE])),
         check("lint/clippy-driver", |env| clippy(env, &["freehold-driver-linux"], &["--target", BARE])),
