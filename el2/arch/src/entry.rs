@@ -78,9 +78,9 @@ global_asm!(
     "    stp     xzr, xzr, [x0], #16",
     "    b       3b",
 
-    // The boot CPU's stack is slot 0 of the stacks: guard, then stack.
-    "4:  adrp    x0, __stacks_start",
-    "    add     x0, x0, #{guard_and_stack_high}, lsl #12",
+    // The boot has a stack of its own; the CPU's is taken when the host is entered.
+    "4:  adrp    x0, __boot_stack_end",
+    "    add     x0, x0, :lo12:__boot_stack_end",
     "    mov     sp, x0",
     "    mov     x29, xzr",
     "    mov     x30, xzr",
@@ -204,7 +204,6 @@ global_asm!(
     "    .balign 8",
     "    .ltorg",
     ".popsection",
-    guard_and_stack_high = const (crate::percpu::GUARD_SIZE + crate::percpu::STACK_SIZE) / 4096,
     cpus = sym crate::percpu::CPUS,
     stack_top = const offset_of!(PerCpu, stack_top),
     mair = const offsets::MAIR,

@@ -1,12 +1,41 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The end of the line: say why, and stop every CPU for good. Stage 2 stays on.
+//! The end of the line: say why, and stop every CPU for good.
+//!
+//! Stage 2 is never switched off. On the contrary: the host's tables are emptied, so that a CPU which
+//! runs the host comes to EL2 at its next instruction and finds the machine stopped.
 
 use crate::percpu::this_cpu;
-use crate::{barrier, uart::Uart};
+use crate::{barrier, tlb, uart::Uart};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// The host's root table, and how many entries it has; none until the host starts.
+static HOST_ROOT: AtomicUsize = AtomicUsize::new(0);
+static HOST_ENTRIES: AtomicUsize = AtomicUsize::new(0);
+
+/// Tells which table to empty when the machine stops: the root of the host's stage 2 with so many
+/// address bits, which stands for as long as the machine runs.
+pub fn guard_host(root: u64, ipa_bits: u32) {
+    HOST_ENTRIES.store(1 << (ipa_bits - 30), Ordering::Relaxed);
+    HOST_ROOT.store(root as usize, Ordering::Release);
+}
+
+/// Takes all memory from the host, whoever holds its lock: nothing will be undone any more.
+fn starve_host() {
+    let root = HOST_ROOT.load(Ordering::Acquire) as *const AtomicU64;
+    if root.is_null() {
+        return;
+    }
+    for index in 0..HOST_ENTRIES.load(Ordering::Relaxed) {
+        // SAFETY: `guard_host` named a table of that many entries, which is never freed.
+        let entry = unsafe { root.add(index) };
+        // SAFETY: as above; table words are accessed atomically by everyone.
+        unsafe { &*entry }.store(0, Ordering::Relaxed);
+    }
+    tlb::invalidate_all_el1_everywhere();
+}
 
 /// Whether some CPU has stopped the machine. Every entry to EL2 asks.
 #[inline(always)]
@@ -17,9 +46,10 @@ pub fn is_stopped() -> bool {
 /// Stops the machine with one line on the console.
 ///
 /// The first CPU to come here speaks; any other, and a failure while speaking, halts in silence. CPUs
-/// in the host or in a guest stop at their next entry to EL2.
+/// in the host stop at once, CPUs in a guest when they come back to the host.
 pub fn stop(kind: &str, why: fmt::Arguments<'_>) -> ! {
     if !STOPPED.swap(true, Ordering::AcqRel) {
+        starve_host();
         let _ = writeln!(Uart, "freehold: {kind}: {why}");
     }
     barrier::halt()

@@ -134,6 +134,12 @@ pub fn skip_instruction() {
     write_sysreg!("elr_el2", read_sysreg!("elr_el2").wrapping_add(4));
 }
 
+/// Makes the instruction before the return address the one that trapped: an HVC's return address is
+/// behind it, that of an exception that it is turned into is not.
+pub fn step_back() {
+    write_sysreg!("elr_el2", read_sysreg!("elr_el2").wrapping_sub(4));
+}
+
 /// Where the exception was taken from: (ELR_EL2, SPSR_EL2).
 pub fn return_state() -> (u64, u64) {
     (read_sysreg!("elr_el2"), read_sysreg!("spsr_el2"))

@@ -27,6 +27,8 @@ linker_symbols! {
     stacks_start = __stacks_start;
     /// End of the stacks.
     stacks_end = __stacks_end;
+    /// First byte of the boot CPU's stack until it leaves for the host (a guard page is below).
+    boot_stack_start = __boot_stack_start;
     /// End of everything that the linker placed, page aligned.
     end = __image_end;
 }

@@ -5,6 +5,7 @@
 //! page that nothing maps. Entries only ever go from invalid to valid, so that the tables may be
 //! extended while they are in use. Does not know who owns the memory that it maps.
 
+use crate::features::Ids;
 use crate::sysreg::field;
 use crate::{barrier, cache, image, percpu, uart};
 use core::cell::UnsafeCell;
@@ -105,7 +106,7 @@ fn map_image() -> Result<(), OutOfTables> {
         let emergency = cpu.emergency_top.load(Ordering::Relaxed);
         map(emergency - percpu::EMERGENCY_SIZE, emergency, Kind::ReadWrite)?;
     }
-    map(image::stacks_end(), image::end(), Kind::ReadWrite)
+    map(image::boot_stack_start(), image::end(), Kind::ReadWrite)
 }
 
 fn map_early_windows(dtb: usize) -> Result<(), OutOfTables> {
@@ -114,7 +115,14 @@ fn map_early_windows(dtb: usize) -> Result<(), OutOfTables> {
     }
     const BLOCK: usize = 2 << 20;
     let first = dtb & !(BLOCK - 1);
-    map(first, first.saturating_add(2 * BLOCK), Kind::ReadWrite)
+    if is_plausible_dtb(dtb) { map(first, first + 2 * BLOCK, Kind::ReadWrite) } else { Ok(()) }
+}
+
+/// Whether an address can be a DTB's by the boot protocol. Only then the 4 MB from the 2 MB boundary
+/// below it are mapped, which hold all of a DTB of at most 2 MB.
+pub fn is_plausible_dtb(address: usize) -> bool {
+    let limit = 1 << Ids::read().physical_bits();
+    address != 0 && address.is_multiple_of(8) && address < limit - (4 << 20)
 }
 
 fn write_registers() {

@@ -82,8 +82,8 @@ fn check_core() -> Result<(), Stop> {
 
 /// The boot loader's DTB as a slice.
 fn handed_dtb(address: usize) -> Result<&'static [u8], Stop> {
-    if address == 0 || !address.is_multiple_of(8) {
-        return Err(Stop::with("no DTB was handed over, or it is not 8-byte aligned", "x0", address as u64));
+    if !mmu::is_plausible_dtb(address) {
+        return Err(Stop::with("no DTB was handed over (none, unaligned, or out of range)", "x0", address as u64));
     }
     // SAFETY: the entry code has mapped the 4 MB from the 2 MB boundary below the DTB; nobody writes
     // there before the host runs.
@@ -123,6 +123,9 @@ fn number_cpus(machine: &Machine) -> Result<ArrayVec<Slot<AtomicU64>, MAX_CPUS>,
 fn occupied_by(bundle: &Bundle, base: u64, machine: &Machine) -> Result<Span, Stop> {
     let too_small = Stop::with("RAM is too small for the image with its payload", "image base", base);
     let occupied = base..base.checked_add(bundle.total()).ok_or(too_small)?;
+    if let Some(kept) = machine.no_map().find(|kept| layout::overlap(kept, &occupied)) {
+        return Err(Stop::with("image or payload lies over no-map memory", "address", kept.start));
+    }
     if machine.banks.iter().any(|bank| layout::contains(bank, &occupied)) { Ok(occupied) } else { Err(too_small) }
 }
 
@@ -131,7 +134,13 @@ fn map_ram(machine: &Machine) -> Result<(), Stop> {
         if bank.end > 1 << host::ipa_bits() {
             return Err(Stop::with("RAM lies beyond the address space that is served", "address", bank.end));
         }
-        map_or_stop(bank.start as usize, bank.end as usize, mmu::Kind::ReadWrite)?;
+        // What firmware keeps for itself is not ours to touch, not even by speculation; and the image
+        // has its own map, in which the guards below the stacks must stay holes.
+        let image = image::start() as u64..image::end() as u64;
+        let mut rest = bank.clone();
+        while let Some(piece) = layout::cut_front(&mut rest, machine.no_map().chain([&image])) {
+            map_or_stop(piece.start as usize, piece.end as usize, mmu::Kind::ReadWrite)?;
+        }
     }
     Ok(())
 }
@@ -220,9 +229,9 @@ fn build_host(map: MemoryMap, ledger: &Span, machine: &Machine) -> Result<Host<'
     let how = if features::Ids::read().has_s2fwb() { Attributes::Forced } else { Attributes::Combined };
     let first = Pfn::new(tables).ok_or(Stop::with("carve-out is out of range", "address", ledger.start))?;
     let mut host = Host::build(map, first, storage, how, &mut Hardware).map_err(explain)?;
-    for reserved in machine.reserved.iter().filter(|reserved| reserved.no_map) {
-        let first = reserved.span.start / PAGE_SIZE;
-        let count = reserved.span.end.div_ceil(PAGE_SIZE).saturating_sub(first);
+    for kept in machine.no_map() {
+        let first = kept.start / PAGE_SIZE;
+        let count = kept.end.div_ceil(PAGE_SIZE).saturating_sub(first);
         if let Ok(run) = PfnRun::decode(first, count) {
             host.mark_no_map(run, &Hardware);
         }
@@ -248,6 +257,7 @@ fn start_host(
     });
     machine.relay().booted(percpu::this_cpu().index());
     mmu::publish_boot_state();
+    fatal::guard_host(host_root, host::ipa_bits());
     host::configure(host_root);
     tlb::invalidate_all_el1_everywhere();
     cache::invalidate_instructions_everywhere();

@@ -30,6 +30,37 @@ pub fn block_up(address: u64) -> Option<u64> {
     address.checked_next_multiple_of(BLOCK)
 }
 
+/// Cuts the lowest piece that no hole touches off the front of `rest`; `None` when nothing is left.
+pub fn cut_front<'h>(rest: &mut Span, holes: impl Iterator<Item = &'h Span> + Clone) -> Option<Span> {
+    // Each turn passes at least one hole for good.
+    while let Some(hole) = holes.clone().find(|hole| hole.start <= rest.start && rest.start < hole.end) {
+        rest.start = hole.end;
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    let end = holes.map(|hole| hole.start).filter(|start| *start > rest.start).min().unwrap_or(rest.end).min(rest.end);
+    let piece = rest.start..end;
+    rest.start = end;
+    Some(piece)
+}
+
+/// Least RAM that a host is started with, its kernel's memory included.
+pub const LEAST_HOST_RAM: u64 = 128 << 20;
+
+/// Checks that enough RAM is left for a host once el2 has its carve-outs.
+///
+/// # Errors
+/// A `Stop` that says how much would be left.
+pub fn check_left(banks: &[Span], carve_outs: &[Span]) -> Result<(), Stop> {
+    let sum = |spans: &[Span]| spans.iter().fold(0u64, |sum, s| sum.saturating_add(s.end.saturating_sub(s.start)));
+    let left = sum(banks).saturating_sub(sum(carve_outs));
+    if left < LEAST_HOST_RAM {
+        return Err(Stop::with("too little RAM for a host (128 MiB are needed)", "bytes left", left));
+    }
+    Ok(())
+}
+
 /// Finds the highest `size` bytes, in whole blocks of one bank, that no range of `taken` touches.
 pub fn place_high(banks: &[Span], taken: &[Span], size: u64) -> Option<Span> {
     let size = block_up(size)?;
@@ -141,6 +172,26 @@ mod tests {
                 assert_eq!(place_high(&banks, &taken, 2 * BLOCK), brute, "{a} {b}");
             }
         }
+    }
+
+    fn pieces(mut rest: Span, holes: &[Span]) -> Vec<Span> {
+        core::iter::from_fn(|| cut_front(&mut rest, holes.iter())).collect()
+    }
+
+    #[test]
+    fn no_piece_of_a_bank_touches_a_hole() {
+        assert_eq!(pieces(0..10, &[]), [0..10]);
+        assert_eq!(pieces(0..10, &[0..2, 4..6, 5..7, 9..12]), [2..4, 7..9]);
+        assert_eq!(pieces(0..10, &[0..10]), []);
+        assert_eq!(pieces(3..10, &[0..5, 4..20]), []);
+        assert_eq!(pieces(0..10, &[20..30, 3..3]), [0..3, 3..10]);
+    }
+
+    #[test]
+    fn a_machine_whose_host_would_starve_is_refused() {
+        let carve_outs = [0..2 * M, 129 * M..131 * M];
+        assert_eq!(check_left(&[0..132 * M], &carve_outs), Ok(()));
+        assert!(check_left(&[0..131 * M], &carve_outs).unwrap_err().what().starts_with("too little RAM"));
     }
 
     #[test]

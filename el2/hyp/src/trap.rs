@@ -38,7 +38,11 @@ extern "C" fn freehold_host_sync(frame: &mut HostFrame) {
         }
         CLASS_FETCH_ABORT => fault::serve(cpu, Abort::Fetch, syndrome),
         CLASS_DATA_ABORT => fault::serve(cpu, Abort::Data, syndrome),
-        // Whatever else EL1 can make trap (an HVC with an immediate among it) does not exist for it.
+        CLASS_HVC64 => {
+            host::step_back();
+            inject::undefined();
+        }
+        // Whatever else EL1 can make trap does not exist for it.
         _ => inject::undefined(),
     }
 }

@@ -83,6 +83,11 @@ impl Machine {
         machine.finish()
     }
 
+    /// The ranges that nobody may map.
+    pub fn no_map(&self) -> impl Iterator<Item = &Span> + Clone {
+        self.reserved.iter().filter(|reserved| reserved.no_map).map(|reserved| &reserved.span)
+    }
+
     fn take(&mut self, node: &Node<'_, '_>, console: Option<&str>) -> Result<(), Stop> {
         match node.path {
             ["chosen"] => {
