@@ -42,6 +42,9 @@ pub enum Abort {
     Data,
 }
 
+/// Set in an address that TTBR1_EL1 translates, whatever its tag.
+const KERNEL_HALF: u64 = 1 << 55;
+
 /// Gives EL1 an alignment abort at the address that this exception reported.
 pub fn alignment_abort(abort: Abort, syndrome: host::Syndrome) {
     let (_, spsr) = host::return_state();
@@ -74,6 +77,12 @@ fn enter_el1(esr: u64) {
 
 fn from_el0(spsr: u64) -> bool {
     spsr & AARCH32 != 0 || spsr & MODE == EL0
+}
+
+/// Whether the access that this exception reported was the host kernel's, at an address of its own half (bit 55).
+pub fn is_of_kernel_address() -> bool {
+    let (_, spsr) = host::return_state();
+    !from_el0(spsr) && host::fault_address() & KERNEL_HALF != 0
 }
 
 /// Offset of the synchronous vector for an exception from where `spsr` says.
