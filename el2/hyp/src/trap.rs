@@ -51,6 +51,8 @@ extern "C" fn freehold_host_sync(frame: &mut HostFrame) {
 #[unsafe(no_mangle)]
 extern "C" fn freehold_secondary_main() -> ! {
     let cpu: &PerCpu = this_cpu();
+    // To start or to resume is an entry to EL2 like any other.
+    cpu.counters.entries.bump();
     let machine = statics::machine();
     if fatal::is_stopped() {
         barrier::halt();
