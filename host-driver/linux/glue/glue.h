@@ -4,26 +4,133 @@
  *
  * FH_RUST names an entry into Rust (Kbuild reads these lines to keep the symbols); FH_C a service of the glue that
  * Rust calls. The glue wraps exported kernel functions and decides nothing; `src/sys.rs` mirrors this file.
+ *
+ * Lock order: vm->lock > invalidate lock of a guest_memfd > folio lock. mmap_lock is taken before the invalidate lock,
+ * so no user memory is touched under it.
  */
 #ifndef FH_GLUE_H
 #define FH_GLUE_H
 
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
 #include <linux/types.h>
+#include <linux/wait.h>
 
 #define FH_RUST(ret, name, ...) ret name(__VA_ARGS__)
 #define FH_C(ret, name, ...) ret name(__VA_ARGS__)
 
+/* Rust's own part of each object; opaque here. */
+struct fh_vm_state;
+struct fh_file_state;
+struct fh_vcpu_state;
+struct kvm_run;
+struct page;
+struct file;
+
+/* A VM: lives as long as its descriptor, a vCPU's descriptor, or a call on it. */
+struct fh_vm {
+	struct kref ref;
+	struct list_head all;		/* every VM; under the list's lock */
+	u64 id;				/* never used twice */
+	struct mutex lock;		/* what *state says, save what never changes */
+	spinlock_t pool_lock;
+	struct list_head pool;		/* chunks that el2 owns, by their first page */
+	struct fh_vm_state *state;
+};
+
+struct fh_vcpu {
+	struct fh_vm *vm;
+	struct mutex lock;		/* one thread runs it */
+	struct page *run_page;
+	struct kvm_run *run;
+	struct fh_vcpu_state *state;
+};
+
+/* A guest_memfd. */
+struct fh_file {
+	struct file *file;		/* its own; not a reference */
+	struct page **frames;		/* under the invalidate lock, or the attempt's that the page drains for */
+	u64 pages;
+	bool mappable;
+	unsigned long since;		/* jiffies at the start of the latest attempt */
+	wait_queue_head_t wait;		/* for an attempt's outcome */
+	struct fh_file_state *state;
+};
+
 /* main.c */
 FH_RUST(long, fh_init, void);
+FH_RUST(long, fh_system_ioctl, unsigned int cmd, unsigned long arg);
+FH_RUST(void, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state);
+FH_C(struct fh_vm *, fhc_vm_find, u64 id);
+FH_C(bool, fhc_vm_alive, u64 id);
+extern const struct file_operations fh_vm_fops;
+unsigned int fh_vms(void);
+void fh_vms_halt(void);
 
 /* sys.c */
 FH_C(void, fhc_log, int level, const u8 *text, size_t len);
 FH_C(void, fhc_bug, const u8 *text, size_t len);
+FH_C(void *, fhc_alloc, size_t size);
+FH_C(void, fhc_free, void *ptr);
+FH_C(bool, fhc_copy_in, void *to, unsigned long from, size_t len);
+FH_C(bool, fhc_copy_out, unsigned long to, const void *from, size_t len);
+FH_C(u64, fhc_now, void);
+FH_C(void, fhc_pause, u32 micros, bool deaf);
+FH_C(void, fhc_doze, void);
+FH_C(bool, fhc_signal, void);
+FH_C(void, fhc_breathe, void);
+FH_C(u64, fhc_page_take, u32 order);
+FH_C(void, fhc_page_give_back, u64 pfn, u64 count);
+FH_C(void *, fhc_page_address, u64 pfn);
 
 /* el2.c */
 FH_C(int, fhc_el2_conduit, void);
 FH_C(void, fhc_el2_uid, u32 *words);
 FH_C(void, fhc_el2_call, u64 *regs);
 FH_C(void, fhc_el2_run, u64 *regs);
+
+/* file.c */
+FH_RUST(struct fh_file_state *, fh_file_new, u64 pages, bool shared, u64 vm);
+FH_RUST(void, fh_file_drop, struct fh_file *file, struct fh_file_state *state);
+FH_RUST(int, fh_file_fault, struct fh_file_state *state, u64 page);
+FH_RUST(long, fh_file_ioctl, struct fh_file *file, struct fh_file_state *state, unsigned int cmd, unsigned long arg);
+FH_RUST(long, fh_file_fallocate, struct fh_file *file, struct fh_file_state *state, int punch, u64 offset, u64 len);
+FH_C(int, fhc_file_open, u64 pages, bool mappable, bool shared, u64 vm);
+FH_C(struct fh_file *, fhc_file_get, u32 fd, struct fh_file_state **state);
+FH_C(void, fhc_file_put, struct fh_file *file);
+FH_C(void, fhc_file_lock, struct fh_file *file);
+FH_C(void, fhc_file_unlock, struct fh_file *file);
+FH_C(u64, fhc_file_frame, struct fh_file *file, u64 page);
+FH_C(int, fhc_file_allocate, struct fh_file *file, u64 page);
+FH_C(void, fhc_file_release, struct fh_file *file, u64 page);
+FH_C(int, fhc_file_freeze, struct fh_file *file, u64 page);
+FH_C(void, fhc_file_thaw, struct fh_file *file, u64 page);
+FH_C(void, fhc_file_shut, struct fh_file *file, u64 first, u64 count);
+FH_C(void, fhc_file_wake, struct fh_file *file);
+
+/* vm.c */
+FH_RUST(void, fh_vm_end, struct fh_vm *vm, struct fh_vm_state *state);
+FH_RUST(long, fh_vm_ioctl, struct fh_vm *vm, struct fh_vm_state *state, unsigned int cmd, unsigned long arg);
+FH_RUST(long, fh_vcpu_ioctl, struct fh_vcpu *vcpu, struct fh_vcpu_state *state, unsigned int cmd, unsigned long arg);
+FH_RUST(void, fh_vcpu_free, struct fh_vcpu_state *state);
+FH_C(struct fh_vm *, fhc_vm_new, void);
+FH_C(int, fhc_vm_open, struct fh_vm *vm, struct fh_vm_state *state);
+FH_C(u64, fhc_vm_id, struct fh_vm *vm);
+FH_C(struct fh_vm_state *, fhc_vm_state, struct fh_vm *vm);
+FH_C(void, fhc_vm_put, struct fh_vm *vm);
+FH_C(void, fhc_vm_lock, struct fh_vm *vm);
+FH_C(void, fhc_vm_unlock, struct fh_vm *vm);
+FH_C(void, fhc_pool_keep, struct fh_vm *vm, u64 pfn, u64 count);
+FH_C(bool, fhc_pool_next, struct fh_vm *vm, u64 *pfn, u64 *count);
+FH_C(int, fhc_vcpu_open, struct fh_vm *vm, u32 id, struct fh_vcpu_state *state);
+FH_C(struct fh_vm *, fhc_vcpu_vm, struct fh_vcpu *vcpu);
+FH_C(bool, fhc_run_immediate_exit, struct fh_vcpu *vcpu);
+FH_C(u64, fhc_run_mmio_data, struct fh_vcpu *vcpu);
+FH_C(void, fhc_run_tell, struct fh_vcpu *vcpu, u32 what, u64 a, u64 b, u64 c);
+
+/* file.c, for main.c and vm.c */
+struct file *fh_inode_file(const char *name, const struct file_operations *fops, void *priv);
 
 #endif

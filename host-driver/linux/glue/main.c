@@ -1,25 +1,93 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Module entry: looks for el2, and offers /dev/freehold only where it answered. */
-#include <linux/module.h>
+/* Module entry: looks for el2, offers /dev/freehold only where it answered, and minds reboot and hibernation. */
+#include <linux/fs.h>
 #include <linux/init.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/notifier.h>
 #include <linux/printk.h>
+#include <linux/reboot.h>
+#include <linux/suspend.h>
 
 #include "glue.h"
 
+static long system_fops_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return fh_system_ioctl(cmd, arg);
+}
+
+static const struct file_operations system_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = system_fops_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.llseek = noop_llseek,
+};
+
+static struct miscdevice device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "freehold",
+	.fops = &system_fops,
+	.mode = 0600,
+};
+
+static int on_reboot(struct notifier_block *block, unsigned long action, void *data)
+{
+	fh_vms_halt();
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block reboot_block = {
+	.notifier_call = on_reboot,
+};
+
+/* A hibernation image would lack what the guests own. */
+static int on_sleep(struct notifier_block *block, unsigned long action, void *data)
+{
+	if ((action == PM_HIBERNATION_PREPARE || action == PM_RESTORE_PREPARE) && fh_vms()) {
+		pr_warn("freehold: no hibernation while protected VMs live\n");
+		return notifier_from_errno(-EBUSY);
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block sleep_block = {
+	.notifier_call = on_sleep,
+};
+
 static int __init freehold_init(void)
 {
-	long err;
+	int err;
 
 	if (PAGE_SIZE != 4096) {
 		pr_err("freehold: this kernel's page size is %lu; v1 serves 4096 only\n", PAGE_SIZE);
 		return -ENODEV;
 	}
 	err = fh_init();
+	if (err)
+		return err;
+	err = register_reboot_notifier(&reboot_block);
+	if (err)
+		return err;
+	err = register_pm_notifier(&sleep_block);
+	if (err)
+		goto no_sleep;
+	err = misc_register(&device);
+	if (err)
+		goto no_device;
+	return 0;
+no_device:
+	unregister_pm_notifier(&sleep_block);
+no_sleep:
+	unregister_reboot_notifier(&reboot_block);
 	return err;
 }
 
+/* Every descriptor holds the module, so no VM and no file is left here. */
 static void __exit freehold_exit(void)
 {
+	misc_deregister(&device);
+	unregister_pm_notifier(&sleep_block);
+	unregister_reboot_notifier(&reboot_block);
 }
 
 module_init(freehold_init);

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Services of the kernel at large: messages, memory, time and signals. */
 #include <linux/bug.h>
+#include <linux/gfp.h>
+#include <linux/hrtimer.h>
+#include <linux/mm.h>
+#include <linux/page-flags.h>
 #include <linux/printk.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/timekeeping.h>
+#include <linux/uaccess.h>
 
 #include "glue.h"
 
@@ -24,4 +32,89 @@ void fhc_bug(const u8 *text, size_t len)
 {
 	pr_emerg("freehold: %.*s\n", (int)len, text);
 	BUG();
+}
+
+/* Zeroed, charged to the caller's memory cgroup; NULL rather than an OOM kill for a huge size. */
+void *fhc_alloc(size_t size)
+{
+	return kvzalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+}
+
+void fhc_free(void *ptr)
+{
+	kvfree(ptr);
+}
+
+bool fhc_copy_in(void *to, unsigned long from, size_t len)
+{
+	return copy_from_user(to, (const void __user *)from, len) == 0;
+}
+
+bool fhc_copy_out(unsigned long to, const void *from, size_t len)
+{
+	return copy_to_user((void __user *)to, from, len) == 0;
+}
+
+u64 fhc_now(void)
+{
+	return ktime_to_ms(ktime_get());
+}
+
+/* Sleeps; not through a signal, unless it is deaf. */
+void fhc_pause(u32 micros, bool deaf)
+{
+	ktime_t time = ns_to_ktime((u64)micros * NSEC_PER_USEC);
+
+	set_current_state(deaf ? TASK_UNINTERRUPTIBLE : TASK_INTERRUPTIBLE);
+	schedule_hrtimeout(&time, HRTIMER_MODE_REL);
+}
+
+/* A vCPU that waits for an interrupt lets others run for a tick. */
+void fhc_doze(void)
+{
+	schedule_timeout_interruptible(1);
+}
+
+bool fhc_signal(void)
+{
+	return signal_pending(current);
+}
+
+void fhc_breathe(void)
+{
+	cond_resched();
+}
+
+/*
+ * Frames for el2: contiguous, charged, and marked offline, so that /proc/kcore, dumps and scanners keep off them.
+ * Returns the first frame number, or U64_MAX.
+ */
+u64 fhc_page_take(u32 order)
+{
+	struct page *page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL, order);
+	u64 i;
+
+	if (!page)
+		return U64_MAX;
+	page_offline_begin();
+	for (i = 0; i < 1ULL << order; i++)
+		__SetPageOffline(page + i);
+	page_offline_end();
+	return page_to_pfn(page);
+}
+
+void fhc_page_give_back(u64 pfn, u64 count)
+{
+	struct page *page = pfn_to_page(pfn);
+	u64 i;
+
+	for (i = 0; i < count; i++)
+		__ClearPageOffline(page + i);
+	__free_pages(page, ilog2(count));
+}
+
+/* The kernel's address of a frame that fhc_page_take returned. */
+void *fhc_page_address(u64 pfn)
+{
+	return page_address(pfn_to_page(pfn));
 }

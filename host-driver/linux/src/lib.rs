@@ -5,5 +5,9 @@
 //! library without the standard library, for the kernel's own ABI (no FP, no SIMD), and linked by Kbuild.
 #![no_std]
 
-mod init;
+mod file;
+mod port;
 mod sys;
+mod system;
+mod vcpu;
+mod vm;

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! KVM's ABI: arguments decoded and checked, capabilities answered, registers named; each refusal with KVM's errno.
+//!
+//! Source: Linux `Documentation/virt/kvm/api.rst`.
+
+use crate::convert::Mode;
+use crate::error::Error;
+use crate::page::Span;
+use crate::slots::MAX_SLOTS;
+use freehold_uapi::hvc;
+use freehold_uapi::ioctl::{self as io, Convert, CreateGuestMemfd, EnableCap, MemoryRegion2, VcpuInit};
+
+/// Bytes of a page; v1 loads only where the kernel's page is this large too.
+pub const PAGE_SIZE: u64 = 4096;
+/// Bits of [`PAGE_SIZE`].
+const PAGE_SHIFT: u32 = 12;
+/// Answer of `KVM_GET_API_VERSION`.
+pub const API_VERSION: i64 = 12;
+/// Answer of `KVM_GET_VCPU_MMAP_SIZE`.
+pub const RUN_SIZE: u64 = PAGE_SIZE;
+/// Bits of a guest physical address, at most, and where the VMM does not say.
+pub const IPA_BITS: u64 = 40;
+/// Bits of a guest physical address, at least.
+const LEAST_IPA_BITS: u64 = 32;
+/// Every flag that a `guest_memfd` knows.
+pub const GUEST_MEMFD_FLAGS: u64 = io::GUEST_MEMFD_FLAG_MMAP | io::GUEST_MEMFD_FLAG_INIT_SHARED;
+
+const fn aligned(value: u64) -> bool {
+    value % PAGE_SIZE == 0
+}
+
+/// Type argument of `KVM_CREATE_VM`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmType {
+    /// Asked to be protected.
+    pub protected: bool,
+    /// Bits of a guest physical address.
+    pub ipa_bits: u64,
+}
+
+impl VmType {
+    /// Decodes the argument.
+    ///
+    /// # Errors
+    /// `Invalid` for unknown bits or an address size that is not served.
+    pub const fn decode(argument: u64) -> Result<Self, Error> {
+        if argument & !(io::KVM_VM_TYPE_ARM_PROTECTED | io::KVM_VM_TYPE_ARM_IPA_SIZE_MASK) != 0 {
+            return Err(Error::Invalid);
+        }
+        let ipa_bits = match argument & io::KVM_VM_TYPE_ARM_IPA_SIZE_MASK {
+            0 => IPA_BITS,
+            bits if bits < LEAST_IPA_BITS || bits > IPA_BITS => return Err(Error::Invalid),
+            bits => bits,
+        };
+        Ok(Self { protected: argument & io::KVM_VM_TYPE_ARM_PROTECTED != 0, ipa_bits })
+    }
+}
+
+/// Which descriptor is asked for a capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// `/dev/freehold`.
+    System,
+    /// A protected VM.
+    Vm,
+}
+
+/// Answers `KVM_CHECK_EXTENSION`.
+#[must_use]
+pub fn capability(asked: Asked, cap: u64, max_vcpus: u64) -> u64 {
+    let Ok(cap) = u32::try_from(cap) else { return 0 };
+    match cap {
+        io::KVM_CAP_ONE_REG
+        | io::KVM_CAP_ARM_PSCI
+        | io::KVM_CAP_ARM_PSCI_0_2
+        | io::KVM_CAP_CHECK_EXTENSION_VM
+        | io::KVM_CAP_IMMEDIATE_EXIT
+        | io::KVM_CAP_USER_MEMORY2
+        | io::KVM_CAP_MEMORY_FAULT_INFO
+        | io::KVM_CAP_GUEST_MEMFD => 1,
+        io::KVM_CAP_GUEST_MEMFD_FLAGS => GUEST_MEMFD_FLAGS,
+        io::KVM_CAP_NR_VCPUS | io::KVM_CAP_MAX_VCPUS | io::KVM_CAP_MAX_VCPU_ID => max_vcpus,
+        io::KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as u64,
+        io::KVM_CAP_ARM_VM_IPA_SIZE => IPA_BITS,
+        io::KVM_CAP_ARM_PROTECTED_VM if asked == Asked::Vm => 1,
+        // `KVM_CAP_IRQCHIP` is among the others until there is a vGIC.
+        _ => 0,
+    }
+}
+
+/// Checks `KVM_ENABLE_CAP`: nothing can be switched on.
+///
+/// # Errors
+/// `Invalid`, always: KVM's answer for a capability that is unknown or needs no enabling.
+pub const fn enable(_: &EnableCap) -> Result<(), Error> {
+    Err(Error::Invalid)
+}
+
+/// What `KVM_SET_USER_MEMORY_REGION2` asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    /// A new slot of `guest_memfd` pages.
+    Add {
+        /// Slot number.
+        id: u32,
+        /// First guest frame.
+        gfn: u64,
+        /// Pages of the file.
+        pages: Span,
+        /// Descriptor of the file.
+        fd: u32,
+    },
+    /// Delete this slot.
+    Delete {
+        /// Slot number.
+        id: u32,
+    },
+    /// A slot of the VMM's own memory: not served yet.
+    Plain,
+}
+
+impl Region {
+    /// Decodes the argument, for a VM of `ipa_bits`.
+    ///
+    /// # Errors
+    /// `Invalid`, or `Fault` beyond the VM's address size.
+    pub fn decode(region: &MemoryRegion2, ipa_bits: u64) -> Result<Self, Error> {
+        let flags = u64::from(region.flags);
+        let known = io::KVM_MEM_LOG_DIRTY_PAGES | io::KVM_MEM_READONLY | io::KVM_MEM_GUEST_MEMFD;
+        let secret = flags & io::KVM_MEM_GUEST_MEMFD != 0;
+        // A guest_memfd slot is neither read-only nor logged.
+        if flags & !known != 0 || (secret && flags != io::KVM_MEM_GUEST_MEMFD) {
+            return Err(Error::Invalid);
+        }
+        let size = region.memory_size;
+        if !aligned(size) || !aligned(region.guest_phys_addr) || !aligned(region.userspace_addr) {
+            return Err(Error::Invalid);
+        }
+        let end = region.guest_phys_addr.checked_add(size).ok_or(Error::Invalid)?;
+        // Bits 31:16 name an address space; there is only the first.
+        if usize::try_from(region.slot).map_or(true, |id| id >= MAX_SLOTS) {
+            return Err(Error::Invalid);
+        }
+        if size == 0 {
+            return Ok(Self::Delete { id: region.slot });
+        }
+        if end > 1_u64.checked_shl(u32::try_from(ipa_bits).unwrap_or(0)).unwrap_or(0) {
+            return Err(Error::Fault);
+        }
+        if !secret {
+            return Ok(Self::Plain);
+        }
+        let offset = region.guest_memfd_offset;
+        if !aligned(offset) || offset.checked_add(size).is_none() {
+            return Err(Error::Invalid);
+        }
+        let pages = Span::new(offset >> PAGE_SHIFT, size >> PAGE_SHIFT).ok_or(Error::Invalid)?;
+        Ok(Self::Add { id: region.slot, gfn: region.guest_phys_addr >> PAGE_SHIFT, pages, fd: region.guest_memfd })
+    }
+}
+
+/// Checked argument of `KVM_CREATE_GUEST_MEMFD`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewFile {
+    /// Pages.
+    pub pages: u64,
+    /// May be mapped.
+    pub mappable: bool,
+    /// Starts host mappable.
+    pub shared: bool,
+}
+
+impl NewFile {
+    /// Decodes the argument.
+    ///
+    /// # Errors
+    /// `Invalid` for size 0, a size that is no multiple of the page, or an unknown flag.
+    pub const fn decode(create: &CreateGuestMemfd) -> Result<Self, Error> {
+        if create.flags & !GUEST_MEMFD_FLAGS != 0 || create.size == 0 || !aligned(create.size) {
+            return Err(Error::Invalid);
+        }
+        // The kernel's file offsets are signed.
+        if create.size > i64::MAX as u64 {
+            return Err(Error::Invalid);
+        }
+        Ok(Self {
+            pages: create.size >> PAGE_SHIFT,
+            mappable: create.flags & io::GUEST_MEMFD_FLAG_MMAP != 0,
+            shared: create.flags & io::GUEST_MEMFD_FLAG_INIT_SHARED != 0,
+        })
+    }
+}
+
+/// Checked argument of `FREEHOLD_CONVERT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conversion {
+    /// To private.
+    ToPrivate(Span, Mode),
+    /// To shared.
+    ToShared(Span),
+}
+
+impl Conversion {
+    /// Decodes the argument for a file of `pages`; `now` is the thread's clock in milliseconds.
+    ///
+    /// # Errors
+    /// `Invalid` for a bad direction, mode, alignment, range or reserved field.
+    pub fn decode(convert: &Convert, pages: u64, now: u64) -> Result<Self, Error> {
+        let bad_mode = convert.mode != io::CONVERT_WAIT && convert.mode != io::CONVERT_NOW;
+        if bad_mode || convert.reserved != [0; 3] || !aligned(convert.offset) || !aligned(convert.size) {
+            return Err(Error::Invalid);
+        }
+        let span = Span::new(convert.offset >> PAGE_SHIFT, convert.size >> PAGE_SHIFT).ok_or(Error::Invalid)?;
+        if convert.offset.checked_add(convert.size).is_none() || span.end() > pages {
+            return Err(Error::Invalid);
+        }
+        match convert.to {
+            io::CONVERT_TO_SHARED => Ok(Self::ToShared(span)),
+            io::CONVERT_TO_PRIVATE if convert.mode == io::CONVERT_NOW => Ok(Self::ToPrivate(span, Mode::Now)),
+            io::CONVERT_TO_PRIVATE if convert.timeout_ms == 0 => Ok(Self::ToPrivate(span, Mode::Wait)),
+            io::CONVERT_TO_PRIVATE => Ok(Self::ToPrivate(span, Mode::Until(now.saturating_add(convert.timeout_ms)))),
+            _ => Err(Error::Invalid),
+        }
+    }
+}
+
+/// Byte range of `fallocate`.
+///
+/// # Errors
+/// `Invalid` if it is empty, misaligned or overflows.
+pub fn file_range(offset: u64, len: u64) -> Result<Span, Error> {
+    if !aligned(offset) || !aligned(len) || offset.checked_add(len).is_none() {
+        return Err(Error::Invalid);
+    }
+    Span::new(offset >> PAGE_SHIFT, len >> PAGE_SHIFT).ok_or(Error::Invalid)
+}
+
+/// Checked argument of `KVM_ARM_VCPU_INIT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Starts powered off.
+    pub off: bool,
+}
+
+impl Features {
+    /// Decodes the argument.
+    ///
+    /// # Errors
+    /// `Invalid` for another target or a feature that is not served, `NoEntry` for one that KVM does not know.
+    pub fn decode(init: &VcpuInit) -> Result<Self, Error> {
+        const OFF: u32 = 1 << io::KVM_ARM_VCPU_POWER_OFF;
+        const PSCI: u32 = 1 << io::KVM_ARM_VCPU_PSCI_0_2;
+        /// Features 0 to 8 exist in KVM: EL1 in 32 bits, PMU, SVE, pointer authentication, nested.
+        const KNOWN: u32 = 0x1ff;
+        if u64::from(init.target) != io::KVM_ARM_TARGET_GENERIC_V8 {
+            return Err(Error::Invalid);
+        }
+        let [first, rest @ ..] = init.features;
+        if first & !KNOWN != 0 || rest != [0; 6] {
+            return Err(Error::NoEntry);
+        }
+        if first & !(OFF | PSCI) != 0 {
+            return Err(Error::Invalid);
+        }
+        Ok(Self { off: first & OFF != 0 })
+    }
+}
+
+/// The hypervisor's number of a register that `KVM_GET/SET_ONE_REG` names.
+///
+/// # Errors
+/// `NoEntry` for a register that a protected VM does not show.
+pub const fn register(id: u64) -> Result<u64, Error> {
+    match id {
+        io::KVM_REG_X0 => Ok(hvc::REG_X0),
+        0x6030_0000_0010_0002 => Ok(hvc::REG_X1),
+        0x6030_0000_0010_0004 => Ok(hvc::REG_X2),
+        0x6030_0000_0010_0006 => Ok(hvc::REG_X3),
+        io::KVM_REG_PC => Ok(hvc::REG_PC),
+        io::KVM_REG_PSTATE => Ok(hvc::REG_PSTATE),
+        io::KVM_REG_MPIDR => Ok(hvc::REG_MPIDR),
+        _ => Err(Error::NoEntry),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region() -> MemoryRegion2 {
+        MemoryRegion2 {
+            slot: 0,
+            flags: 4,
+            guest_phys_addr: 0x8000_0000,
+            memory_size: 0x20_0000,
+            userspace_addr: 0,
+            guest_memfd_offset: 0x1000,
+            guest_memfd: 5,
+            pad1: 0,
+            pad2: [0; 14],
+        }
+    }
+
+    #[test]
+    fn vm_type_is_protection_and_address_size() {
+        assert_eq!(VmType::decode(1 << 31), Ok(VmType { protected: true, ipa_bits: 40 }));
+        assert_eq!(VmType::decode(36), Ok(VmType { protected: false, ipa_bits: 36 }));
+        for bad in [31, 41, 0xff, 1 << 30, 1 << 32, 0x100] {
+            assert_eq!(VmType::decode(bad), Err(Error::Invalid), "{bad:#x}");
+        }
+    }
+
+    #[test]
+    fn every_declared_capability_is_answered_and_no_other() {
+        for item in io::CAPS {
+            let cap = u64::try_from(item.value).unwrap();
+            let answered = capability(Asked::Vm, cap, 8) > 0;
+            assert_eq!(answered, item.name != "KVM_CAP_IRQCHIP", "{}", item.name);
+        }
+        assert_eq!(capability(Asked::System, 0xffba_dab1, 8), 0);
+        assert_eq!(capability(Asked::Vm, 0xffba_dab1, 8), 1);
+        for unknown in [1, 15, 81, 126, 170, 187, 205, 236, 239, 5000, u64::MAX, 1 << 32 | 70] {
+            assert_eq!(capability(Asked::Vm, unknown, 8), 0, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn region_is_decoded() {
+        let pages = Span::new(1, 512).unwrap();
+        assert_eq!(Region::decode(&region(), 40), Ok(Region::Add { id: 0, gfn: 0x80000, pages, fd: 5 }));
+        let delete = MemoryRegion2 { memory_size: 0, slot: 7, ..region() };
+        assert_eq!(Region::decode(&delete, 40), Ok(Region::Delete { id: 7 }));
+        assert_eq!(Region::decode(&MemoryRegion2 { flags: 0, ..region() }, 40), Ok(Region::Plain));
+    }
+
+    #[test]
+    fn region_refuses_what_kvm_refuses() {
+        let bad = [
+            MemoryRegion2 { flags: 8, ..region() },
+            MemoryRegion2 { flags: 4 | 1, ..region() },
+            MemoryRegion2 { flags: 4 | 2, ..region() },
+            MemoryRegion2 { memory_size: 0x1001, ..region() },
+            MemoryRegion2 { guest_phys_addr: 0x8000_0001, ..region() },
+            MemoryRegion2 { userspace_addr: 1, ..region() },
+            MemoryRegion2 { guest_phys_addr: u64::MAX - 0xfff, ..region() },
+            MemoryRegion2 { slot: MAX_SLOTS as u32, ..region() },
+            MemoryRegion2 { slot: 1 << 16, ..region() },
+            MemoryRegion2 { guest_memfd_offset: 0x800, ..region() },
+            MemoryRegion2 { guest_memfd_offset: u64::MAX - 0xfff, ..region() },
+        ];
+        for region in bad {
+            assert_eq!(Region::decode(&region, 40), Err(Error::Invalid), "{region:?}");
+        }
+        let high = MemoryRegion2 { guest_phys_addr: (1 << 32) - 0x1000, memory_size: 0x2000, ..region() };
+        assert_eq!(Region::decode(&high, 32), Err(Error::Fault));
+        assert!(Region::decode(&high, 33).is_ok());
+    }
+
+    #[test]
+    fn guest_memfd_arguments() {
+        let create = |size, flags| NewFile::decode(&CreateGuestMemfd { size, flags, reserved: [7; 6] });
+        assert_eq!(create(0x2000, 3), Ok(NewFile { pages: 2, mappable: true, shared: true }));
+        for (size, flags) in [(0, 0), (0x1001, 0), (0x1000, 4), (1 << 63, 0)] {
+            assert_eq!(create(size, flags), Err(Error::Invalid));
+        }
+    }
+
+    #[test]
+    fn conversion_arguments() {
+        let ask = |offset, size, to, mode, timeout_ms, last| {
+            let reserved = [0, 0, last];
+            let convert = Convert { offset, size, to, mode, timeout_ms, error_offset: 0, reserved };
+            Conversion::decode(&convert, 16, 1000)
+        };
+        let span = Span::new(1, 2).unwrap();
+        assert_eq!(ask(0x1000, 0x2000, 1, 0, 0, 0), Ok(Conversion::ToPrivate(span, Mode::Wait)));
+        assert_eq!(ask(0x1000, 0x2000, 1, 0, 5, 0), Ok(Conversion::ToPrivate(span, Mode::Until(1005))));
+        assert_eq!(ask(0x1000, 0x2000, 1, 1, 5, 0), Ok(Conversion::ToPrivate(span, Mode::Now)));
+        assert_eq!(ask(0x1000, 0x2000, 2, 0, 0, 0), Ok(Conversion::ToShared(span)));
+        for (offset, size, to, mode, last) in [
+            (0x1000, 0x2000, 0, 0, 0),
+            (0x1000, 0x2000, 3, 0, 0),
+            (0x1000, 0x2000, 1, 2, 0),
+            (0x1000, 0x2000, 1, 0, 1),
+            (0x1001, 0x2000, 1, 0, 0),
+            (0x1000, 0x2001, 1, 0, 0),
+            (0x1000, 0, 1, 0, 0),
+            (0x1000, 0x10000, 1, 0, 0),
+            (u64::MAX - 0xfff, 0x1000, 1, 0, 0),
+        ] {
+            assert_eq!(ask(offset, size, to, mode, 0, last), Err(Error::Invalid));
+        }
+    }
+
+    #[test]
+    fn vcpu_features() {
+        let init =
+            |target, first, second| Features::decode(&VcpuInit { target, features: [first, second, 0, 0, 0, 0, 0] });
+        assert_eq!(init(5, 0, 0), Ok(Features { off: false }));
+        assert_eq!(init(5, 0b101, 0), Ok(Features { off: true }));
+        assert_eq!(init(0, 0, 0), Err(Error::Invalid));
+        assert_eq!(init(5, 1 << 3, 0), Err(Error::Invalid));
+        assert_eq!(init(5, 1 << 9, 0), Err(Error::NoEntry));
+        assert_eq!(init(5, 0, 1), Err(Error::NoEntry));
+    }
+
+    #[test]
+    fn only_entry_registers_are_named() {
+        assert_eq!(register(io::KVM_REG_X0 + 6), Ok(hvc::REG_X3));
+        assert_eq!(register(io::KVM_REG_X0 + 8), Err(Error::NoEntry));
+        assert_eq!(register(0), Err(Error::NoEntry));
+    }
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Moves ranges of a `guest_memfd` between the host and the guest: the whole sequence, over the ports.
+//!
+//! Keeps I5 and I6. Results are distinct: done, pending at a page (`Again`, `TimedOut`, `Interrupted`), refused.
+
+use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
+use crate::error::Error;
+use crate::file::{Book, File, Thread, Wake};
+use crate::page::{Page, Span};
+
+/// First pause between two tries, in microseconds; it doubles.
+const FIRST_PAUSE: u32 = 10;
+/// Longest pause between two tries, in microseconds.
+const LONGEST_PAUSE: u32 = 1000;
+
+/// Whether to wait for pages that somebody holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Not at all.
+    Now,
+    /// Until a signal.
+    Wait,
+    /// Until a signal, or the thread's clock shows this.
+    Until(u64),
+}
+
+/// Why a range did not move, and the first page that did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Why.
+    pub error: Error,
+    /// Where.
+    pub page: u64,
+}
+
+/// What a giver did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Pages, of those that have a frame, that are the guest's now: a prefix.
+    pub count: u64,
+    /// What becomes of the others.
+    pub rest: Rest,
+    /// Why there are others, if that is an error.
+    pub error: Option<Error>,
+}
+
+/// Gives the frozen pages of an attempt to their new owner.
+pub trait Giver<F> {
+    /// Gives; every page of the attempt is frozen or has no frame.
+    fn give(&mut self, file: &F, attempt: &Attempt) -> Given;
+}
+
+/// Gives nothing: pages stay held until the file is bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Nobody;
+
+impl<F> Giver<F> for Nobody {
+    fn give(&mut self, _: &F, _: &Attempt) -> Given {
+        Given { count: 0, rest: Rest::Keep, error: None }
+    }
+}
+
+impl<F, G: FnMut(&F, &Attempt) -> Given> Giver<F> for G {
+    fn give(&mut self, file: &F, attempt: &Attempt) -> Given {
+        self(file, attempt)
+    }
+}
+
+struct Patience<'a, T> {
+    thread: &'a T,
+    mode: Mode,
+    pause: u32,
+}
+
+impl<T: Thread> Patience<'_, T> {
+    fn wait(&mut self) -> Result<(), Error> {
+        match self.mode {
+            Mode::Now => return Err(Error::Again),
+            Mode::Until(deadline) if self.thread.now() >= deadline => return Err(Error::TimedOut),
+            Mode::Until(_) | Mode::Wait => {}
+        }
+        let pause = self.pause;
+        self.pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+        match self.thread.pause(pause) {
+            Wake::Elapsed => Ok(()),
+            Wake::Interrupted => Err(Error::Interrupted),
+        }
+    }
+}
+
+/// Takes what `aim` wants of `span` from the host, and lets `giver` give it. `Ok(false)`: there was nothing to take.
+///
+/// # Errors
+/// Why it stopped and where; every page that was not given is what it was before.
+pub fn to_private<F: File, T: Thread>(
+    file: &F,
+    span: Span,
+    aim: Aim,
+    mode: Mode,
+    thread: &T,
+    giver: &mut impl Giver<F>,
+) -> Result<bool, Stopped> {
+    let mut patience = Patience { thread, mode, pause: FIRST_PAUSE };
+    let mut attempt = loop {
+        match begin(file, span, aim) {
+            Begun::Attempt(attempt) => break attempt,
+            Begun::Nothing => return Ok(false),
+            Begun::Wait(page) => patience.wait().map_err(|error| Stopped { error, page })?,
+            Begun::Refused(error, page) => return Err(Stopped { error, page }),
+        }
+    };
+    if let Err(stopped) = freeze_all(file, &mut attempt, &mut patience) {
+        attempt.finish(file, 0, Rest::Restore);
+        return Err(stopped);
+    }
+    let given = giver.give(file, &attempt);
+    let stopped = given
+        .error
+        .map(|error| Stopped { error, page: attempt.nth(file, span.first(), given.count).unwrap_or(span.first()) });
+    attempt.finish(file, given.count, given.rest);
+    stopped.map_or(Ok(true), Err)
+}
+
+fn freeze_all<F: File, T: Thread>(
+    file: &F,
+    attempt: &mut Attempt,
+    patience: &mut Patience<'_, T>,
+) -> Result<(), Stopped> {
+    attempt.bring_frames(file).map_err(|(error, page)| Stopped { error, page })?;
+    patience.pause = FIRST_PAUSE;
+    loop {
+        match attempt.step(file) {
+            Step::Frozen => return Ok(()),
+            Step::Busy(page) => patience.wait().map_err(|error| Stopped { error, page })?,
+            Step::Poisoned(page) => return Err(Stopped { error: Error::Poisoned, page }),
+        }
+    }
+}
+
+/// Makes every page of `span` the host's to map again. Only frames that were never donated may come back this way.
+///
+/// # Errors
+/// `Denied` for a donated page, `Again` for one that is draining; nothing has changed.
+pub fn to_shared<F: File>(file: &F, span: Span) -> Result<(), Stopped> {
+    file.change(|book| {
+        if !book.holds(span) {
+            return Err(Stopped { error: Error::Invalid, page: span.first() });
+        }
+        for page in span.pages() {
+            let error = match book.page(page) {
+                Page::Host | Page::Lent | Page::Held | Page::Vacant => continue,
+                Page::Draining { .. } => Error::Again,
+                Page::Given => Error::Denied,
+                Page::Lost => Error::Poisoned,
+            };
+            return Err(Stopped { error, page });
+        }
+        for page in span.pages() {
+            match book.page(page) {
+                Page::Held => {
+                    file.thaw(page);
+                    book.set(page, Page::Host);
+                }
+                Page::Vacant => book.set(page, Page::Host),
+                Page::Host | Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Frees the host's frames of `span` (`FALLOC_FL_PUNCH_HOLE`); the offsets keep who may map them.
+///
+/// # Errors
+/// `Busy` if a page is the guest's or draining; nothing has changed.
+pub fn punch<F: File>(file: &F, span: Span) -> Result<(), Error> {
+    file.change(|book| {
+        if !book.holds(span) {
+            return Err(Error::Invalid);
+        }
+        for page in span.pages() {
+            match book.page(page) {
+                Page::Host | Page::Held | Page::Vacant => {}
+                Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => return Err(Error::Busy),
+            }
+        }
+        file.shut(span);
+        for page in span.pages() {
+            if file.frame(page).is_none() {
+                continue;
+            }
+            if book.page(page) == Page::Held {
+                file.thaw(page);
+                book.set(page, Page::Vacant);
+            }
+            file.release(page);
+        }
+        Ok(())
+    })
+}
+
+/// Brings a frame for every offset of `span` that has none (`fallocate`); the private ones are kept frozen.
+///
+/// # Errors
+/// `NoMemory`, `Invalid` beyond the end; frames that were brought stay.
+pub fn reserve<F: File, T: Thread>(file: &F, span: Span, thread: &T) -> Result<(), Error> {
+    for page in span.pages() {
+        // Under the lock: a page that is the host's here may be somebody's attempt a moment later.
+        file.change(|book| match book.page(page) {
+            _ if !book.holds(span) => Err(Error::Invalid),
+            Page::Host if file.frame(page).is_none() => file.allocate(page),
+            Page::Host | Page::Lent | Page::Draining { .. } | Page::Held | Page::Vacant | Page::Given | Page::Lost => {
+                Ok(())
+            }
+        })?;
+        thread.breathe();
+    }
+    to_private(file, span, Aim::Reserve, Mode::Wait, thread, &mut Nobody).map(|_| ()).map_err(|stopped| stopped.error)
+}
+
+/// Frees every frame of a file that nobody knows any more; the number of frames that are lost, because they are still
+/// the guest's.
+pub fn empty<F: File>(file: &F, book: &mut Book<'_>) -> u64 {
+    let mut lost = 0_u64;
+    for page in 0..u64::try_from(book.pages.len()).unwrap_or(0) {
+        if file.frame(page).is_none() {
+            continue;
+        }
+        match book.page(page) {
+            Page::Host => file.release(page),
+            Page::Held => {
+                file.thaw(page);
+                file.release(page);
+            }
+            Page::Lent | Page::Draining { .. } | Page::Given | Page::Vacant | Page::Lost => {
+                lost = lost.saturating_add(1);
+            }
+        }
+    }
+    lost
+}

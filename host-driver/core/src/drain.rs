@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! An attempt to take pages from the host: it ends with every page frozen, or with every page as it was.
+//!
+//! Keeps I5. Order (recipe and races: design §4): states change and mappings go under the lock; freezing is tried
+//! without blocking, from the first page on, until one is busy; the lock is never held while the caller waits. Pages
+//! that an attempt took carry its number, so attempts on one file do not get in each other's way. Knows nothing of
+//! what happens to frozen pages; [`Attempt::finish`] is the single place that makes a page `GuestMappable`.
+
+use crate::error::Error;
+use crate::file::{Book, File, Freeze};
+use crate::page::{Origin, Page, Span};
+
+/// What an attempt is for; decides which states it takes, passes over, or refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// The VMM converts: takes the host's pages, passes over private ones, refuses lent ones.
+    Convert,
+    /// A vCPU touched an unbacked page: takes whatever the guest does not own.
+    Touch,
+    /// The guest takes back what it shared: takes lent pages, refuses all else.
+    Unshare,
+    /// Frames that wait for their donation: takes held pages, passes over all else.
+    Bind,
+    /// `fallocate` on private offsets: takes vacant pages, passes over all else.
+    Reserve,
+}
+
+enum Verdict {
+    Take(Origin),
+    Pass,
+    Wait,
+    Refuse(Error),
+}
+
+impl Aim {
+    const fn verdict(self, page: Page) -> Verdict {
+        match (self, page) {
+            (_, Page::Lost) => Verdict::Refuse(Error::Poisoned),
+            (Self::Convert | Self::Touch, Page::Host) => Verdict::Take(Origin::Host),
+            (Self::Touch | Self::Bind, Page::Held) => Verdict::Take(Origin::Held),
+            (Self::Touch | Self::Reserve, Page::Vacant) => Verdict::Take(Origin::Vacant),
+            (Self::Unshare, Page::Lent) => Verdict::Take(Origin::Lent),
+            (Self::Convert, Page::Lent) => Verdict::Refuse(Error::Denied),
+            (Self::Bind | Self::Reserve, Page::Draining { .. }) => Verdict::Pass,
+            (Self::Convert | Self::Touch | Self::Unshare, Page::Draining { .. }) => Verdict::Wait,
+            (Self::Unshare, Page::Host | Page::Held | Page::Vacant | Page::Given) => Verdict::Refuse(Error::Io),
+            (Self::Convert, Page::Held | Page::Vacant | Page::Given)
+            | (Self::Touch, Page::Lent | Page::Given)
+            | (Self::Bind, Page::Host | Page::Lent | Page::Vacant | Page::Given)
+            | (Self::Reserve, Page::Host | Page::Lent | Page::Held | Page::Given) => Verdict::Pass,
+        }
+    }
+
+    /// Whether a frame is brought where there is none. A hole that is converted stays one.
+    const fn brings_frames(self) -> bool {
+        matches!(self, Self::Touch | Self::Reserve)
+    }
+
+    /// Whether its end counts as a completed conversion.
+    const fn counts(self) -> bool {
+        matches!(self, Self::Convert | Self::Unshare)
+    }
+}
+
+/// Outcome of [`begin`].
+#[derive(Debug)]
+pub enum Begun {
+    /// Pages were taken: they are `NoneMappable` now.
+    Attempt(Attempt),
+    /// There is nothing to do.
+    Nothing,
+    /// This page belongs to another attempt; wait for its outcome.
+    Wait(u64),
+    /// Nothing changed; this page is why.
+    Refused(Error, u64),
+}
+
+/// Outcome of [`Attempt::step`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Every page is frozen.
+    Frozen,
+    /// Somebody still holds this page.
+    Busy(u64),
+    /// This page is broken memory.
+    Poisoned(u64),
+}
+
+/// Outcome for the pages that were not donated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// They stay private: held if they have a frame, vacant if not.
+    Keep,
+    /// They are again what they were.
+    Restore,
+}
+
+/// Pages taken from the host, on their way to the guest.
+///
+/// # Invariants
+/// The pages from `span.first` up to `cursor` that carry `id` are frozen or have no frame; those behind are not frozen,
+/// save the ones that were held before.
+#[derive(Debug)]
+#[must_use = "the pages stay NoneMappable until `finish`"]
+pub struct Attempt {
+    span: Span,
+    id: u32,
+    aim: Aim,
+    total: u64,
+    cursor: u64,
+    frozen: u64,
+    tries: u64,
+    waiting: bool,
+}
+
+/// Takes the pages of `span` that `aim` is about.
+pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
+    file.change(|book| {
+        if !book.holds(span) {
+            return Begun::Refused(Error::Invalid, span.first());
+        }
+        let mut total = 0_u64;
+        let mut mapped = false;
+        for page in span.pages() {
+            match aim.verdict(book.page(page)) {
+                Verdict::Take(origin) => {
+                    total = total.saturating_add(1);
+                    mapped |= matches!(origin, Origin::Host | Origin::Lent);
+                }
+                Verdict::Pass => {}
+                Verdict::Wait => return Begun::Wait(page),
+                Verdict::Refuse(error) => return Begun::Refused(error, page),
+            }
+        }
+        if total == 0 {
+            return Begun::Nothing;
+        }
+        let id = *book.next;
+        *book.next = id.wrapping_add(1);
+        for page in span.pages() {
+            if let Verdict::Take(origin) = aim.verdict(book.page(page)) {
+                book.set(page, Page::Draining { origin, attempt: id });
+            }
+        }
+        if mapped {
+            file.shut(span);
+        }
+        // INVARIANT: nothing is frozen yet, and the cursor stands at the start.
+        Begun::Attempt(Attempt { span, id, aim, total, cursor: span.first(), frozen: 0, tries: 0, waiting: false })
+    })
+}
+
+impl Attempt {
+    /// The pages that it was asked for; some of them may not be its own.
+    #[must_use]
+    pub const fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Number of pages that it took.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// What `page` was, if this attempt took it.
+    #[must_use]
+    pub fn took(&self, book: &Book<'_>, page: u64) -> Option<Origin> {
+        match book.page(page) {
+            Page::Draining { origin, attempt } if attempt == self.id => Some(origin),
+            Page::Draining { .. } | Page::Host | Page::Lent | Page::Held | Page::Vacant | Page::Given | Page::Lost => {
+                None
+            }
+        }
+    }
+
+    /// Looking from page `from` on: the page behind the first `count` of its pages that have a frame, if there is one.
+    #[must_use]
+    pub fn nth<F: File>(&self, file: &F, from: u64, count: u64) -> Option<u64> {
+        let mut left = count;
+        file.change(|book| {
+            (from.max(self.span.first())..self.span.end()).find(|&page| {
+                let next = self.took(book, page).is_some() && file.frame(page).is_some();
+                if next && left > 0 {
+                    left = left.saturating_sub(1);
+                    return false;
+                }
+                next
+            })
+        })
+    }
+
+    /// Brings the frames that are missing, where the aim wants them.
+    ///
+    /// # Errors
+    /// `NoMemory`, and the page; the caller then finishes with [`Rest::Restore`].
+    pub fn bring_frames<F: File>(&self, file: &F) -> Result<(), (Error, u64)> {
+        if !self.aim.brings_frames() {
+            return Ok(());
+        }
+        for page in self.span.pages() {
+            let mine = file.change(|book| self.took(book, page).is_some());
+            if mine && file.frame(page).is_none() {
+                file.allocate(page).map_err(|error| (error, page))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes from where it stopped, until a page is busy. Does not wait.
+    pub fn step<F: File>(&mut self, file: &F) -> Step {
+        file.change(|book| {
+            while self.cursor < self.span.end() {
+                let page = self.cursor;
+                if let Some(origin) = self.took(book, page) {
+                    if origin != Origin::Held && file.frame(page).is_some() {
+                        match file.freeze(page) {
+                            Freeze::Frozen => {}
+                            Freeze::Busy => {
+                                self.note_busy(book, page);
+                                return Step::Busy(page);
+                            }
+                            Freeze::Poisoned => return Step::Poisoned(page),
+                        }
+                    }
+                    self.frozen = self.frozen.saturating_add(1);
+                    self.tries = 0;
+                }
+                self.cursor = self.cursor.saturating_add(1);
+            }
+            Step::Frozen
+        })
+    }
+
+    fn note_busy(&mut self, book: &mut Book<'_>, page: u64) {
+        self.tries = self.tries.saturating_add(1);
+        if !self.waiting {
+            self.waiting = true;
+            book.report.waiting = book.report.waiting.saturating_add(1);
+        }
+        book.report.page = page;
+        book.report.frozen = self.frozen;
+        book.report.total = self.total;
+        book.report.tries = self.tries;
+    }
+
+    /// Ends the attempt: its first `given` pages that have a frame are the guest's, the rest is as `rest` says.
+    ///
+    /// This is the only place that makes a page `GuestMappable`.
+    pub fn finish<F: File>(self, file: &F, given: u64, rest: Rest) {
+        file.change(|book| {
+            let mut left = given;
+            let mut restored = false;
+            for page in self.span.pages() {
+                let Some(origin) = self.took(book, page) else { continue };
+                let framed = file.frame(page).is_some();
+                if framed && left > 0 {
+                    left = left.saturating_sub(1);
+                    book.set(page, Page::Given);
+                } else if rest == Rest::Keep {
+                    book.set(page, if framed { Page::Held } else { Page::Vacant });
+                } else {
+                    restored = true;
+                    self.restore(file, page, origin);
+                    book.set(page, origin.page());
+                }
+            }
+            if self.waiting {
+                book.report.waiting = book.report.waiting.saturating_sub(1);
+            }
+            if !restored && self.aim.counts() {
+                book.report.completed = book.report.completed.saturating_add(1);
+            }
+        });
+        file.wake();
+    }
+
+    fn restore<F: File>(&self, file: &F, page: u64, origin: Origin) {
+        if file.frame(page).is_none() {
+            return;
+        }
+        if origin != Origin::Held && page < self.cursor {
+            file.thaw(page);
+        }
+        if origin == Origin::Vacant {
+            file.release(page);
+        }
+    }
+}

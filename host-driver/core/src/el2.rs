@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host calls of `uapi::hvc`, typed. Says nothing about when they are made.
+
+use crate::status::Refused;
+use freehold_uapi::hvc;
+
+/// How a call reaches EL2: function and x1–x5 in, x0–x4 out.
+pub trait Conduit {
+    /// Makes one call.
+    fn call(&self, function: u32, args: [u64; 5]) -> [u64; 5];
+
+    /// Makes one `VCPU_RUN`, with this CPU's interrupts masked around it.
+    fn run(&self, args: [u64; 5]) -> [u64; 5];
+}
+
+/// A VM's handle, as `VM_CREATE` returned it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handle(pub u64);
+
+/// A run of physical frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First frame number.
+    pub pfn: u64,
+    /// Number of frames.
+    pub count: u64,
+}
+
+/// What `VERSION` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// ABI: major `[31:16]`, minor `[15:0]`.
+    pub abi: u64,
+    /// Release: major `[31:16]`, minor `[15:8]`, patch `[7:0]`.
+    pub release: u64,
+    /// VM slots.
+    pub max_vms: u64,
+    /// vCPUs per VM.
+    pub max_vcpus: u64,
+}
+
+fn answer(regs: [u64; 5]) -> Result<[u64; 4], Refused> {
+    let [status, a, b, c, d] = regs;
+    #[expect(clippy::cast_possible_wrap, reason = "a status is a signed number in an unsigned register")]
+    match status as i64 {
+        hvc::SUCCESS => Ok([a, b, c, d]),
+        status => Err(Refused { status, detail: a }),
+    }
+}
+
+/// `el2`, reached through a conduit.
+#[derive(Clone, Copy, Debug)]
+pub struct El2<C>(pub C);
+
+impl<C: Conduit> El2<C> {
+    fn call(&self, function: u32, args: [u64; 5]) -> Result<[u64; 4], Refused> {
+        answer(self.0.call(function, args))
+    }
+
+    /// `VERSION`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn version(&self) -> Result<Version, Refused> {
+        let [abi, release, max_vms, max_vcpus] = self.call(hvc::VERSION, [0; 5])?;
+        Ok(Version { abi, release, max_vms, max_vcpus })
+    }
+
+    /// `COUNTER`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn counter(&self, counter: u64, index: u64) -> Result<u64, Refused> {
+        self.call(hvc::COUNTER, [counter, index, 0, 0, 0]).map(|r| r[0])
+    }
+
+    /// `VM_CREATE` of a protected VM.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vm_create(&self, ipa_bits: u64, pool: Run) -> Result<Handle, Refused> {
+        self.call(hvc::VM_CREATE, [hvc::VM_PROTECTED, ipa_bits, pool.pfn, pool.count, 0]).map(|r| Handle(r[0]))
+    }
+
+    /// `VM_RANGE`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vm_range(&self, vm: Handle, gfn: u64, count: u64) -> Result<(), Refused> {
+        self.call(hvc::VM_RANGE, [vm.0, gfn, count, 0, 0]).map(|_| ())
+    }
+
+    /// `VM_DESTROY`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vm_destroy(&self, vm: Handle) -> Result<(), Refused> {
+        self.call(hvc::VM_DESTROY, [vm.0, 0, 0, 0, 0]).map(|_| ())
+    }
+
+    /// `VM_RECLAIM`; the number of frames that came back.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vm_reclaim(&self, vm: Handle, run: Run) -> Result<u64, Refused> {
+        self.call(hvc::VM_RECLAIM, [vm.0, run.pfn, run.count, 0, 0]).map(|r| r[0])
+    }
+
+    /// `POOL_TOPUP`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn pool_topup(&self, vm: Handle, run: Run) -> Result<(), Refused> {
+        self.call(hvc::POOL_TOPUP, [vm.0, run.pfn, run.count, 0, 0]).map(|_| ())
+    }
+
+    /// `VCPU_CREATE`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vcpu_create(&self, vm: Handle, vcpu: u64) -> Result<(), Refused> {
+        self.call(hvc::VCPU_CREATE, [vm.0, vcpu, 0, 0, 0]).map(|_| ())
+    }
+
+    /// `VCPU_SET_REG`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vcpu_set_reg(&self, vm: Handle, vcpu: u64, reg: u64, value: u64) -> Result<(), Refused> {
+        self.call(hvc::VCPU_SET_REG, [vm.0, vcpu, reg, value, 0]).map(|_| ())
+    }
+
+    /// `VCPU_GET_REG`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vcpu_get_reg(&self, vm: Handle, vcpu: u64, reg: u64) -> Result<u64, Refused> {
+        self.call(hvc::VCPU_GET_REG, [vm.0, vcpu, reg, 0, 0]).map(|r| r[0])
+    }
+
+    /// `VCPU_RUN`: reason and payloads.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vcpu_run(&self, vm: Handle, vcpu: u64, mmio: u64) -> Result<[u64; 4], Refused> {
+        answer(self.0.run([vm.0, vcpu, mmio, 0, 0]))
+    }
+
+    /// `VCPU_KICK`.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vcpu_kick(&self, vm: Handle, vcpu: u64) -> Result<(), Refused> {
+        self.call(hvc::VCPU_KICK, [vm.0, vcpu, 0, 0, 0]).map(|_| ())
+    }
+
+    /// `MEM_DONATE` of frames that are never revoked; the number of frames donated.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn mem_donate(&self, vm: Handle, run: Run, gfn: u64) -> Result<u64, Refused> {
+        self.call(hvc::MEM_DONATE, [vm.0, run.pfn, gfn, run.count, 0]).map(|r| r[0])
+    }
+
+    /// `MEM_DONATE_LIST`; the number of frames donated.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn mem_donate_list(&self, vm: Handle, list: u64, records: u64) -> Result<u64, Refused> {
+        self.call(hvc::MEM_DONATE_LIST, [vm.0, list, records, 0, 0]).map(|r| r[0])
+    }
+
+    /// `GUEST_ACCEPT`; the number of frames moved.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn guest_accept(&self, vm: Handle, vcpu: u64, count: u64) -> Result<u64, Refused> {
+        self.call(hvc::GUEST_ACCEPT, [vm.0, vcpu, count, 0, 0]).map(|r| r[0])
+    }
+}

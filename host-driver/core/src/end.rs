@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The end of a VM: every frame that it was given comes back, scrubbed, and the offsets are as in a new file.
+//!
+//! Keeps the driver's half of I8. A frame goes back to the kernel only after `el2` said that it is the host's again; one
+//! that `el2` keeps is lost: leaked, and said so. May be called again until it is complete.
+
+use crate::el2::{Conduit, El2, Handle, Run};
+use crate::error::Error;
+use crate::file::{File, Thread};
+use crate::page::{Page, Span};
+use crate::pool;
+use freehold_uapi::hvc::{self, MAX_RUN};
+
+/// Success without progress that is believed before `el2` is.
+const PATIENCE: u32 = 1000;
+
+/// Marks the VM as dying. A VM that is dying already is fine.
+///
+/// # Errors
+/// `Busy` while a vCPU is loaded; `Ended` if the handle is gone.
+pub fn doom<C: Conduit>(el2: &El2<C>, vm: Handle) -> Result<(), Error> {
+    match el2.vm_destroy(vm) {
+        Ok(()) => Ok(()),
+        Err(refused) if refused.status == hvc::WRONG_STATE => Ok(()),
+        Err(refused) => Err(refused.into()),
+    }
+}
+
+/// Takes one run back, however many calls that needs; the number of frames that came back.
+fn reclaim_run<C: Conduit>(el2: &El2<C>, vm: Handle, run: Run) -> u64 {
+    let mut done = 0_u64;
+    let mut idle = 0_u32;
+    while done < run.count && idle < PATIENCE {
+        let left = Run { pfn: run.pfn.saturating_add(done), count: run.count.saturating_sub(done) };
+        match el2.vm_reclaim(vm, left) {
+            Ok(0) => idle = idle.saturating_add(1),
+            Ok(count) => {
+                idle = 0;
+                done = done.saturating_add(count).min(run.count);
+            }
+            Err(_) => break,
+        }
+    }
+    done
+}
+
+/// The next run of guest frames from `from` on: its first page, and the frames.
+fn next_run<F: File>(file: &F, state: impl Fn(u64) -> Page, from: u64, end: u64) -> Option<(u64, Run)> {
+    let owned = |page: u64| {
+        let framed = matches!(state(page), Page::Given | Page::Lent);
+        if framed {
+            file.frame(page)
+        } else {
+            None
+        }
+    };
+    let first = (from..end).find(|&page| owned(page).is_some())?;
+    let pfn = owned(first)?;
+    let mut count = 1_u64;
+    while count < MAX_RUN {
+        let Some(page) = first.checked_add(count).filter(|&page| page < end) else { break };
+        if owned(page) != pfn.checked_add(count) {
+            break;
+        }
+        count = count.saturating_add(1);
+    }
+    Some((first, Run { pfn, count }))
+}
+
+/// Takes back what the dying VM owns of `span`; the number of frames that `el2` would not return.
+pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
+    file: &F,
+    span: Span,
+    initial: Page,
+    el2: &El2<C>,
+    vm: Handle,
+    thread: &T,
+) -> u64 {
+    let mut lost = 0_u64;
+    let mut from = span.first();
+    loop {
+        let more = file.change(|book| {
+            let (first, run) = next_run(file, |page| book.page(page), from, span.end())?;
+            let back = reclaim_run(el2, vm, run);
+            let taken = Span::new(first, run.count)?;
+            // A page that the host had borrowed is unmapped before its frame goes; a private one has no mapping.
+            if taken.pages().any(|page| book.page(page) == Page::Lent) {
+                file.shut(taken);
+            }
+            for (at, page) in taken.pages().enumerate() {
+                if u64::try_from(at).is_ok_and(|at| at < back) {
+                    if book.page(page) == Page::Given {
+                        file.thaw(page);
+                    }
+                    file.release(page);
+                    book.set(page, initial);
+                } else {
+                    book.set(page, Page::Lost);
+                    lost = lost.saturating_add(1);
+                }
+            }
+            first.checked_add(run.count)
+        });
+        let Some(next) = more else { break };
+        from = next;
+        thread.breathe();
+    }
+    file.wake();
+    lost
+}
+
+/// Takes the pool back, chunk by chunk; the number of frames that `el2` would not return.
+pub fn reclaim_pool<C: Conduit, T: Thread>(el2: &El2<C>, frames: &impl pool::Frames, vm: Handle, thread: &T) -> u64 {
+    let mut lost = 0_u64;
+    while let Some(chunk) = frames.next() {
+        let back = reclaim_run(el2, vm, chunk);
+        if back == chunk.count {
+            frames.give_back(chunk);
+        } else {
+            lost = lost.saturating_add(chunk.count.saturating_sub(back));
+        }
+        thread.breathe();
+    }
+    lost
+}

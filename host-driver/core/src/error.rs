@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What went wrong, and KVM's errno for it.
+
+/// Why the driver refuses. Each variant is one errno of the KVM ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Not allowed to this VM, or not any more (`EPERM`).
+    Denied,
+    /// No such register, capability or feature (`ENOENT`).
+    NoEntry,
+    /// A signal or `immediate_exit` ended the call (`EINTR`).
+    Interrupted,
+    /// The hypervisor broke its word (`EIO`).
+    Io,
+    /// The vCPU is not initialised (`ENOEXEC`).
+    NotReady,
+    /// Not a file, or not of the right kind (`EBADF`).
+    BadFile,
+    /// Somebody still holds a page (`EAGAIN`).
+    Again,
+    /// No memory (`ENOMEM`).
+    NoMemory,
+    /// A bad address, in the caller or in the guest (`EFAULT`).
+    Fault,
+    /// In use (`EBUSY`).
+    Busy,
+    /// Overlaps what is there (`EEXIST`).
+    Exists,
+    /// No such device (`ENODEV`).
+    NoDevice,
+    /// An argument is wrong (`EINVAL`).
+    Invalid,
+    /// No such ioctl (`ENOTTY`).
+    NoIoctl,
+    /// No room left (`ENOSPC`).
+    NoSpace,
+    /// Not supported by this file (`EOPNOTSUPP`).
+    NotSupported,
+    /// The deadline passed (`ETIMEDOUT`).
+    TimedOut,
+    /// The page is poisoned (`EHWPOISON`).
+    Poisoned,
+    /// The VM has ended (`ESHUTDOWN`).
+    Ended,
+}
+
+impl Error {
+    /// Linux' number, positive; the same on every architecture that Freehold serves.
+    #[must_use]
+    pub const fn errno(self) -> i32 {
+        match self {
+            Self::Denied => 1,
+            Self::NoEntry => 2,
+            Self::Interrupted => 4,
+            Self::Io => 5,
+            Self::NotReady => 8,
+            Self::BadFile => 9,
+            Self::Again => 11,
+            Self::NoMemory => 12,
+            Self::Fault => 14,
+            Self::Busy => 16,
+            Self::Exists => 17,
+            Self::NoDevice => 19,
+            Self::Invalid => 22,
+            Self::NoIoctl => 25,
+            Self::NoSpace => 28,
+            Self::NotSupported => 95,
+            Self::Ended => 108,
+            Self::TimedOut => 110,
+            Self::Poisoned => 133,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a running guest asks of the host's memory: to lend pages, to take them back, to give them away.
+//!
+//! Each is two-phase: `el2` recorded the request and carries it out when the driver accepts it, at the moment that the
+//! driver's half holds. Lending and giving away need no wait and run under the file's lock; taking back is a drain.
+
+use crate::convert::{to_private, Given, Mode, Stopped};
+use crate::drain::{Aim, Attempt, Rest};
+use crate::error::Error;
+use crate::file::{Book, File, Thread};
+use crate::page::{Page, Span};
+use crate::status::Refused;
+
+/// Why a request could not be served at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotYet {
+    /// The first page is not backed: resolve it as a touch, and try again.
+    Untouched(u64),
+    /// The first page is draining: wait for the outcome.
+    Draining(u64),
+    /// It will not be served.
+    Refused(Error),
+}
+
+impl From<Refused> for NotYet {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused.into())
+    }
+}
+
+/// Pages at the start of `span` that are the guest's alone; if none is, why.
+fn given_prefix(book: &Book<'_>, span: Span) -> Result<u64, NotYet> {
+    let mut count = 0_u64;
+    for page in span.pages() {
+        let why = match book.page(page) {
+            Page::Given => {
+                count = count.saturating_add(1);
+                continue;
+            }
+            Page::Host | Page::Held | Page::Vacant => NotYet::Untouched(page),
+            Page::Draining { .. } => NotYet::Draining(page),
+            // `el2` would not have passed the request on.
+            Page::Lent | Page::Lost => NotYet::Refused(Error::Io),
+        };
+        return if count == 0 { Err(why) } else { Ok(count) };
+    }
+    Ok(count)
+}
+
+/// Carries out MEM_SHARE: the guest stays the owner, the host may map. Fewer pages than asked may be done.
+///
+/// # Errors
+/// Why not even the first page was shared; nothing has changed.
+pub fn share<F: File>(file: &F, span: Span, accept: impl FnOnce(u64) -> Result<u64, Refused>) -> Result<u64, NotYet> {
+    file.change(|book| {
+        let count = given_prefix(book, span)?;
+        let done = accept(count)?.min(count);
+        for page in span.pages().take(usize::try_from(done).unwrap_or(usize::MAX)) {
+            file.thaw(page);
+            book.set(page, Page::Lent);
+        }
+        Ok(done)
+    })
+}
+
+/// Carries out MEM_RELINQUISH: the frames come back zeroed and go to the kernel; the offsets are as in a new file.
+///
+/// # Errors
+/// Why not even the first page was given away; nothing has changed.
+pub fn relinquish<F: File>(
+    file: &F,
+    span: Span,
+    initial: Page,
+    accept: impl FnOnce(u64) -> Result<u64, Refused>,
+) -> Result<u64, NotYet> {
+    file.change(|book| {
+        let count = given_prefix(book, span)?;
+        let done = accept(count)?.min(count);
+        for page in span.pages().take(usize::try_from(done).unwrap_or(usize::MAX)) {
+            file.thaw(page);
+            file.release(page);
+            book.set(page, initial);
+        }
+        Ok(done)
+    })
+}
+
+/// Carries out MEM_UNSHARE: waits until the host has let go of every page, then lets `el2` take them back.
+///
+/// A signal cancels the attempt: the pages are lent again, the guest stands on its call, and the next run starts over.
+///
+/// # Errors
+/// Why it stopped, and at which page.
+pub fn unshare<F: File, T: Thread>(
+    file: &F,
+    span: Span,
+    thread: &T,
+    accept: impl FnOnce(u64) -> Result<u64, Refused>,
+) -> Result<(), Stopped> {
+    let mut accept = Some(accept);
+    let mut giver = |_: &F, attempt: &Attempt| {
+        let Some(accept) = accept.take() else {
+            return Given { count: 0, rest: Rest::Restore, error: Some(Error::Io) };
+        };
+        match accept(attempt.total()) {
+            Ok(count) => Given { count, rest: Rest::Restore, error: None },
+            Err(refused) => Given { count: 0, rest: Rest::Restore, error: Some(refused.into()) },
+        }
+    };
+    to_private(file, span, Aim::Unshare, Mode::Wait, thread, &mut giver).map(|_| ())
+}

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `KVM_RUN`: enters a vCPU until something is the VMM's to serve.
+//!
+//! Guarantees that every return of success has a fresh exit reason, that a signal or `immediate_exit` ends the loop
+//! with `EINTR` at each turn, and that a loaded value reaches the guest exactly once. Knows neither slots nor files:
+//! they stand behind [`Machine`].
+
+use crate::error::Error;
+use crate::exit::{Exit, Mmio, Request};
+use crate::file::Wake;
+use crate::status::Refused;
+use freehold_uapi::hvc;
+
+/// What the VMM finds in its run page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing (`KVM_EXIT_UNKNOWN`).
+    Nothing,
+    /// `KVM_EXIT_MMIO`.
+    Mmio(Mmio),
+    /// `KVM_EXIT_SYSTEM_EVENT`: power off.
+    Shutdown,
+    /// `KVM_EXIT_SYSTEM_EVENT`: reset.
+    Reset,
+    /// `KVM_EXIT_SYSTEM_EVENT`: crash, with its code.
+    Crash(u64),
+    /// `KVM_EXIT_FAIL_ENTRY`, with the hypervisor's status.
+    FailEntry(u64),
+    /// `KVM_EXIT_MEMORY_FAULT`: this guest frame is nobody's.
+    MemoryFault(u64),
+    /// `KVM_EXIT_INTR`.
+    Intr,
+}
+
+/// What happened to a guest frame that the guest needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// The guest can go on.
+    Done,
+    /// No slot has this guest frame.
+    Nobodys(u64),
+}
+
+/// The vCPU, its VM, and the calling thread.
+pub trait Machine {
+    /// Enters the guest; `mmio` is the answer to its pending load.
+    fn enter(&self, mmio: u64) -> Result<[u64; 4], Refused>;
+    /// Backs a guest frame.
+    fn touch(&self, gfn: u64) -> Result<Served, Error>;
+    /// Serves a request to move memory.
+    fn request(&self, kind: Request, gfn: u64, count: u64) -> Result<Served, Error>;
+    /// Tops the VM's pool up.
+    fn grow(&self, count: u64) -> Result<(), Error>;
+    /// Whether a signal is pending, or `immediate_exit` is set.
+    fn interrupted(&self) -> bool;
+    /// Sleeps for a while, because the guest waits.
+    fn doze(&self) -> Wake;
+    /// Lets others run if they should.
+    fn breathe(&self);
+    /// The data that the VMM left in the run page for a load of `size` bytes.
+    fn loaded(&self, size: u8) -> u64;
+    /// Fills the run page.
+    fn tell(&self, told: Told);
+}
+
+/// What a vCPU remembers between two `KVM_RUN`s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// A load is with the VMM: its size.
+    load: Option<u8>,
+    /// A loaded value that the guest has not got yet.
+    value: u64,
+}
+
+/// Runs the vCPU.
+///
+/// # Errors
+/// The errno of the ioctl; the run page says more for `Interrupted` and `Fault`.
+pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
+    if let Some(size) = memory.load.take() {
+        memory.value = machine.loaded(size);
+    }
+    machine.tell(Told::Nothing);
+    loop {
+        if machine.interrupted() {
+            machine.tell(Told::Intr);
+            return Err(Error::Interrupted);
+        }
+        let answer = match machine.enter(memory.value) {
+            Ok(answer) => answer,
+            Err(refused) => return fail(machine, refused),
+        };
+        memory.value = 0;
+        let served = match Exit::decode(answer) {
+            None => return Err(Error::Io),
+            Some(Exit::Irq) => Ok(Served::Done),
+            Some(Exit::Wfi) => {
+                machine.doze();
+                Ok(Served::Done)
+            }
+            Some(Exit::MemFault { gfn }) => machine.touch(gfn),
+            Some(Exit::Request { kind, gfn, count }) => machine.request(kind, gfn, count),
+            Some(Exit::NeedPages { count }) => machine.grow(count).map(|()| Served::Done),
+            Some(Exit::Mmio(mmio)) => {
+                if mmio.store.is_none() {
+                    memory.load = Some(mmio.size);
+                }
+                machine.tell(Told::Mmio(mmio));
+                return Ok(());
+            }
+            Some(Exit::System { reset }) => {
+                machine.tell(if reset { Told::Reset } else { Told::Shutdown });
+                return Ok(());
+            }
+            Some(Exit::Crash { code }) => {
+                machine.tell(Told::Crash(code));
+                return Ok(());
+            }
+        };
+        match served {
+            Ok(Served::Done) => machine.breathe(),
+            Ok(Served::Nobodys(gfn)) => {
+                machine.tell(Told::MemoryFault(gfn));
+                return Err(Error::Fault);
+            }
+            Err(Error::Interrupted) => {
+                machine.tell(Told::Intr);
+                return Err(Error::Interrupted);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A vCPU that may not be entered: the VM ended, or the vCPU crashed or powered off before.
+fn fail(machine: &impl Machine, refused: Refused) -> Result<(), Error> {
+    match refused.status {
+        hvc::WRONG_STATE | hvc::STALE_HANDLE | hvc::WRONG_HANDLE | hvc::DENIED => {
+            #[expect(clippy::cast_sign_loss, reason = "the run page has an unsigned field for a signed status")]
+            machine.tell(Told::FailEntry(refused.status as u64));
+            Ok(())
+        }
+        _ => Err(refused.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+
+    /// A machine that plays a script of answers and records what it is asked.
+    #[derive(Default)]
+    struct Script {
+        answers: RefCell<VecDeque<Result<[u64; 4], Refused>>>,
+        log: RefCell<Vec<String>>,
+        signal_after: Cell<Option<u32>>,
+        touch: Cell<Option<Result<Served, Error>>>,
+        loaded: Cell<u64>,
+    }
+
+    impl Script {
+        fn of(answers: &[[u64; 4]]) -> Self {
+            Self { answers: RefCell::new(answers.iter().copied().map(Ok).collect()), ..Self::default() }
+        }
+
+        fn log(&self) -> String {
+            self.log.take().join(" ")
+        }
+
+        fn note(&self, what: String) {
+            self.log.borrow_mut().push(what);
+        }
+    }
+
+    impl Machine for Script {
+        fn enter(&self, mmio: u64) -> Result<[u64; 4], Refused> {
+            self.note(format!("enter({mmio})"));
+            self.answers.borrow_mut().pop_front().expect("entered once too often")
+        }
+        fn touch(&self, gfn: u64) -> Result<Served, Error> {
+            self.note(format!("touch({gfn})"));
+            self.touch.get().unwrap_or(Ok(Served::Done))
+        }
+        fn request(&self, kind: Request, gfn: u64, count: u64) -> Result<Served, Error> {
+            self.note(format!("{kind:?}({gfn},{count})"));
+            Ok(Served::Done)
+        }
+        fn grow(&self, count: u64) -> Result<(), Error> {
+            self.note(format!("grow({count})"));
+            Ok(())
+        }
+        fn interrupted(&self) -> bool {
+            match self.signal_after.get() {
+                Some(0) => true,
+                Some(n) => {
+                    self.signal_after.set(Some(n - 1));
+                    false
+                }
+                None => false,
+            }
+        }
+        fn doze(&self) -> Wake {
+            self.note("doze".into());
+            Wake::Elapsed
+        }
+        fn breathe(&self) {}
+        fn loaded(&self, size: u8) -> u64 {
+            self.note(format!("loaded({size})"));
+            self.loaded.get()
+        }
+        fn tell(&self, told: Told) {
+            self.note(format!("{told:?}"));
+        }
+    }
+
+    const OFF: [u64; 4] = [hvc::EXIT_SYSTEM, 0, 0, 0];
+
+    #[test]
+    fn interrupts_and_faults_are_served_without_the_vmm() {
+        let script = Script::of(&[
+            [hvc::EXIT_IRQ, 0, 0, 0],
+            [hvc::EXIT_MEM_FAULT, 7, 0, 0],
+            [hvc::EXIT_WFI, 0, 0, 0],
+            [hvc::EXIT_NEED_PAGES, 3, 0, 0],
+            [hvc::EXIT_UNSHARE, 5, 2, 0],
+            OFF,
+        ]);
+        run(&script, &mut Memory::default()).unwrap();
+        assert_eq!(
+            script.log(),
+            "Nothing enter(0) enter(0) touch(7) enter(0) doze enter(0) grow(3) enter(0) Unshare(5,2) enter(0) Shutdown"
+        );
+    }
+
+    #[test]
+    fn a_loaded_value_reaches_the_guest_exactly_once() {
+        let load = [hvc::EXIT_MMIO, 0x1000, 4, 0];
+        let script = Script::of(&[load, [hvc::EXIT_IRQ, 0, 0, 0], OFF]);
+        let mut memory = Memory::default();
+        run(&script, &mut memory).unwrap();
+        script.log();
+        script.loaded.set(42);
+        run(&script, &mut memory).unwrap();
+        assert_eq!(script.log(), "loaded(4) Nothing enter(42) enter(0) Shutdown");
+    }
+
+    #[test]
+    fn a_signal_before_entry_keeps_the_loaded_value() {
+        let script = Script::of(&[[hvc::EXIT_MMIO, 0x1000, 8, 0], OFF]);
+        let mut memory = Memory::default();
+        run(&script, &mut memory).unwrap();
+        script.log();
+        script.loaded.set(9);
+        script.signal_after.set(Some(0));
+        assert_eq!(run(&script, &mut memory), Err(Error::Interrupted));
+        assert_eq!(script.log(), "loaded(8) Nothing Intr");
+        script.signal_after.set(None);
+        script.loaded.set(10);
+        run(&script, &mut memory).unwrap();
+        assert_eq!(script.log(), "Nothing enter(9) Shutdown");
+    }
+
+    #[test]
+    fn an_unbacked_frame_without_slot_is_the_vmms() {
+        let script = Script::of(&[[hvc::EXIT_MEM_FAULT, 7, 0, 0]]);
+        script.touch.set(Some(Ok(Served::Nobodys(7))));
+        assert_eq!(run(&script, &mut Memory::default()), Err(Error::Fault));
+        assert_eq!(script.log(), "Nothing enter(0) touch(7) MemoryFault(7)");
+    }
+
+    #[test]
+    fn a_signal_while_serving_is_an_intr_exit() {
+        let script = Script::of(&[[hvc::EXIT_MEM_FAULT, 7, 0, 0]]);
+        script.touch.set(Some(Err(Error::Interrupted)));
+        assert_eq!(run(&script, &mut Memory::default()), Err(Error::Interrupted));
+        assert!(script.log().ends_with("Intr"));
+    }
+
+    #[test]
+    fn a_refused_entry_is_a_failed_entry_not_a_loop() {
+        for status in [hvc::WRONG_STATE, hvc::STALE_HANDLE, hvc::DENIED] {
+            let script = Script::default();
+            script.answers.borrow_mut().push_back(Err(Refused { status, detail: 0 }));
+            run(&script, &mut Memory::default()).unwrap();
+            assert!(script.log().ends_with(&format!("FailEntry({})", status as u64)));
+        }
+        let script = Script::default();
+        script.answers.borrow_mut().push_back(Err(Refused { status: hvc::VCPU_BUSY, detail: 0 }));
+        assert_eq!(run(&script, &mut Memory::default()), Err(Error::Busy));
+    }
+
+    #[test]
+    fn an_answer_of_another_abi_is_an_error() {
+        assert_eq!(run(&Script::of(&[[99, 0, 0, 0]]), &mut Memory::default()), Err(Error::Io));
+    }
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A vCPU: its ioctls, and the machine that the core's run loop drives.
+// UNSAFETY: foreign calls and entries; state that the vCPU's lock protects.
+
+use crate::file::{errno, from_errno, FileRef};
+use crate::port::{Caller, EL2};
+use crate::sys;
+use crate::vm::{RawVm, Vm};
+use core::ptr::NonNull;
+use freehold_driver_core::abi::{self, Features};
+use freehold_driver_core::error::Error;
+use freehold_driver_core::exit::Request;
+use freehold_driver_core::file::{Thread, Wake};
+use freehold_driver_core::guest::{self, NotYet};
+use freehold_driver_core::page::Span;
+use freehold_driver_core::pool;
+use freehold_driver_core::run::{self, Machine, Memory, Served, Told};
+use freehold_driver_core::status::Refused;
+use freehold_uapi::hvc;
+use freehold_uapi::ioctl as io;
+
+/// The glue's `struct fh_vcpu`.
+#[repr(C)]
+pub(crate) struct RawVcpu {
+    _opaque: [u8; 0],
+}
+
+/// Rust's part of a vCPU; under the vCPU's lock.
+pub(crate) struct VcpuState {
+    id: u64,
+    features: Option<Features>,
+    memory: Memory,
+    /// It was entered, or may have been: its registers are closed.
+    ran: bool,
+}
+
+#[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
+extern "C" {
+    fn fhc_vcpu_open(vm: *mut RawVm, id: u32, state: *mut VcpuState) -> i32;
+    fn fhc_vcpu_vm(vcpu: *mut RawVcpu) -> *mut RawVm;
+    fn fhc_run_immediate_exit(vcpu: *mut RawVcpu) -> bool;
+    fn fhc_run_mmio_data(vcpu: *mut RawVcpu) -> u64;
+    fn fhc_run_tell(vcpu: *mut RawVcpu, what: u32, a: u64, b: u64, c: u64);
+}
+
+/// A descriptor of a new vCPU.
+pub(crate) fn open(vm: Vm, id: u32) -> Result<i64, Error> {
+    let state = sys::alloc::<VcpuState>(1);
+    if state.is_null() {
+        return Err(Error::NoMemory);
+    }
+    let fresh = VcpuState { id: u64::from(id), features: None, memory: Memory::default(), ran: false };
+    // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
+    unsafe { state.write(fresh) };
+    // SAFETY: the VM is alive; the state is the glue's unless it fails.
+    match unsafe { fhc_vcpu_open(vm.raw(), id, state) } {
+        fd if fd >= 0 => Ok(i64::from(fd)),
+        error => {
+            // SAFETY: came from `alloc`, and the glue did not keep it.
+            unsafe { sys::free(state) };
+            Err(from_errno(error))
+        }
+    }
+}
+
+/// A running vCPU: the run loop's machine, and a thread that a kick interrupts too.
+struct Running {
+    raw: NonNull<RawVcpu>,
+    vm: Vm,
+    id: u64,
+}
+
+impl Running {
+    fn accept(&self, count: u64) -> Result<u64, Refused> {
+        EL2.guest_accept(self.vm.handle(), self.id, count)
+    }
+
+    fn share(&self, file: FileRef, span: Span, gfn: u64) -> Result<(), Error> {
+        self.until_served(file, gfn, || guest::share(&file, span, |count| self.accept(count)))
+    }
+
+    fn relinquish(&self, file: FileRef, span: Span, gfn: u64) -> Result<(), Error> {
+        self.until_served(file, gfn, || guest::relinquish(&file, span, file.initial(), |count| self.accept(count)))
+    }
+
+    /// Repeats a request whose first page had to be backed, or was draining.
+    fn until_served(&self, file: FileRef, gfn: u64, mut ask: impl FnMut() -> Result<u64, NotYet>) -> Result<(), Error> {
+        loop {
+            match ask() {
+                Ok(_) => return Ok(()),
+                Err(NotYet::Untouched(page)) => self.vm.touch(file, page, gfn, self)?,
+                Err(NotYet::Draining(_)) => {
+                    if self.pause(1000) == Wake::Interrupted {
+                        return Err(Error::Interrupted);
+                    }
+                }
+                Err(NotYet::Refused(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Thread for Running {
+    fn now(&self) -> u64 {
+        Caller.now()
+    }
+
+    fn pause(&self, micros: u32) -> Wake {
+        sys::pause(micros, false);
+        if self.interrupted() {
+            Wake::Interrupted
+        } else {
+            Wake::Elapsed
+        }
+    }
+
+    fn breathe(&self) {
+        sys::breathe();
+    }
+}
+
+impl Machine for Running {
+    fn enter(&self, mmio: u64) -> Result<[u64; 4], Refused> {
+        EL2.vcpu_run(self.vm.handle(), self.id, mmio)
+    }
+
+    fn touch(&self, gfn: u64) -> Result<Served, Error> {
+        let Some((file, page, _)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
+        self.vm.touch(file, page, gfn, self).map(|()| Served::Done)
+    }
+
+    fn request(&self, kind: Request, gfn: u64, count: u64) -> Result<Served, Error> {
+        let Some((file, page, left)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
+        let span = Span::new(page, count.min(left).min(hvc::MAX_RUN)).ok_or(Error::Io)?;
+        match kind {
+            Request::Share => self.share(file, span, gfn)?,
+            Request::Relinquish => self.relinquish(file, span, gfn)?,
+            Request::Unshare => {
+                guest::unshare(&file, span, self, |count| self.accept(count)).map_err(|stopped| stopped.error)?;
+            }
+        }
+        Ok(Served::Done)
+    }
+
+    fn grow(&self, count: u64) -> Result<(), Error> {
+        pool::grow(&EL2, &self.vm, self.vm.handle(), count)
+    }
+
+    fn interrupted(&self) -> bool {
+        // SAFETY: the vCPU is alive while its ioctl runs.
+        sys::signal() || unsafe { fhc_run_immediate_exit(self.raw.as_ptr()) }
+    }
+
+    fn doze(&self) -> Wake {
+        sys::doze();
+        if self.interrupted() {
+            Wake::Interrupted
+        } else {
+            Wake::Elapsed
+        }
+    }
+
+    fn breathe(&self) {
+        sys::breathe();
+    }
+
+    fn loaded(&self, size: u8) -> u64 {
+        // SAFETY: the vCPU is alive while its ioctl runs.
+        let data = unsafe { fhc_run_mmio_data(self.raw.as_ptr()) };
+        match size {
+            1 => data & 0xff,
+            2 => data & 0xffff,
+            4 => data & 0xffff_ffff,
+            _ => data,
+        }
+    }
+
+    fn tell(&self, told: Told) {
+        let (what, a, b, c) = match told {
+            Told::Nothing => (io::KVM_EXIT_UNKNOWN, 0, 0, 0),
+            Told::Mmio(mmio) => {
+                let write = u64::from(mmio.store.is_some()) << 8;
+                (io::KVM_EXIT_MMIO, mmio.address, u64::from(mmio.size) | write, mmio.store.unwrap_or(0))
+            }
+            Told::Shutdown => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_SHUTDOWN, 0, 0),
+            Told::Reset => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_RESET, 0, 0),
+            Told::Crash(code) => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_CRASH, 1, code),
+            Told::FailEntry(status) => (io::KVM_EXIT_FAIL_ENTRY, status, 0, 0),
+            Told::MemoryFault(gfn) => {
+                (io::KVM_EXIT_MEMORY_FAULT, gfn.saturating_mul(abi::PAGE_SIZE), abi::PAGE_SIZE, 0)
+            }
+            Told::Intr => (io::KVM_EXIT_INTR, 0, 0, 0),
+        };
+        let what = u32::try_from(what).unwrap_or(0);
+        // SAFETY: the vCPU is alive while its ioctl runs; the glue knows every reason named here.
+        unsafe { fhc_run_tell(self.raw.as_ptr(), what, a, b, c) }
+    }
+}
+
+/// A vCPU in an ioctl, with its lock held.
+struct Vcpu<'a> {
+    raw: NonNull<RawVcpu>,
+    vm: Vm,
+    state: &'a mut VcpuState,
+}
+
+impl Vcpu<'_> {
+    fn run(&mut self) -> Result<(), Error> {
+        let features = self.state.features.ok_or(Error::NotReady)?;
+        let running = Running { raw: self.raw, vm: self.vm, id: self.state.id };
+        if features.off {
+            // Nothing can power it on yet: it sleeps until the VMM calls it back.
+            while running.doze() == Wake::Elapsed {}
+            running.tell(Told::Intr);
+            return Err(Error::Interrupted);
+        }
+        match self.vm.first_run() {
+            // The VM ended under us, before a reboot: the run itself says so.
+            Ok(()) | Err(Error::Ended) => {}
+            Err(error) => return Err(error),
+        }
+        self.state.ran = true;
+        run::run(&running, &mut self.state.memory)
+    }
+
+    fn init(&mut self, arg: usize) -> Result<(), Error> {
+        let features = Features::decode(&sys::copy_in(arg)?)?;
+        if self.state.ran {
+            return Err(Error::Denied);
+        }
+        if self.state.features.is_some_and(|before| before != features) {
+            return Err(Error::Invalid);
+        }
+        for reg in [hvc::REG_X0, hvc::REG_X1, hvc::REG_X2, hvc::REG_X3, hvc::REG_PC] {
+            EL2.vcpu_set_reg(self.vm.handle(), self.state.id, reg, 0)?;
+        }
+        self.state.features = Some(features);
+        Ok(())
+    }
+
+    fn set_reg(&self, arg: usize) -> Result<(), Error> {
+        self.state.features.ok_or(Error::NotReady)?;
+        let ask: io::OneReg = sys::copy_in(arg)?;
+        let reg = abi::register(ask.id)?;
+        if reg == hvc::REG_MPIDR {
+            return Err(Error::Invalid);
+        }
+        let value: u64 = sys::copy_in(usize::try_from(ask.addr).map_err(|_| Error::Fault)?)?;
+        if self.state.ran {
+            return Err(Error::Denied);
+        }
+        EL2.vcpu_set_reg(self.vm.handle(), self.state.id, reg, value)?;
+        Ok(())
+    }
+
+    fn get_reg(&self, arg: usize) -> Result<(), Error> {
+        self.state.features.ok_or(Error::NotReady)?;
+        let ask: io::OneReg = sys::copy_in(arg)?;
+        let reg = abi::register(ask.id)?;
+        // What a vCPU that ran holds is its own: its registers read as zero.
+        let value = if self.state.ran && reg != hvc::REG_MPIDR {
+            0
+        } else {
+            EL2.vcpu_get_reg(self.vm.handle(), self.state.id, reg)?
+        };
+        sys::copy_out(usize::try_from(ask.addr).map_err(|_| Error::Fault)?, &value)
+    }
+
+    fn ioctl(&mut self, cmd: u32, arg: usize) -> Result<(), Error> {
+        match cmd {
+            io::KVM_RUN if arg != 0 => Err(Error::Invalid),
+            io::KVM_RUN => self.run(),
+            io::KVM_ARM_VCPU_INIT => self.init(arg),
+            io::KVM_SET_ONE_REG => self.set_reg(arg),
+            io::KVM_GET_ONE_REG => self.get_reg(arg),
+            _ => Err(Error::NoIoctl),
+        }
+    }
+}
+
+/// Ioctls of a vCPU, with its lock held.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_vcpu_ioctl(raw: *mut RawVcpu, state: *mut VcpuState, cmd: u32, arg: usize) -> i64 {
+    // SAFETY: the glue passes a live vCPU.
+    let vm = Vm::of_raw(unsafe { fhc_vcpu_vm(raw) });
+    // SAFETY: the state is alive with the vCPU, and the vCPU's lock makes this the only reference.
+    let state = unsafe { state.as_mut() };
+    let (Some(raw), Some(vm), Some(state)) = (NonNull::new(raw), vm, state) else { return errno(Error::BadFile) };
+    Vcpu { raw, vm, state }.ioctl(cmd, arg).map_or_else(errno, |()| 0)
+}
+
+/// Frees the state of a vCPU whose descriptor is gone.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_vcpu_free(state: *mut VcpuState) {
+    // SAFETY: came from `alloc` in `open`, and the vCPU is gone.
+    unsafe { sys::free(state) };
+}

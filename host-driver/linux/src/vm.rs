@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A VM: its slots, its life, its ioctls and its end.
+// UNSAFETY: foreign calls and entries; state that the VM's lock protects.
+
+use crate::file::{self, errno, from_errno, FileRef};
+use crate::port::{Undertaker, EL2};
+use crate::sys::{self, log, Level};
+use crate::vcpu;
+use core::ptr::NonNull;
+use freehold_driver_core::abi::{self, Asked, NewFile, Region, VmType};
+use freehold_driver_core::convert::{to_private, Mode};
+use freehold_driver_core::drain::Aim;
+use freehold_driver_core::el2::{Handle, Run};
+use freehold_driver_core::end;
+use freehold_driver_core::error::Error;
+use freehold_driver_core::file::{File, Thread};
+use freehold_driver_core::give::ToVm;
+use freehold_driver_core::page::{Page, Span};
+use freehold_driver_core::pool;
+use freehold_driver_core::slots::{Slot, Slots};
+use freehold_uapi::ioctl as io;
+
+/// Rounds of a millisecond that an ending VM waits for its vCPUs, and for conversions under way.
+const END_ROUNDS: u32 = 5000;
+
+/// The glue's `struct fh_vm`.
+#[repr(C)]
+pub(crate) struct RawVm {
+    _opaque: [u8; 0],
+}
+
+/// Rust's part of a VM.
+pub(crate) struct VmState {
+    handle: Handle,
+    ipa_bits: u64,
+    inner: Inner,
+}
+
+/// What the VM's lock protects.
+struct Inner {
+    slots: Slots<FileRef>,
+    life: Life,
+    /// vCPUs that `el2` has, a bit each.
+    created: u64,
+    /// vCPUs that have a descriptor, or had one.
+    opened: u64,
+}
+
+/// Life of a VM, as the driver sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// No vCPU ran yet.
+    New,
+    /// A vCPU ran, or is about to: slots are fixed.
+    Ran,
+    /// Its frames come back, or have.
+    Ended,
+}
+
+#[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
+extern "C" {
+    fn fhc_vm_new() -> *mut RawVm;
+    fn fhc_vm_open(vm: *mut RawVm, state: *mut VmState) -> i32;
+    fn fhc_vm_find(id: u64) -> *mut RawVm;
+    fn fhc_vm_id(vm: *mut RawVm) -> u64;
+    fn fhc_vm_state(vm: *mut RawVm) -> *mut VmState;
+    fn fhc_vm_put(vm: *mut RawVm);
+    fn fhc_vm_lock(vm: *mut RawVm);
+    fn fhc_vm_unlock(vm: *mut RawVm);
+    fn fhc_pool_keep(vm: *mut RawVm, pfn: u64, count: u64);
+    fn fhc_pool_next(vm: *mut RawVm, pfn: *mut u64, count: *mut u64) -> bool;
+}
+
+/// A VM, borrowed: whoever holds one holds a reference to the glue's object, or is called with one.
+///
+/// # Invariants
+/// `raw` is a live VM. `state` is its state, or null while it is being created.
+#[derive(Clone, Copy)]
+pub(crate) struct Vm {
+    raw: NonNull<RawVm>,
+    state: *mut VmState,
+}
+
+impl Vm {
+    pub(crate) fn new(raw: *mut RawVm, state: *mut VmState) -> Option<Self> {
+        // INVARIANT: the glue passes the two pointers of the VM that it was called for.
+        Some(Self { raw: NonNull::new(raw)?, state })
+    }
+
+    /// The VM of a vCPU that the glue was called for.
+    pub(crate) fn of_raw(raw: *mut RawVm) -> Option<Self> {
+        let raw = NonNull::new(raw)?;
+        // SAFETY: the vCPU's descriptor holds a reference to the VM.
+        let state = unsafe { fhc_vm_state(raw.as_ptr()) };
+        // INVARIANT: both belong to the VM that the vCPU holds.
+        Some(Self { raw, state })
+    }
+
+    /// The VM of this number, with a reference that [`Vm::put`] drops.
+    pub(crate) fn find(id: u64) -> Option<Self> {
+        // SAFETY: takes a number.
+        let vm = Self::of_raw(unsafe { fhc_vm_find(id) })?;
+        if vm.state.is_null() {
+            vm.put();
+            return None;
+        }
+        Some(vm)
+    }
+
+    /// Drops a reference.
+    pub(crate) fn put(self) {
+        // SAFETY: alive by the invariant, and the caller gives the reference up.
+        unsafe { fhc_vm_put(self.raw.as_ptr()) }
+    }
+
+    pub(crate) fn raw(self) -> *mut RawVm {
+        self.raw.as_ptr()
+    }
+
+    fn id(self) -> u64 {
+        // SAFETY: alive by the invariant; the number never changes.
+        unsafe { fhc_vm_id(self.raw.as_ptr()) }
+    }
+
+    /// Its handle.
+    pub(crate) fn handle(self) -> Handle {
+        // SAFETY: only a VM that has its state is asked; the field never changes.
+        unsafe { (*self.state).handle }
+    }
+
+    fn ipa_bits(self) -> u64 {
+        // SAFETY: only a VM that has its state is asked; the field never changes.
+        unsafe { (*self.state).ipa_bits }
+    }
+
+    pub(crate) fn pool_keep(self, chunk: Run) {
+        // SAFETY: alive by the invariant; the chunk is one that `page_take` returned and nobody else links.
+        unsafe { fhc_pool_keep(self.raw.as_ptr(), chunk.pfn, chunk.count) }
+    }
+
+    pub(crate) fn pool_next(self) -> Option<Run> {
+        let (mut pfn, mut count) = (0, 0);
+        // SAFETY: alive by the invariant; both places are writable.
+        let any = unsafe { fhc_pool_next(self.raw.as_ptr(), &raw mut pfn, &raw mut count) };
+        any.then_some(Run { pfn, count })
+    }
+
+    /// Runs `change` with the VM's lock held.
+    fn locked<R>(self, change: impl FnOnce(&mut Inner) -> R) -> R {
+        // SAFETY: alive by the invariant, and no lock that comes after this one is held.
+        unsafe { fhc_vm_lock(self.raw.as_ptr()) };
+        // SAFETY: the state is alive with the VM, and the lock makes this the only reference to `inner`.
+        let inner = unsafe { &mut (*self.state).inner };
+        let result = change(inner);
+        // SAFETY: this thread took the lock above.
+        unsafe { fhc_vm_unlock(self.raw.as_ptr()) };
+        result
+    }
+
+    /// As [`Vm::locked`], unless the VM has ended.
+    fn living<R>(self, change: impl FnOnce(&mut Inner) -> Result<R, Error>) -> Result<R, Error> {
+        self.locked(|inner| if inner.life == Life::Ended { Err(Error::Ended) } else { change(inner) })
+    }
+
+    /// The guest frame of `span`'s first page, if one slot has the whole span; the slot's range is `el2`'s RAM then.
+    pub(crate) fn prepare(self, file: &FileRef, span: Span) -> Result<Option<u64>, Error> {
+        self.living(|inner| {
+            let Some(slot) = inner.slots.of_pages(file, span) else { return Ok(None) };
+            self.declare(slot)?;
+            Ok(slot.gfn_of(span.first()))
+        })
+    }
+
+    fn declare(self, slot: &mut Slot<FileRef>) -> Result<(), Error> {
+        if !slot.declared {
+            let (gfn, count) = (slot.gfn, slot.pages.count());
+            pool::supplied(&EL2, &self, self.handle(), || EL2.vm_range(self.handle(), gfn, count))?;
+            slot.declared = true;
+        }
+        Ok(())
+    }
+
+    /// The file and page behind a guest frame, and how many pages of the slot follow from there.
+    pub(crate) fn resolve(self, gfn: u64) -> Option<(FileRef, u64, u64)> {
+        self.locked(|inner| {
+            let slot = inner.slots.of_gfn(gfn)?;
+            let page = slot.page(gfn)?;
+            Some((slot.file, page, slot.pages.end().saturating_sub(page)))
+        })
+    }
+
+    /// Gives one page to the guest because a vCPU touched it.
+    pub(crate) fn touch(self, file: FileRef, page: u64, gfn: u64, thread: &impl Thread) -> Result<(), Error> {
+        let span = Span::one(page).ok_or(Error::Invalid)?;
+        let mut giver = ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread, gfn };
+        to_private(&file, span, Aim::Touch, Mode::Wait, thread, &mut giver).map(|_| ()).map_err(|stopped| stopped.error)
+    }
+
+    /// Fixes the VM's memory before its first run: declares every slot, and donates what was converted before its file
+    /// was bound, while its contents still count.
+    pub(crate) fn first_run(self) -> Result<(), Error> {
+        self.living(|inner| {
+            if inner.life == Life::Ran {
+                return Ok(());
+            }
+            for slot in inner.slots.iter_mut() {
+                self.declare(slot)?;
+                let mut giver =
+                    ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread: &Undertaker, gfn: slot.gfn };
+                to_private(&slot.file, slot.pages, Aim::Bind, Mode::Wait, &Undertaker, &mut giver)
+                    .map_err(|stopped| stopped.error)?;
+            }
+            inner.life = Life::Ran;
+            Ok(())
+        })
+    }
+
+    fn set_region(self, region: &io::MemoryRegion2) -> Result<(), Error> {
+        match Region::decode(region, self.ipa_bits())? {
+            Region::Plain => {
+                log(Level::Warning, format_args!("slots of plain memory are not served yet: use KVM_MEM_GUEST_MEMFD"));
+                Err(Error::Invalid)
+            }
+            Region::Delete { id } => self.delete_slot(id),
+            Region::Add { id, gfn, pages, fd } => {
+                let file = FileRef::get(fd)?;
+                let added = self.add_slot(Slot { id, gfn, pages, file, declared: false });
+                if added.is_err() {
+                    file.put();
+                }
+                added
+            }
+        }
+    }
+
+    fn add_slot(self, slot: Slot<FileRef>) -> Result<(), Error> {
+        let file = slot.file;
+        self.living(|inner| {
+            if inner.life == Life::Ran {
+                return Err(Error::Denied);
+            }
+            file.claim(self.id())?;
+            if slot.pages.end() > file.len() {
+                return Err(Error::Invalid);
+            }
+            inner.slots.add(slot)
+        })
+    }
+
+    fn delete_slot(self, id: u32) -> Result<(), Error> {
+        let slot = self.living(|inner| {
+            let slot = inner.slots.get(id).ok_or(Error::Invalid)?;
+            if inner.life == Life::Ran {
+                return Err(Error::Denied);
+            }
+            let used = slot.file.change(|book| {
+                slot.pages.pages().any(|page| {
+                    let page = book.page(page);
+                    page.is_the_guests() || matches!(page, Page::Draining { .. })
+                })
+            });
+            if used || slot.declared {
+                return Err(Error::Busy);
+            }
+            inner.slots.remove(id)
+        })?;
+        slot.file.put();
+        Ok(())
+    }
+
+    fn create_vcpu(self, id: usize) -> Result<i64, Error> {
+        let id =
+            u32::try_from(id).ok().filter(|&id| u64::from(id) < crate::system::max_vcpus()).ok_or(Error::Invalid)?;
+        let bit = 1_u64.checked_shl(id).ok_or(Error::Invalid)?;
+        self.living(|inner| {
+            if inner.opened & bit != 0 {
+                return Err(Error::Exists);
+            }
+            if inner.created & bit == 0 {
+                pool::supplied(&EL2, &self, self.handle(), || EL2.vcpu_create(self.handle(), u64::from(id)))?;
+                inner.created |= bit;
+            }
+            let fd = vcpu::open(self, id)?;
+            inner.opened |= bit;
+            Ok(fd)
+        })
+    }
+
+    /// Ends the VM: stops its vCPUs, takes every frame back. Safe to call again, and while its descriptors are open.
+    fn halt(self) {
+        let created = self.locked(|inner| {
+            let was = core::mem::replace(&mut inner.life, Life::Ended);
+            (was != Life::Ended).then_some(inner.created)
+        });
+        let Some(created) = created else { return };
+        if let Err(error) = self.doom(created) {
+            log(Level::Error, format_args!("el2 would not end a VM ({error:?}): its frames are lost"));
+            return;
+        }
+        let mut lost = 0;
+        for _ in 0..END_ROUNDS {
+            let (more, draining) = self.reclaim_slots();
+            lost += more;
+            if !draining {
+                break;
+            }
+            Undertaker.pause(1000);
+        }
+        lost += end::reclaim_pool(&EL2, &self, self.handle(), &Undertaker);
+        if lost > 0 {
+            log(Level::Error, format_args!("el2 would not return {lost} frames of a VM: they are lost"));
+        }
+    }
+
+    fn doom(self, created: u64) -> Result<(), Error> {
+        for _ in 0..END_ROUNDS {
+            match end::doom(&EL2, self.handle()) {
+                Err(Error::Busy) => {}
+                other => return other,
+            }
+            for vcpu in (0..64).filter(|&vcpu| created >> vcpu & 1 != 0) {
+                // A vCPU that is not there has nothing to leave.
+                let _ = EL2.vcpu_kick(self.handle(), vcpu);
+            }
+            Undertaker.pause(1000);
+        }
+        Err(Error::Busy)
+    }
+
+    /// One pass over every slot: frames lost, and whether a conversion is under way somewhere.
+    fn reclaim_slots(self) -> (u64, bool) {
+        self.locked(|inner| {
+            let mut lost = 0;
+            let mut draining = false;
+            for slot in inner.slots.iter() {
+                let file = slot.file;
+                lost += end::reclaim_pages(&file, slot.pages, file.initial(), &EL2, self.handle(), &Undertaker);
+                draining |=
+                    file.change(|book| slot.pages.pages().any(|page| matches!(book.page(page), Page::Draining { .. })));
+            }
+            (lost, draining)
+        })
+    }
+
+    fn ioctl(self, cmd: u32, arg: usize) -> Result<i64, Error> {
+        match cmd {
+            io::KVM_CHECK_EXTENSION => {
+                let cap = u64::try_from(arg).map_err(|_| Error::Invalid)?;
+                let value = abi::capability(Asked::Vm, cap, crate::system::max_vcpus());
+                i64::try_from(value).map_err(|_| Error::Invalid)
+            }
+            io::KVM_CREATE_VCPU => self.create_vcpu(arg),
+            io::KVM_SET_USER_MEMORY_REGION => {
+                let old: io::MemoryRegion = sys::copy_in(arg)?;
+                let secret = u64::from(old.flags) & io::KVM_MEM_GUEST_MEMFD != 0;
+                if secret {
+                    return Err(Error::Invalid);
+                }
+                self.set_region(&io::MemoryRegion2 {
+                    slot: old.slot,
+                    flags: old.flags,
+                    guest_phys_addr: old.guest_phys_addr,
+                    memory_size: old.memory_size,
+                    userspace_addr: old.userspace_addr,
+                    guest_memfd_offset: 0,
+                    guest_memfd: 0,
+                    pad1: 0,
+                    pad2: [0; 14],
+                })
+                .map(|()| 0)
+            }
+            io::KVM_SET_USER_MEMORY_REGION2 => self.set_region(&sys::copy_in(arg)?).map(|()| 0),
+            io::KVM_CREATE_GUEST_MEMFD => {
+                let new = NewFile::decode(&sys::copy_in(arg)?)?;
+                file::open(new, self.id())
+            }
+            io::KVM_ARM_PREFERRED_TARGET => {
+                let target = u32::try_from(io::KVM_ARM_TARGET_GENERIC_V8).map_err(|_| Error::Invalid)?;
+                sys::copy_out(arg, &io::VcpuInit { target, features: [0; 7] }).map(|()| 0)
+            }
+            io::KVM_ENABLE_CAP => abi::enable(&sys::copy_in(arg)?).map(|()| 0),
+            _ => Err(Error::NoIoctl),
+        }
+    }
+}
+
+/// `KVM_CREATE_VM`.
+pub(crate) fn create(argument: usize) -> Result<i64, Error> {
+    let kind = VmType::decode(u64::try_from(argument).map_err(|_| Error::Invalid)?)?;
+    if !kind.protected {
+        log(Level::Warning, format_args!("ordinary VMs are not served yet: set bit 31 of the type"));
+        return Err(Error::Invalid);
+    }
+    // SAFETY: takes nothing; the answer is null or a VM with one reference.
+    let vm = Vm::new(unsafe { fhc_vm_new() }, core::ptr::null_mut()).ok_or(Error::NoMemory)?;
+    let opened = build(vm, kind.ipa_bits);
+    if opened.is_err() {
+        vm.put();
+    }
+    opened
+}
+
+fn build(vm: Vm, ipa_bits: u64) -> Result<i64, Error> {
+    let state = sys::alloc::<VmState>(1);
+    if state.is_null() {
+        return Err(Error::NoMemory);
+    }
+    let handle = match pool::create(&EL2, &vm, ipa_bits) {
+        Ok(handle) => handle,
+        Err(error) => {
+            // SAFETY: fresh from `alloc`, and nobody knows it.
+            unsafe { sys::free(state) };
+            return Err(error);
+        }
+    };
+    let inner = Inner { slots: Slots::new(), life: Life::New, created: 0, opened: 0 };
+    // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
+    unsafe { state.write(VmState { handle, ipa_bits, inner }) };
+    // SAFETY: the VM is alive; from here on its state is the glue's, which ends it with the VM whatever happens.
+    match unsafe { fhc_vm_open(vm.raw(), state) } {
+        fd if fd >= 0 => Ok(i64::from(fd)),
+        error => Err(from_errno(error)),
+    }
+}
+
+/// Ioctls of a VM.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_vm_ioctl(raw: *mut RawVm, state: *mut VmState, cmd: u32, arg: usize) -> i64 {
+    let Some(vm) = Vm::new(raw, state) else { return errno(Error::BadFile) };
+    vm.ioctl(cmd, arg).unwrap_or_else(errno)
+}
+
+/// Ends a VM whose descriptors may still be open, before a reboot.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState) {
+    if let Some(vm) = Vm::new(raw, state) {
+        vm.halt();
+    }
+}
+
+/// Ends a VM that nobody refers to any more, and frees its state.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_vm_end(raw: *mut RawVm, state: *mut VmState) {
+    let Some(vm) = Vm::new(raw, state) else { return };
+    vm.halt();
+    while let Some(slot) = vm.locked(|inner| inner.slots.pop()) {
+        slot.file.put();
+    }
+    // SAFETY: came from `alloc` in `build`, and the VM is gone.
+    unsafe { sys::free(state) };
+}
