@@ -5,6 +5,7 @@
 //! if all cases held. It decides what is right from `uapi` and `proto`, and from nothing else.
 
 mod attack;
+mod counters;
 mod drain;
 mod fuzz;
 mod gmem;
@@ -19,9 +20,11 @@ mod proto;
 mod raw;
 mod refusals;
 mod report;
+mod switch;
 mod sys;
 
 const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
+  counters    what el2 counted until the host was up
   light       steps 4 and 5: a protected VM runs what was written
   attack      step 6: the host attacks its memory
   carve-out   the part of step 6 that needs no VM
@@ -32,6 +35,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   ioctls      bad input to the driver
   refusals    wrong calls past the driver
   fuzz [SEED] random calls past the driver, from every CPU
+  switch      what survives a run, and what an exit shows
   noel2       what must not be there without el2
 ";
 
@@ -55,6 +59,7 @@ fn main() {
         }
     }
     match subcommand.as_str() {
+        "counters" => or_report("2", counters::at_boot()),
         "light" => drop(light::first_light()),
         "attack" => or_report("6", attack::attack()),
         "carve-out" => or_report("6", attack::without_vm()),
@@ -65,6 +70,7 @@ fn main() {
         "ioctls" => or_report("ioctls", ioctls::all()),
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(seed)),
+        "switch" => or_report("world-switch", switch::all()),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
     }
