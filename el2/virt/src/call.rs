@@ -151,8 +151,8 @@ impl Call {
     /// Decodes the call `id` with x1–x5.
     ///
     /// # Errors
-    /// `NoSuchCall`; of the arguments `WrongHandle`, `WrongVcpu`, `BadArgument`, `Denied`, `ZeroCount`, `Overflow`,
-    /// `NotMemory`, `GfnOutOfRange`.
+    /// `NoSuchCall`; of the arguments `WrongHandle`, `WrongVcpu`, `BadArgument`, `Denied`, `ZeroCount`,
+    /// `CountTooLarge`, `Overflow`, `NotMemory`, `GfnOutOfRange`.
     pub fn decode(id: u32, [x1, x2, x3, x4, x5]: [u64; 5]) -> Result<Self, Refused> {
         Ok(match id {
             hvc::VERSION => Self::Version,
@@ -192,7 +192,7 @@ impl Call {
                 records: x3,
             },
             hvc::MEM_SHARE => Self::MemShare { vm: Handle::decode(x1)?, access: access(x5)?, lot: lot(x2, x3, x4)? },
-            hvc::MEM_UNSHARE => Self::MemUnshare { vm: Handle::decode(x1)?, run: guest_frames(x2, x3)? },
+            hvc::MEM_UNSHARE => Self::MemUnshare { vm: Handle::decode(x1)?, run: guest_frames(x2, bounded(x3)?)? },
             hvc::GUEST_ACCEPT => {
                 Self::GuestAccept { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)?, count: x3 }
             }
@@ -202,7 +202,7 @@ impl Call {
 }
 
 fn frames(pfn: u64, count: u64) -> Result<Claim<PfnRun>, Refused> {
-    Ok(Claim::new(PfnRun::decode(pfn, count)?))
+    Ok(Claim::new(PfnRun::decode(pfn, bounded(count)?)?))
 }
 
 fn guest_frames(gfn: u64, count: u64) -> Result<Claim<GfnRun>, Refused> {
@@ -210,7 +210,12 @@ fn guest_frames(gfn: u64, count: u64) -> Result<Claim<GfnRun>, Refused> {
 }
 
 fn lot(pfn: u64, gfn: u64, count: u64) -> Result<Claim<Lot>, Refused> {
-    Ok(Claim::new(Lot::decode(pfn, gfn, count)?))
+    Ok(Claim::new(Lot::decode(pfn, gfn, bounded(count)?)?))
+}
+
+/// A count is bounded before anything is computed with it.
+fn bounded(count: u64) -> Result<u64, Refused> {
+    if count > hvc::MAX_RUN { Err(freehold_mem::Refused::CountTooLarge.into()) } else { Ok(count) }
 }
 
 fn revocable(flags: u64) -> Result<bool, Refused> {
