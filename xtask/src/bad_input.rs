@@ -4,15 +4,15 @@
 //! The device tree is QEMU's own, edited; a few instructions in front of el2 stand for the boot loader, so that the tree
 //! reaches it exactly as it was edited.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::fdt::{Node, Tree};
+use crate::image;
 use crate::qemu::{Machine, Read, Running};
 use crate::test::{Context, Item, Work, boot};
-use crate::{cmd, image};
 
 /// From power on to the refusal.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -151,13 +151,12 @@ fn machine(qemu: &Path, bundle: &Path, initramfs: &Path, bad: &Bad, dir: &Path) 
         machine.el2 = false;
         return Ok(machine);
     }
-    let mut blob = own_tree(qemu, &machine, dir)?;
-    let mut tree = Tree::parse(&blob).context("QEMU's own device tree")?;
+    let mut tree = machine.device_tree(qemu, &dir.join("own.dtb"))?;
     place_initrd(&mut tree, std::fs::metadata(initramfs)?.len());
     if let Spoil::Tree(change) = bad.spoil {
         change(&mut tree);
     }
-    blob = tree.bytes();
+    let mut blob = tree.bytes();
     if let Spoil::Blob(change) = bad.spoil {
         change(&mut blob);
     }
@@ -188,23 +187,6 @@ fn loader_code() -> Vec<u8> {
     bytes.extend(DTB_AT.to_le_bytes());
     bytes.extend(IMAGE_AT.to_le_bytes());
     bytes
-}
-
-fn own_tree(qemu: &Path, machine: &Machine, dir: &Path) -> Result<Vec<u8>> {
-    let file: PathBuf = dir.join("own.dtb");
-    let mut command = std::process::Command::new(qemu);
-    let mut arguments = machine.arguments();
-    for argument in &mut arguments {
-        if argument.starts_with("virt,") {
-            argument.push_str(&format!(",dumpdtb={}", file.display()));
-        }
-    }
-    cmd::output(command.args(arguments))?;
-    let tree = std::fs::read(&file).context("QEMU wrote no device tree")?;
-    if tree.len() < 40 {
-        bail!("QEMU's device tree has {} bytes", tree.len());
-    }
-    Ok(tree)
 }
 
 fn place_initrd(tree: &mut Tree, length: u64) {

@@ -107,6 +107,9 @@ struct DevBootArgs {
     /// A machine without EL2
     #[arg(long)]
     no_el2: bool,
+    /// Adds a no-map region to the device tree
+    #[arg(long)]
+    no_map: bool,
     /// PATH=FILE: adds FILE to the initramfs as PATH
     #[arg(long)]
     add: Vec<String>,
@@ -209,6 +212,9 @@ fn dev_boot(env: &Env, args: DevBootArgs) -> Result<ExitCode> {
     machine.el2 = !args.no_el2;
     machine.append = format!("fh.job={} {}", args.job, args.append);
     machine.extra = args.qemu;
+    if args.no_map {
+        machine = machine.with_no_map(&tools.qemu, &env.out.join("dev-no-map.dtb"))?;
+    }
     let log = env.logs().join(format!("dev-{}.log", args.job));
     let mut running = Running::start(&tools.qemu, &machine, &log)?;
     let outcome = session::follow(&mut running, Duration::from_secs(args.limit), |case| {

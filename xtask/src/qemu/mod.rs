@@ -17,6 +17,7 @@ pub(crate) use console::{Console, Read};
 pub(crate) use qmp::Qmp;
 
 use crate::cmd;
+use crate::fdt::{Node, Tree};
 
 /// What to boot, on what.
 #[derive(Clone, Debug)]
@@ -63,6 +64,32 @@ impl Machine {
         line.trim_end().to_owned()
     }
 
+    /// The device tree that QEMU makes for it, through the file `through`.
+    ///
+    /// # Errors
+    /// If QEMU does not write one.
+    pub(crate) fn device_tree(&self, qemu: &Path, through: &Path) -> Result<Tree> {
+        let mut arguments = self.arguments();
+        for argument in arguments.iter_mut().filter(|a| a.starts_with("virt,")) {
+            argument.push_str(&format!(",dumpdtb={}", through.display()));
+        }
+        cmd::output(Command::new(qemu).args(arguments))?;
+        let blob = std::fs::read(through).context("QEMU wrote no device tree")?;
+        Tree::parse(&blob).context("QEMU's own device tree")
+    }
+
+    /// Gives it a region of RAM that the device tree forbids everyone to map.
+    ///
+    /// # Errors
+    /// If the device tree cannot be made.
+    pub(crate) fn with_no_map(mut self, qemu: &Path, file: &Path) -> Result<Self> {
+        let mut tree = self.device_tree(qemu, file)?;
+        tree.root.children.push(no_map_region());
+        crate::image::write_whole(file, &tree.bytes())?;
+        self.extra.extend(["-dtb".to_owned(), file.display().to_string()]);
+        Ok(self)
+    }
+
     /// QEMU's arguments for it.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let mut all = vec!["-nodefaults".to_owned(), "-no-reboot".to_owned(), "-display".to_owned(), "none".to_owned()];
@@ -86,6 +113,20 @@ impl Machine {
         all.extend(self.extra.iter().cloned());
         all
     }
+}
+
+/// 2 MiB near the end of 2 GiB of RAM, as firmware would keep them for itself.
+fn no_map_region() -> Node {
+    let two = 2u32.to_be_bytes();
+    let reg: Vec<u8> = [0xb000_0000u64, 2 << 20].iter().flat_map(|v| v.to_be_bytes()).collect();
+    let mut region = Node { name: "firmware@b0000000".to_owned(), ..Node::default() };
+    region.set("reg", &reg);
+    region.set("no-map", &[]);
+    let mut parent = Node { name: "reserved-memory".to_owned(), children: vec![region], ..Node::default() };
+    parent.set("#address-cells", &two);
+    parent.set("#size-cells", &two);
+    parent.set("ranges", &[]);
+    parent
 }
 
 /// A running machine. Dropping it ends it.
