@@ -22,6 +22,11 @@
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
+
+#include <asm/cpufeature.h>
+#include <asm/neon.h>
+#include <asm/sysreg.h>
 
 #include "fh_hostile.h"
 
@@ -53,7 +58,13 @@ static void smccc(const struct arm_smccc_1_2_regs *in,
 		arm_smccc_1_2_smc(in, out);
 }
 
-/* Passes any registers on, but never to firmware: power calls stay out. */
+/* Any registers may pass, but never to firmware: power calls stay out. */
+static bool may_pass(const struct fh_call *call)
+{
+	return call->x[0] == CALL_UID ||
+	       (call->x[0] >= CALL_FIRST && call->x[0] <= CALL_LAST);
+}
+
 static long do_call(void __user *arg)
 {
 	struct arm_smccc_1_2_regs in, out;
@@ -62,8 +73,7 @@ static long do_call(void __user *arg)
 
 	if (copy_from_user(&call, arg, sizeof(call)))
 		return -EFAULT;
-	if (call.x[0] != CALL_UID &&
-	    (call.x[0] < CALL_FIRST || call.x[0] > CALL_LAST))
+	if (!may_pass(&call))
 		return -EPERM;
 	BUILD_BUG_ON(sizeof(call) != sizeof(in));
 	memcpy(&in, &call, sizeof(in));
@@ -73,6 +83,213 @@ static long do_call(void __user *arg)
 	local_irq_restore(flags);
 	memcpy(&call, &out, sizeof(call));
 	return copy_to_user(arg, &call, sizeof(call)) ? -EFAULT : 0;
+}
+
+/* Longest vectors: 32 of 256 bytes, 17 predicates of 32, ZA of 256 by 256. */
+struct vectors {
+	u8 z[32 * 256];
+	u8 p[17 * 32];
+	u8 za[256 * 256];
+};
+
+#define ALL_32	"0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22," \
+		"23,24,25,26,27,28,29,30,31"
+#define ALL_16	"0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15"
+#define CPACR_SMEN	(3UL << 24)
+#define SMCR_LONGEST	0xf
+#define SMSTART_ZA	".inst 0xd503457f"
+#define SMSTART_SM	".inst 0xd503437f"
+#define SMSTOP		".inst 0xd503467f"
+
+static void load_v(const struct vectors *v)
+{
+	asm volatile(".arch_extension simd\n"
+		     ".irp n," ALL_32 "\n"
+		     "ldr q\\n, [%0, #(\\n * 16)]\n"
+		     ".endr\n"
+		     :: "r"(v->z) : "memory");
+}
+
+static void store_v(struct vectors *v)
+{
+	asm volatile(".arch_extension simd\n"
+		     ".irp n," ALL_32 "\n"
+		     "str q\\n, [%0, #(\\n * 16)]\n"
+		     ".endr\n"
+		     :: "r"(v->z) : "memory");
+}
+
+static void load_sve(const struct vectors *v)
+{
+	asm volatile(".arch_extension sve\n"
+		     "ldr p0, [%1, #16, mul vl]\n"
+		     "wrffr p0.b\n"
+		     ".irp n," ALL_32 "\n"
+		     "ldr z\\n, [%0, #\\n, mul vl]\n"
+		     ".endr\n"
+		     ".irp n," ALL_16 "\n"
+		     "ldr p\\n, [%1, #\\n, mul vl]\n"
+		     ".endr\n"
+		     :: "r"(v->z), "r"(v->p) : "memory");
+}
+
+static void store_sve(struct vectors *v)
+{
+	asm volatile(".arch_extension sve\n"
+		     ".irp n," ALL_32 "\n"
+		     "str z\\n, [%0, #\\n, mul vl]\n"
+		     ".endr\n"
+		     ".irp n," ALL_16 "\n"
+		     "str p\\n, [%1, #\\n, mul vl]\n"
+		     ".endr\n"
+		     "rdffr p0.b\n"
+		     "str p0, [%1, #16, mul vl]\n"
+		     :: "r"(v->z), "r"(v->p) : "memory");
+}
+
+static unsigned int sve_bytes(void)
+{
+	unsigned long bytes;
+
+	asm volatile(".arch_extension sve\nrdvl %0, #1" : "=r"(bytes));
+	return bytes;
+}
+
+/* RDSVL: the streaming length, which is ZA's in both directions. */
+static unsigned int za_bytes(void)
+{
+	register unsigned long bytes asm("x0");
+
+	asm volatile(".inst 0x04bf5820" : "=r"(bytes));
+	return bytes;
+}
+
+static void move_za(u8 *za, unsigned int bytes, bool load)
+{
+	register unsigned long row asm("x12");
+	register u8 *at asm("x0");
+	unsigned int i;
+
+	for (i = 0; i < bytes; i++) {
+		row = i;
+		at = za + i * bytes;
+		/* LDR and STR ZA[w12, 0], [x0] */
+		if (load)
+			asm volatile(".inst 0xe1000000"
+				     :: "r"(row), "r"(at) : "memory");
+		else
+			asm volatile(".inst 0xe1200000"
+				     :: "r"(row), "r"(at) : "memory");
+	}
+}
+
+/* Debian's 6.12 is built without SME; the CPU may have it all the same. */
+static bool has_sme(void)
+{
+	return (read_sysreg_s(SYS_ID_AA64PFR1_EL1) >> 24) & 0xf;
+}
+
+static u64 count_differ(const u8 *was, const u8 *is, unsigned int bytes)
+{
+	u64 differ = 0;
+
+	while (bytes--)
+		differ += *was++ != *is++;
+	return differ;
+}
+
+/*
+ * Fills every vector register, calls, and counts what came back otherwise. The
+ * kernel's own use of them is over by kernel_neon_begin(), and with interrupts
+ * off nobody else touches them meanwhile.
+ */
+static void call_with_vectors(struct fh_vectors *ask, struct vectors *was,
+			      struct vectors *is)
+{
+	bool sve = system_supports_sve(), sme = has_sme();
+	struct arm_smccc_1_2_regs in, out;
+	unsigned int zl = 16, zal = 0;
+	unsigned long flags;
+	u64 zcr = 0, cpacr = 0;
+
+	memcpy(&in, &ask->call, sizeof(in));
+	kernel_neon_begin();
+	local_irq_save(flags);
+	if (sve) {
+		zcr = read_sysreg_s(SYS_ZCR_EL1);
+		write_sysreg_s(zcr | ZCR_ELx_LEN_MASK, SYS_ZCR_EL1);
+		isb();
+		zl = sve_bytes();
+		/* FFR can only hold ones from the bottom up. */
+		memset(was->p + 2 * zl, 0, zl / 8);
+		memset(was->p + 2 * zl, 0xff, zl / 16);
+		load_sve(was);
+	} else {
+		load_v(was);
+	}
+	if (sme) {
+		cpacr = read_sysreg(cpacr_el1);
+		write_sysreg(cpacr | CPACR_SMEN, cpacr_el1);
+		isb();
+		write_sysreg_s(SMCR_LONGEST, SYS_SMCR_EL1);
+		isb();
+		asm volatile(SMSTART_ZA);
+		zal = za_bytes();
+		move_za(was->za, zal, true);
+	}
+	if (sme && ask->streaming)
+		asm volatile(SMSTART_SM);
+	smccc(&in, &out);
+	if (sme) {
+		/* Leaving streaming mode clears the vectors. */
+		if (!ask->streaming && sve)
+			store_sve(is);
+		move_za(is->za, zal, false);
+		asm volatile(SMSTOP);
+		write_sysreg(cpacr, cpacr_el1);
+		isb();
+	} else if (sve) {
+		store_sve(is);
+	}
+	if (!sve)
+		store_v(is);
+	if (sve) {
+		write_sysreg_s(zcr, SYS_ZCR_EL1);
+		isb();
+	}
+	local_irq_restore(flags);
+	kernel_neon_end();
+	memcpy(&ask->call, &out, sizeof(out));
+	ask->compared = FH_HAS_V | (sve ? FH_HAS_SVE : 0) | (sme ? FH_HAS_ZA : 0);
+	ask->differ = count_differ(was->za, is->za, zal * zal);
+	if (ask->streaming)
+		return;
+	ask->differ += count_differ(was->z, is->z, 32 * zl);
+	if (sve)
+		ask->differ += count_differ(was->p, is->p, 17 * zl / 8);
+}
+
+static long do_vectors(void __user *arg)
+{
+	struct fh_vectors ask;
+	struct vectors *both;
+	long ret = -EFAULT;
+	unsigned int i;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	if (!may_pass(&ask.call))
+		return -EPERM;
+	both = vzalloc(2 * sizeof(*both));
+	if (!both)
+		return -ENOMEM;
+	for (i = 0; i < sizeof(*both); i++)
+		((u8 *)both)[i] = i * 7 + (i >> 8) + 3;
+	call_with_vectors(&ask, &both[0], &both[1]);
+	if (!copy_to_user(arg, &ask, sizeof(ask)))
+		ret = 0;
+	vfree(both);
+	return ret;
 }
 
 static long do_alloc(void __user *arg)
@@ -321,6 +538,8 @@ static long hostile_ioctl(struct file *file, unsigned int cmd, unsigned long p)
 		return do_fill(arg);
 	case FH_SWEEP:
 		return do_sweep(arg);
+	case FH_VECTORS:
+		return do_vectors(arg);
 	default:
 		return -ENOTTY;
 	}

@@ -53,6 +53,21 @@ struct fh_sweep {
 	__u64 found;	/* out: how many there are, maybe more than fit */
 };
 
+/*
+ * A raw call with every vector register of the host filled: V0-V31, or with SVE
+ * Z0-Z31, P0-P15 and FFR at the longest length, and with SME ZA.
+ */
+struct fh_vectors {
+	struct fh_call call;
+	__u32 streaming;	/* in: make the call in streaming mode */
+	__u32 compared;		/* out: FH_HAS_* of what was filled */
+	__u64 differ;		/* out: bytes that were not the same after it */
+};
+
+#define FH_HAS_V	1
+#define FH_HAS_SVE	2	/* Z, P and FFR */
+#define FH_HAS_ZA	4
+
 #define FH_HOW_LINEAR	0	/* the linear map, nofault helpers */
 #define FH_HOW_FRESH	1	/* a fresh memremap() mapping, nofault helpers */
 #define FH_HOW_THREAD	2	/* the linear map, plainly, in a thread that may die */
@@ -68,5 +83,6 @@ struct fh_sweep {
 #define FH_ACCESS	_IOWR(FH_MAGIC, 5, struct fh_access)
 #define FH_FILL		_IOW(FH_MAGIC, 6, struct fh_fill)
 #define FH_SWEEP	_IOWR(FH_MAGIC, 7, struct fh_sweep)
+#define FH_VECTORS	_IOWR(FH_MAGIC, 8, struct fh_vectors)
 
 #endif

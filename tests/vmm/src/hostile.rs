@@ -57,6 +57,14 @@ struct Sweep {
     found: u64,
 }
 
+#[repr(C)]
+struct Vectors {
+    x: [u64; 18],
+    streaming: u32,
+    compared: u32,
+    differ: u64,
+}
+
 /// By which mapping, and with which safety net, the kernel touches a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum How {
@@ -161,6 +169,14 @@ impl Hostile {
     /// Maps a run of frames, RAM or not, into this process.
     pub(crate) fn map(&self, pfn: u64, frames: usize) -> Result<Mapping, i32> {
         Mapping::new(self, pfn << 12, frames << 12, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC)
+    }
+
+    /// A raw call with every vector register of the host filled: x0–x17, what was filled (bit 0 V, 1 SVE, 2 ZA), and
+    /// how many bytes came back otherwise.
+    pub(crate) fn raw_with_vectors(&self, call: [u64; 18], streaming: bool) -> Result<([u64; 18], u32, u64), i32> {
+        let mut ask = Vectors { x: call, streaming: streaming.into(), compared: 0, differ: 0 };
+        sys::ioctl(self, number::<Vectors>(READ_WRITE, 8), &mut ask)?;
+        Ok((ask.x, ask.compared, ask.differ))
     }
 
     /// Every frame of RAM that the host's linear map can not reach, in order.

@@ -33,10 +33,11 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
     Job { name, file: "noel2", cpu, stock: Some(at_el2), no_map: false }
 }
 
-const JOBS: [Job; 7] = [
+const JOBS: [Job; 8] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     job("life/hvc-fuzz", "hvc-fuzz"),
     job("life/ioctls", "ioctls"),
+    job("life/world-switch", "world-switch"),
     without_el2("life/no-el2-a72", "cortex-a72", false),
     without_el2("life/no-el2-max", "max", false),
     without_el2("life/host-at-el2-a72", "cortex-a72", true),

@@ -72,6 +72,13 @@ impl RawExit {
     }
 }
 
+/// Whether the host left a state in which no guest may be entered: streaming mode. Asked before anything of the vCPU
+/// moves; [`enter`] asks again.
+#[must_use]
+pub fn host_is_busy() -> bool {
+    fp::host_is_streaming(&Ids::read())
+}
+
 /// Runs the guest in `ctx` until it exits, and puts the host back.
 ///
 /// An interrupt that is pending already, or a host that must not be left, returns at once.

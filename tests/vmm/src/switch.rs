@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The world switch, past the driver: what a guest has survives every exit, what the host has survives every run, and
+//! an exit shows the host what that exit needs and nothing else (D9).
+//!
+//! The whole loop is here, so that each `VCPU_RUN` is made with every vector register of the host filled, and so that
+//! every register that comes back can be looked at.
+
+use std::collections::BTreeMap;
+
+use freehold_uapi::hvc::*;
+
+use crate::hostile::Hostile;
+use crate::proto::{self, *};
+use crate::raw::{Arena, end, resting, settle, status_name};
+use crate::report::Step;
+
+const STEP: Step = Step("world-switch");
+const GFN: u64 = RAM_BASE >> 12;
+/// Declared RAM; only the first 512 frames are donated before the first run.
+const FRAMES: u64 = 1024;
+/// More exits than this for one command mean that the guest is lost.
+const MOST_EXITS: usize = 200_000;
+
+/// How a vCPU stopped doing commands.
+#[derive(Debug, PartialEq, Eq)]
+enum Stopped {
+    Asks,
+    Ended(u64, u64),
+}
+
+/// One VM made by raw calls, and everything that was seen of it.
+struct Bench<'h> {
+    hostile: &'h Hostile,
+    handle: u64,
+    pool: Arena,
+    memory: Arena,
+    more: Vec<Arena>,
+    answer: u64,
+    arguments: [u64; 3],
+    results: BTreeMap<u64, u64>,
+    console: String,
+    /// Runs, by exit reason.
+    exits: BTreeMap<u64, usize>,
+    compared: u32,
+    /// Bytes of the host's vectors that a run changed.
+    differ: u64,
+    /// Registers beyond an exit's payload that were not zero.
+    stray: Vec<String>,
+    /// Registers that held the canary.
+    leaked: usize,
+}
+
+impl<'h> Bench<'h> {
+    fn new(hostile: &'h Hostile) -> Result<Self, String> {
+        let image = std::fs::read("/lib/guest.bin").map_err(|e| format!("/lib/guest.bin: {e}"))?;
+        let (pool, memory) = (Arena::new(hostile, 6)?, Arena::new(hostile, 9)?);
+        for (pfn, page) in memory.all().zip(image.chunks(4096)) {
+            let mut words = [0u64; 512];
+            for (word, bytes) in words.iter_mut().zip(page.chunks(8)) {
+                let mut whole = [0; 8];
+                whole[..bytes.len()].copy_from_slice(bytes);
+                *word = u64::from_le_bytes(whole);
+            }
+            hostile.fill(pfn, &words).map_err(|e| format!("fill: {}", crate::sys::errno_name(e)))?;
+        }
+        let created = hostile.raw(VM_CREATE.into(), &[VM_PROTECTED, 40, pool.first, pool.frames]);
+        let handle = created[1];
+        for (call, arguments) in [
+            (VM_RANGE, vec![handle, GFN, FRAMES]),
+            (VCPU_CREATE, vec![handle, 0]),
+            (VCPU_SET_REG, vec![handle, 0, REG_PC, RAM_BASE]),
+            (VCPU_SET_REG, vec![handle, 0, REG_X0, BOOT_NO_SHARE]),
+        ] {
+            let status = hostile.call(call, &arguments);
+            if status != SUCCESS {
+                return Err(format!("call {call:#x}: {}", status_name(status)));
+            }
+        }
+        donate(hostile, handle, &memory, GFN)?;
+        let expected = proto::hash_words(image.get(HASH_FROM..).unwrap_or_default());
+        let mut bench = Self {
+            hostile,
+            handle,
+            pool,
+            memory,
+            more: Vec::new(),
+            answer: 0,
+            arguments: [0; 3],
+            results: BTreeMap::new(),
+            console: String::new(),
+            exits: BTreeMap::new(),
+            compared: 0,
+            differ: 0,
+            stray: Vec::new(),
+            leaked: 0,
+        };
+        let stopped = bench.go()?;
+        STEP.same("a guest boots", format!("{:?}", Stopped::Asks), format!("{stopped:?}"));
+        STEP.same("it runs what was written", format!("{expected:#x}"), format!("{:#x}", bench.result(REG_BOOT_HASH)));
+        STEP.same("its stage 1 is on, its FP computes", BOOT_STAGE1 | BOOT_FP, bench.result(REG_BOOT_FACTS));
+        STEP.same("it prints", BOOT_LINE, bench.console.trim_end());
+        Ok(bench)
+    }
+
+    fn result(&self, register: u64) -> u64 {
+        self.results.get(&register).copied().unwrap_or(u64::MAX)
+    }
+
+    /// Runs the guest until it asks for a command or ends.
+    fn go(&mut self) -> Result<Stopped, String> {
+        for _ in 0..MOST_EXITS {
+            let x = self.run_once(false)?;
+            if x[0] != 0 {
+                return Err(format!("VCPU_RUN: {}", status_name(x[0].cast_signed())));
+            }
+            match x[1] {
+                EXIT_MMIO if self.device(x[2], x[3], x[4]) => return Ok(Stopped::Asks),
+                EXIT_MMIO | EXIT_IRQ | EXIT_WFI => {}
+                EXIT_MEM_FAULT => self.back(x[2])?,
+                reason => return Ok(Stopped::Ended(reason, x[2])),
+            }
+        }
+        Err(format!("{MOST_EXITS} exits and no end: {:?}", self.exits))
+    }
+
+    /// One run, with the host's vectors filled; judges the registers that come back.
+    fn run_once(&mut self, streaming: bool) -> Result<[u64; 18], String> {
+        let mut call = [0u64; 18];
+        call[..4].copy_from_slice(&[VCPU_RUN.into(), self.handle, 0, self.answer]);
+        // The host's leftovers must not come back either.
+        call[4..].fill(0x5ca1_ab1e);
+        let (x, compared, differ) = self
+            .hostile
+            .raw_with_vectors(call, streaming)
+            .map_err(|e| format!("call with vectors: {}", crate::sys::errno_name(e)))?;
+        self.compared |= compared;
+        self.differ += differ;
+        self.answer = 0;
+        *self.exits.entry(x[1]).or_default() += 1;
+        let payload = match x[1] {
+            EXIT_IRQ | EXIT_WFI => 0,
+            EXIT_MEM_FAULT | EXIT_SYSTEM | EXIT_CRASH => 1,
+            EXIT_MMIO if x[3] & MMIO_WRITE == 0 => 2,
+            EXIT_MMIO => 3,
+            _ => 3,
+        };
+        if x[0] == 0 {
+            let stray = x.iter().enumerate().skip(2 + payload).filter(|(_, word)| **word != 0);
+            self.stray.extend(stray.map(|(n, word)| format!("exit {} x{n}={word:#x}", x[1])));
+        }
+        let canaries = [CANARY, CANARY & 0xffff_ffff];
+        self.leaked += x[1..].iter().filter(|word| canaries.contains(word)).count();
+        Ok(x)
+    }
+
+    /// Serves one device access; whether the guest asks for a command.
+    fn device(&mut self, ipa: u64, bits: u64, data: u64) -> bool {
+        let register = ipa.wrapping_sub(DEVICE);
+        if bits & MMIO_WRITE != 0 {
+            match register {
+                REG_CONSOLE => self.console.push(char::from(data as u8)),
+                _ => drop(self.results.insert(register, data)),
+            }
+            return false;
+        }
+        self.answer = match register {
+            REG_ARG0 => self.arguments[0],
+            REG_ARG1 => self.arguments[1],
+            REG_ARG2 => self.arguments[2],
+            _ => u64::MAX,
+        };
+        register == REG_COMMAND
+    }
+
+    fn back(&mut self, gfn: u64) -> Result<(), String> {
+        let frame = Arena::new(self.hostile, 0)?;
+        let donated = donate(self.hostile, self.handle, &frame, gfn);
+        self.more.push(frame);
+        donated
+    }
+
+    /// Has the guest do a command; its results. The guest must be asking.
+    fn command(&mut self, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
+        self.arguments = arguments;
+        self.answer = command;
+        for register in [REG_RESULT0, REG_RESULT1, REG_RESULT2] {
+            self.results.remove(&register);
+        }
+        match self.go()? {
+            Stopped::Asks => Ok([REG_RESULT0, REG_RESULT1, REG_RESULT2].map(|register| self.result(register))),
+            Stopped::Ended(reason, what) => Err(format!(
+                "command {command} ended with exit {reason}, {what:#x}; guest's last words {:x?}",
+                [REG_PANIC_ESR, REG_PANIC_ELR, REG_PANIC_FAR].map(|register| self.result(register))
+            )),
+        }
+    }
+
+    /// Has the guest do a command that counts what is wrong.
+    fn clean(&mut self, case: &str, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
+        let results = self.command(command, arguments)?;
+        STEP.judged(case, "0 wrong", format!("{} wrong ({results:x?})", results[0]), results[0] == 0);
+        Ok(results)
+    }
+
+    fn close(self) {
+        let mut frames: Vec<u64> = self.memory.all().chain(self.pool.all()).collect();
+        frames.extend(self.more.iter().flat_map(Arena::all));
+        STEP.same("every frame comes back", 0, end(self.hostile, self.handle, &frames));
+        for arena in self.more.iter().chain([&self.memory, &self.pool]) {
+            let _ = self.hostile.free(arena.first);
+        }
+    }
+}
+
+/// Donates all frames of an arena, in as many calls as the interrupts leave it.
+fn donate(hostile: &Hostile, handle: u64, arena: &Arena, gfn: u64) -> Result<(), String> {
+    let mut done = 0;
+    while done < arena.frames {
+        let arguments = [handle, arena.first + done, gfn + done, arena.frames - done, 0];
+        let x = hostile.raw(MEM_DONATE.into(), &arguments);
+        if x[0] != 0 {
+            return Err(format!("donation at {:#x}: {}", gfn + done, status_name(x[0].cast_signed())));
+        }
+        done += x[1];
+    }
+    Ok(())
+}
+
+/// Runs the suite.
+pub(crate) fn all() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let before = resting(&hostile);
+    let mut bench = Bench::new(&hostile)?;
+    let hash = bench.command(CMD_HASH, [0; 3])?[0];
+    bench.clean("vectors of the guest survive 100 exits", CMD_FP, [100, 0, 0])?;
+    bench.clean("registers of the guest survive 100 exits", CMD_STATE, [100, 0, 0])?;
+    let tried = bench.clean("hidden registers are UNDEFINED", CMD_HIDDEN, [0; 3])?[2];
+    STEP.judged("hidden registers tried", "at least 30", tried, tried >= 30);
+    bench.clean("ID registers show nothing hidden", CMD_ID, [0; 3])?;
+    bench.clean("MMIO loads of every width and sign", CMD_MMIO, [0; 3])?;
+    spin(&mut bench)?;
+    bench.clean("a canary to RAM not donated is stored", CMD_CANARY, [RAM_BASE + 0x20_1000, 0, 0])?;
+    STEP.same("no exit showed the canary", 0, bench.leaked);
+    let backed = bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0);
+    STEP.same("each page of it was asked for once", CANARY_PAGES, backed);
+    let smc = bench.command(CMD_SMC, [0x8400_0000, 0, 0])?;
+    STEP.same("an SMC reaches no firmware", "[ffffffffffffffff, 0]", format!("{:x?}", &smc[..2]));
+    let damage = bench.command(CMD_SECRET, [0; 3])?[2];
+    STEP.same("secrets undamaged", 0, damage);
+    STEP.same("memory unchanged", format!("{hash:#x}"), format!("{:#x}", bench.command(CMD_HASH, [0; 3])?[0]));
+    streaming(&mut bench)?;
+    STEP.same("exits show nothing beside their payload", "[]", format!("{:?}", bench.stray));
+    let what = match bench.compared {
+        1 => "V",
+        3 => "V, Z, P, FFR",
+        7 => "V, Z, P, FFR, ZA",
+        _ => "?",
+    };
+    let runs: usize = bench.exits.values().sum();
+    STEP.judged(
+        "the host's vectors survive",
+        "0 bytes differ",
+        format!("{} bytes differ, {what}, {runs} runs", bench.differ),
+        bench.differ == 0 && bench.compared & 1 == 1 && runs > 300,
+    );
+    bench.arguments = [1 << 38, 0, 0];
+    bench.answer = CMD_LOAD_PAIR;
+    let ended = bench.go()?;
+    STEP.same(
+        "a pair outside RAM ends the guest",
+        format!("{:?}", Stopped::Ended(EXIT_CRASH, CRASH_NO_SYNDROME)),
+        format!("{ended:?}"),
+    );
+    let again = bench.run_once(false)?[0].cast_signed();
+    STEP.same("and it runs no more", "WRONG_STATE", status_name(again));
+    bench.close();
+    settle(STEP, "counters at rest", &hostile, &before);
+    Ok(())
+}
+
+/// A guest that never exits by itself does not hold the host's CPU.
+fn spin(bench: &mut Bench<'_>) -> Result<(), String> {
+    let interrupts = |bench: &Bench<'_>| bench.exits.get(&EXIT_IRQ).copied().unwrap_or(0);
+    let before = interrupts(bench);
+    // A second at 62.5 MHz, a sixteenth of one at 1 GHz.
+    bench.command(CMD_SPIN, [62_500_000, 0, 0])?;
+    let seen = interrupts(bench) - before;
+    STEP.judged("interrupts end a guest's run", "at least 3", seen, seen >= 3);
+    Ok(())
+}
+
+/// A host that is in streaming mode is refused, and nothing of the guest moves.
+fn streaming(bench: &mut Bench<'_>) -> Result<(), String> {
+    const HAS_ZA: u32 = 4;
+    if bench.compared & HAS_ZA == 0 {
+        return Ok(());
+    }
+    let answer = bench.answer;
+    let x = bench.run_once(true)?;
+    bench.answer = answer;
+    *bench.exits.entry(x[1]).or_default() -= 1;
+    STEP.same("a host in streaming mode is refused", "DENIED", status_name(x[0].cast_signed()));
+    Ok(())
+}
