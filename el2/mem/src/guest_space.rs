@@ -80,16 +80,16 @@ impl GuestSpace {
                 continue;
             }
             let earlier = || wanted.iter().take(index).map(Granule::gfn);
-            if !earlier().any(|gfn| block_of(gfn) == block) {
-                match self.walk(granule.gfn(), m) {
-                    Found::Leaf(..) => {}
-                    Found::NoLevel3(_) => missing = missing.saturating_add(1),
-                    Found::NoLevel2(_) => {
-                        let counted = last_giant == Some(giant) || earlier().any(|gfn| giant_of(gfn) == giant);
-                        missing = missing.saturating_add(if counted { 1 } else { 2 });
-                    }
+            let counted = |new: u32| if earlier().any(|gfn| block_of(gfn) == block) { 0 } else { new };
+            let new = match self.walk(granule.gfn(), m) {
+                Found::Leaf(..) => 0,
+                Found::NoLevel3(_) => counted(1),
+                Found::NoLevel2(_) => {
+                    let known = last_giant == Some(giant) || earlier().any(|gfn| giant_of(gfn) == giant);
+                    counted(if known { 1 } else { 2 })
                 }
-            }
+            };
+            missing = missing.saturating_add(new);
             (last_block, last_giant) = (Some(block), Some(giant));
         }
         missing

@@ -219,14 +219,29 @@ impl<'m> Host<'m> {
         let words = usize::try_from(records.saturating_mul(2)).map_err(|_| Refused::CountTooLarge)?;
         let list = self.list.get_mut(..words).ok_or(Refused::CountTooLarge)?;
         m.copy_words(page, list);
-        check_list(list)?;
         // Moved out so that the batch can be filled while the list is read.
         let list = core::mem::take(&mut self.list);
-        for lot in lots(list.get(..words).unwrap_or(&[])).flatten() {
+        let checked = self.put_list(list.get_mut(..words).unwrap_or(&mut []));
+        self.list = list;
+        checked
+    }
+
+    /// Gathers the records of a list, in their order, and then checks that no two of them meet.
+    fn put_list(&mut self, list: &mut [u64]) -> Result<(), Refused> {
+        let (records, _) = list.as_chunks_mut::<2>();
+        for record in records.iter() {
+            let lot = lot(record)?;
+            if lot.frames().count() > MAX_FRAMES {
+                return Err(Refused::CountTooLarge);
+            }
             self.put(&lot);
         }
-        self.list = list;
-        Ok(())
+        // In the order of their starts, runs that meet stand side by side somewhere.
+        records.sort_unstable_by_key(|[pfn, _]| *pfn);
+        let frames_meet = neighbours(records).any(|(one, next)| one.frames().meets(&next.frames()));
+        records.sort_unstable_by_key(|[_, packed]| packed & GFN);
+        let places_meet = neighbours(records).any(|(one, next)| one.at().meets(&next.at()));
+        if frames_meet || places_meet { Err(Refused::Twice) } else { Ok(()) }
     }
 
     fn put(&mut self, lot: &Lot) {
@@ -239,27 +254,17 @@ impl<'m> Host<'m> {
     }
 }
 
-/// Checks every record for itself and against all others.
-fn check_list(list: &[u64]) -> Result<(), Refused> {
-    for (index, lot) in lots(list).enumerate() {
-        let lot = lot?;
-        if lot.frames().count() > MAX_FRAMES {
-            return Err(Refused::CountTooLarge);
-        }
-        let meets = |other: Lot| other.frames().meets(&lot.frames()) || other.at().meets(&lot.at());
-        if lots(list).take(index).flatten().any(meets) {
-            return Err(Refused::Twice);
-        }
-    }
-    Ok(())
+/// The guest frame number of a record's second word; the count minus one stands above.
+const GFN: u64 = (1 << 52) - 1;
+
+fn lot([pfn, packed]: &[u64; 2]) -> Result<Lot, Refused> {
+    Lot::decode(*pfn, packed & GFN, (packed >> 52).saturating_add(1))
 }
 
-/// Decodes records: frame number; guest frame number in bits 51:0 and count minus one above.
-fn lots(list: &[u64]) -> impl Iterator<Item = Result<Lot, Refused>> + Clone + '_ {
-    list.chunks_exact(2).map(|record| match record {
-        [pfn, packed] => Lot::decode(*pfn, packed & ((1 << 52) - 1), (packed >> 52).saturating_add(1)),
-        _ => Err(Refused::ZeroCount),
-    })
+/// Records next to each other, decoded; all of them were found to be good.
+fn neighbours(records: &[[u64; 2]]) -> impl Iterator<Item = (Lot, Lot)> + '_ {
+    let good = || records.iter().filter_map(|record| lot(record).ok());
+    good().zip(good().skip(1))
 }
 
 fn split(words: &mut [u64], count: u64) -> Result<(&mut [u64], &mut [u64]), MapError> {

@@ -5,7 +5,8 @@ use std::vec::Vec;
 
 use super::fake::{HOST_DATA, SECRET};
 use super::rig::{GUEST_RAM, RAM, Rig, gfn, pfn};
-use crate::{Claim, GuestView, HostView, Ipa, Kind, Life, Lot, State, VmSlot};
+use crate::pte::Leaf;
+use crate::{Claim, Entry, GuestView, HostView, Ipa, Kind, Life, Lot, State, VmSlot};
 
 const POOL: u64 = RAM;
 const FREE: u64 = RAM + 512;
@@ -61,6 +62,21 @@ fn before_the_first_run_contents_stay_and_are_measured_after_it_they_are_zeroed(
         assert_eq!(rig.m.content(pfn(from)), if started { 0 } else { HOST_DATA });
     }
     assert_eq!(measured, [(GUEST_RAM, FREE), (GUEST_RAM + 1, FREE + 1)]);
+}
+
+#[test]
+fn what_the_host_left_in_pool_frames_is_never_walked() {
+    let mut rig = Rig::new();
+    // Every frame of the pool looks like a table that maps the ledger, or points to itself.
+    for frame in POOL..POOL + 8 {
+        for index in 0..512 {
+            rig.m.words.insert(Entry::of(pfn(frame), index), frame << 12 | 0x7ff);
+        }
+    }
+    rig.with_vm(0, Kind::Protected, POOL, 8);
+    assert_eq!(rig.leaves(0), []);
+    rig.donate(0, FREE, GUEST_RAM, 1).unwrap();
+    assert_eq!(rig.leaves(0), [(GUEST_RAM, Leaf::Page(pfn(FREE)))]);
 }
 
 #[test]
@@ -180,6 +196,20 @@ fn loans_are_counted_across_vms_and_end_in_death_too() {
     bury(&mut rig, 0, &[], &[(POOL, 8)]);
     assert_eq!(rig.rest(), before);
     assert_eq!(rig.m.content(pfn(FREE)), HOST_DATA, "lent frames keep what the host wrote");
+}
+
+#[test]
+fn a_loan_grants_what_it_says_and_donation_everything() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Ordinary, POOL, 8);
+    rig.lend(0, FREE, GUEST_RAM, 1, false).unwrap();
+    rig.lend(0, FREE, GUEST_RAM + 1, 1, true).unwrap();
+    rig.with_vm(1, Kind::Protected, POOL + 8, 8);
+    rig.donate(1, FREE + 1, GUEST_RAM, 1).unwrap();
+    let (write, never) = (1 << 7, 1 << 54);
+    let bits = |slot, at| rig.descriptor(slot, at) & (write | never);
+    assert_eq!([bits(0, GUEST_RAM), bits(0, GUEST_RAM + 1), bits(1, GUEST_RAM)], [never, write | never, write]);
+    assert!(rig.m.cleaned.contains(&pfn(FREE)), "an uncached read of the borrower finds what the host wrote");
 }
 
 #[test]

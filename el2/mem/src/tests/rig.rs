@@ -310,6 +310,14 @@ impl Rig {
         format!("{records:x?} {live:x?} {:?} {:?}", self.guests, (tally.blocks, tally.tables, tally.foreign))
     }
 
+    /// The descriptor that stands at a guest frame.
+    pub(crate) fn descriptor(&self, slot: usize, at: u64) -> u64 {
+        let (root, _) = self.guests[slot].root().unwrap();
+        let Form::Table(level2) = pte::form(self.m.word(Entry::of(root, at >> 18))) else { return 0 };
+        let Form::Table(level3) = pte::form(self.m.word(Entry::of(level2, at >> 9))) else { return 0 };
+        self.m.word(Entry::of(level3, at))
+    }
+
     /// Every leaf of a VM's tables.
     pub(crate) fn leaves(&self, slot: usize) -> Vec<(u64, Leaf)> {
         let Some((root, _)) = self.guests[slot].root() else { return Vec::new() };
