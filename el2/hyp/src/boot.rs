@@ -5,7 +5,7 @@
 //! line that says what and where, and that the host starts under its stage 2 or not at all (D3, D12).
 //! The decisions are the library's; this binds them to addresses.
 
-use crate::hypercalls::GuestSlot;
+use crate::hypercalls;
 use crate::power;
 use crate::statics::{self, Machine as Sealed};
 use arrayvec::ArrayVec;
@@ -249,7 +249,7 @@ fn start_host(
 ) -> Result<Infallible, Stop> {
     let host_root = memory.root().pa().raw();
     let machine = statics::seal(Sealed {
-        world: World::new(Ticket::new(memory), core::array::from_fn(|slot| Ticket::new(GuestSlot::new(slot)))),
+        world: World::new(Ticket::new(memory), core::array::from_fn(|slot| Ticket::new(hypercalls::empty_slot(slot)))),
         host_root,
         slots: cpus,
         extended_power_state: power::has_extended_power_state(),

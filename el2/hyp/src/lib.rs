@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The pure half of the boot: reading and editing the DTB, checking the bundle, placing the carve-out.
+//! The pure half: reading and editing the DTB, checking the bundle, placing the carve-out, and serving calls.
 //!
 //! Guarantees that no DTB and no bundle makes it panic, loop or read outside what it was given (I7).
 //! Does not know addresses as memory: everything here is numbers and byte slices, and is tested on
@@ -13,6 +13,8 @@
 
 pub mod banner;
 pub mod bundle;
+pub mod calls;
 pub mod dtb;
 pub mod layout;
+mod run;
 pub mod stop;

@@ -12,7 +12,7 @@ mod boot;
 #[cfg(target_os = "none")]
 mod fault;
 #[cfg(target_os = "none")]
-mod guest;
+mod counters;
 #[cfg(target_os = "none")]
 mod hypercalls;
 #[cfg(target_os = "none")]

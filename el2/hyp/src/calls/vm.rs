@@ -3,10 +3,7 @@
 //!
 //! Keeps I8: the slot is free again when the last frame went back, and its handle is stale from then on.
 
-use super::{vms, with_both, with_guest};
-use crate::statics;
-use freehold_arch::phys::Hardware;
-use freehold_arch::vcpu::host_is_wanted;
+use super::{Platform, with_both, with_guest};
 use freehold_mem::lock::Permit;
 use freehold_mem::verbs::{el2_return_host, host_donate_el2, host_reclaim};
 use freehold_mem::{Claim, GfnRun, Kind, PfnRun, Refused as Memory};
@@ -15,64 +12,73 @@ use freehold_virt::call::Reply;
 use freehold_virt::handle::Handle;
 
 /// `VM_CREATE`.
-pub(super) fn create(permit: &mut Permit, ipa_bits: u32, pool: Claim<PfnRun>) -> Result<Reply, Refused> {
-    let machine = statics::machine();
-    if !machine.serves_vms {
+pub(super) fn create(
+    p: &impl Platform,
+    permit: &mut Permit,
+    ipa_bits: u32,
+    pool: Claim<PfnRun>,
+) -> Result<Reply, Refused> {
+    if !p.serves_vms() {
         return Err(Refused::NoVms);
     }
     // Dropped on refusal, which frees the slot again.
-    let slot = vms().reserve()?;
+    let slot = p.vms().reserve()?;
     let index = slot.handle().slot().index();
-    let mut both = machine.world.host(permit).with_guest(&machine.world, index).ok_or(Refused::NoSlot)?;
+    let mut both = p.world().host(permit).with_guest(p.world(), index).ok_or(Refused::NoSlot)?;
     let (host, guest) = both.get();
     let checked = host_donate_el2::check_birth(host, &mut guest.memory, pool, Kind::Protected, ipa_bits)?;
-    checked.commit(&mut Hardware);
+    checked.commit(&mut p.machine());
     guest.forget_turns();
     Ok(Reply::value(slot.publish().encode()))
 }
 
 /// `VM_RANGE`.
-pub(super) fn range(permit: &mut Permit, vm: Handle, run: Claim<GfnRun>) -> Result<Reply, Refused> {
-    with_guest(permit, vm, |guest| {
+pub(super) fn range(p: &impl Platform, permit: &mut Permit, vm: Handle, run: Claim<GfnRun>) -> Result<Reply, Refused> {
+    with_guest(p, permit, vm, |guest| {
         guest.memory.declare_ram(run)?;
         Ok(Reply::done())
     })
 }
 
 /// `VM_DESTROY`.
-pub(super) fn destroy(permit: &mut Permit, vm: Handle) -> Result<Reply, Refused> {
-    with_guest(permit, vm, |guest| {
+pub(super) fn destroy(p: &impl Platform, permit: &mut Permit, vm: Handle) -> Result<Reply, Refused> {
+    with_guest(p, permit, vm, |guest| {
         // From here on no vCPU of it can be claimed, and none is.
-        vms().destroy(vm)?;
+        p.vms().destroy(vm)?;
         // A VM that could be destroyed lives, so this is not refused.
-        guest.memory.begin_death(&mut Hardware)?;
+        guest.memory.begin_death(&mut p.machine())?;
         Ok(Reply::done())
     })
 }
 
 /// `VM_RECLAIM`.
-pub(super) fn reclaim(permit: &mut Permit, vm: Handle, run: Claim<PfnRun>) -> Result<Reply, Refused> {
-    let mut pause = host_is_wanted;
-    with_both(permit, vm, |host, guest| {
+pub(super) fn reclaim(
+    p: &impl Platform,
+    permit: &mut Permit,
+    vm: Handle,
+    run: Claim<PfnRun>,
+) -> Result<Reply, Refused> {
+    let mut pause = || p.host_is_wanted();
+    with_both(p, permit, vm, |host, guest| {
         match host_reclaim::check(host, &mut guest.memory, run) {
-            Ok(checked) => return Ok(Reply::value(checked.commit(&mut Hardware, &mut pause))),
+            Ok(checked) => return Ok(Reply::value(checked.commit(&mut p.machine(), &mut pause))),
             // Pool frames are in the run; they go only when no guest frame is left.
             Err(Memory::GuestFramesLeft) => {}
             Err(why) => return Err(why.into()),
         }
-        let returned = el2_return_host::check(host, &mut guest.memory, run)?.commit(&mut Hardware, &mut pause);
+        let returned = el2_return_host::check(host, &mut guest.memory, run)?.commit(&mut p.machine(), &mut pause);
         if returned.freed {
             // The VM is dying and the lock is held, so this is not refused.
-            vms().free(vm)?;
+            p.vms().free(vm)?;
         }
         Ok(Reply::value(returned.done))
     })
 }
 
 /// `POOL_TOPUP`.
-pub(super) fn top_up(permit: &mut Permit, vm: Handle, run: Claim<PfnRun>) -> Result<Reply, Refused> {
-    with_both(permit, vm, |host, guest| {
-        let free = host_donate_el2::check(host, &mut guest.memory, run)?.commit(&mut Hardware);
+pub(super) fn top_up(p: &impl Platform, permit: &mut Permit, vm: Handle, run: Claim<PfnRun>) -> Result<Reply, Refused> {
+    with_both(p, permit, vm, |host, guest| {
+        let free = host_donate_el2::check(host, &mut guest.memory, run)?.commit(&mut p.machine());
         Ok(Reply::value(free.into()))
     })
 }

@@ -7,29 +7,32 @@
 
 mod space;
 
-use crate::hypercalls::{self, vms};
-use crate::statics;
-use freehold_arch::percpu::this_cpu;
-use freehold_arch::switch::{ExitKind, RawExit};
-use freehold_arch::vcpu::{self, Loaded, Regime};
+use crate::calls::{Loaded, Platform, Stop, with_guest};
 use freehold_mem::lock::Permit;
 use freehold_virt::Refused;
 use freehold_virt::call::Reply;
 use freehold_virt::exit::{Crash, Exit};
 use freehold_virt::handle::{Handle, VcpuIndex};
-use freehold_virt::sysreg::IdView;
+use freehold_virt::sysreg::{IdView, RawIds};
 use freehold_virt::vcpu::{Next, Trap};
 use freehold_virt::vm::Purpose;
 use space::View;
 
 const CLASS_HVC: u64 = 0x16;
+const CLASS_SYSREG: u64 = 0x18;
 const CLASS_FETCH: u64 = 0x20;
 const CLASS_DATA: u64 = 0x24;
 
 /// `VCPU_RUN`.
-pub(crate) fn run(permit: &mut Permit, vm: Handle, index: VcpuIndex, answer: u64) -> Result<Reply, Refused> {
-    let mut loaded = Loaded::open(vms().claim(vm, index, Purpose::Run)?);
-    let (regime, ipa_bits) = prepare(permit, vm, index)?;
+pub(crate) fn run<P: Platform>(
+    p: &P,
+    permit: &mut Permit,
+    vm: Handle,
+    index: VcpuIndex,
+    answer: u64,
+) -> Result<Reply, Refused> {
+    let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
+    let (regime, ipa_bits) = prepare(p, permit, vm, index)?;
     let (registers, vcpu) = loaded.parts();
     vcpu.complete(answer, registers);
     loaded.claim().ran();
@@ -37,14 +40,12 @@ pub(crate) fn run(permit: &mut Permit, vm: Handle, index: VcpuIndex, answer: u64
         if loaded.claim().take_kick() {
             return Ok(leave(Exit::Kicked));
         }
-        let raw = loaded.run(&regime);
-        let next = match raw.kind {
-            ExitKind::Sync => decide(permit, vm, ipa_bits, &mut loaded, raw)?,
-            ExitKind::Interrupt => Next::Leave(Exit::Irq),
-            ExitKind::SError => Next::Leave(Exit::Crash(Crash::Abort)),
-            ExitKind::BadState => Next::Leave(Exit::Crash(Crash::BadState)),
-            // The host left streaming mode on, which a guest must not be entered under.
-            ExitKind::HostBusy => return Err(Refused::Denied),
+        let next = match loaded.run(&regime) {
+            Stop::Trap(trap) => decide(p, permit, vm, ipa_bits, &mut loaded, trap)?,
+            Stop::Interrupt => Next::Leave(Exit::Irq),
+            Stop::SError => Next::Leave(Exit::Crash(Crash::Abort)),
+            Stop::BadState => Next::Leave(Exit::Crash(Crash::BadState)),
+            Stop::HostBusy => return Err(Refused::Denied),
         };
         if let Next::Leave(exit) = next {
             if matches!(exit, Exit::Crash(_)) {
@@ -56,40 +57,40 @@ pub(crate) fn run(permit: &mut Permit, vm: Handle, index: VcpuIndex, answer: u64
 }
 
 /// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed.
-fn prepare(permit: &mut Permit, vm: Handle, index: VcpuIndex) -> Result<(Regime, u32), Refused> {
-    hypercalls::with_guest(permit, vm, |guest| {
+fn prepare<P: Platform>(p: &P, permit: &mut Permit, vm: Handle, index: VcpuIndex) -> Result<(P::Regime, u32), Refused> {
+    with_guest(p, permit, vm, |guest| {
         let (root, ipa_bits) = guest.memory.root().ok_or(Refused::WrongState)?;
         guest.memory.start()?;
-        let sibling = guest.take_turn(this_cpu().index(), index);
-        Ok((vcpu::regime((root, ipa_bits), guest.memory.vmid(), index, sibling), ipa_bits))
+        let sibling = guest.take_turn(p.cpu(), index);
+        Ok((p.regime((root, ipa_bits), guest.memory.vmid(), index, sibling), ipa_bits))
     })
 }
 
 /// Has a synchronous exception decided, with as much of the VM's memory in view as it needs.
-fn decide(
+fn decide<'a, P: Platform>(
+    p: &'a P,
     permit: &mut Permit,
     vm: Handle,
     ipa_bits: u32,
-    loaded: &mut Loaded<'_>,
-    raw: RawExit,
+    loaded: &mut P::Loaded<'a>,
+    trap: Trap,
 ) -> Result<Next, Refused> {
-    let trap = Trap { esr: raw.esr, far: raw.far, hpfar: raw.hpfar };
-    let raw_ids = vcpu::raw_ids();
+    let class = trap.esr >> 26 & 0x3f;
+    let raw_ids = if class == CLASS_SYSREG { p.raw_ids() } else { RawIds::default() };
     let ids = IdView::new(&raw_ids, ipa_bits);
     let (registers, vcpu) = loaded.parts();
-    let world = &statics::machine().world;
-    let slot = vm.slot().index();
-    Ok(match trap.esr >> 26 & 0x3f {
+    let (world, slot, machine) = (p.world(), vm.slot().index(), p.machine());
+    Ok(match class {
         CLASS_HVC => {
             let mut both = world.host(permit).with_guest(world, slot).ok_or(Refused::WrongHandle)?;
             let (host, guest) = both.get();
-            vcpu.handle(trap, registers, &View::Owned(host, &guest.memory), &ids)
+            vcpu.handle(trap, registers, &View::owned(host, &guest.memory, &machine), &ids)
         }
         CLASS_FETCH | CLASS_DATA => {
             let mut guest = world.guest(permit, slot).ok_or(Refused::WrongHandle)?;
-            vcpu.handle(trap, registers, &View::Mapped(&guest.get().memory), &ids)
+            vcpu.handle(trap, registers, &View::mapped(&guest.get().memory, &machine), &ids)
         }
-        _ => vcpu.handle(trap, registers, &View::Nothing, &ids),
+        _ => vcpu.handle(trap, registers, &View::nothing(&machine), &ids),
     })
 }
 

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! vCPUs: made out of the pool, and their registers before their first run. Running them is `guest`'s.
 
-use super::{vms, with_both};
-use freehold_arch::phys::Hardware;
-use freehold_arch::vcpu::{self, Loaded};
+use super::{Loaded, Platform, with_both};
 use freehold_mem::Life;
 use freehold_mem::lock::Permit;
 use freehold_virt::Refused;
@@ -13,37 +11,48 @@ use freehold_virt::vcpu::HostRegister;
 use freehold_virt::vm::Purpose;
 
 /// `VCPU_CREATE`.
-pub(super) fn create(permit: &mut Permit, vm: Handle, index: VcpuIndex) -> Result<Reply, Refused> {
-    with_both(permit, vm, |host, guest| {
-        vms().check_vcpu(vm, index)?;
+pub(super) fn create(p: &impl Platform, permit: &mut Permit, vm: Handle, index: VcpuIndex) -> Result<Reply, Refused> {
+    with_both(p, permit, vm, |host, guest| {
+        p.vms().check_vcpu(vm, index)?;
         if guest.memory.life() != Life::Building {
             return Err(Refused::WrongState);
         }
-        let frame = guest.memory.take_frame(host, &mut Hardware)?;
-        vms().create_vcpu(vm, index, vcpu::create(frame));
+        let frame = guest.memory.take_frame(host, &mut p.machine())?;
+        p.vms().create_vcpu(vm, index, p.create_vcpu(frame));
         Ok(Reply::done())
     })
 }
 
 /// `VCPU_SET_REG`.
-pub(super) fn set_register(vm: Handle, index: VcpuIndex, register: HostRegister, value: u64) -> Result<Reply, Refused> {
-    let mut loaded = Loaded::open(vms().claim(vm, index, Purpose::Registers)?);
+pub(super) fn set_register(
+    p: &impl Platform,
+    vm: Handle,
+    index: VcpuIndex,
+    register: HostRegister,
+    value: u64,
+) -> Result<Reply, Refused> {
+    let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Registers)?);
     let (registers, _) = loaded.parts();
     register.set(value, registers)?;
     Ok(Reply::done())
 }
 
 /// `VCPU_GET_REG`.
-pub(super) fn register(vm: Handle, index: VcpuIndex, register: HostRegister) -> Result<Reply, Refused> {
+pub(super) fn register(
+    p: &impl Platform,
+    vm: Handle,
+    index: VcpuIndex,
+    register: HostRegister,
+) -> Result<Reply, Refused> {
     if register == HostRegister::Mpidr {
         // The index says it: the vCPU may be running.
-        return match vms().check_vcpu(vm, index) {
+        return match p.vms().check_vcpu(vm, index) {
             Ok(()) => Err(Refused::WrongVcpu),
             Err(Refused::VcpuExists) => Ok(Reply::value(index.mpidr())),
             Err(why) => Err(why),
         };
     }
-    let mut loaded = Loaded::open(vms().claim(vm, index, Purpose::Registers)?);
+    let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Registers)?);
     let (registers, _) = loaded.parts();
     Ok(Reply::value(register.get(index.mpidr(), registers)))
 }

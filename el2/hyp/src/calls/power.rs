@@ -4,42 +4,41 @@
 //! A driver ends its VMs before a reboot; this is for a host that does not, or that has crashed. Keeps I4 beyond the
 //! life of `el2`.
 
-use super::vms;
-use crate::statics;
-use freehold_arch::phys::Hardware;
+use super::Platform;
 use freehold_mem::lock::Permit;
 use freehold_mem::ports::Frames;
 use freehold_mem::{Host, Life, State};
 use freehold_virt::Refused;
+use freehold_virt::handle::Handle;
 
 /// Tries to end a VM whose vCPU still runs: its CPU leaves at its next interrupt.
 const TRIES: u32 = 1_000_000;
 
 /// Ends all VMs and scrubs every frame that is not the host's. `false` if a vCPU still runs: nothing was scrubbed.
-pub(crate) fn quiesce() -> bool {
+pub fn quiesce(p: &impl Platform) -> bool {
     let permit = &mut Permit::for_this_entry();
-    let world = &statics::machine().world;
-    for vm in vms().handles() {
-        if !end(vm) {
+    let world = p.world();
+    for vm in p.vms().handles() {
+        if !end(p, vm) {
             return false;
         }
         if let Some(mut guest) = world.guest(permit, vm.slot().index())
             && matches!(guest.get().memory.life(), Life::Building | Life::Running)
-            && vms().phase(vm).is_ok()
+            && p.vms().phase(vm).is_ok()
         {
             // Refused only if it is dying already.
-            let _ = guest.get().memory.begin_death(&mut Hardware);
+            let _ = guest.get().memory.begin_death(&mut p.machine());
         }
     }
     let mut host = world.host(permit);
-    scrub(host.get());
+    scrub(p, host.get());
     true
 }
 
 /// Marks the VM as dying. `false` if one of its vCPUs does not come back.
-fn end(vm: freehold_virt::handle::Handle) -> bool {
+fn end(p: &impl Platform, vm: Handle) -> bool {
     for _ in 0..TRIES {
-        match vms().destroy(vm) {
+        match p.vms().destroy(vm) {
             Err(Refused::VcpuBusy) => core::hint::spin_loop(),
             // Dying, or gone meanwhile: that is as good.
             Ok(()) | Err(_) => return true,
@@ -49,13 +48,14 @@ fn end(vm: freehold_virt::handle::Handle) -> bool {
 }
 
 /// Zeroes the frames of VMs and their pools. They stay whose they are.
-fn scrub(host: &mut Host<'static>) {
+fn scrub(p: &impl Platform, host: &mut Host<'static>) {
     if host.counters().foreign == 0 {
         return;
     }
+    let mut machine = p.machine();
     for frame in host.map().ram().flat_map(|bank| bank.frames()) {
         match host.ledger().state(frame) {
-            Some(State::Private { .. } | State::Shared { .. } | State::Pool { .. }) => Hardware.scrub(frame),
+            Some(State::Private { .. } | State::Shared { .. } | State::Pool { .. }) => machine.scrub(frame),
             Some(State::Host | State::Lent(_) | State::El2 | State::NoMap) | None => {}
         }
     }

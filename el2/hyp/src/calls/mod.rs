@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Calls of the host to el2: decode, take the locks, ask the memory model or the VM table, answer.
+//!
+//! Guarantees that an unknown call answers `NOT_SUPPORTED` and changes nothing, and that results which a call does not
+//! have are zero. What a call may do is decided in `freehold_mem` and `freehold_virt`; the handlers here only bring them
+//! together, host lock before guest lock. Keeps I6 and I7. It knows the machine as a [`Platform`] only, so that the same
+//! source is tested on the development machine.
+
+mod memory;
+mod power;
+mod vcpu;
+mod vm;
+
+pub use power::quiesce;
+
+use core::sync::atomic::AtomicU64;
+use freehold_mem::lock::{Mutex, Permit, World};
+use freehold_mem::{Guest, Host, Machine, Pfn, VmSlot, Vmid};
+use freehold_uapi::hvc;
+use freehold_virt::Refused;
+use freehold_virt::call::{Call, Reply};
+use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS, VcpuIndex};
+use freehold_virt::registers::Registers;
+use freehold_virt::sysreg::RawIds;
+use freehold_virt::vcpu::{Trap, Vcpu};
+use freehold_virt::vm::{Claimed, Vms};
+
+/// Most CPUs that a VM's turns are kept of; the binary checks that the machine has no more.
+pub const MAX_CPUS: usize = 32;
+
+/// The release that `VERSION` names: major, minor, patch.
+const RELEASE: u64 = 1 << 8;
+
+/// What a VM slot's lock protects.
+#[derive(Debug)]
+pub struct GuestSlot {
+    /// The VM's memory.
+    pub memory: Guest,
+    /// Which of its vCPUs ran last on each CPU.
+    last: [Option<VcpuIndex>; MAX_CPUS],
+}
+
+impl GuestSlot {
+    /// The slot, without a VM.
+    pub const fn new(slot: VmSlot) -> Self {
+        Self { memory: Guest::new(slot), last: [None; MAX_CPUS] }
+    }
+
+    /// Notes that `vcpu` runs on `cpu` now. Whether another one of the VM was there last.
+    pub(crate) fn take_turn(&mut self, cpu: usize, vcpu: VcpuIndex) -> bool {
+        let last = self.last.get_mut(cpu).and_then(|last| last.replace(vcpu));
+        last.is_some_and(|last| last != vcpu)
+    }
+
+    /// Forgets where the vCPUs of the slot's former VM ran: its translations are gone.
+    fn forget_turns(&mut self) {
+        self.last = [None; MAX_CPUS];
+    }
+}
+
+/// Why a vCPU stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// A synchronous exception.
+    Trap(Trap),
+    /// A physical interrupt is pending for the host.
+    Interrupt,
+    /// An `SError`.
+    SError,
+    /// A state that is not served: `AArch32`, or above EL1.
+    BadState,
+    /// The host left streaming mode on; the guest was not entered.
+    HostBusy,
+}
+
+/// A vCPU that this CPU has claimed, with its registers at hand.
+pub trait Loaded<'a> {
+    /// Its registers.
+    type Registers: Registers;
+    /// How its VM translates addresses.
+    type Regime;
+    /// The claim.
+    fn claim(&mut self) -> &mut Claimed<'a, AtomicU64>;
+    /// The registers, and what the vCPU waits for.
+    fn parts(&mut self) -> (&mut Self::Registers, &mut Vcpu);
+    /// Runs it until it stops.
+    fn run(&mut self, regime: &Self::Regime) -> Stop;
+}
+
+/// The machine as the handlers see it.
+pub trait Platform {
+    /// `mem`'s ports.
+    type Machine: Machine;
+    /// The lock around the host's memory.
+    type HostLock: Mutex<Value = Host<'static>>;
+    /// The lock around a VM's.
+    type GuestLock: Mutex<Value = GuestSlot>;
+    /// How a VM translates addresses.
+    type Regime;
+    /// A loaded vCPU.
+    type Loaded<'a>: Loaded<'a, Regime = Self::Regime>
+    where
+        Self: 'a;
+
+    /// `mem`'s ports.
+    fn machine(&self) -> Self::Machine;
+    /// The locks.
+    fn world(&self) -> &World<Self::HostLock, Self::GuestLock, MAX_VMS>;
+    /// Who lives in which slot.
+    fn vms(&self) -> Vms<'_, AtomicU64>;
+    /// Whether VMs can run here.
+    fn serves_vms(&self) -> bool;
+    /// Number of this CPU, below [`MAX_CPUS`].
+    fn cpu(&self) -> usize;
+    /// Whether an interrupt waits for the host on this CPU.
+    fn host_is_wanted(&self) -> bool;
+    /// Makes a vCPU that was just reset in a frame of its VM's pool; returns what its claim will know it by.
+    fn create_vcpu(&self, frame: Pfn) -> u64;
+    /// Opens a claimed vCPU.
+    fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Self::Loaded<'a>;
+    /// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `sibling` says that
+    /// another vCPU of the VM was the last of it on this CPU.
+    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, sibling: bool) -> Self::Regime;
+    /// ID registers of this CPU.
+    fn raw_ids(&self) -> RawIds;
+    /// One counter; `None` if there is no such counter or index.
+    fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64>;
+}
+
+/// Serves the call `id` with x1–x5.
+pub fn serve(platform: &impl Platform, id: u32, arguments: [u64; 5]) -> Reply {
+    Call::decode(id, arguments).and_then(|call| dispatch(platform, call)).into()
+}
+
+fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
+    // The one permit of this entry to EL2.
+    let permit = &mut Permit::for_this_entry();
+    match call {
+        Call::Version => Ok(version(p)),
+        Call::Counter { counter, index } => {
+            p.counter(permit, counter, index).map(Reply::value).ok_or(Refused::BadArgument)
+        }
+        Call::VmCreate { ipa_bits, pool } => vm::create(p, permit, ipa_bits, pool),
+        Call::VmRange { vm, run } => vm::range(p, permit, vm, run),
+        Call::VmDestroy { vm } => vm::destroy(p, permit, vm),
+        Call::VmReclaim { vm, run } => vm::reclaim(p, permit, vm, run),
+        Call::PoolTopup { vm, run } => vm::top_up(p, permit, vm, run),
+        Call::VcpuCreate { vm, vcpu } => vcpu::create(p, permit, vm, vcpu),
+        Call::VcpuSetReg { vm, vcpu, register, value } => vcpu::set_register(p, vm, vcpu, register, value),
+        Call::VcpuGetReg { vm, vcpu, register } => vcpu::register(p, vm, vcpu, register),
+        Call::VcpuRun { vm, vcpu, mmio } => crate::run::run(p, permit, vm, vcpu, mmio),
+        Call::VcpuKick { vm, vcpu } => p.vms().kick(vm, vcpu).map(|()| Reply::done()),
+        Call::MemDonate { vm, lot, revocable } => memory::donate(p, permit, vm, lot, revocable),
+        Call::MemDonateList { vm, list, records, revocable } => {
+            memory::donate_list(p, permit, vm, list, records, revocable)
+        }
+        Call::MemShare { vm, lot, access } => memory::share(p, permit, vm, lot, access),
+        Call::MemUnshare { vm, run } => memory::unshare(p, permit, vm, run),
+        Call::GuestAccept { vm, vcpu, count } => memory::accept(p, permit, vm, vcpu, count),
+    }
+}
+
+/// Whether an identifier is of the call after which not even SMCCC's x8–x17 keep what the host passed.
+#[must_use]
+pub const fn clears_all(id: u32) -> bool {
+    id == hvc::VCPU_RUN
+}
+
+fn version(p: &impl Platform) -> Reply {
+    let slots = if p.serves_vms() { MAX_VMS as u64 } else { 0 };
+    Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, MAX_VCPUS as u64])
+}
+
+/// Does something under the host's lock and the VM's. The handle is checked under them, so that the slot can not get
+/// another VM meanwhile.
+fn with_both<P: Platform, R>(
+    p: &P,
+    permit: &mut Permit,
+    vm: Handle,
+    what: impl FnOnce(&mut Host<'static>, &mut GuestSlot) -> Result<R, Refused>,
+) -> Result<R, Refused> {
+    let world = p.world();
+    let mut both = world.host(permit).with_guest(world, vm.slot().index()).ok_or(Refused::WrongHandle)?;
+    p.vms().phase(vm)?;
+    let (host, guest) = both.get();
+    what(host, guest)
+}
+
+/// Does something under the VM's lock alone.
+pub(crate) fn with_guest<P: Platform, R>(
+    p: &P,
+    permit: &mut Permit,
+    vm: Handle,
+    what: impl FnOnce(&mut GuestSlot) -> Result<R, Refused>,
+) -> Result<R, Refused> {
+    let mut guest = p.world().guest(permit, vm.slot().index()).ok_or(Refused::WrongHandle)?;
+    p.vms().phase(vm)?;
+    what(guest.get())
+}
+
+#[cfg(test)]
+mod tests;
