@@ -78,6 +78,8 @@ pub struct PerCpu {
     pub loaded: AtomicU64,
     /// Set by whoever wants this CPU to leave its guest.
     pub kick: AtomicU32,
+    /// Branches that the vectors run to overwrite the branch history; 0 where it is not needed.
+    pub bhb_loops: AtomicU32,
     /// Events.
     pub counters: Counters,
 }
@@ -93,6 +95,7 @@ impl PerCpu {
             mpidr: AtomicU64::new(NO_CPU),
             loaded: AtomicU64::new(0),
             kick: AtomicU32::new(0),
+            bhb_loops: AtomicU32::new(0),
             counters: Counters {
                 entries: Counter::new(),
                 hypercalls: Counter::new(),

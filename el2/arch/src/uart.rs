@@ -7,6 +7,9 @@
 
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use tock_registers::interfaces::{Readable, Writeable};
+use tock_registers::registers::{ReadOnly, WriteOnly};
+use tock_registers::{register_bitfields, register_structs};
 
 /// Where early messages go.
 pub const EARLY_BASE: usize = match option_env!("FREEHOLD_EARLY_UART") {
@@ -17,9 +20,22 @@ pub const EARLY_BASE: usize = match option_env!("FREEHOLD_EARLY_UART") {
 /// Base of the console in use; 0 is none.
 static BASE: AtomicUsize = AtomicUsize::new(EARLY_BASE);
 
-const DATA: usize = 0x00;
-const FLAGS: usize = 0x18;
-const FLAGS_TX_FULL: u32 = 1 << 5;
+register_bitfields! { u32,
+    Flags [
+        /// The transmit FIFO takes no more.
+        TXFF OFFSET(5) NUMBITS(1) []
+    ]
+}
+
+register_structs! {
+    Pl011 {
+        (0x00 => data: WriteOnly<u32>),
+        (0x04 => _receive),
+        (0x18 => flags: ReadOnly<u32, Flags::Register>),
+        (0x1c => @END),
+    }
+}
+
 /// Polls before a character is given up: a console that never drains must not stop `el2`.
 const PATIENCE: u32 = 10_000_000;
 
@@ -48,16 +64,15 @@ impl fmt::Write for Uart {
 }
 
 fn put(base: usize, byte: u8) {
-    let flags = (base + FLAGS) as *const u32;
+    // SAFETY: `base` is the early default or came through `set_base`: a PL011, whose page is mapped as
+    // device memory before the first use. No read of these two registers has a side effect.
+    let uart = unsafe { &*(base as *const Pl011) };
     for _ in 0..PATIENCE {
-        // SAFETY: `base` is the early default or came through `set_base`; both pages are mapped as
-        // device memory before the first use, and the flag register has no read side effect.
-        if unsafe { flags.read_volatile() } & FLAGS_TX_FULL == 0 {
+        if !uart.flags.is_set(Flags::TXFF) {
             break;
         }
     }
-    // SAFETY: as above; a write to the data register sends one character.
-    unsafe { ((base + DATA) as *mut u32).write_volatile(u32::from(byte)) };
+    uart.data.set(u32::from(byte));
 }
 
 const fn parse_hex(text: &str) -> usize {

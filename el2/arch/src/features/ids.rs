@@ -76,6 +76,16 @@ impl Ids {
         field(self.pfr0, 56, 4) >= 2 || field(self.pfr1, 32, 4) >= 2
     }
 
+    /// CSV2_3 or FEAT_ECBHB: history of a lower level does not steer EL2.
+    pub(crate) fn isolates_branch_history(&self) -> bool {
+        field(self.pfr0, 56, 4) >= 3 || field(self.mmfr1, 60, 4) != 0
+    }
+
+    /// FEAT_CLRBHB: one instruction, a NOP elsewhere, clears the history.
+    pub(crate) fn has_clrbhb(&self) -> bool {
+        field(self.isar2, 28, 4) != 0
+    }
+
     pub(crate) fn has_pan(&self) -> bool {
         field(self.mmfr1, 20, 4) != 0
     }

@@ -5,6 +5,7 @@
 //! without a trap, and no register that resets to an UNKNOWN value is left as it was. It runs on
 //! every CPU at start and again whenever firmware brought the CPU up anew.
 
+mod bhb;
 mod debug;
 mod fgt;
 mod gic;
@@ -20,6 +21,7 @@ use crate::barrier;
 
 /// HCR_EL2 bits that the host runs with, by what this CPU implements.
 const HCR_VM: u64 = 1 << 0;
+const HCR_SWIO: u64 = 1 << 1;
 const HCR_TSC: u64 = 1 << 19;
 const HCR_RW: u64 = 1 << 31;
 const HCR_APK: u64 = 1 << 40;
@@ -29,9 +31,12 @@ const HCR_ENSCXT: u64 = 1 << 53;
 const HCR_ATA: u64 = 1 << 56;
 
 /// HCR_EL2 for the host: stage 2 on, SMC trapped, nothing else taken from it.
+///
+/// SWIO makes an invalidation by set and way a clean one: else the host could drop lines that a guest
+/// or EL2 has written.
 pub fn host_hcr() -> u64 {
     let ids = Ids::read();
-    let mut hcr = HCR_VM | HCR_TSC | HCR_RW;
+    let mut hcr = HCR_VM | HCR_SWIO | HCR_TSC | HCR_RW;
     if ids.has_pointer_auth() {
         hcr |= HCR_APK | HCR_API;
     }
@@ -58,6 +63,7 @@ pub fn configure_host() {
     debug::configure(&ids);
     timer::configure();
     gic::configure(&ids);
+    bhb::configure(&ids);
     limits::configure(&ids);
     barrier::registers_in_effect();
 }

@@ -122,6 +122,7 @@ global_asm!(
     "    stp     x2, x3, [x0, #{esr}]",
     "    mrs     x2, hpfar_el2",
     "    str     x2, [x0, #{hpfar}]",
+    "    bl      freehold_forget_branches",
     // An SError that the guest caused and that has not come yet comes here and not in the host: ESB
     // (a NOP without FEAT_RAS) defers it to DISR_EL1; else it is pending, and is taken in the window.
     "    hint    #16",
