@@ -269,8 +269,10 @@ impl Features {
 /// The hypervisor's number of a register that `KVM_GET/SET_ONE_REG` names.
 ///
 /// # Errors
-/// `NoEntry` for a register that a protected VM does not show.
+/// `Denied` for a general register that a protected VM does not show, `NoEntry` for any other.
 pub const fn register(id: u64) -> Result<u64, Error> {
+    /// Last of KVM's 64-bit core registers: x4 to x30, SP, `SP_EL1`, `ELR_EL1` and the banked SPSRs among them.
+    const LAST_CORE: u64 = io::KVM_REG_X0 + 0x54;
     match id {
         io::KVM_REG_X0 => Ok(hvc::REG_X0),
         0x6030_0000_0010_0002 => Ok(hvc::REG_X1),
@@ -279,6 +281,7 @@ pub const fn register(id: u64) -> Result<u64, Error> {
         io::KVM_REG_PC => Ok(hvc::REG_PC),
         io::KVM_REG_PSTATE => Ok(hvc::REG_PSTATE),
         io::KVM_REG_MPIDR => Ok(hvc::REG_MPIDR),
+        io::KVM_REG_X0..=LAST_CORE if id % 2 == 0 => Err(Error::Denied),
         _ => Err(Error::NoEntry),
     }
 }
@@ -407,7 +410,9 @@ mod tests {
     #[test]
     fn only_entry_registers_are_named() {
         assert_eq!(register(io::KVM_REG_X0 + 6), Ok(hvc::REG_X3));
-        assert_eq!(register(io::KVM_REG_X0 + 8), Err(Error::NoEntry));
+        assert_eq!(register(io::KVM_REG_X0 + 8), Err(Error::Denied));
+        assert_eq!(register(io::KVM_REG_X0 + 1), Err(Error::NoEntry));
+        assert_eq!(register(io::KVM_REG_X0 + 0x100), Err(Error::NoEntry));
         assert_eq!(register(0), Err(Error::NoEntry));
     }
 }

@@ -94,6 +94,7 @@ fn ioctl(cmd: u32, arg: usize) -> Result<i64, Error> {
             let value = EL2.counter(ask & 0xffff_ffff, ask >> 32)?;
             sys::copy_out(arg, &value).map(|()| 0)
         }
-        _ => Err(Error::NoIoctl),
+        // KVM's answer for an ioctl that it does not know on this descriptor.
+        _ => Err(Error::Invalid),
     }
 }

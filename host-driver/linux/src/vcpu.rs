@@ -273,7 +273,8 @@ impl Vcpu<'_> {
             io::KVM_ARM_VCPU_INIT => self.init(arg),
             io::KVM_SET_ONE_REG => self.set_reg(arg),
             io::KVM_GET_ONE_REG => self.get_reg(arg),
-            _ => Err(Error::NoIoctl),
+            // KVM's answer for an ioctl that it does not know on this descriptor.
+            _ => Err(Error::Invalid),
         }
     }
 }

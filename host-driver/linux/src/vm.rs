@@ -379,7 +379,8 @@ impl Vm {
                 sys::copy_out(arg, &io::VcpuInit { target, features: [0; 7] }).map(|()| 0)
             }
             io::KVM_ENABLE_CAP => abi::enable(&sys::copy_in(arg)?).map(|()| 0),
-            _ => Err(Error::NoIoctl),
+            // KVM's answer for an ioctl that it does not know on this descriptor.
+            _ => Err(Error::Invalid),
         }
     }
 }
