@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU64;
 use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::this_cpu;
 use freehold_arch::phys::Hardware;
-use freehold_arch::switch::{ExitKind, GuestContext};
+use freehold_arch::switch::{self, ExitKind, GuestContext};
 use freehold_arch::vcpu::{self, Regime};
 use freehold_arch::vectors::HostFrame;
 pub(crate) use freehold_el2::calls::GuestSlot;
@@ -133,6 +133,10 @@ impl Platform for El2 {
 
     fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, sibling: bool) -> Regime {
         vcpu::regime(root, vmid, index, sibling)
+    }
+
+    fn host_is_busy(&self) -> bool {
+        switch::host_is_busy()
     }
 
     fn raw_ids(&self) -> RawIds {

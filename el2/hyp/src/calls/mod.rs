@@ -121,6 +121,9 @@ pub trait Platform {
     /// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `sibling` says that
     /// another vCPU of the VM was the last of it on this CPU.
     fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, sibling: bool) -> Self::Regime;
+    /// Whether the host is in a state (streaming mode) in which no guest may be entered. Asked before a vCPU moves, so
+    /// that a refusal changes nothing (I6).
+    fn host_is_busy(&self) -> bool;
     /// ID registers of this CPU.
     fn raw_ids(&self) -> RawIds;
     /// One counter; `None` if there is no such counter or index.

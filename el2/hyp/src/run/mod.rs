@@ -32,6 +32,9 @@ pub(crate) fn run<P: Platform>(
     answer: u64,
 ) -> Result<Reply, Refused> {
     let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
+    if p.host_is_busy() {
+        return Err(Refused::Denied);
+    }
     let (regime, ipa_bits) = prepare(p, permit, vm, index)?;
     let (registers, vcpu) = loaded.parts();
     vcpu.complete(answer, registers);
