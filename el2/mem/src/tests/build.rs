@@ -6,7 +6,10 @@ use super::rig::{
     Rig, map, pfn, run,
 };
 use crate::pte;
-use crate::{Attributes, Claim, Entry, Host, HostView, Ipa, MapError, MemoryMap, State};
+use crate::{
+    Attributes, Claim, Entry, Gfn, Host, HostView, Ipa, MapError, MemoryMap, Pa, Pfn, PfnRun, Refused, State, VmSlot,
+    Vmid,
+};
 
 fn view(rig: &Rig, frame: u64) -> HostView {
     rig.host.view(Claim::new(Ipa::new(frame << 12).unwrap()), &rig.m)
@@ -162,4 +165,28 @@ fn banks_may_share_a_block() {
     assert_eq!((host.counters().blocks, host.counters().tables), (1, 1));
     assert_eq!(host.ledger().state(pfn(RAM + 750)), None);
     assert_eq!(host.ledger().state(pfn(RAM + 800)), Some(State::Host));
+}
+
+#[test]
+fn no_map_takes_from_the_host_only() {
+    let mut rig = Rig::new();
+    rig.host.mark_no_map(run(CARVE_OUT - 1, RAM2 + 2 - CARVE_OUT), &rig.m);
+    assert_eq!(rig.state(CARVE_OUT - 2), Some(State::Host));
+    assert_eq!(rig.state(CARVE_OUT - 1), Some(State::NoMap));
+    assert_eq!(rig.state(CARVE_OUT), Some(State::El2), "what is el2's stays so");
+    assert_eq!(rig.state(CARVE_OUT + 511), Some(State::El2));
+    assert_eq!((rig.state(RAM2), rig.state(RAM2 + 1)), (Some(State::NoMap), Some(State::Host)));
+    rig.check();
+}
+
+#[test]
+fn numbers_have_their_limits() {
+    assert_eq!(PfnRun::decode(1 << 36, 1), Err(Refused::NotMemory));
+    assert_eq!(PfnRun::decode((1 << 36) - 1, 2), Err(Refused::NotMemory));
+    assert!(PfnRun::decode((1 << 36) - 1, 1).is_ok());
+    assert_eq!((Pfn::new(1 << 36), Gfn::new(1 << 28), Pa::new(1 << 48)), (None, None, None));
+    assert_eq!((Ipa::new(1 << 48), pfn((1 << 36) - 1).add(1), VmSlot::new(254)), (None, None, None));
+    assert_eq!(Ipa::new(1 << 40).unwrap().gfn(), None);
+    assert_eq!(VmSlot::new(253).unwrap().vmid().raw(), 254);
+    assert_eq!((Pa::new(0x5fff).unwrap().pfn(), Vmid::HOST.raw()), (pfn(5), 0));
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What must be true of memory, tried on a machine that remembers every stale translation.
 
+mod broken;
 mod build;
 mod fake;
 mod life;
