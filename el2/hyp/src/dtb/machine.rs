@@ -2,8 +2,8 @@
 //! What the DTB says about the machine, as far as el2 needs it, within fixed limits.
 //!
 //! Guarantees that banks are non-empty, sorted and disjoint, that every CPU is started by PSCI, and
-//! that nothing was dropped silently: what does not fit is a `Stop`. Node addresses are taken only
-//! where every bus above them passes addresses through unchanged.
+//! that nothing was dropped silently: what does not fit is a `Stop`. Addresses of devices are those of
+//! a CPU, translated through every bus above them.
 
 use super::read::{Dtb, Node, number};
 use crate::layout::{Span, overlap};
@@ -167,8 +167,8 @@ impl Machine {
     }
 
     fn take_device(&mut self, node: &Node<'_, '_>, console: Option<&str>) {
-        let first = node.property("reg").and_then(|reg| node.cells.pairs(reg)?.next());
-        if let Some((start, _)) = first
+        let first = node.property("reg").and_then(|reg| node.to_cpu(node.cells.pairs(reg)?.next()?.0));
+        if let Some(start) = first
             && node.is_compatible("arm,pl011")
             && console.is_some_and(|wanted| is_path(node.path, wanted))
         {
@@ -213,7 +213,9 @@ impl Machine {
 fn gic_v3(node: &Node<'_, '_>) -> Gic {
     let regions = node.property("#redistributor-regions").map_or(1, number);
     let pairs = node.property("reg").and_then(|reg| node.cells.pairs(reg));
-    let Some(mut spans) = pairs.map(|pairs| pairs.map(|(start, size)| start..start.saturating_add(size))) else {
+    let Some(mut spans) = pairs.map(|pairs| {
+        pairs.filter_map(|(start, size)| node.to_cpu(start).map(|start| start..start.saturating_add(size)))
+    }) else {
         return Gic::Unknown;
     };
     let Some(distributor) = spans.next() else { return Gic::Unknown };
@@ -268,6 +270,14 @@ mod tests {
         assert!(matches!(machine.gic, Gic::V3 { ref redistributors, .. } if redistributors.len() == 1));
         assert_eq!(machine.reserved.len(), 1);
         assert!(machine.reserved[0].no_map);
+    }
+
+    #[test]
+    fn a_console_behind_buses_is_found_where_the_cpu_sees_it() {
+        let machine = read(board().with_buses("soc", &[0, 0x1000_0000, 0x10_0000], "/soc/inner/pl011@200")).unwrap();
+        assert_eq!(machine.console, Some(0x1000_0200));
+        let hidden = read(board().with_buses("soc", &[0, 0x1000_0000, 0x100], "/soc/inner/pl011@200")).unwrap();
+        assert_eq!(hidden.console, None);
     }
 
     #[test]

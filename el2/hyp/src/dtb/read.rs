@@ -151,21 +151,22 @@ impl<'a> Dtb<'a> {
     pub fn for_each_node(&self, mut visit: impl FnMut(&Node<'a, '_>) -> Result<(), Stop>) -> Result<(), Stop> {
         let mut events = self.events();
         let mut path = [""; MAX_DEPTH];
-        let mut cells = [Cells::DEFAULT; MAX_DEPTH];
+        let mut buses = [Bus::NONE; MAX_DEPTH];
         let mut depth = 0usize;
         while let Some(event) = events.next() {
             match event {
                 Event::Begin(name) => {
                     let properties = events.clone();
-                    if let (Some(slot), Some(own)) = (path.get_mut(depth), cells.get_mut(depth)) {
+                    if let (Some(slot), Some(own)) = (path.get_mut(depth), buses.get_mut(depth)) {
                         *slot = name;
-                        *own = Cells::of(properties.clone());
+                        *own = Bus::of(properties.clone());
                     }
-                    let parent = depth.checked_sub(1).and_then(|up| cells.get(up)).copied();
+                    let above = buses.get(..depth).unwrap_or(&[]);
                     depth = depth.saturating_add(1);
                     let node = Node {
                         path: path.get(1..depth).unwrap_or(&[]),
-                        cells: parent.unwrap_or(Cells::DEFAULT),
+                        cells: above.last().map_or(Cells::DEFAULT, |bus| bus.cells),
+                        above,
                         properties,
                     };
                     visit(&node)?;
@@ -249,25 +250,57 @@ pub struct Cells {
     pub size: usize,
 }
 
-impl Cells {
-    const DEFAULT: Self = Self { address: 2, size: 1 };
+/// What a node is to its children: how they write addresses, and where those lie in its parent's.
+#[derive(Clone, Copy, Debug)]
+struct Bus<'a> {
+    cells: Cells,
+    ranges: Option<&'a [u8]>,
+}
 
-    fn of(properties: Events<'_>) -> Self {
-        let mut cells = Self::DEFAULT;
+impl<'a> Bus<'a> {
+    const NONE: Self = Self { cells: Cells::DEFAULT, ranges: None };
+
+    fn of(properties: Events<'a>) -> Self {
+        let mut bus = Self::NONE;
         for event in properties {
             match event {
                 Event::Property { name: "#address-cells", value } => {
-                    cells.address = be32(value, 0).map_or(usize::MAX, |n| n as usize);
+                    bus.cells.address = be32(value, 0).map_or(usize::MAX, |n| n as usize);
                 }
                 Event::Property { name: "#size-cells", value } => {
-                    cells.size = be32(value, 0).map_or(usize::MAX, |n| n as usize);
+                    bus.cells.size = be32(value, 0).map_or(usize::MAX, |n| n as usize);
                 }
+                Event::Property { name: "ranges", value } => bus.ranges = Some(value),
                 Event::Property { .. } => {}
                 Event::Begin(_) | Event::End => break,
             }
         }
-        cells
+        bus
     }
+
+    /// Where a child's address lies for the parent, whose children write addresses of `outer` cells.
+    fn translate(&self, address: u64, outer: usize) -> Option<u64> {
+        let ranges = self.ranges?;
+        if ranges.is_empty() {
+            return Some(address);
+        }
+        if !(1..=2).contains(&self.cells.address) || !(1..=2).contains(&outer) || !(1..=2).contains(&self.cells.size) {
+            return None;
+        }
+        let inner = self.cells.address.checked_mul(4)?;
+        let outer = outer.checked_mul(4)?;
+        let entry = inner.checked_add(outer)?.checked_add(self.cells.size.checked_mul(4)?)?;
+        ranges.chunks_exact(entry).find_map(|range| {
+            let (from, rest) = range.split_at_checked(inner)?;
+            let (to, size) = rest.split_at_checked(outer)?;
+            let offset = address.checked_sub(number(from)).filter(|offset| *offset < number(size))?;
+            number(to).checked_add(offset)
+        })
+    }
+}
+
+impl Cells {
+    const DEFAULT: Self = Self { address: 2, size: 1 };
 
     /// Splits a `reg` value into (address, size) pairs; `None` if it is no whole number of pairs, or
     /// the cells are wider than 64 bits.
@@ -294,6 +327,8 @@ pub struct Node<'a, 'w> {
     pub path: &'w [&'a str],
     /// How its own `reg` is written.
     pub cells: Cells,
+    /// The nodes above, the root first.
+    above: &'w [Bus<'a>],
     properties: Events<'a>,
 }
 
@@ -313,6 +348,17 @@ impl<'a> Node<'a, '_> {
     /// The first string of a property.
     pub fn string(&self, name: &str) -> Option<&'a str> {
         text(self.property(name)?, 0)
+    }
+
+    /// Translates an address of this node's `reg` to a CPU's; `None` where a bus above hides it.
+    pub fn to_cpu(&self, address: u64) -> Option<u64> {
+        let parents = self.above.iter().rev().skip(1);
+        self.above
+            .iter()
+            .skip(1)
+            .rev()
+            .zip(parents)
+            .try_fold(address, |address, (bus, parent)| bus.translate(address, parent.cells.address))
     }
 
     /// Whether one of the strings of `compatible` is `wanted`.

@@ -57,6 +57,19 @@ impl Tree {
         self
     }
 
+    /// A console at 0x200 behind a bus with `ranges` (one cell each) and one that changes nothing.
+    pub(crate) fn with_buses(mut self, name: &str, ranges: &[u32], stdout: &str) -> Self {
+        let narrow = |name: &str| Node::new(name).cells("#address-cells", &[1]).cells("#size-cells", &[1]);
+        let uart = Node::new("pl011@200").text("compatible", "arm,pl011").cells("reg", &[0x200, 0x1000]);
+        let outer = [&[ranges[0], 0], &ranges[1..]].concat();
+        let bus = narrow(name).cells("ranges", &[outer[0], outer[1], outer[2], outer[3]]);
+        self.nodes.push(bus.child(narrow("inner").cells("ranges", &[]).child(uart)));
+        let chosen = self.nodes.iter_mut().find(|node| node.name == "chosen").unwrap();
+        chosen.properties.retain(|(name, _)| name != "stdout-path");
+        *chosen = chosen.clone().text("stdout-path", stdout);
+        self
+    }
+
     pub(crate) fn blob(&self) -> Vec<u8> {
         let mut structure = Vec::new();
         let mut strings = Vec::new();
