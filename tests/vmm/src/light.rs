@@ -114,11 +114,11 @@ pub(crate) fn canary() {
     let beyond = proto::RAM_BASE + proto::RAM_MIN;
     let at = usize::try_from(proto::RAM_MIN).unwrap_or(0);
     // What the host wrote there before must not reach the running guest either.
-    machine.ram.store(at + 0x3000, 0x6f6c_6420_6f6c_6421);
+    machine.ram.store(at + 0x8000, 0x6f6c_6420_6f6c_6421);
     let stored = machine.command(proto::CMD_CANARY, [beyond, 0, 0]);
     step.same("guest-reads-its-canary", "Ok(0)", format!("{:?}", stored.map(|r| r[0])));
     step.same("no-exit-shows-the-canary", false, machine.leaked);
-    let touched = machine.command(proto::CMD_ZERO, [beyond + 0x3000, 0x1000, 0]);
+    let touched = machine.command(proto::CMD_ZERO, [beyond + 0x8000, 0x1000, 0]);
     step.same("first-touch-is-zero", "Ok(0)", format!("{:?}", touched.map(|r| r[0])));
     let seen = crate::probe::probe(machine.ram.at(at), crate::probe::Access::Load);
     step.same("vmm-can-not-read-it", "SIGBUS", seen);
