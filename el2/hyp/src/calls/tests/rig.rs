@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A machine of two banks, whose memory is a map of words, and whose vCPUs stop for reasons that a test lines up.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as Std, MutexGuard};
+use std::vec::Vec;
+
+use freehold_mem::lock::{Mutex, Permit, World};
+use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
+use freehold_mem::{Attributes, Entry, Host, MemoryMap, PAGE_SIZE, Pfn, PfnRun, VmSlot, Vmid};
+use freehold_uapi::hvc;
+use freehold_virt::handle::{MAX_VMS, VcpuIndex};
+use freehold_virt::registers::Registers;
+use freehold_virt::sysreg::RawIds;
+use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vm::{Claimed, VmCell, Vms};
+
+use crate::calls::{self, GuestSlot, Loaded, Platform, Stop};
+
+/// RAM: eight blocks, of which the last is el2's.
+pub(super) const RAM: u64 = 0x4_0000;
+pub(super) const RAM_FRAMES: u64 = 8 * 512;
+pub(super) const CARVE_OUT: u64 = RAM + 7 * 512;
+pub(super) const NO_MAP: u64 = RAM + 6 * 512;
+pub(super) const DEVICE: u64 = 0x9000;
+/// Where guests have their RAM.
+pub(super) const GUEST_RAM: u64 = 0x8_0000;
+pub(super) const GUEST_FRAMES: u64 = 1024;
+
+/// All words of memory that are not zero, by address.
+pub(super) type Words = BTreeMap<u64, u64>;
+
+/// The machine's memory. Clones are the same memory.
+#[derive(Clone, Default)]
+pub(super) struct Memory(Arc<Std<Words>>);
+
+impl Memory {
+    fn words(&self) -> MutexGuard<'_, Words> {
+        self.0.lock().unwrap()
+    }
+
+    pub(super) fn write(&self, frame: u64, index: u64, value: u64) {
+        self.words().insert(frame * PAGE_SIZE + index * 8, value);
+    }
+
+    pub(super) fn read(&self, frame: u64, index: u64) -> u64 {
+        self.words().get(&(frame * PAGE_SIZE + index * 8)).copied().unwrap_or(0)
+    }
+
+    pub(super) fn picture(&self) -> Words {
+        self.words().clone()
+    }
+
+    fn wipe(&self, frame: Pfn) {
+        let start = frame.pa().raw();
+        let mut words = self.words();
+        let old: Vec<u64> = words.range(start..start + PAGE_SIZE).map(|(at, _)| *at).collect();
+        for at in old {
+            words.remove(&at);
+        }
+    }
+}
+
+fn address(at: Entry) -> u64 {
+    at.table().pa().raw() + 8 * u64::from(at.index())
+}
+
+impl TableMemory for Memory {
+    fn load(&self, at: Entry) -> u64 {
+        self.words().get(&address(at)).copied().unwrap_or(0)
+    }
+    fn store(&mut self, at: Entry, descriptor: u64) {
+        if descriptor == 0 {
+            self.words().remove(&address(at));
+        } else {
+            self.words().insert(address(at), descriptor);
+        }
+    }
+    fn clear(&mut self, frame: Pfn) {
+        self.wipe(frame);
+    }
+    fn publish_tables(&mut self) {}
+}
+
+impl Tlb for Memory {
+    fn invalidate_host(&mut self) {}
+    fn invalidate_vm(&mut self, _: Vmid) {}
+}
+
+impl Frames for Memory {
+    fn scrub(&mut self, frame: Pfn) {
+        self.wipe(frame);
+    }
+    fn settle_for_guest(&mut self, _: Pfn) {}
+    fn copy_words(&self, frame: Pfn, into: &mut [u64]) {
+        for (index, word) in (0..).zip(into) {
+            *word = self.read(frame.raw(), index);
+        }
+    }
+}
+
+impl Fatal for Memory {
+    fn fatal(&self, what: Broken) -> ! {
+        panic!("{what:?}")
+    }
+}
+
+/// A lock of the development machine.
+pub(super) struct Lock<T>(Std<T>);
+
+impl<T> Mutex for Lock<T> {
+    type Value = T;
+    type Guard<'a>
+        = MutexGuard<'a, T>
+    where
+        T: 'a;
+    fn acquire(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// The registers of a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fake {
+    pub(super) x: [u64; 31],
+    pub(super) pc: u64,
+    pub(super) pstate: u64,
+    pub(super) injected: u32,
+}
+
+impl Registers for Fake {
+    fn x(&self, n: u8) -> u64 {
+        self.x.get(usize::from(n)).copied().unwrap_or(0)
+    }
+    fn set_x(&mut self, n: u8, value: u64) {
+        if let Some(x) = self.x.get_mut(usize::from(n)) {
+            *x = value;
+        }
+    }
+    fn pc(&self) -> u64 {
+        self.pc
+    }
+    fn set_pc(&mut self, pc: u64) {
+        self.pc = pc;
+    }
+    fn pstate(&self) -> u64 {
+        self.pstate
+    }
+    fn set_pstate(&mut self, pstate: u64) {
+        self.pstate = pstate;
+    }
+    fn inject(&mut self, _: u64) {
+        self.injected += 1;
+    }
+}
+
+/// What a pool frame holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) registers: Fake,
+    pub(super) vcpu: Vcpu,
+}
+
+/// What a vCPU does before it stops.
+type Act = Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
+
+/// The machine.
+pub(super) struct Rig {
+    pub(super) memory: Memory,
+    world: World<Lock<Host<'static>>, Lock<GuestSlot>, MAX_VMS>,
+    cells: Vec<VmCell<AtomicU64>>,
+    pub(super) blocks: Std<BTreeMap<u64, Block>>,
+    script: Std<VecDeque<Act>>,
+    pub(super) regimes: Std<Vec<bool>>,
+    pub(super) serves_vms: AtomicBool,
+    pub(super) wanted: AtomicBool,
+    pub(super) busy: AtomicBool,
+    pub(super) cpu: AtomicU64,
+}
+
+fn run_of(first: u64, count: u64) -> PfnRun {
+    PfnRun::decode(first, count).unwrap()
+}
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        let mut memory = Memory::default();
+        let mut map = MemoryMap::new(32).unwrap();
+        map.add_bank(run_of(RAM, RAM_FRAMES)).unwrap();
+        map.add_carve_out(run_of(CARVE_OUT, 512)).unwrap();
+        let needs = map.needs();
+        let storage = std::vec![0; usize::try_from(needs.words).unwrap()].leak();
+        let tables = Pfn::new(CARVE_OUT).unwrap();
+        let mut host = Host::build(map, tables, storage, Attributes::Combined, &mut memory).unwrap();
+        host.mark_no_map(run_of(NO_MAP, 4), &memory);
+        let guests = core::array::from_fn(|slot| {
+            Lock(Std::new(GuestSlot::new(VmSlot::new(u8::try_from(slot).unwrap()).unwrap())))
+        });
+        for frame in RAM..RAM + 6 * 512 {
+            memory.write(frame, 0, 0x1057_da7a);
+        }
+        let rig = Self {
+            memory,
+            world: World::new(Lock(Std::new(host)), guests),
+            cells: (0..MAX_VMS).map(|_| VmCell::new(|| AtomicU64::new(0))).collect(),
+            blocks: Std::default(),
+            script: Std::default(),
+            regimes: Std::default(),
+            serves_vms: AtomicBool::new(true),
+            wanted: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            cpu: AtomicU64::new(0),
+        };
+        // A slot's word is zero until somebody looked at it: let that be over, so that words can be compared.
+        let all: Vec<_> = (0..MAX_VMS).map(|_| rig.vms().reserve()).collect();
+        drop(all);
+        rig
+    }
+
+    /// Lines up what a vCPU does and why it stops then.
+    pub(super) fn next(&self, act: impl FnOnce(&mut Fake) -> Stop + Send + 'static) {
+        self.script.lock().unwrap().push_back(Box::new(act));
+    }
+
+    /// Makes a call: x0 and x1–x5.
+    pub(super) fn call(&self, id: u32, arguments: &[u64]) -> (i64, [u64; 5]) {
+        let mut x = [0; 5];
+        x[..arguments.len()].copy_from_slice(arguments);
+        let reply = calls::serve(self, id, x);
+        (reply.x(0).cast_signed(), core::array::from_fn(|n| reply.x(n + 1)))
+    }
+
+    /// Makes a call that succeeds, and returns x1.
+    pub(super) fn yes(&self, id: u32, arguments: &[u64]) -> u64 {
+        let (status, x) = self.call(id, arguments);
+        assert_eq!(status, hvc::SUCCESS, "{id:#x} {arguments:x?}");
+        x[0]
+    }
+
+    /// Makes a call that is refused, checks that nothing changed, and returns the status.
+    pub(super) fn no(&self, id: u32, arguments: &[u64]) -> i64 {
+        let before = self.everything();
+        let (status, x) = self.call(id, arguments);
+        assert_ne!(status, hvc::SUCCESS, "{id:#x} {arguments:x?}");
+        assert!(self.everything() == before, "a refused call changed something: {id:#x} {arguments:x?}");
+        assert_eq!(x[1..], [0; 4]);
+        assert!(x[0] == 0 || status == hvc::NEED_PAGES);
+        status
+    }
+
+    /// All state there is, as text where it is not words.
+    pub(super) fn everything(&self) -> (Words, Vec<String>, BTreeMap<u64, Block>) {
+        let mut permit = Permit::for_this_entry();
+        let mut text = Vec::new();
+        {
+            let mut host = self.world.host(&mut permit);
+            let host = host.get();
+            text.push(std::format!("{:?}", host.counters()));
+            let state = |frame| host.ledger().state(Pfn::new(frame).unwrap());
+            text.push(std::format!("{:?}", (RAM..RAM + RAM_FRAMES).map(state).collect::<Vec<_>>()));
+        }
+        for slot in 0..MAX_VMS {
+            let mut guest = self.world.guest(&mut permit, slot).unwrap();
+            text.push(std::format!("{:?}", guest.get()));
+        }
+        text.push(std::format!("{:?}", self.cells));
+        (self.memory.picture(), text, self.blocks.lock().unwrap().clone())
+    }
+
+    /// A VM with RAM and one vCPU, out of 16 frames at `pool`.
+    pub(super) fn vm(&self, pool: u64) -> u64 {
+        let vm = self.yes(hvc::VM_CREATE, &[hvc::VM_PROTECTED, 40, pool, 16]);
+        self.yes(hvc::VM_RANGE, &[vm, GUEST_RAM, GUEST_FRAMES]);
+        self.yes(hvc::VCPU_CREATE, &[vm, 0]);
+        vm
+    }
+
+    /// Ends a VM; every frame of `frames` goes back.
+    pub(super) fn end(&self, vm: u64, guest: &[u64], pool: u64, pool_frames: u64) {
+        self.yes(hvc::VM_DESTROY, &[vm]);
+        for frame in guest {
+            assert_eq!(self.yes(hvc::VM_RECLAIM, &[vm, *frame, 1]), 1);
+        }
+        assert_eq!(self.yes(hvc::VM_RECLAIM, &[vm, pool, pool_frames]), pool_frames);
+    }
+
+    /// A reply of a run.
+    pub(super) fn run(&self, vm: u64, answer: u64) -> [u64; 5] {
+        let (status, x) = self.call(hvc::VCPU_RUN, &[vm, 0, answer]);
+        assert_eq!(status, hvc::SUCCESS);
+        x
+    }
+}
+
+/// A claimed block, put back when it is let go.
+pub(super) struct Open<'a> {
+    rig: &'a Rig,
+    claim: Claimed<'a, AtomicU64>,
+    key: u64,
+    block: Block,
+}
+
+impl<'a> Loaded<'a> for Open<'a> {
+    type Registers = Fake;
+    type Regime = bool;
+    fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
+        &mut self.claim
+    }
+    fn parts(&mut self) -> (&mut Fake, &mut Vcpu) {
+        (&mut self.block.registers, &mut self.block.vcpu)
+    }
+    fn run(&mut self, sibling: &bool) -> Stop {
+        self.rig.regimes.lock().unwrap().push(*sibling);
+        let act = self.rig.script.lock().unwrap().pop_front();
+        act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers))
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.rig.blocks.lock().unwrap().insert(self.key, self.block.clone());
+    }
+}
+
+impl Platform for Rig {
+    type Machine = Memory;
+    type HostLock = Lock<Host<'static>>;
+    type GuestLock = Lock<GuestSlot>;
+    type Regime = bool;
+    type Loaded<'a> = Open<'a>;
+
+    fn machine(&self) -> Memory {
+        self.memory.clone()
+    }
+    fn world(&self) -> &World<Self::HostLock, Self::GuestLock, MAX_VMS> {
+        &self.world
+    }
+    fn vms(&self) -> Vms<'_, AtomicU64> {
+        Vms::new(&self.cells)
+    }
+    fn serves_vms(&self) -> bool {
+        self.serves_vms.load(Ordering::Relaxed)
+    }
+    fn cpu(&self) -> usize {
+        usize::try_from(self.cpu.load(Ordering::Relaxed)).unwrap()
+    }
+    fn host_is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+    fn host_is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+    fn create_vcpu(&self, frame: Pfn) -> u64 {
+        let registers = Fake { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0 };
+        self.blocks.lock().unwrap().insert(frame.raw(), Block { registers, vcpu: Vcpu::new() });
+        frame.raw()
+    }
+    fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Open<'a> {
+        let key = claim.block();
+        let block = self.blocks.lock().unwrap().get(&key).cloned().expect("a created vCPU");
+        Open { rig: self, claim, key, block }
+    }
+    fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, sibling: bool) -> bool {
+        sibling
+    }
+    fn raw_ids(&self) -> RawIds {
+        RawIds::default()
+    }
+    fn counter(&self, _: &mut Permit, counter: u64, index: u64) -> Option<u64> {
+        (counter == 0 && index == 0).then_some(7)
+    }
+}
+
+/// Name of a status.
+pub(super) fn name(status: i64) -> &'static str {
+    hvc::STATUSES.iter().find(|item| item.value == status).map_or("?", |item| item.name)
+}

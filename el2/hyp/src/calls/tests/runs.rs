@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VMs that run: what the host learns, what a guest gets, and what is left at the end.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+
+use freehold_mem::lock::Permit;
+use freehold_mem::verbs::el2_revoke_guest;
+use freehold_mem::{Claim, Pfn};
+use freehold_uapi::{guest, hvc::*};
+use freehold_virt::handle::Handle;
+use freehold_virt::vcpu::Trap;
+
+use super::rig::{Fake, GUEST_RAM, RAM, Rig};
+use crate::calls::{self, Platform, Stop};
+
+const MEMORY: u64 = RAM + 512;
+const SECRET: u64 = 0x5ec2_e75e_c2e7;
+
+fn abort(gfn: u64, iss: u64) -> Stop {
+    Stop::Trap(Trap { esr: 0x24 << 26 | iss, far: 0xffff_0000_0000_0008, hpfar: gfn << 4 })
+}
+
+fn hvc(x: [u64; 4]) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
+    move |registers| {
+        registers.x[..4].copy_from_slice(&x);
+        registers.pc += 4;
+        Stop::Trap(Trap { esr: 0x16 << 26, far: 0, hpfar: 0 })
+    }
+}
+
+/// A store of 8 bytes of x5, translation fault.
+const STORE: u64 = 1 << 24 | 3 << 22 | 5 << 16 | 1 << 15 | 1 << 6 | 7;
+/// A load of 4 bytes to x6.
+const LOAD: u64 = 1 << 24 | 2 << 22 | 6 << 16 | 7;
+
+#[test]
+fn a_store_to_ram_that_is_not_given_yet_tells_the_host_the_frame_only() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.next(|r| {
+        r.x[5] = SECRET;
+        abort(GUEST_RAM + 3, STORE)
+    });
+    assert_eq!(rig.run(vm, 0), [EXIT_MEM_FAULT, GUEST_RAM + 3, 0, 0, 0]);
+    // The same store outside of RAM is what the VMM emulates.
+    rig.next(|r| {
+        r.x[5] = SECRET;
+        abort(0x9000, STORE)
+    });
+    assert_eq!(rig.run(vm, 0), [EXIT_MMIO, 0x900_0008, 8 | MMIO_WRITE, SECRET, 0]);
+}
+
+#[test]
+fn what_a_running_vm_is_given_is_zeroed_and_what_it_got_before_stays() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.memory.write(MEMORY, 1, 11);
+    rig.memory.write(MEMORY + 1, 1, 22);
+    rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 1, 0]);
+    assert_eq!(rig.memory.read(MEMORY, 1), 11, "measured contents");
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+    rig.yes(MEM_DONATE, &[vm, MEMORY + 1, GUEST_RAM + 1, 1, 0]);
+    assert_eq!(rig.memory.read(MEMORY + 1, 1), 0, "the host does not choose what a running guest reads");
+    rig.memory.write(MEMORY, 2, SECRET);
+    rig.end(vm, &[MEMORY, MEMORY + 1], RAM, 16);
+    assert!(!rig.memory.picture().values().any(|word| *word == SECRET));
+}
+
+#[test]
+fn all_that_was_taken_is_returned() {
+    let rig = Rig::new();
+    let before = rig.everything().1[0].clone();
+    for _ in 0..3 {
+        let vm = rig.vm(RAM);
+        rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 512, 0]);
+        let _ = rig.run(vm, 0);
+        rig.yes(VM_DESTROY, &[vm]);
+        assert_eq!(rig.yes(VM_RECLAIM, &[vm, MEMORY, 512]), 512);
+        assert_eq!(rig.yes(VM_RECLAIM, &[vm, RAM, 16]), 16);
+    }
+    let after = rig.everything().1[0].clone();
+    let resting = |text: &str| text.split("splits").next().map(str::to_owned);
+    assert_eq!(resting(&before), resting(&after), "blocks, tables, reserve");
+    assert_eq!(rig.vms().count(), 0);
+}
+
+#[test]
+fn a_load_is_answered_once_and_cut_to_its_width() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.next(|_| abort(0x9000, LOAD));
+    assert_eq!(rig.run(vm, 0xbad), [EXIT_MMIO, 0x900_0008, 4, 0, 0]);
+    rig.next(|r| {
+        assert_eq!((r.x[6], r.pc), (0x8765_4321, 4));
+        Stop::Interrupt
+    });
+    let _ = rig.run(vm, 0xffff_ffff_8765_4321);
+    rig.next(|r| {
+        assert_eq!((r.x[6], r.pc), (0x8765_4321, 4), "an answer that nobody asked for goes nowhere");
+        Stop::Interrupt
+    });
+    let _ = rig.run(vm, 0xbad);
+}
+
+#[test]
+fn a_guest_shares_unshares_and_relinquishes() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 4, 0]);
+    rig.memory.write(MEMORY + 2, 1, SECRET);
+    for (id, exit, done) in [
+        (guest::MEM_SHARE, EXIT_SHARE, 2),
+        (guest::MEM_UNSHARE, EXIT_UNSHARE, 2),
+        (guest::MEM_RELINQUISH, EXIT_RELINQUISH, 0),
+    ] {
+        let count = if exit == EXIT_RELINQUISH { 0 } else { 2 };
+        rig.next(hvc([id.into(), (GUEST_RAM + 2) << 12, count, 0]));
+        let [reason, first, asked, ..] = rig.run(vm, 0);
+        assert_eq!((reason, first, asked), (exit, GUEST_RAM + 2, count.max(1)));
+        assert_eq!(rig.yes(GUEST_ACCEPT, &[vm, 0, asked]), asked);
+        rig.next(move |r| {
+            assert_eq!(r.x[..4], [0, done, 0, 0]);
+            Stop::Interrupt
+        });
+        let _ = rig.run(vm, 0);
+        let kept = rig.memory.read(MEMORY + 2, 1);
+        assert_eq!(kept, if exit == EXIT_RELINQUISH { 0 } else { SECRET }, "contents stay but for a relinquish");
+    }
+    rig.end(vm, &[MEMORY, MEMORY + 1, MEMORY + 3], RAM, 16);
+}
+
+#[test]
+fn an_answer_that_comes_too_late_is_refused_and_changes_nothing() {
+    let rig = Rig::new();
+    let vm = rig.yes(VM_CREATE, &[VM_PROTECTED, 40, RAM, 16]);
+    rig.yes(VM_RANGE, &[vm, GUEST_RAM, 16]);
+    rig.yes(VCPU_CREATE, &[vm, 0]);
+    rig.yes(VCPU_CREATE, &[vm, 1]);
+    rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 2, 0]);
+    let on = |vcpu: u64, id: u32| {
+        rig.next(hvc([id.into(), GUEST_RAM << 12, 0, 0]));
+        let (status, x) = rig.call(VCPU_RUN, &[vm, vcpu, 0]);
+        assert_eq!((status, x[1]), (SUCCESS, GUEST_RAM));
+    };
+    // Two vCPUs ask to share the same page.
+    on(0, guest::MEM_SHARE);
+    on(1, guest::MEM_SHARE);
+    rig.yes(GUEST_ACCEPT, &[vm, 0, 1]);
+    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 1, 1]), SHARED);
+    // Two vCPUs ask for it back.
+    on(0, guest::MEM_UNSHARE);
+    on(1, guest::MEM_UNSHARE);
+    rig.yes(GUEST_ACCEPT, &[vm, 1, 1]);
+    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 0, 1]), GFN_NOT_MAPPED);
+    // Two vCPUs give it away.
+    on(0, guest::MEM_RELINQUISH);
+    on(1, guest::MEM_RELINQUISH);
+    rig.yes(GUEST_ACCEPT, &[vm, 0, 1]);
+    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 1, 1]), GFN_NOT_MAPPED);
+}
+
+#[test]
+fn a_poisoned_frame_stays_poisoned() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 1, DONATE_REVOCABLE]);
+    rig.next(hvc([guest::MEM_SHARE.into(), GUEST_RAM << 12, 0, 0]));
+    assert_eq!(rig.run(vm, 0)[0], EXIT_SHARE);
+    {
+        let mut permit = Permit::for_this_entry();
+        let slot = Handle::decode(vm).unwrap().slot().index();
+        let mut both = rig.world().host(&mut permit).with_guest(rig.world(), slot).unwrap();
+        let (host, guest) = both.get();
+        let frame = Claim::new(Pfn::new(MEMORY).unwrap());
+        el2_revoke_guest::check(host, &mut guest.memory, frame).unwrap().commit(&mut rig.machine());
+    }
+    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 0, 1]), GFN_POISONED);
+    assert_eq!(rig.no(MEM_DONATE, &[vm, MEMORY + 1, GUEST_RAM, 1, 0]), GFN_POISONED);
+    let list = RAM + 5 * 512;
+    let record = Record::new(MEMORY + 1, GUEST_RAM, 1);
+    rig.memory.write(list, 0, record.pfn);
+    rig.memory.write(list, 1, record.gfn_count);
+    assert_eq!(rig.no(MEM_DONATE_LIST, &[vm, list, 1, 0]), GFN_POISONED);
+    rig.next(|_| abort(GUEST_RAM, STORE));
+    assert_eq!(rig.run(vm, 0)[..2], [EXIT_CRASH, CRASH_POISONED]);
+    assert_eq!(rig.no(VCPU_RUN, &[vm, 0, 0]), WRONG_STATE);
+    rig.end(vm, &[], RAM, 16);
+}
+
+#[test]
+fn a_running_vcpu_is_busy() {
+    let rig = &Rig::new();
+    let vm = rig.vm(RAM);
+    let (inside, entered) = mpsc::channel();
+    let (go_on, leave) = mpsc::channel::<()>();
+    rig.next(move |_| {
+        inside.send(()).unwrap();
+        leave.recv().unwrap();
+        Stop::Interrupt
+    });
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| rig.run(vm, 0));
+        entered.recv().unwrap();
+        for (id, arguments) in [
+            (VCPU_RUN, &[vm, 0, 0][..]),
+            (VCPU_SET_REG, &[vm, 0, REG_X0, 1]),
+            (VCPU_GET_REG, &[vm, 0, REG_X0]),
+            (GUEST_ACCEPT, &[vm, 0, 1]),
+            (VM_DESTROY, &[vm]),
+        ] {
+            assert_eq!(rig.call(id, arguments).0, VCPU_BUSY, "{id:#x}");
+        }
+        assert_eq!(rig.yes(VCPU_GET_REG, &[vm, 0, REG_MPIDR]), 0x8000_0000);
+        rig.yes(VCPU_KICK, &[vm, 0]);
+        go_on.send(()).unwrap();
+        assert_eq!(run.join().unwrap()[0], EXIT_IRQ);
+    });
+    assert_eq!(rig.run(vm, 0)[0], EXIT_KICKED);
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+    rig.yes(VM_DESTROY, &[vm]);
+}
+
+#[test]
+fn a_host_in_streaming_mode_is_told() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.next(|_| abort(0x9000, LOAD));
+    assert_eq!(rig.run(vm, 0)[0], EXIT_MMIO);
+    rig.busy.store(true, Ordering::Relaxed);
+    assert_eq!(rig.no(VCPU_RUN, &[vm, 0, 7]), DENIED);
+    rig.busy.store(false, Ordering::Relaxed);
+    rig.next(|r| {
+        assert_eq!(r.x[6], 8, "the answer of the call that was not refused");
+        Stop::Interrupt
+    });
+    assert_eq!(rig.run(vm, 8)[0], EXIT_IRQ);
+}
+
+#[test]
+fn what_no_guest_should_do_ends_its_vcpu_and_not_its_host() {
+    for (stop, code) in
+        [(Stop::SError, CRASH_ABORT), (Stop::BadState, CRASH_BAD_STATE), (abort(0x9000, 7), CRASH_NO_SYNDROME)]
+    {
+        let rig = Rig::new();
+        let vm = rig.vm(RAM);
+        rig.next(move |_| stop);
+        assert_eq!(rig.run(vm, 0), [EXIT_CRASH, code, 0, 0, 0]);
+        assert_eq!(rig.no(VCPU_RUN, &[vm, 0, 0]), WRONG_STATE);
+        rig.end(vm, &[], RAM, 16);
+    }
+}
+
+#[test]
+fn a_sibling_on_the_same_cpu_is_flushed() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.yes(VCPU_CREATE, &[vm, 1]);
+    let run = |cpu, vcpu| {
+        rig.cpu.store(cpu, Ordering::Relaxed);
+        let _ = rig.call(VCPU_RUN, &[vm, vcpu, 0]);
+        rig.regimes.lock().unwrap().pop().unwrap()
+    };
+    assert_eq!(
+        [run(0, 0), run(0, 0), run(1, 0), run(0, 1), run(0, 1), run(0, 0), run(1, 0)],
+        [false, false, false, true, false, true, false]
+    );
+    assert_eq!(rig.no(VCPU_CREATE, &[vm, 2]), WRONG_STATE);
+    rig.end(vm, &[], RAM, 16);
+    let vm = rig.vm(RAM);
+    rig.yes(VCPU_CREATE, &[vm, 1]);
+    rig.cpu.store(0, Ordering::Relaxed);
+    let _ = rig.call(VCPU_RUN, &[vm, 1, 0]);
+    assert_eq!(rig.regimes.lock().unwrap().pop(), Some(false), "a new VM has no siblings of the old one's");
+}
+
+#[test]
+fn a_long_call_gives_way_to_an_interrupt_and_goes_on() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    rig.wanted.store(true, Ordering::Relaxed);
+    let done = rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 512, 0]);
+    assert!(0 < done && done < 512, "{done}");
+    rig.yes(MEM_DONATE, &[vm, MEMORY + done, GUEST_RAM + done, 1, 0]);
+    rig.wanted.store(false, Ordering::Relaxed);
+    let rest = 512 - done - 1;
+    assert_eq!(rig.yes(MEM_DONATE, &[vm, MEMORY + done + 1, GUEST_RAM + done + 1, rest, 0]), rest);
+}
+
+#[test]
+fn power_goes_off_over_scrubbed_memory() {
+    let rig = &Rig::new();
+    let vm = rig.vm(RAM);
+    rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 4, 0]);
+    rig.memory.write(MEMORY + 2, 1, SECRET);
+    let _ = rig.run(vm, 0);
+    assert!(calls::quiesce(rig));
+    assert_eq!(rig.memory.read(MEMORY + 2, 1), 0);
+    assert_eq!(rig.no(VCPU_RUN, &[vm, 0, 0]), WRONG_STATE);
+    assert!(calls::quiesce(rig), "once more does no harm");
+    // Firmware refused after all: the host can still take its frames back.
+    for frame in MEMORY..MEMORY + 4 {
+        rig.yes(VM_RECLAIM, &[vm, frame, 1]);
+    }
+    rig.yes(VM_RECLAIM, &[vm, RAM, 16]);
+    assert_eq!(rig.vms().count(), 0);
+}
+
+#[test]
+fn power_stays_on_while_a_vcpu_runs() {
+    let rig = &Rig::new();
+    let vm = rig.vm(RAM);
+    let (inside, entered) = mpsc::channel();
+    let (go_on, leave) = mpsc::channel::<()>();
+    rig.next(move |_| {
+        inside.send(()).unwrap();
+        leave.recv().unwrap();
+        Stop::Interrupt
+    });
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| rig.run(vm, 0));
+        entered.recv().unwrap();
+        assert!(!calls::quiesce(rig));
+        go_on.send(()).unwrap();
+        run.join().unwrap();
+    });
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ, "and it runs on");
+}
