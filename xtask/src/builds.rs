@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::env::Env;
+use crate::image::Extent;
 use crate::initramfs::Archive;
 use crate::setup::Tools;
 use crate::{cmd, image, ui};
@@ -96,7 +97,7 @@ fn real(env: &Env, path: &str) -> bool {
 pub(crate) fn el2(env: &Env) -> Result<PathBuf> {
     let elf = build(env, "freehold-el2", BARE, &[])?;
     let out = env.out.join("el2.bin");
-    let flat = image::flatten(&std::fs::read(elf)?, BLOCK).context("el2")?;
+    let flat = image::flatten(&std::fs::read(elf)?, BLOCK, Extent::Memory).context("el2")?;
     image::write_whole(&out, &flat)?;
     Ok(out)
 }
@@ -104,7 +105,7 @@ pub(crate) fn el2(env: &Env) -> Result<PathBuf> {
 fn guest(env: &Env) -> Result<PathBuf> {
     let elf = build(env, "freehold-guest", BARE, &[])?;
     let out = env.out.join("guest.bin");
-    let flat = image::flatten(&std::fs::read(elf)?, 8).context("guest")?;
+    let flat = image::flatten(&std::fs::read(elf)?, 8, Extent::File).context("guest")?;
     image::write_whole(&out, &with_own_hash(flat)?)?;
     Ok(out)
 }

@@ -152,20 +152,31 @@ fn stage_name(stage: Stage) -> &'static str {
     }
 }
 
+/// Shows the cases that a step needs and those that failed; how many more held is said in one line.
 fn table(results: &[steps::Result]) {
+    println!("{:<5}{:<34} {:<58} seen", "step", "case", "expected");
     for result in results {
         let status = match result.status {
             Status::Held => ui::green("held"),
             Status::Failed => ui::red("FAILED"),
             Status::NotYet => ui::yellow("not yet"),
         };
-        println!("{}  {}: {status}", result.step, result.title);
-        for case in &result.cases {
+        println!("{:<5}{}: {status}", result.step, result.title);
+        let (shown, others): (Vec<_>, Vec<_>) = result.cases.iter().partition(|c| !c.held || result.needs(&c.case));
+        for case in shown {
             let mark = if case.held { ui::green("+") } else { ui::red("-") };
-            println!("   {mark} {:<26} expected {:<34} seen {}", case.case, case.expected, case.seen);
+            let (name, expected, seen) = (one_line(&case.case), one_line(&case.expected), one_line(&case.seen));
+            println!("   {mark} {name:<34} {expected:<58} {seen}");
+        }
+        if !others.is_empty() {
+            println!("     and {} more cases that held", others.len());
         }
         if !result.missing.is_empty() {
-            println!("   . not seen: {}", result.missing.join(", "));
+            println!("     not seen: {}", result.missing.join(", "));
         }
     }
+}
+
+fn one_line(text: &str) -> String {
+    text.trim_end().replace('\n', "\\n")
 }

@@ -95,6 +95,7 @@ impl Facts {
             expected: expected.to_owned(),
             seen,
             held: found && astray.is_empty(),
+            at: 0.0,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::qemu::{Read, Running};
 use crate::scan;
 
 /// One thing that a job looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Case {
     /// The step of the main job that it belongs to.
     pub step: String,
@@ -25,6 +25,9 @@ pub(crate) struct Case {
     pub seen: String,
     /// Whether that is the same thing.
     pub held: bool,
+    /// Seconds since power on.
+    #[serde(default, skip_deserializing)]
+    pub at: f64,
 }
 
 /// How far a boot came.
@@ -95,7 +98,8 @@ const FATAL: [&str; 3] = ["freehold: stop:", "freehold: panic:", "Kernel panic -
 /// # Errors
 /// If the RAM scan that a job asks for cannot be made; everything else is the outcome's `problem`.
 pub(crate) fn follow(machine: &mut Running, limit: Duration, mut on_case: impl FnMut(&Case)) -> Result<Outcome> {
-    let deadline = Instant::now() + limit;
+    let begin = Instant::now();
+    let deadline = begin + limit;
     let mut outcome = Outcome { stage: Stage::Nothing, cases: Vec::new(), problem: None, el2: Vec::new() };
     let mut facts = scan::Facts::default();
     while outcome.stage != Stage::Done && outcome.problem.is_none() {
@@ -111,7 +115,8 @@ pub(crate) fn follow(machine: &mut Running, limit: Duration, mut on_case: impl F
             }
         };
         match report(&line) {
-            Some(Report::Case(case)) => {
+            Some(Report::Case(mut case)) => {
+                case.at = begin.elapsed().as_secs_f64();
                 on_case(&case);
                 outcome.cases.push(case);
             }

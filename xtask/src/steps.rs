@@ -89,6 +89,13 @@ pub(crate) struct Result {
     pub missing: Vec<&'static str>,
 }
 
+impl Result {
+    /// Whether the step needs the case `name`.
+    pub(crate) fn needs(&self, name: &str) -> bool {
+        STEPS.iter().any(|s| s.number == self.step && s.needs.contains(&name))
+    }
+}
+
 /// Judges every step by what a boot showed.
 pub(crate) fn judge(outcome: &Outcome) -> Vec<Result> {
     let mut cases = vec![banner(outcome)];
@@ -129,6 +136,7 @@ fn banner(outcome: &Outcome) -> Case {
         expected: "one banner: version, CPU, RAM, carve-outs, what is protected and what is not".to_owned(),
         held: lines.len() == 1 && lacks.is_empty() && outcome.stage > Stage::Nothing,
         seen,
+        at: 0.0,
     }
 }
 
@@ -143,6 +151,7 @@ mod tests {
             expected: String::new(),
             seen: String::new(),
             held: *held,
+            at: 0.0,
         };
         let el2 = ["freehold: el2 0.1.0 on x", "freehold: RAM, carve-outs; protects this, not that"];
         Outcome {

@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use arm64::PageSize;
-pub(crate) use flatten::flatten;
+pub(crate) use flatten::{Extent, flatten};
 
 use crate::{Refused, ui};
 
