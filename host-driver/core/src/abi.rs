@@ -26,7 +26,7 @@ const LEAST_IPA_BITS: u64 = 32;
 pub const GUEST_MEMFD_FLAGS: u64 = io::GUEST_MEMFD_FLAG_MMAP | io::GUEST_MEMFD_FLAG_INIT_SHARED;
 
 const fn aligned(value: u64) -> bool {
-    value % PAGE_SIZE == 0
+    value & (PAGE_SIZE - 1) == 0
 }
 
 /// Type argument of `KVM_CREATE_VM`.
@@ -281,7 +281,7 @@ pub const fn register(id: u64) -> Result<u64, Error> {
         io::KVM_REG_PC => Ok(hvc::REG_PC),
         io::KVM_REG_PSTATE => Ok(hvc::REG_PSTATE),
         io::KVM_REG_MPIDR => Ok(hvc::REG_MPIDR),
-        io::KVM_REG_X0..=LAST_CORE if id % 2 == 0 => Err(Error::Denied),
+        io::KVM_REG_X0..=LAST_CORE if id & 1 == 0 => Err(Error::Denied),
         _ => Err(Error::NoEntry),
     }
 }

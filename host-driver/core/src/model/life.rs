@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A VM's memory from its pool to its end, and what its guest asks for.
+
+use super::*;
+use crate::convert::{empty, to_private, Mode, Stopped};
+use crate::drain::Aim;
+use crate::end::{doom, reclaim_pages, reclaim_pool};
+use crate::exit::Request;
+use crate::guest::{relinquish, share, unshare, NotYet};
+
+fn span(first: u64, count: u64) -> Span {
+    Span::new(first, count).unwrap()
+}
+
+fn private(world: &Rc<World>, pages: usize) -> Model {
+    let file = Model::new(world, pages, Page::Host);
+    let thread = Sleeper::default();
+    for page in 0..pages as u64 {
+        file.store(page);
+    }
+    let (below, kernel) = (el2(world), Kernel(world.clone()));
+    let all = span(0, pages as u64);
+    to_private(&file, all, Aim::Convert, Mode::Now, &thread, &mut giver(&below, &kernel, &thread, 0)).unwrap();
+    file
+}
+
+fn asks(world: &World, kind: Request, first: u64, count: u64) {
+    *world.request.borrow_mut() = Some((BASE + first, count, kind));
+}
+
+fn lent(world: &Rc<World>, pages: usize) -> Model {
+    let file = private(world, pages);
+    asks(world, Request::Share, 0, pages as u64);
+    let below = el2(world);
+    assert_eq!(share(&file, span(0, pages as u64), |n| below.guest_accept(VM, 0, n)), Ok(pages as u64));
+    file.check();
+    file
+}
+
+#[test]
+fn a_pool_that_is_too_small_is_made_larger() {
+    let world = world();
+    let kernel = Kernel(world.clone());
+    assert_eq!(pool::create(&el2(&world), &kernel, 40), Ok(VM));
+    assert_eq!(world.kept.borrow().len(), 1);
+    assert_eq!(world.pool.borrow().len(), 32, "the first chunk of 16 went back");
+    assert_eq!(world.frames.borrow().len(), 32);
+}
+
+#[test]
+fn growth_covers_what_is_asked() {
+    let world = world();
+    pool::grow(&el2(&world), &Kernel(world.clone()), VM, 1000).unwrap();
+    assert!(world.pool.borrow().len() >= 1000);
+}
+
+#[test]
+fn a_shared_page_is_the_hosts_to_map_and_still_the_guests() {
+    let world = world();
+    let file = lent(&world, 3);
+    assert_eq!(file.store(1), HostFault::Map);
+    assert_eq!(world.owned.borrow().len(), 3);
+}
+
+#[test]
+fn sharing_stops_before_the_first_page_that_is_not_private() {
+    let world = world();
+    let file = private(&world, 4);
+    file.change(|book| book.set(2, Page::Lost));
+    asks(&world, Request::Share, 0, 4);
+    let below = el2(&world);
+    assert_eq!(share(&file, span(0, 4), |n| below.guest_accept(VM, 0, n)), Ok(2));
+    let untouched = Model::new(&world, 1, Page::Vacant);
+    assert_eq!(share(&untouched, span(0, 1), |_| panic!("accepted")), Err(NotYet::Untouched(0)));
+    let draining = Model::new(&world, 1, Page::Draining { origin: Origin::Host, attempt: 0 });
+    assert_eq!(share(&draining, span(0, 1), |_| panic!("accepted")), Err(NotYet::Draining(0)));
+}
+
+#[test]
+fn unsharing_waits_for_the_host_and_only_then_moves() {
+    let world = world();
+    let file = lent(&world, 4);
+    file.hold(2);
+    asks(&world, Request::Unshare, 0, 4);
+    let below = el2(&world);
+    let accept = |n| below.guest_accept(VM, 0, n);
+    let thread = Sleeper::of(vec![
+        Box::new(|| assert_eq!((file.report.get().waiting, file.report.get().page), (1, 2))),
+        Box::new(|| assert!(world.request.borrow().is_some(), "not accepted while somebody holds a page")),
+        Box::new(|| file.let_go(2)),
+    ]);
+    assert_eq!(unshare(&file, span(0, 4), &thread, accept), Ok(()));
+    file.check();
+    assert!((0..4).all(|page| file.state(page) == Page::Given));
+    assert!(file.with_frame(1, |frame| frame.dirty), "contents stay");
+}
+
+#[test]
+fn a_signal_while_unsharing_lends_the_pages_again() {
+    let world = world();
+    let file = lent(&world, 2);
+    file.hold(1);
+    asks(&world, Request::Unshare, 0, 2);
+    let thread = Sleeper::default();
+    thread.signal_at.set(Some(2));
+    let stopped = unshare(&file, span(0, 2), &thread, |_| panic!("accepted"));
+    assert_eq!(stopped, Err(Stopped { error: Error::Interrupted, page: 1 }));
+    file.check();
+    assert_eq!((file.state(0), file.state(1)), (Page::Lent, Page::Lent));
+    assert!(world.request.borrow().is_some());
+}
+
+#[test]
+fn a_partly_accepted_unshare_lends_the_rest_again() {
+    let world = world();
+    let file = lent(&world, 3);
+    asks(&world, Request::Unshare, 0, 3);
+    let below = el2(&world);
+    assert_eq!(unshare(&file, span(0, 3), &Sleeper::default(), |_| below.guest_accept(VM, 0, 2)), Ok(()));
+    file.check();
+    assert_eq!((file.state(0), file.state(1), file.state(2)), (Page::Given, Page::Given, Page::Lent));
+}
+
+#[test]
+fn what_the_vmm_converts_is_not_what_the_guest_shares() {
+    let world = world();
+    let file = lent(&world, 1);
+    let thread = Sleeper::default();
+    let stopped = to_private(&file, span(0, 1), Aim::Convert, Mode::Now, &thread, &mut crate::convert::Nobody);
+    assert_eq!(stopped, Err(Stopped { error: Error::Denied, page: 0 }));
+}
+
+#[test]
+fn relinquished_frames_go_back_zeroed_and_the_offset_is_new() {
+    let world = world();
+    let file = private(&world, 3);
+    let before = world.frames.borrow().len();
+    asks(&world, Request::Relinquish, 1, 1);
+    let below = el2(&world);
+    assert_eq!(relinquish(&file, span(1, 1), Page::Host, |n| below.guest_accept(VM, 0, n)), Ok(1));
+    assert_eq!((file.state(1), file.frame(1)), (Page::Host, None));
+    assert_eq!(world.frames.borrow().len(), before - 1);
+    file.check();
+}
+
+#[test]
+fn the_end_returns_every_frame() {
+    for burst in [u64::MAX, 1, 5] {
+        let world = world();
+        let kernel = Kernel(world.clone());
+        let below = el2(&world);
+        pool::create(&below, &kernel, 40).unwrap();
+        let file = private(&world, 40);
+        asks(&world, Request::Share, 3, 2);
+        share(&file, span(3, 2), |n| below.guest_accept(VM, 0, n)).unwrap();
+        file.store(3);
+        world.burst.set(burst);
+        let thread = Sleeper::default();
+        doom(&below, VM).unwrap();
+        doom(&below, VM).unwrap();
+        assert_eq!(reclaim_pages(&file, span(0, 40), Page::Host, &below, VM, &thread), 0);
+        assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), 0);
+        file.check();
+        assert!((0..40).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
+        assert!(world.frames.borrow().is_empty(), "I8: {:?}", world.frames.borrow());
+    }
+}
+
+#[test]
+fn a_frame_that_el2_keeps_is_lost_and_never_freed() {
+    let world = world();
+    let below = el2(&world);
+    let file = private(&world, 4);
+    let stuck = file.frame(2).unwrap();
+    world.stuck.borrow_mut().insert(stuck);
+    doom(&below, VM).unwrap();
+    assert_eq!(reclaim_pages(&file, span(0, 4), Page::Host, &below, VM, &Sleeper::default()), 1);
+    assert_eq!(file.state(2), Page::Lost);
+    assert_eq!(file.store(2), HostFault::Refuse);
+    assert_eq!(file.change(|book| empty(&file, book)), 1);
+    assert_eq!(world.frames.borrow().keys().copied().collect::<Vec<_>>(), [stuck]);
+}
+
+#[test]
+fn an_end_during_a_conversion_takes_what_is_settled_and_comes_back_for_the_rest() {
+    let world = world();
+    let below = el2(&world);
+    let file = lent(&world, 2);
+    let crate::drain::Begun::Attempt(attempt) = crate::drain::begin(&file, span(1, 1), Aim::Unshare) else {
+        panic!("nothing began")
+    };
+    doom(&below, VM).unwrap();
+    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &Sleeper::default()), 0);
+    assert!(matches!(file.state(1), Page::Draining { .. }));
+    attempt.finish(&file, 0, crate::drain::Rest::Restore);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &Sleeper::default()), 0);
+    assert!(world.owned.borrow().is_empty());
+    file.check();
+}
