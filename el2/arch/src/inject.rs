@@ -15,6 +15,7 @@ const AARCH32: u64 = 1 << 4;
 
 const DAIF: u64 = 0xf << 6;
 const PSTATE_SSBS: u64 = 1 << 12;
+const PSTATE_ALLINT: u64 = 1 << 13;
 const PSTATE_PAN: u64 = 1 << 22;
 const PSTATE_DIT: u64 = 1 << 24;
 const PSTATE_TCO: u64 = 1 << 25;
@@ -22,6 +23,7 @@ const PSTATE_TCO: u64 = 1 << 25;
 const FLAGS: u64 = 0xf << 28;
 const SCTLR_SPAN: u64 = 1 << 23;
 const SCTLR_DSSBS: u64 = 1 << 44;
+const SCTLR_SPINTMASK: u64 = 1 << 62;
 
 const IL: u64 = 1 << 25;
 const CLASS_UNKNOWN: u64 = 0x00;
@@ -105,6 +107,9 @@ pub(crate) fn exception_state(spsr: u64, sctlr: u64, ids: &Ids) -> u64 {
     }
     if ids.has_ssbs() && sctlr & SCTLR_DSSBS != 0 {
         state |= PSTATE_SSBS;
+    }
+    if ids.has_nmi() && sctlr & SCTLR_SPINTMASK == 0 {
+        state |= PSTATE_ALLINT;
     }
     if ids.has_mte2() {
         state |= PSTATE_TCO;

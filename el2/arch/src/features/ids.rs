@@ -94,6 +94,10 @@ impl Ids {
         field(self.pfr1, 4, 4) != 0
     }
 
+    pub(crate) fn has_nmi(&self) -> bool {
+        field(self.pfr1, 36, 4) != 0
+    }
+
     pub(crate) fn has_mte2(&self) -> bool {
         field(self.pfr1, 8, 4) >= 2
     }
