@@ -184,6 +184,10 @@ impl Guest {
         if !body.is_ram(gfn) {
             return GuestView::Device;
         }
+        if body.life == Life::Dying {
+            // Its tables may be the host's again.
+            return GuestView::Absent(gfn);
+        }
         match body.space.leaf(gfn, m) {
             Leaf::Page(pfn) => GuestView::Mapped(pfn),
             Leaf::Poisoned => GuestView::Poisoned(gfn),

@@ -6,8 +6,9 @@
 //! kept: break-before-make, frames touched while somebody may still reach them, changes that were
 //! not published.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::vec::Vec;
 
 use crate::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
@@ -38,6 +39,8 @@ pub(crate) struct Fake {
     /// Set while a guest lends: only then may a frame be reachable from both sides.
     pub(crate) sharing: bool,
     pub(crate) cleaned: BTreeSet<Pfn>,
+    /// The same in order, for who has to look while the machine is at work.
+    pub(crate) clean_log: Rc<RefCell<Vec<Pfn>>>,
     pub(crate) host_root: Option<Pfn>,
     pub(crate) reads: Cell<u64>,
 }
@@ -221,6 +224,7 @@ impl Frames for Fake {
 
     fn settle_for_guest(&mut self, frame: Pfn) {
         self.cleaned.insert(frame);
+        self.clean_log.borrow_mut().push(frame);
     }
 
     fn copy_words(&self, frame: Pfn, into: &mut [u64]) {

@@ -57,7 +57,11 @@ fn before_the_first_run_contents_stay_and_are_measured_after_it_they_are_zeroed(
         let Rig { host, guests, m } = &mut rig;
         let lot = Claim::new(Lot::decode(from, at, 2).unwrap());
         let checked = crate::verbs::host_donate_guest::check(host, &mut guests[0], lot, false, m).unwrap();
-        checked.commit(m, &mut || false, &mut |gfn, pfn| measured.push((gfn.raw(), pfn.raw())));
+        let cleaned = std::rc::Rc::clone(&m.clean_log);
+        checked.commit(m, &mut || false, &mut |gfn, pfn| {
+            assert!(cleaned.borrow().contains(&pfn), "measured while a cache may hide what the guest will find");
+            measured.push((gfn.raw(), pfn.raw()));
+        });
         rig.check();
         assert_eq!(rig.m.content(pfn(from)), if started { 0 } else { HOST_DATA });
     }
@@ -248,7 +252,7 @@ fn dropping_a_checked_call_changes_nothing() {
 
 #[test]
 fn a_vm_with_two_root_tables_lives() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::of(40);
     let before = rig.rest();
     rig.birth(0, POOL + 1, 10, Kind::Protected, 40).unwrap();
     for at in [1, 0xfff_fff0] {
@@ -265,4 +269,25 @@ fn a_vm_with_two_root_tables_lives() {
     assert_eq!(rig.reclaim(0, FREE, 2), Ok(2));
     assert_eq!(rig.return_pool(0, POOL + 1, 10), Ok((10, true)));
     assert_eq!(rig.rest(), before);
+}
+
+#[test]
+fn tables_that_went_back_to_the_host_are_not_walked() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Ordinary, POOL, 16);
+    rig.lend(0, FREE, GUEST_RAM, 1, true).unwrap();
+    rig.die(0);
+    rig.unlend(0, GUEST_RAM, 1).unwrap();
+    assert_eq!(rig.return_pool(0, POOL, 4), Ok((4, false)));
+    // The host writes what it likes into the frames that it has back, the root among them.
+    for frame in POOL..POOL + 4 {
+        for index in 0..512 {
+            rig.m.words.insert(Entry::of(pfn(frame), index), 0xdead_beef);
+        }
+    }
+    let ram = crate::GfnRun::decode(GUEST_RAM, 1).unwrap();
+    let refused = crate::verbs::host_unshare_guest::check(&mut rig.host, &mut rig.guests[0], Claim::new(ram), &rig.m);
+    assert_eq!(refused.err(), Some(crate::Refused::WrongState));
+    let at = crate::Ipa::new(GUEST_RAM << 12).unwrap();
+    assert_eq!(rig.guests[0].view(Claim::new(at), &rig.m), crate::GuestView::Absent(ram.start()));
 }

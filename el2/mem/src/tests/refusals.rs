@@ -276,7 +276,8 @@ fn a_birth_needs_an_address_size_and_frames() {
     rig.die(2);
     rig.unlend(2, PRIVATE_AT, 1).unwrap();
     assert_eq!(rig.return_pool(2, ORDINARY_POOL, 16), Ok((16, true)));
-    for bits in [0, 31, 41, 64, u32::MAX] {
+    // The rig is a machine of 32 bits: a guest can have no more than it.
+    for bits in [0, 31, 33, 40, 41, 64, u32::MAX] {
         assert_eq!(rig.birth(2, HOST, 8, Kind::Protected, bits), Err(Refused::BadIpaSize));
     }
     for (frame, why) in NOT_GIVEABLE {
@@ -288,6 +289,11 @@ fn a_birth_needs_an_address_size_and_frames() {
         assert_eq!(rig.birth(2, frame, 1, Kind::Protected, 32), Err(why), "{frame:#x}");
     }
     assert_eq!(rig.birth(2, RAM2, 513, Kind::Protected, 32), Err(Refused::CountTooLarge));
+}
+
+#[test]
+fn a_birth_needs_an_aligned_pair_of_frames_for_a_large_address_size() {
+    let mut rig = Rig::of(40);
     assert_eq!(rig.birth(2, HOST, 1, Kind::Protected, 40), Err(Refused::NeedPages(1)));
     assert_eq!(rig.birth(2, HOST + 1, 1, Kind::Protected, 40), Err(Refused::NeedPages(2)));
     assert_eq!(rig.birth(2, HOST + 1, 2, Kind::Protected, 40), Err(Refused::NeedPages(1)));

@@ -59,7 +59,11 @@ pub(crate) fn run(from: u64, count: u64) -> PfnRun {
 }
 
 pub(crate) fn map() -> MemoryMap {
-    let mut map = MemoryMap::new(IPA_BITS).unwrap();
+    map_of(IPA_BITS)
+}
+
+fn map_of(ipa_bits: u32) -> MemoryMap {
+    let mut map = MemoryMap::new(ipa_bits).unwrap();
     map.add_bank(run(RAM2, RAM2_FRAMES)).unwrap();
     map.add_bank(run(RAM, RAM_FRAMES)).unwrap();
     map.add_hole(run(HOLE, HOLE_FRAMES)).unwrap();
@@ -69,7 +73,12 @@ pub(crate) fn map() -> MemoryMap {
 impl Rig {
     /// Boots: one carve-out holds the tables; the ledger's words stand outside the fake.
     pub(crate) fn new() -> Self {
-        let mut map = map();
+        Self::of(IPA_BITS)
+    }
+
+    /// The same machine with more physical address bits than its memory needs.
+    pub(crate) fn of(ipa_bits: u32) -> Self {
+        let mut map = map_of(ipa_bits);
         map.add_carve_out(run(CARVE_OUT, 512)).unwrap();
         let needs = map.needs();
         let storage = std::vec![0; usize::try_from(needs.words).unwrap()].leak();

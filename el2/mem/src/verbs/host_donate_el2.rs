@@ -40,7 +40,7 @@ pub fn check_birth<'w, 'm>(
     if guest.life() != Life::Free {
         return Err(Refused::WrongState);
     }
-    if !(32..=40).contains(&ipa_bits) {
+    if !(32..=host.map.ipa_bits().min(40)).contains(&ipa_bits) {
         return Err(Refused::BadIpaSize);
     }
     let run = run.examine();

@@ -93,10 +93,13 @@ impl Checked<'_, '_> {
             let (pfn, gfn) = (frame.granule().pfn(), frame.granule().gfn());
             if zero {
                 m.scrub(pfn);
-            } else {
+            }
+            // Before `measure`: a clean cache line may hide what the host wrote past the cache, and what
+            // is measured must be what the guest will find.
+            m.settle_for_guest(pfn);
+            if !zero {
                 measure(gfn, pfn);
             }
-            m.settle_for_guest(pfn);
             ledger.give(&frame, State::Private { vm, gfn, revocable }, m);
             let mut tables = Tables { pool: &mut body.pool, ledger, vm };
             body.space.map(frame.granule(), Access::ALL, space.how, &mut tables, m);

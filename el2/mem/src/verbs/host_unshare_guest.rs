@@ -16,7 +16,7 @@ pub struct Checked<'w, 'm> {
 /// Decides whether the host may end the loans behind a run of guest frames. Changes nothing.
 ///
 /// # Errors
-/// `WrongState`, `WrongKind`, `CountTooLarge`, `GfnOutOfRange`, `GfnNotMapped`.
+/// `WrongState`, also once a dying VM borrows nothing; `WrongKind`, `CountTooLarge`, `GfnOutOfRange`, `GfnNotMapped`.
 pub fn check<'w, 'm>(
     host: &'w mut Host<'m>,
     guest: &'w mut Guest,
@@ -25,6 +25,10 @@ pub fn check<'w, 'm>(
 ) -> Result<Checked<'w, 'm>, Refused> {
     let body = guest.in_life(&[Life::Building, Life::Running, Life::Dying])?;
     body.borrows()?;
+    if body.life == Life::Dying && body.borrowed == 0 {
+        // From here on pool frames go back, and with them the tables: they must not be walked any more.
+        return Err(Refused::WrongState);
+    }
     host.gather_guest(&run.examine(), |gfn| body.backing(gfn, m))?;
     for granule in host.batch.granules().iter() {
         match host.ledger.state(granule.pfn()) {
