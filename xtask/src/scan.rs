@@ -33,7 +33,7 @@ impl Facts {
     ///
     /// # Errors
     /// If a number cannot be read.
-    pub(crate) fn take(&mut self, value: &Value, machine: &Running) -> Result<Option<Case>> {
+    pub(crate) fn take(&mut self, value: &Value, machine: &mut Running) -> Result<Option<Case>> {
         let text = |name: &str| value.get(name).and_then(Value::as_str);
         if let (Some(masked), Some(mask)) = (text("secret_masked"), text("mask")) {
             (self.masked, self.mask) = (words(masked)?, words(mask)?);
@@ -58,9 +58,12 @@ impl Facts {
     }
 
     /// Looks, and judges; a scan that cannot be made is a case that did not hold.
-    fn scan(&self, machine: &Running, alive: bool) -> Case {
+    fn scan(&self, machine: &mut Running, alive: bool) -> Case {
         let size = self.memory.unwrap_or(2048 << 20);
         let hits = self.secret().and_then(|secret| hits_in_ram(machine, &secret, size));
+        // The job waits for this line, or goes on by itself after a while.
+        let told = machine.console.send("fh-scanned");
+        let hits = hits.and_then(|hits| told.map(|()| hits));
         match hits {
             Ok(hits) => self.judge(&hits, alive),
             Err(error) => Case { seen: format!("no scan: {error:#}"), held: false, ..self.judge(&[], alive) },
