@@ -170,7 +170,7 @@ items! {
     COUNTER_JOINS = 7;
     /// Bytes free in the boot heap.
     COUNTER_HEAP_FREE = 8;
-    /// Frames that are not the host's: owned by VMs or their pools.
+    /// Frames of RAM that VMs took out of the host's reach: private ones and pools. A frame lent to the host is not in it.
     COUNTER_FOREIGN_FRAMES = 9;
     /// Live VM slots.
     COUNTER_VMS = 10;
