@@ -286,6 +286,21 @@ pub const fn register(id: u64) -> Result<u64, Error> {
     }
 }
 
+/// Checks a value for a register, as KVM does before it looks at anything else.
+///
+/// # Errors
+/// `Invalid` for a PSTATE that a vCPU can not start in, a PC that is not aligned, or a register that is read only.
+pub const fn writable(reg: u64, value: u64) -> Result<(), Error> {
+    /// `EL1h`, with D, A, I and F masked.
+    const PSTATE: u64 = 0x3c5;
+    match reg {
+        hvc::REG_PSTATE if value != PSTATE => Err(Error::Invalid),
+        hvc::REG_PC if value & 3 != 0 => Err(Error::Invalid),
+        hvc::REG_MPIDR => Err(Error::Invalid),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,6 +420,16 @@ mod tests {
         assert_eq!(init(5, 1 << 3, 0), Err(Error::Invalid));
         assert_eq!(init(5, 1 << 9, 0), Err(Error::NoEntry));
         assert_eq!(init(5, 0, 1), Err(Error::NoEntry));
+    }
+
+    #[test]
+    fn a_vcpu_starts_in_el1_at_an_instruction() {
+        assert_eq!(writable(hvc::REG_PSTATE, 0x3c5), Ok(()));
+        assert_eq!(writable(hvc::REG_PSTATE, 0x3c9), Err(Error::Invalid));
+        assert_eq!(writable(hvc::REG_PC, 0x8000_0000), Ok(()));
+        assert_eq!(writable(hvc::REG_PC, 0x8000_0002), Err(Error::Invalid));
+        assert_eq!(writable(hvc::REG_X0, u64::MAX), Ok(()));
+        assert_eq!(writable(hvc::REG_MPIDR, 0), Err(Error::Invalid));
     }
 
     #[test]

@@ -9,8 +9,9 @@ pub trait Conduit {
     /// Makes one call.
     fn call(&self, function: u32, args: [u64; 5]) -> [u64; 5];
 
-    /// Makes one `VCPU_RUN`, with this CPU's interrupts masked around it.
-    fn run(&self, args: [u64; 5]) -> [u64; 5];
+    /// Makes one `VCPU_RUN`, with this CPU's interrupts masked around it; `None` if something was pending for the thread,
+    /// and then no call was made.
+    fn run(&self, args: [u64; 5]) -> Option<[u64; 5]>;
 }
 
 /// A VM's handle, as `VM_CREATE` returned it.
@@ -138,12 +139,12 @@ impl<C: Conduit> El2<C> {
         self.call(hvc::VCPU_GET_REG, [vm.0, vcpu, reg, 0, 0]).map(|r| r[0])
     }
 
-    /// `VCPU_RUN`: reason and payloads.
+    /// `VCPU_RUN`: reason and payloads; `None` if the vCPU was not entered, for something was pending for the thread.
     ///
     /// # Errors
     /// As the call's.
-    pub fn vcpu_run(&self, vm: Handle, vcpu: u64, mmio: u64) -> Result<[u64; 4], Refused> {
-        answer(self.0.run([vm.0, vcpu, mmio, 0, 0]))
+    pub fn vcpu_run(&self, vm: Handle, vcpu: u64, mmio: u64) -> Result<Option<[u64; 4]>, Refused> {
+        self.0.run([vm.0, vcpu, mmio, 0, 0]).map(answer).transpose()
     }
 
     /// `VCPU_KICK`.

@@ -217,8 +217,8 @@ impl Conduit for Below {
         }
     }
 
-    fn run(&self, _: [u64; 5]) -> [u64; 5] {
-        status(hvc::WRONG_STATE)
+    fn run(&self, _: [u64; 5]) -> Option<[u64; 5]> {
+        None
     }
 }
 

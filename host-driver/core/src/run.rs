@@ -43,8 +43,9 @@ pub enum Served {
 
 /// The vCPU, its VM, and the calling thread.
 pub trait Machine {
-    /// Enters the guest; `mmio` is the answer to its pending load.
-    fn enter(&self, mmio: u64) -> Result<[u64; 4], Refused>;
+    /// Enters the guest; `mmio` is the answer to its pending load. `None` if it was not entered, for something was
+    /// pending for the thread.
+    fn enter(&self, mmio: u64) -> Result<Option<[u64; 4]>, Refused>;
     /// Backs a guest frame.
     fn touch(&self, gfn: u64) -> Result<Served, Error>;
     /// Serves a request to move memory.
@@ -87,7 +88,11 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             return Err(Error::Interrupted);
         }
         let answer = match machine.enter(memory.value) {
-            Ok(answer) => answer,
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
+                machine.breathe();
+                continue;
+            }
             Err(refused) => return fail(machine, refused),
         };
         memory.value = 0;
@@ -158,6 +163,7 @@ mod tests {
         signal_after: Cell<Option<u32>>,
         touch: Cell<Option<Result<Served, Error>>>,
         loaded: Cell<u64>,
+        pending: Cell<bool>,
     }
 
     impl Script {
@@ -175,9 +181,12 @@ mod tests {
     }
 
     impl Machine for Script {
-        fn enter(&self, mmio: u64) -> Result<[u64; 4], Refused> {
+        fn enter(&self, mmio: u64) -> Result<Option<[u64; 4]>, Refused> {
+            if self.pending.replace(false) {
+                return Ok(None);
+            }
             self.note(format!("enter({mmio})"));
-            self.answers.borrow_mut().pop_front().expect("entered once too often")
+            self.answers.borrow_mut().pop_front().expect("entered once too often").map(Some)
         }
         fn touch(&self, gfn: u64) -> Result<Served, Error> {
             self.note(format!("touch({gfn})"));
@@ -260,6 +269,15 @@ mod tests {
         script.loaded.set(10);
         run(&script, &mut memory).unwrap();
         assert_eq!(script.log(), "Nothing enter(9) Shutdown");
+    }
+
+    #[test]
+    fn a_vcpu_that_was_kept_out_keeps_the_loaded_value() {
+        let script = Script::of(&[OFF]);
+        script.pending.set(true);
+        let mut memory = Memory { load: None, value: 5 };
+        run(&script, &mut memory).unwrap();
+        assert_eq!(script.log(), "Nothing enter(5) Shutdown");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 /* Calls to EL2, through the conduit that the kernel itself found in the firmware description. */
 #include <linux/arm-smccc.h>
 #include <linux/irqflags.h>
+#include <linux/sched/signal.h>
 #include <linux/string.h>
 
 #include "freehold.h"
@@ -48,13 +49,18 @@ void fhc_el2_call(u64 *regs)
 
 /*
  * VCPU_RUN: interrupts are masked around the call, so that the task stays on this CPU while its vCPU is loaded, and a
- * host interrupt that ended the run is taken right after it.
+ * host interrupt that ended the run is taken right after it. What came before the masking has had its interrupt
+ * already, and must keep the vCPU out: false, and nothing was called.
  */
-void fhc_el2_run(u64 *regs)
+bool fhc_el2_run(u64 *regs)
 {
 	unsigned long flags;
+	bool enter;
 
 	local_irq_save(flags);
-	fhc_el2_call(regs);
+	enter = !signal_pending(current) && !need_resched();
+	if (enter)
+		fhc_el2_call(regs);
 	local_irq_restore(flags);
+	return enter;
 }

@@ -24,7 +24,12 @@
 /* How long a fault waits for an attempt before it is refused. */
 #define FAULT_PATIENCE (HZ)
 
-#define PAGE_GFP (GFP_HIGHUSER | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
+#define PAGE_GFP (GFP_HIGHUSER | __GFP_ZERO | __GFP_ACCOUNT)
+/* An ioctl that runs into a limit says so, rather than have its caller killed; a fault has no such choice. */
+#define CALL_GFP (PAGE_GFP | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
+
+/* Files that may hold frozen frames. */
+atomic_t fh_files = ATOMIC_INIT(0);
 
 enum { FAULT_MAP, FAULT_WAIT, FAULT_REFUSE };
 
@@ -63,9 +68,9 @@ u64 fhc_file_frame(struct fh_file *f, u64 index)
 }
 
 /* mapping and index make shared futexes and GUP-fast work; the page is nobody else's yet. */
-static struct page *page_new(struct fh_file *f, u64 index)
+static struct page *page_new(struct fh_file *f, u64 index, gfp_t gfp)
 {
-	struct page *page = alloc_page(PAGE_GFP);
+	struct page *page = alloc_page(gfp);
 
 	if (page) {
 		page_folio(page)->mapping = mapping_of(f);
@@ -80,7 +85,7 @@ int fhc_file_allocate(struct fh_file *f, u64 index)
 
 	if (index >= f->pages)
 		return -EINVAL;
-	page = page_new(f, index);
+	page = page_new(f, index, CALL_GFP);
 	if (!page)
 		return -ENOMEM;
 	if (cmpxchg(&f->frames[index], NULL, page))
@@ -109,9 +114,11 @@ int fhc_file_freeze(struct fh_file *f, u64 index)
 		page_ref_unfreeze(page, 1);
 		return 2;
 	}
-	page_offline_begin();
+	/*
+	 * Dumps and scanners pass it over. No page_offline_begin: a reader of /proc/kcore holds that lock across a copy to
+	 * user memory, maybe ours, and a reader that is past the test reads without faulting the kernel.
+	 */
 	__SetPageOffline(page);
-	page_offline_end();
 	return 0;
 }
 
@@ -195,7 +202,7 @@ static vm_fault_t fh_fault(struct vm_fault *vmf)
 		if (answer != FAULT_MAP || page)
 			break;
 		filemap_invalidate_unlock_shared(mapping_of(f));
-		page = page_new(f, index);
+		page = page_new(f, index, PAGE_GFP);
 		if (!page)
 			return VM_FAULT_OOM;
 		filemap_invalidate_lock_shared(mapping_of(f));
@@ -258,6 +265,7 @@ static int fh_file_release(struct inode *inode, struct file *file)
 	fh_file_drop(f, f->state);
 	kvfree(f->frames);
 	kfree(f);
+	atomic_dec(&fh_files);
 	return 0;
 }
 
@@ -316,6 +324,7 @@ int fhc_file_open(u64 pages, bool mappable, bool shared, u64 vm)
 	/* fallocate asks for a regular file. */
 	inode->i_mode |= S_IFREG;
 	i_size_write(inode, pages << PAGE_SHIFT);
+	atomic_inc(&fh_files);
 	fd_install(fd, file);
 	return fd;
 drop:

@@ -11,6 +11,7 @@
 #ifndef FH_GLUE_H
 #define FH_GLUE_H
 
+#include <linux/atomic.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -65,7 +66,6 @@ FH_RUST(long, fh_system_ioctl, unsigned int cmd, unsigned long arg);
 FH_RUST(void, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state);
 FH_C(struct fh_vm *, fhc_vm_find, u64 id);
 FH_C(bool, fhc_vm_alive, u64 id);
-extern const struct file_operations fh_vm_fops;
 unsigned int fh_vms(void);
 void fh_vms_halt(void);
 
@@ -89,7 +89,7 @@ FH_C(void *, fhc_page_address, u64 pfn);
 FH_C(int, fhc_el2_conduit, void);
 FH_C(void, fhc_el2_uid, u32 *words);
 FH_C(void, fhc_el2_call, u64 *regs);
-FH_C(void, fhc_el2_run, u64 *regs);
+FH_C(bool, fhc_el2_run, u64 *regs);
 
 /* file.c */
 FH_RUST(struct fh_file_state *, fh_file_new, u64 pages, bool shared, u64 vm);
@@ -130,7 +130,7 @@ FH_C(bool, fhc_run_immediate_exit, struct fh_vcpu *vcpu);
 FH_C(u64, fhc_run_mmio_data, struct fh_vcpu *vcpu);
 FH_C(void, fhc_run_tell, struct fh_vcpu *vcpu, u32 what, u64 a, u64 b, u64 c);
 
-/* file.c, for main.c and vm.c */
-struct file *fh_inode_file(const char *name, const struct file_operations *fops, void *priv);
+/* file.c, for main.c */
+extern atomic_t fh_files;
 
 #endif

@@ -2,6 +2,7 @@
 /* Module entry: looks for el2, offers /dev/freehold only where it answered, and minds reboot and hibernation. */
 #include <linux/fs.h>
 #include <linux/init.h>
+#include <linux/memory.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/notifier.h>
@@ -54,6 +55,20 @@ static struct notifier_block sleep_block = {
 	.notifier_call = on_sleep,
 };
 
+#ifdef CONFIG_MEMORY_HOTPLUG
+/* A frozen page looks free to the kernel's memory offlining, and is not. */
+static int on_memory(struct notifier_block *block, unsigned long action, void *data)
+{
+	if (action == MEM_GOING_OFFLINE && (atomic_read(&fh_files) || fh_vms()))
+		return notifier_from_errno(-EBUSY);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block memory_block = {
+	.notifier_call = on_memory,
+};
+#endif
+
 static int __init freehold_init(void)
 {
 	int err;
@@ -71,11 +86,20 @@ static int __init freehold_init(void)
 	err = register_pm_notifier(&sleep_block);
 	if (err)
 		goto no_sleep;
+#ifdef CONFIG_MEMORY_HOTPLUG
+	err = register_memory_notifier(&memory_block);
+	if (err)
+		goto no_memory;
+#endif
 	err = misc_register(&device);
 	if (err)
 		goto no_device;
 	return 0;
 no_device:
+#ifdef CONFIG_MEMORY_HOTPLUG
+	unregister_memory_notifier(&memory_block);
+no_memory:
+#endif
 	unregister_pm_notifier(&sleep_block);
 no_sleep:
 	unregister_reboot_notifier(&reboot_block);
@@ -86,6 +110,9 @@ no_sleep:
 static void __exit freehold_exit(void)
 {
 	misc_deregister(&device);
+#ifdef CONFIG_MEMORY_HOTPLUG
+	unregister_memory_notifier(&memory_block);
+#endif
 	unregister_pm_notifier(&sleep_block);
 	unregister_reboot_notifier(&reboot_block);
 }

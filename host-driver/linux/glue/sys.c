@@ -96,10 +96,8 @@ u64 fhc_page_take(u32 order)
 
 	if (!page)
 		return U64_MAX;
-	page_offline_begin();
 	for (i = 0; i < 1ULL << order; i++)
 		__SetPageOffline(page + i);
-	page_offline_end();
 	return page_to_pfn(page);
 }
 

@@ -170,7 +170,7 @@ static long vm_fops_ioctl(struct file *file, unsigned int cmd, unsigned long arg
 	return fh_vm_ioctl(vm, vm->state, cmd, arg);
 }
 
-const struct file_operations fh_vm_fops = {
+static const struct file_operations fh_vm_fops = {
 	.owner = THIS_MODULE,
 	.release = vm_fops_release,
 	.unlocked_ioctl = vm_fops_ioctl,

@@ -17,22 +17,24 @@ pub(crate) struct Kernel;
 /// `el2`, below this kernel.
 pub(crate) const EL2: El2<Kernel> = El2(Kernel);
 
-fn exchange(function: u32, args: [u64; 5], make: fn(&mut [u64; 18])) -> [u64; 5] {
-    let mut regs = [0; 18];
-    let [a, b, c, d, e] = args;
-    regs[..6].copy_from_slice(&[u64::from(function), a, b, c, d, e]);
-    make(&mut regs);
-    let [a, b, c, d, e, ..] = regs;
+fn registers(function: u32, [a, b, c, d, e]: [u64; 5]) -> [u64; 18] {
+    [u64::from(function), a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+fn answer([a, b, c, d, e, ..]: [u64; 18]) -> [u64; 5] {
     [a, b, c, d, e]
 }
 
 impl Conduit for Kernel {
     fn call(&self, function: u32, args: [u64; 5]) -> [u64; 5] {
-        exchange(function, args, sys::el2_call)
+        let mut regs = registers(function, args);
+        sys::el2_call(&mut regs);
+        answer(regs)
     }
 
-    fn run(&self, args: [u64; 5]) -> [u64; 5] {
-        exchange(hvc::VCPU_RUN, args, sys::el2_run)
+    fn run(&self, args: [u64; 5]) -> Option<[u64; 5]> {
+        let mut regs = registers(hvc::VCPU_RUN, args);
+        sys::el2_run(&mut regs).then(|| answer(regs))
     }
 }
 

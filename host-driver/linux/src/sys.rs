@@ -28,7 +28,7 @@ extern "C" {
     fn fhc_el2_conduit() -> i32;
     fn fhc_el2_uid(words: *mut u32);
     fn fhc_el2_call(regs: *mut u64);
-    fn fhc_el2_run(regs: *mut u64);
+    fn fhc_el2_run(regs: *mut u64) -> bool;
 }
 
 /// How urgent a message is.
@@ -233,8 +233,9 @@ pub(crate) fn el2_call(regs: &mut [u64; 18]) {
     unsafe { fhc_el2_call(regs.as_mut_ptr()) }
 }
 
-/// As [`el2_call`], with this CPU's interrupts masked around the call.
-pub(crate) fn el2_run(regs: &mut [u64; 18]) {
+/// As [`el2_call`], with this CPU's interrupts masked around the call; `false` if something is pending for this thread,
+/// and then no call was made.
+pub(crate) fn el2_run(regs: &mut [u64; 18]) -> bool {
     // SAFETY: `regs` is readable and writable for 18 u64, which is what the glue reads and fills.
     unsafe { fhc_el2_run(regs.as_mut_ptr()) }
 }

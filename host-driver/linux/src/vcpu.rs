@@ -120,7 +120,7 @@ impl Thread for Running {
 }
 
 impl Machine for Running {
-    fn enter(&self, mmio: u64) -> Result<[u64; 4], Refused> {
+    fn enter(&self, mmio: u64) -> Result<Option<[u64; 4]>, Refused> {
         EL2.vcpu_run(self.vm.handle(), self.id, mmio)
     }
 
@@ -242,10 +242,8 @@ impl Vcpu<'_> {
         self.state.features.ok_or(Error::NotReady)?;
         let ask: io::OneReg = sys::copy_in(arg)?;
         let reg = abi::register(ask.id)?;
-        if reg == hvc::REG_MPIDR {
-            return Err(Error::Invalid);
-        }
         let value: u64 = sys::copy_in(usize::try_from(ask.addr).map_err(|_| Error::Fault)?)?;
+        abi::writable(reg, value)?;
         if self.state.ran {
             return Err(Error::Denied);
         }

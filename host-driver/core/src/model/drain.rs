@@ -110,6 +110,18 @@ fn a_refused_batch_leaves_the_exact_prefix() {
 }
 
 #[test]
+fn a_short_count_is_carried_on_from() {
+    for burst in [1, 3, 255, 257] {
+        let world = world();
+        world.burst.set(burst);
+        let file = written(&world, 600);
+        assert_eq!(convert(&file, span(0, 600), Mode::Now, &Sleeper::default()), Ok(true));
+        assert!(file.pages.borrow().iter().all(|&page| page == Page::Given));
+        file.check();
+    }
+}
+
+#[test]
 fn a_short_pool_is_topped_up() {
     let world = world();
     world.pool_free.set(0);
