@@ -5,8 +5,9 @@
 //! that the host uses, for giving that away is the host's own end and no bug. A model that is only a guide keeps enough
 //! calls meaningful; it is never what is judged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use freehold_uapi::hvc::*;
 
@@ -21,6 +22,8 @@ const STEP: Step = Step("hvc-fuzz");
 const CALLS: u64 = 100_000;
 const BLOCKS: usize = 4;
 const GFN: u64 = proto::RAM_BASE >> 12;
+/// Frames of RAM that an aimed VM declares.
+const RANGE: u64 = 0x1000;
 
 /// A small generator with a seed that can be printed and given again.
 struct Random(u64);
@@ -42,14 +45,41 @@ impl Random {
     }
 }
 
-/// What the threads believe, to aim some calls well.
+/// A VM as the threads believe it to be.
+#[derive(Default)]
+struct Belief {
+    dying: bool,
+    ranged: bool,
+    vcpus: u64,
+    ran: bool,
+    next_gfn: u64,
+    guest: Vec<u64>,
+    pool: Vec<u64>,
+}
+
+/// What the threads believe, to aim half of the calls well.
 #[derive(Default)]
 struct Model {
     ever: Vec<u64>,
-    live: Vec<u64>,
-    dying: Vec<u64>,
-    /// Frames given away, and to whom.
-    given: BTreeMap<u64, u64>,
+    vms: BTreeMap<u64, Belief>,
+    given: BTreeSet<u64>,
+}
+
+impl Model {
+    fn some_vm(&self, dying: bool, random: &mut Random) -> Option<u64> {
+        let handles: Vec<u64> =
+            self.vms.iter().filter(|(_, vm)| vm.dying == dying).map(|(handle, _)| *handle).collect();
+        (!handles.is_empty()).then(|| pick(&handles, random))
+    }
+
+    /// Notes that frames went to a VM.
+    fn give(&mut self, handle: u64, frames: impl Iterator<Item = u64>, guest: bool) {
+        let Some(vm) = self.vms.get_mut(&handle) else { return };
+        for pfn in frames {
+            self.given.insert(pfn);
+            if guest { &mut vm.guest } else { &mut vm.pool }.push(pfn);
+        }
+    }
 }
 
 struct World {
@@ -110,40 +140,80 @@ impl World {
 
     fn handle(&self, random: &mut Random) -> u64 {
         let model = self.model.lock().expect("model");
-        let all = model.live.len() as u64;
         match random.below(16) {
             0 => random.next(),
             1 => random.below(1 << 22),
-            2 if !model.dying.is_empty() => pick(&model.dying, random),
-            _ if all > 0 => pick(&model.live, random),
-            _ => 0,
+            2 if !model.ever.is_empty() => pick(&model.ever, random),
+            3 => model.some_vm(true, random).unwrap_or(0),
+            _ => model.some_vm(false, random).unwrap_or(0),
         }
     }
 
-    fn reclaim(&self, random: &mut Random) -> Call {
-        let aimed = {
-            let model = self.model.lock().expect("model");
-            let handle = (!model.dying.is_empty()).then(|| pick(&model.dying, random));
-            handle.and_then(|handle| {
-                let frames: Vec<u64> =
-                    model.given.iter().filter(|(_, vm)| **vm == handle).map(|(pfn, _)| *pfn).collect();
-                (!frames.is_empty()).then(|| (handle, pick(&frames, random)))
-            })
-        };
-        match aimed {
-            Some((handle, pfn)) if !random.one_in(8) => Call(VM_RECLAIM, vec![handle, pfn, 1]),
-            _ => {
-                let (pfn, count) = self.frames(random);
-                Call(VM_RECLAIM, vec![self.handle(random), pfn, count])
+    /// A run of `count` frames that nobody was given, if a few tries find one.
+    fn free_run(&self, model: &Model, count: u64, random: &mut Random) -> Option<u64> {
+        (0..16).find_map(|_| {
+            let block = &self.blocks[usize::try_from(random.below(self.blocks.len() as u64)).unwrap_or(0)];
+            let pfn = block.first + random.below(block.frames - count);
+            (model.given.range(pfn..pfn + count).next().is_none()).then_some(pfn)
+        })
+    }
+
+    /// A call that should succeed, if no other CPU comes in between.
+    fn aimed(&self, hostile: &Hostile, list: u64, random: &mut Random) -> Option<Chosen> {
+        let model = self.model.lock().expect("model");
+        let live = model.vms.values().filter(|vm| !vm.dying).count();
+        if live < 6 || (live < 24 && random.one_in(16)) {
+            let count = 24 + random.below(24);
+            if let Some(pfn) = self.free_run(&model, count, random) {
+                return Some(Call(VM_CREATE, vec![VM_PROTECTED, 32 + random.below(9), pfn, count]).into());
             }
         }
+        if random.below(8) < model.vms.values().filter(|vm| vm.dying).count() as u64
+            && let Some(handle) = model.some_vm(true, random)
+        {
+            let vm = &model.vms[&handle];
+            let from = if vm.guest.is_empty() { &vm.pool } else { &vm.guest };
+            return (!from.is_empty()).then(|| Call(VM_RECLAIM, vec![handle, pick(from, random), 1]).into());
+        }
+        let handle = model.some_vm(false, random)?;
+        let vm = &model.vms[&handle];
+        if !vm.ranged && !vm.ran {
+            return Some(Call(VM_RANGE, vec![handle, GFN, RANGE]).into());
+        }
+        if vm.vcpus == 0 && !vm.ran {
+            return Some(Call(VCPU_CREATE, vec![handle, 0]).into());
+        }
+        let count = 1 + random.below(8);
+        let call = match random.below(24) {
+            0 => Call(VM_DESTROY, vec![handle]),
+            1 => Call(VCPU_RUN, vec![handle, 0, random.next()]),
+            2..5 => Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR]),
+            5 => Call(VCPU_KICK, vec![handle, 0]),
+            6..8 => Call(POOL_TOPUP, vec![handle, self.free_run(&model, count, random)?, count]),
+            8..11 if !vm.ran => Call(VCPU_SET_REG, vec![handle, 0, random.below(4), random.next()]),
+            11..15 if vm.next_gfn + 16 < RANGE => {
+                let runs = [(self.free_run(&model, 4, random)?, 4), (self.free_run(&model, 2, random)?, 2)];
+                let gfn = GFN + vm.next_gfn;
+                let records = [Record::new(runs[0].0, gfn, 4), Record::new(runs[1].0, gfn + 4, 2)];
+                let words = records.map(|r| [r.pfn, r.gfn_count]).concat();
+                let _ = hostile.fill(list, &words);
+                return Some(Chosen { call: Call(MEM_DONATE_LIST, vec![handle, list, 2, 0]), runs: runs.to_vec() });
+            }
+            _ if vm.next_gfn + 16 < RANGE => {
+                let pfn = self.free_run(&model, count, random)?;
+                Call(MEM_DONATE, vec![handle, pfn, GFN + vm.next_gfn, count, 0])
+            }
+            _ => Call(VM_DESTROY, vec![handle]),
+        };
+        Some(call.into())
     }
 
     fn choose(&self, hostile: &Hostile, list: u64, random: &mut Random) -> Chosen {
-        let (live, dying) = {
-            let model = self.model.lock().expect("model");
-            (model.live.len(), model.dying.len())
-        };
+        if random.below(16) < 9
+            && let Some(chosen) = self.aimed(hostile, list, random)
+        {
+            return chosen;
+        }
         let (pfn, count) = self.frames(random);
         let handle = self.handle(random);
         let gfn = self.gfn(random);
@@ -152,18 +222,16 @@ impl World {
             0..4 => Call(BASE + 17 + u32::try_from(random.below(0x6f)).unwrap_or(0), vec![handle, pfn, gfn, count]),
             4..6 => Call(VERSION, vec![]),
             6..9 => Call(COUNTER, vec![random.below(20), random.below(6)]),
-            9..15 if live < 24 => {
+            9..12 => {
                 let (pfn, _) = self.arena(random, 1);
                 let room = self.room(pfn);
                 let flags = if random.one_in(8) { random.next() } else { VM_PROTECTED };
                 let bits = if random.one_in(8) { random.below(70) } else { 32 + random.below(9) };
                 Call(VM_CREATE, vec![flags, bits, pfn, (8 + random.below(40)).min(room)])
             }
-            9..15 => Call(VM_DESTROY, vec![handle]),
-            15..20 => Call(VM_RANGE, vec![handle, GFN + random.below(16) * 0x100, 1 + random.below(0x100)]),
+            12..20 => Call(VM_RANGE, vec![handle, GFN + random.below(16) * 0x100, 1 + random.below(0x100)]),
             20..21 => Call(VM_DESTROY, vec![handle]),
-            21..38 if dying > 0 => self.reclaim(random),
-            21..40 => self.reclaim(random),
+            21..40 => Call(VM_RECLAIM, vec![handle, pfn, count]),
             40..46 => Call(POOL_TOPUP, vec![handle, pfn, count]),
             46..51 => Call(VCPU_CREATE, vec![handle, vcpu]),
             51..55 => Call(VCPU_SET_REG, vec![handle, vcpu, random.below(40), random.next() & !3]),
@@ -213,39 +281,66 @@ impl World {
         match *function {
             VM_CREATE => {
                 model.ever.push(x[1]);
-                model.live.push(x[1]);
-                for pfn in arguments[2]..arguments[2] + arguments[3] {
-                    model.given.insert(pfn, x[1]);
-                }
+                model.vms.insert(x[1], Belief::default());
+                model.give(x[1], arguments[2]..arguments[2] + arguments[3], false);
             }
-            VM_DESTROY => {
-                model.live.retain(|h| *h != arguments[0]);
-                model.dying.push(arguments[0]);
+            POOL_TOPUP => model.give(arguments[0], arguments[1]..arguments[1] + arguments[2], false),
+            MEM_DONATE => model.give(arguments[0], arguments[1]..arguments[1] + x[1], true),
+            MEM_DONATE_LIST => {
+                let frames = chosen.runs.iter().flat_map(|(pfn, count)| *pfn..pfn.saturating_add(*count));
+                model.give(arguments[0], frames.take(usize::try_from(x[1]).unwrap_or(0)), true);
             }
             VM_RECLAIM => {
                 for pfn in arguments[1]..arguments[1] + x[1] {
                     model.given.remove(&pfn);
+                    if let Some(vm) = model.vms.get_mut(&arguments[0]) {
+                        vm.guest.retain(|frame| *frame != pfn);
+                        vm.pool.retain(|frame| *frame != pfn);
+                    }
                 }
-                if !model.given.values().any(|h| *h == arguments[0]) {
-                    model.dying.retain(|h| *h != arguments[0]);
-                }
-            }
-            POOL_TOPUP => {
-                for pfn in arguments[1]..arguments[1] + arguments[2] {
-                    model.given.insert(pfn, arguments[0]);
-                }
-            }
-            MEM_DONATE => {
-                for pfn in arguments[1]..arguments[1] + x[1] {
-                    model.given.insert(pfn, arguments[0]);
+                if model.vms.get(&arguments[0]).is_some_and(|vm| vm.guest.is_empty() && vm.pool.is_empty()) {
+                    model.vms.remove(&arguments[0]);
                 }
             }
-            MEM_DONATE_LIST => {
-                let frames = chosen.runs.iter().flat_map(|(pfn, count)| *pfn..pfn.saturating_add(*count));
-                for pfn in frames.take(usize::try_from(x[1]).unwrap_or(0)) {
-                    model.given.insert(pfn, arguments[0]);
+            _ => {}
+        }
+        if let Some(vm) = arguments.first().and_then(|handle| model.vms.get_mut(handle)) {
+            match *function {
+                VM_DESTROY => vm.dying = true,
+                VM_RANGE => vm.ranged = true,
+                VCPU_CREATE => vm.vcpus += 1,
+                VCPU_RUN => vm.ran = true,
+                _ => {}
+            }
+        }
+    }
+
+    /// Mends a belief that a refusal has shown to be wrong, and moves on from a guest address that was used.
+    fn mend(&self, chosen: &Chosen, status: i64) {
+        let mut model = self.model.lock().expect("model");
+        let Call(function, arguments) = &chosen.call;
+        let Some(&handle) = arguments.first() else { return };
+        if matches!(status, WRONG_HANDLE | STALE_HANDLE) {
+            if let Some(vm) = model.vms.remove(&handle) {
+                for pfn in vm.guest.iter().chain(&vm.pool) {
+                    model.given.remove(pfn);
                 }
             }
+            return;
+        }
+        let Some(vm) = model.vms.get_mut(&handle) else { return };
+        match (*function, status) {
+            (MEM_DONATE | MEM_DONATE_LIST, _) => vm.next_gfn += 8,
+            (VM_RECLAIM, HOST_OWNED) => {
+                vm.guest.retain(|frame| *frame != arguments[1]);
+                vm.pool.retain(|frame| *frame != arguments[1]);
+                model.given.remove(&arguments[1]);
+            }
+            (VM_RECLAIM, WRONG_STATE) => vm.dying = false,
+            (VM_DESTROY, WRONG_STATE) => vm.dying = true,
+            (VM_RANGE | VCPU_CREATE | VCPU_SET_REG, WRONG_STATE) => vm.ran = true,
+            (VM_RANGE, BAD_RANGE) => vm.ranged = true,
+            (VCPU_CREATE, VCPU_EXISTS) => vm.vcpus += 1,
             _ => {}
         }
     }
@@ -264,7 +359,11 @@ fn one_cpu(world: &World, cpu: usize, calls: u64, seed: u64) -> Result<Tally, St
     let list = Arena::new(&hostile, 0)?;
     let mut random = Random(seed | 1);
     let mut tally = Tally::default();
-    for _ in 0..calls {
+    let start = Instant::now();
+    for done in 0..calls {
+        if done.is_multiple_of(5000) {
+            println!("hvc-fuzz: CPU {cpu}: {done} calls after {} s", start.elapsed().as_secs());
+        }
         let chosen = world.choose(&hostile, list.first, &mut random);
         let Call(function, arguments) = &chosen.call;
         let x = hostile.raw((*function).into(), arguments);
@@ -274,14 +373,16 @@ fn one_cpu(world: &World, cpu: usize, calls: u64, seed: u64) -> Result<Tally, St
             tally.1 += u64::from(*function != VERSION && *function != COUNTER);
             world.learn(&chosen, &x);
         }
+        world.mend(&chosen, status);
     }
     // A list frame may have been named as memory by no call: it is still the host's.
     hostile.free(list.first).map_err(|e| format!("list frame: {}", sys::errno_name(e)))?;
     Ok(tally)
 }
 
-/// Runs the suite; the seed may be given again.
-pub(crate) fn all(seed: Option<u64>) -> Result<(), String> {
+/// Runs the suite; the seed may be given again, and fewer calls for a quick look.
+pub(crate) fn all(seed: Option<u64>, calls: Option<u64>) -> Result<(), String> {
+    let ask = calls.unwrap_or(CALLS);
     let hostile = Hostile::open()?;
     let seed = seed.unwrap_or_else(entropy);
     println!("hvc-fuzz: seed {seed:#x}");
@@ -298,7 +399,7 @@ pub(crate) fn all(seed: Option<u64>) -> Result<(), String> {
         let threads: Vec<_> = (0..cpus)
             .map(|cpu| {
                 let seed = seed.wrapping_add((cpu as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                scope.spawn(move || one_cpu(world, cpu, CALLS / cpus as u64, seed))
+                scope.spawn(move || one_cpu(world, cpu, ask / cpus as u64, seed))
             })
             .collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread died".to_string()))).collect()
@@ -315,7 +416,7 @@ pub(crate) fn all(seed: Option<u64>) -> Result<(), String> {
         println!("hvc-fuzz: {count:7} {}", status_name(*status));
     }
     let calls: u64 = total.0.values().sum();
-    STEP.same("calls made", CALLS / cpus as u64 * cpus as u64, calls);
+    STEP.same("calls made", ask / cpus as u64 * cpus as u64, calls);
     STEP.judged(
         "a quarter or more succeed, VERSION and COUNTER not counted",
         "25% or more",
@@ -334,9 +435,7 @@ fn finish(hostile: &Hostile, world: World, before: Vec<(&'static str, u64)>) {
         if ![SUCCESS, WRONG_STATE].contains(&hostile.call(VM_DESTROY, &[handle])) {
             continue;
         }
-        let mut own: Vec<u64> = foreign.clone();
-        own.sort_by_key(|pfn| model.given.get(pfn) != Some(&handle));
-        end(hostile, handle, &own);
+        end(hostile, handle, &foreign);
     }
     STEP.same("every frame is back", "", runs(&hostile.unreachable()));
     for block in &world.blocks {

@@ -34,7 +34,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
   refusals    wrong calls past the driver
-  fuzz [SEED] random calls past the driver, from every CPU
+  fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   switch      what survives a run, and what an exit shows
   noel2       what must not be there without el2
 ";
@@ -49,13 +49,15 @@ fn main() {
         }
         _ => usage("no subcommand"),
     };
-    let mut seed = None;
+    let mut numbers = Vec::new();
     while let Ok(Some(more)) = parser.next() {
-        if let (lexopt::Arg::Value(text), "fuzz") = (more, subcommand.as_str()) {
-            seed = number(&text.to_string_lossy());
-        }
-        if seed.is_none() {
-            usage(&format!("{subcommand}: unexpected argument"));
+        let given = match (more, subcommand.as_str()) {
+            (lexopt::Arg::Value(text), "fuzz") if numbers.len() < 2 => number(&text.to_string_lossy()),
+            _ => None,
+        };
+        match given {
+            Some(given) => numbers.push(given),
+            None => usage(&format!("{subcommand}: unexpected argument")),
         }
     }
     match subcommand.as_str() {
@@ -69,7 +71,7 @@ fn main() {
         "canary" => light::canary(),
         "ioctls" => or_report("ioctls", ioctls::all()),
         "refusals" => or_report("hvc-refusals", refusals::all()),
-        "fuzz" => or_report("hvc-fuzz", fuzz::all(seed)),
+        "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
         "switch" => or_report("world-switch", switch::all()),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
