@@ -47,6 +47,14 @@ pub fn trace_drained() {
     barrier::dsb(barrier::NSH);
 }
 
+/// Waits until profiling and trace records of EL1 are written, and walks for EL1 are over, on this CPU.
+pub fn host_traffic_done() {
+    // SAFETY: PSB CSYNC and TSB CSYNC only wait; they are NOPs where the features are absent.
+    unsafe { core::arch::asm!("hint #17", "hint #18", options(nostack)) };
+    barrier::dsb(barrier::NSH);
+    barrier::isb(barrier::SY);
+}
+
 /// Stops this CPU for good.
 pub fn halt() -> ! {
     loop {

@@ -37,10 +37,31 @@ pub fn vtcr(ipa_bits: u32) -> u64 {
     VTCR_RES1 | vs | range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | u64::from(64 - ipa_bits)
 }
 
-/// VTTBR_EL2 for a root and a VMID.
+/// VTTBR_EL2 for a root that this CPU alone walks under this VMID, if any does.
+pub(crate) fn private_vttbr(root: u64, vmid: u64) -> u64 {
+    root | vmid << 48
+}
+
+/// VTTBR_EL2 for a root and a VMID, the same on every CPU that uses the VMID.
 pub fn vttbr(root: u64, vmid: u64) -> u64 {
     let cnp = if Ids::read().has_cnp() { VTTBR_CNP } else { 0 };
-    root | vmid << 48 | cnp
+    private_vttbr(root, vmid) | cnp
+}
+
+/// What stage 2 depends on and every CPU of a machine must have alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alike {
+    ipa_bits: u32,
+    fwb: bool,
+    granule: bool,
+}
+
+impl Alike {
+    /// What this CPU has.
+    pub fn here() -> Self {
+        let ids = Ids::read();
+        Self { ipa_bits: ipa_bits(), fwb: ids.has_s2fwb(), granule: ids.has_4k_granule() }
+    }
 }
 
 /// Puts this CPU under the host's stage 2 and sets every register that governs the host.

@@ -32,6 +32,9 @@ const ENTRIES: usize = 512;
 /// Enough for 16 unaligned banks, the image, and the device pages.
 const TABLES: usize = 96;
 const PAGE: usize = 4096;
+/// Bytes of a DTB's header, and of the largest DTB.
+const DTB_HEADER: usize = 40;
+const DTB_LIMIT: usize = 2 << 20;
 
 const VALID: u64 = 1;
 const TABLE_OR_PAGE: u64 = 1 << 1;
@@ -113,16 +116,14 @@ fn map_early_windows(dtb: usize) -> Result<(), OutOfTables> {
     if uart::EARLY_BASE != 0 {
         map(uart::EARLY_BASE, uart::EARLY_BASE + PAGE, Kind::Device)?;
     }
-    const BLOCK: usize = 2 << 20;
-    let first = dtb & !(BLOCK - 1);
-    if is_plausible_dtb(dtb) { map(first, first + 2 * BLOCK, Kind::ReadWrite) } else { Ok(()) }
+    if is_plausible_dtb(dtb) { map(dtb, dtb + DTB_HEADER, Kind::ReadWrite) } else { Ok(()) }
 }
 
-/// Whether an address can be a DTB's by the boot protocol. Only then the 4 MB from the 2 MB boundary
-/// below it are mapped, which hold all of a DTB of at most 2 MB.
+/// Whether an address can be a DTB's by the boot protocol. Only then its header is mapped; the boot
+/// maps the rest once it has read there how long it is.
 pub fn is_plausible_dtb(address: usize) -> bool {
     let limit = 1 << Ids::read().physical_bits();
-    address != 0 && address.is_multiple_of(8) && address < limit - (4 << 20)
+    address != 0 && address.is_multiple_of(8) && address < limit - DTB_LIMIT
 }
 
 fn write_registers() {

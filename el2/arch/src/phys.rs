@@ -53,8 +53,12 @@ impl Tlb for Hardware {
 
     fn invalidate_vm(&mut self, vmid: Vmid) {
         let back = read_sysreg!("vttbr_el2");
-        // Nothing can be cached under the VM's number meanwhile: its walks find an empty root.
-        write_sysreg!("vttbr_el2", host::vttbr(EMPTY_ROOT.0.as_ptr() as u64, vmid.raw().into()));
+        // The host's profiling and trace buffers are written, and its walks made, under the host's
+        // number: both must be over before the number changes.
+        barrier::host_traffic_done();
+        // Nothing can be cached under the VM's number meanwhile: its walks find an empty root. That
+        // root is not the one that other CPUs use under this number, so it is not marked common.
+        write_sysreg!("vttbr_el2", host::private_vttbr(EMPTY_ROOT.0.as_ptr() as u64, vmid.raw().into()));
         barrier::registers_in_effect();
         tlb::invalidate_current_vmid_everywhere();
         write_sysreg!("vttbr_el2", back);

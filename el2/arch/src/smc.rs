@@ -10,11 +10,12 @@ pub fn forward(arguments: [u64; 18]) -> [u64; 18] {
     smccc_call(arguments[0], rest)
 }
 
-/// Makes a call of up to three arguments and returns x0.
-pub fn call(function: u32, a: u64, b: u64, c: u64) -> u64 {
+/// Makes a call of up to three arguments whose result is a 32-bit number, as all of PSCI's are that
+/// el2 makes for itself. Firmware may or may not extend its sign; here it always is.
+pub fn call(function: u32, a: u64, b: u64, c: u64) -> i64 {
     let mut rest = [0; 17];
     rest[..3].copy_from_slice(&[a, b, c]);
-    smccc_call(u64::from(function), rest)[0]
+    i64::from(smccc_call(u64::from(function), rest)[0] as i32)
 }
 
 fn smccc_call(function: u64, arguments: [u64; 17]) -> [u64; 18] {

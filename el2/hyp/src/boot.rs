@@ -85,20 +85,29 @@ fn handed_dtb(address: usize) -> Result<&'static [u8], Stop> {
     if !mmu::is_plausible_dtb(address) {
         return Err(Stop::with("no DTB was handed over (none, unaligned, or out of range)", "x0", address as u64));
     }
-    // SAFETY: the entry code has mapped the 4 MB from the 2 MB boundary below the DTB; nobody writes
-    // there before the host runs.
+    // SAFETY: the entry code has mapped the header; nobody writes there before the host runs.
     let header = unsafe { phys::bytes(address, HEADER_SIZE) };
     let size = total_size(header)?;
-    // SAFETY: as above, and `total_size` is at most 2 MB.
+    map_or_stop(address, address + size, mmu::Kind::ReadWrite)?;
+    // SAFETY: mapped just now; nobody writes there before the host runs.
     Ok(unsafe { phys::bytes(address, size) })
 }
 
+/// Speaks through the console that the DTB names. Neither it nor the early one may be RAM.
 fn use_console(machine: &Machine) -> Result<(), Stop> {
-    if let Some(console) = machine.console {
-        let console = console as usize;
-        map_or_stop(console, console + 0x1000, mmu::Kind::Device)?;
-        uart::set_base(console);
+    const PAGE: u64 = PAGE_SIZE;
+    let is_ram = |at: u64| machine.banks.iter().any(|bank| layout::overlap(bank, &(at..at.saturating_add(PAGE))));
+    let early = uart::EARLY_BASE as u64;
+    if early != 0 && is_ram(early) {
+        return Err(Stop::with("early console lies in RAM (build el2 with FREEHOLD_EARLY_UART)", "address", early));
     }
+    let Some(console) = machine.console else { return Ok(()) };
+    let limit = 1 << host::ipa_bits();
+    if !console.is_multiple_of(PAGE) || console >= limit || is_ram(console) {
+        return Err(Stop::with("console lies in RAM, out of range, or not at a page", "address", console));
+    }
+    map_or_stop(console as usize, (console + PAGE) as usize, mmu::Kind::Device)?;
+    uart::set_base(console as usize);
     Ok(())
 }
 
@@ -168,6 +177,9 @@ fn plan_memory(machine: &Machine, own: &Span, occupied: &Span, dtb: &Span) -> Re
             map.add_bank(run).map_err(explain)?;
         }
     }
+    for device in &machine.hidden {
+        map.add_hole(frames_around(device)?).map_err(explain)?;
+    }
     map.add_carve_out(run_of(own)?).map_err(explain)?;
     let mut taken = ArrayVec::<Span, 72>::new();
     taken.extend([occupied.clone(), dtb.clone()]);
@@ -187,6 +199,12 @@ fn plan_memory(machine: &Machine, own: &Span, occupied: &Span, dtb: &Span) -> Re
 fn frames_inside(bank: &Span) -> Option<PfnRun> {
     let first = bank.start.div_ceil(PAGE_SIZE);
     PfnRun::decode(first, (bank.end / PAGE_SIZE).checked_sub(first)?).ok()
+}
+
+fn frames_around(device: &Span) -> Result<PfnRun, Stop> {
+    let first = device.start / PAGE_SIZE;
+    let count = device.end.div_ceil(PAGE_SIZE).saturating_sub(first);
+    PfnRun::decode(first, count).map_err(|_| Stop::with("device to hide is out of range", "address", device.start))
 }
 
 fn run_of(span: &Span) -> Result<PfnRun, Stop> {
@@ -250,6 +268,7 @@ fn start_host(
     let host_root = memory.root().pa().raw();
     let machine = statics::seal(Sealed {
         world: World::new(Ticket::new(memory), core::array::from_fn(|slot| Ticket::new(hypercalls::empty_slot(slot)))),
+        alike: host::Alike::here(),
         host_root,
         slots: cpus,
         extended_power_state: power::has_extended_power_state(),

@@ -10,9 +10,9 @@
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
-mod fault;
-#[cfg(target_os = "none")]
 mod counters;
+#[cfg(target_os = "none")]
+mod fault;
 #[cfg(target_os = "none")]
 mod hypercalls;
 #[cfg(target_os = "none")]

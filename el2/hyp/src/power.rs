@@ -34,8 +34,8 @@ pub(crate) fn smc(cpu: &PerCpu, immediate: u16, frame: &mut HostFrame) {
 
 /// Whether firmware writes power states in the extended format.
 pub(crate) fn has_extended_power_state() -> bool {
-    let features = smc::call(PSCI_FEATURES, CPU_SUSPEND_64.into(), 0, 0) as i32;
-    features >= 0 && i64::from(features) & CPU_SUSPEND_EXTENDED != 0
+    let features = smc::call(PSCI_FEATURES, CPU_SUSPEND_64.into(), 0, 0);
+    features >= 0 && features & CPU_SUSPEND_EXTENDED != 0
 }
 
 /// The firmware below EL2.
@@ -51,9 +51,7 @@ impl Firmware for Below {
 
     fn cpu_on(&mut self, target: Affinity, cpu: usize) -> i64 {
         match percpu::all().get(cpu) {
-            Some(record) => {
-                smc::call(CPU_ON_64, target.get(), entry::secondary_address(), context_of(record)).cast_signed()
-            }
+            Some(record) => smc::call(CPU_ON_64, target.get(), entry::secondary_address(), context_of(record)),
             None => freehold_virt::psci::code::INVALID_PARAMETERS,
         }
     }
@@ -63,12 +61,11 @@ impl Firmware for Below {
             return freehold_virt::psci::code::DENIED;
         };
         let (entry, context) = (entry::secondary_address(), context_of(record));
-        let status = match kind {
+        match kind {
             SuspendKind::Cpu => smc::call(CPU_SUSPEND_64, power_state, entry, context),
             SuspendKind::Default => smc::call(CPU_DEFAULT_SUSPEND_64, entry, context, 0),
             SuspendKind::System => smc::call(SYSTEM_SUSPEND_64, entry, context, 0),
-        };
-        status.cast_signed()
+        }
     }
 
     fn quiesce(&mut self) -> bool {

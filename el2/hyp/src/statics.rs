@@ -4,6 +4,7 @@
 use crate::hypercalls::GuestSlot;
 use arrayvec::ArrayVec;
 use core::sync::atomic::AtomicU64;
+use freehold_arch::host::Alike;
 use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::MAX_CPUS;
 use freehold_mem::Host;
@@ -23,6 +24,8 @@ pub(crate) type Locks = World<Ticket<Host<'static>>, Ticket<GuestSlot>, VM_SLOTS
 pub(crate) struct Machine {
     /// The locks.
     pub(crate) world: Locks,
+    /// What the boot CPU has, and every other must have.
+    pub(crate) alike: Alike,
     /// Root of the host's stage 2.
     pub(crate) host_root: u64,
     /// One PSCI slot per CPU; CPU `n`'s has index `n`.

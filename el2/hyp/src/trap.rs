@@ -57,6 +57,12 @@ extern "C" fn freehold_secondary_main() -> ! {
     if fatal::is_stopped() {
         barrier::halt();
     }
+    if host::Alike::here() != machine.alike {
+        fatal::stop(
+            "stop",
+            format_args!("this CPU's address size or FWB differs from the boot CPU's at cpu {}", cpu.index()),
+        );
+    }
     match machine.relay().arrive(cpu.index()) {
         Some(entry) => {
             host::configure(machine.host_root);

@@ -55,7 +55,7 @@ pub enum HostView {
 pub struct Counters {
     /// 2 MB blocks that map RAM.
     pub blocks: u64,
-    /// Level-3 tables in use.
+    /// Level-3 tables in use for RAM. The few that hide devices stand from boot and are not counted.
     pub tables: u64,
     /// Level-3 tables of the reserve that are not in use.
     pub tables_free: u64,
@@ -99,7 +99,7 @@ impl<'m> Host<'m> {
             }
         }
         let space = host_build::build(&map, tables, gone, how, m)?;
-        let tables = map.spans().blocks().saturating_add(map.hole_tables());
+        let tables = map.spans().blocks();
         Ok(Self { map, ledger, space, batch: Batch::new(batch), list, tables })
     }
 

@@ -88,7 +88,10 @@ impl<M: Machine> Builder<'_, M> {
     /// A block that is RAM in part only stands as a table for good.
     fn mixed(&mut self, block: u64, first: Pfn, space: &HostSpace<'_>) -> Result<u64, MapError> {
         let table = match space.spans.index(block) {
-            Some(index) => space.level3.raw().saturating_add(index),
+            Some(index) => {
+                self.tally.tables = self.tally.tables.saturating_add(1);
+                space.level3.raw().saturating_add(index)
+            }
             None => {
                 let table = self.next_hole;
                 self.next_hole = table.saturating_add(1);
@@ -108,7 +111,6 @@ impl<M: Machine> Builder<'_, M> {
             };
             self.m.store(Entry::of(table, index), descriptor);
         }
-        self.tally.tables = self.tally.tables.saturating_add(1);
         Ok(pte::table(table))
     }
 }

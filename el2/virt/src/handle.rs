@@ -10,7 +10,7 @@ use crate::Refused;
 pub const MAX_VMS: usize = 64;
 
 /// vCPUs that a VM may have.
-pub const MAX_VCPUS: usize = 8;
+pub const MAX_VCPUS: usize = 1;
 
 /// Bits of a generation: more than a machine can use up in a lifetime; see [`Generation::next`].
 const GENERATION_BITS: u32 = 40;

@@ -27,11 +27,11 @@ fn loops_of(midr: u64) -> u32 {
     }
     match field(midr, 4, 12) {
         // In-order cores: A35, A53, A55, A510, A520.
-        0xd04 | 0xd03 | 0xd05 | 0xd46 | 0xd80 => 0,
+        0xd03..=0xd05 | 0xd46 | 0xd80 => 0,
         // A57, A72.
         0xd07 | 0xd08 => 8,
         // A76, A76AE, A77, N1.
-        0xd0b | 0xd0e | 0xd0d | 0xd0c => 24,
+        0xd0b..=0xd0e => 24,
         // A78, A78AE, A78C, X1, X1C, A710, X2, N2, V1.
         0xd41 | 0xd42 | 0xd4b | 0xd44 | 0xd4c | 0xd47 | 0xd48 | 0xd49 | 0xd40 => 32,
         // A715, A720.

@@ -130,6 +130,10 @@ impl Ids {
         field(self.pfr0, 40, 4) != 0 || field(self.pfr1, 16, 4) != 0
     }
 
+    pub(crate) fn has_vhe(&self) -> bool {
+        field(self.mmfr1, 8, 4) != 0
+    }
+
     pub(crate) fn has_lor(&self) -> bool {
         field(self.mmfr1, 16, 4) != 0
     }

@@ -11,6 +11,19 @@ pub(super) fn configure(ids: &Ids) {
     write_sysreg!("vmpidr_el2", read_sysreg!("mpidr_el1"));
     write_sysreg!("hstr_el2", 0);
     write_sysreg!("hacr_el2", 0);
+    // What an earlier program at EL2 may have left on.
+    if ids.has_trace_filter() {
+        write_sysreg!("s3_4_c1_c2_1", 0); // TRFCR_EL2
+    }
+    if ids.has_sctlr2() {
+        write_sysreg!("s3_4_c1_c0_3", 0); // SCTLR2_EL2
+    }
+    if ids.has_tcr2() {
+        write_sysreg!("s3_4_c2_c0_3", 0); // TCR2_EL2
+    }
+    if ids.has_vhe() {
+        write_sysreg!("s3_4_c14_c3_1", 0); // CNTHV_CTL_EL2
+    }
     if ids.has_ras() {
         write_sysreg!("s3_4_c5_c2_3", 0); // VSESR_EL2
         write_sysreg!("s3_4_c12_c1_1", 0); // VDISR_EL2

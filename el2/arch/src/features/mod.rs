@@ -23,6 +23,8 @@ use crate::barrier;
 const HCR_VM: u64 = 1 << 0;
 const HCR_SWIO: u64 = 1 << 1;
 const HCR_TSC: u64 = 1 << 19;
+const HCR_TIDCP: u64 = 1 << 20;
+const HCR_TACR: u64 = 1 << 21;
 const HCR_RW: u64 = 1 << 31;
 const HCR_APK: u64 = 1 << 40;
 const HCR_API: u64 = 1 << 41;
@@ -30,13 +32,14 @@ const HCR_FWB: u64 = 1 << 46;
 const HCR_ENSCXT: u64 = 1 << 53;
 const HCR_ATA: u64 = 1 << 56;
 
-/// HCR_EL2 for the host: stage 2 on, SMC trapped, nothing else taken from it.
+/// HCR_EL2 for the host: stage 2 on; SMCs are trapped, and with them only what implementations define
+/// for themselves (TIDCP, TACR), for on some cores that reaches the contents of the caches.
 ///
 /// SWIO makes an invalidation by set and way a clean one: else the host could drop lines that a guest
 /// or EL2 has written.
 pub fn host_hcr() -> u64 {
     let ids = Ids::read();
-    let mut hcr = HCR_VM | HCR_SWIO | HCR_TSC | HCR_RW;
+    let mut hcr = HCR_VM | HCR_SWIO | HCR_TSC | HCR_TIDCP | HCR_TACR | HCR_RW;
     if ids.has_pointer_auth() {
         hcr |= HCR_APK | HCR_API;
     }

@@ -3,7 +3,7 @@
 //!
 //! The changes, and no others: carve-outs leave `/memory`; the timer loses its virtual interrupt, so
 //! that the host uses the physical one (D11); devices that do DMA by QEMU's own hand and pass no SMMU
-//! (`fw-cfg`, `virtio,mmio`) are left out. Keeps I2 for the carve-outs as far as an honest kernel
+//! (`fw-cfg`, `virtio,mmio`) are left out; stage 2 hides their registers. Keeps I2 for the carve-outs as far as an honest kernel
 //! goes; what a hostile one reaches is stage 2's affair.
 
 use super::read::{Cells, Dtb, Event, HEADER_SIZE, Node, number};
@@ -148,7 +148,7 @@ impl Kinds {
         let index = take(&mut self.seen);
         self.seen = index.saturating_add(1);
         let full = Stop::with("more nodes to edit than are supported", "DTB, limit", MAX_MARKS as u64);
-        if node.is_compatible("qemu,fw-cfg-mmio") || node.is_compatible("virtio,mmio") {
+        if node.has_own_dma() {
             self.dropped.try_push(index).map_err(|_| full)?;
         } else if node.is_memory() {
             self.edited.try_push((index, Edit::Memory(node.cells))).map_err(|_| full)?;

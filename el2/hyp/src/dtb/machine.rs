@@ -16,8 +16,13 @@ pub const MAX_BANKS: usize = 16;
 pub const MAX_RESERVED: usize = 64;
 /// Most CPUs.
 pub const MAX_CPUS: usize = 32;
+/// Most runs of hidden frames.
+pub const MAX_HIDDEN: usize = 8;
 /// Most redistributor regions.
 pub const MAX_GICR: usize = 4;
+
+/// Bytes of a frame.
+const FRAME: u64 = 4096;
 
 /// A range that the DTB reserves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +65,8 @@ pub struct Machine {
     pub console: Option<u64>,
     /// Interrupt controller.
     pub gic: Gic,
+    /// Frames of devices that the host must not reach: they would do DMA past every check.
+    pub hidden: ArrayVec<Span, MAX_HIDDEN>,
     /// Whether an SMMU stands before some of the devices.
     pub has_smmu: bool,
     /// Whether a PSCI node was seen.
@@ -98,6 +105,7 @@ impl Machine {
             ["cpus", _] if node.string("device_type") == Some("cpu") => self.take_cpu(node)?,
             ["reserved-memory", _] if node.is_enabled() => self.take_reserved(node)?,
             _ if node.is_memory() && node.is_enabled() => self.take_memory(node)?,
+            _ if node.has_own_dma() => self.hide(node)?,
             _ => self.take_device(node, console),
         }
         Ok(())
@@ -110,6 +118,23 @@ impl Machine {
             let end = start.checked_add(size).ok_or(wrong)?;
             if size != 0 && self.banks.try_push(start..end).is_err() {
                 return Err(Stop::with("more RAM banks than are supported", "/memory reg, limit", MAX_BANKS as u64));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hides all frames of a node's `reg`; runs that touch are joined.
+    fn hide(&mut self, node: &Node<'_, '_>) -> Result<(), Stop> {
+        let wrong = Stop::new("a device that must be hidden is malformed", "its reg");
+        for (start, size) in node.cells.pairs(node.property("reg").ok_or(wrong)?).ok_or(wrong)? {
+            let start = node.to_cpu(start).ok_or(wrong)?;
+            let end = start.checked_add(size).and_then(|end| end.checked_next_multiple_of(FRAME)).ok_or(wrong)?;
+            let run = start & !FRAME.wrapping_sub(1)..end;
+            match self.hidden.iter_mut().find(|other| other.start <= run.end && run.start <= other.end) {
+                Some(other) => *other = other.start.min(run.start)..other.end.max(run.end),
+                None => self.hidden.try_push(run).map_err(|_| {
+                    Stop::with("more devices to hide than are supported", "DTB, limit", MAX_HIDDEN as u64)
+                })?,
             }
         }
         Ok(())
@@ -268,6 +293,7 @@ mod tests {
         assert_eq!(machine.initrd, Some(0x4800_0000..0x4900_0000));
         assert_eq!(machine.console, Some(0x900_0000));
         assert!(matches!(machine.gic, Gic::V3 { ref redistributors, .. } if redistributors.len() == 1));
+        assert_eq!(machine.hidden.as_slice(), [0x902_0000..0x902_1000, 0xa00_0000..0xa00_1000]);
         assert_eq!(machine.reserved.len(), 1);
         assert!(machine.reserved[0].no_map);
     }

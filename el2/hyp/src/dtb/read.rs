@@ -372,6 +372,11 @@ impl<'a> Node<'a, '_> {
         self.string("status").is_none_or(|status| status == "okay" || status == "ok")
     }
 
+    /// Whether this is a device of QEMU's that does DMA by itself, past any SMMU.
+    pub fn has_own_dma(&self) -> bool {
+        self.is_compatible("qemu,fw-cfg-mmio") || self.is_compatible("virtio,mmio")
+    }
+
     /// Whether this is a memory node of the root.
     pub fn is_memory(&self) -> bool {
         self.path.len() == 1 && self.string("device_type") == Some("memory")
