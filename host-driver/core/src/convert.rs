@@ -131,6 +131,10 @@ fn freeze_all<F: File, T: Thread>(
     loop {
         match attempt.step(file) {
             Step::Frozen => return Ok(()),
+            Step::More if patience.thread.dying() => {
+                return Err(Stopped { error: Error::Interrupted, page: attempt.span().first() });
+            }
+            Step::More => patience.thread.breathe(),
             Step::Busy(page) => patience.wait().map_err(|error| Stopped { error, page })?,
             Step::Poisoned(page) => return Err(Stopped { error: Error::Poisoned, page }),
         }

@@ -10,6 +10,9 @@ use crate::error::Error;
 use crate::file::{Book, File, Freeze};
 use crate::page::{Origin, Page, Span};
 
+/// Pages that are handled while the lock is held once, so that faults elsewhere in the file do not wait for long.
+const CHUNK: u64 = 4096;
+
 /// What an attempt is for; decides which states it takes, passes over, or refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aim {
@@ -80,6 +83,8 @@ pub enum Begun {
 pub enum Step {
     /// Every page is frozen.
     Frozen,
+    /// There are more pages to look at.
+    More,
     /// Somebody still holds this page.
     Busy(u64),
     /// This page is broken memory.
@@ -207,10 +212,11 @@ impl Attempt {
         Ok(())
     }
 
-    /// Freezes from where it stopped, until a page is busy. Does not wait.
+    /// Freezes from where it stopped, until a page is busy or enough was done for one hold of the lock. Does not wait.
     pub fn step<F: File>(&mut self, file: &F) -> Step {
+        let until = self.cursor.saturating_add(CHUNK).min(self.span.end());
         file.change(|book| {
-            while self.cursor < self.span.end() {
+            while self.cursor < until {
                 let page = self.cursor;
                 if let Some(origin) = self.took(book, page) {
                     if origin != Origin::Held && file.frame(page).is_some() {
@@ -228,7 +234,11 @@ impl Attempt {
                 }
                 self.cursor = self.cursor.saturating_add(1);
             }
-            Step::Frozen
+            if self.cursor == self.span.end() {
+                Step::Frozen
+            } else {
+                Step::More
+            }
         })
     }
 
@@ -248,23 +258,15 @@ impl Attempt {
     ///
     /// This is the only place that makes a page `GuestMappable`.
     pub fn finish<F: File>(self, file: &F, given: u64, rest: Rest) {
+        let mut left = given;
+        let mut restored = false;
+        let mut first = self.span.first();
+        while first < self.span.end() {
+            let next = first.saturating_add(CHUNK).min(self.span.end());
+            file.change(|book| self.settle(file, book, first..next, rest, &mut left, &mut restored));
+            first = next;
+        }
         file.change(|book| {
-            let mut left = given;
-            let mut restored = false;
-            for page in self.span.pages() {
-                let Some(origin) = self.took(book, page) else { continue };
-                let framed = file.frame(page).is_some();
-                if framed && left > 0 {
-                    left = left.saturating_sub(1);
-                    book.set(page, Page::Given);
-                } else if rest == Rest::Keep {
-                    book.set(page, if framed { Page::Held } else { Page::Vacant });
-                } else {
-                    restored = true;
-                    self.restore(file, page, origin);
-                    book.set(page, origin.page());
-                }
-            }
             if self.waiting {
                 book.report.waiting = book.report.waiting.saturating_sub(1);
             }
@@ -273,6 +275,31 @@ impl Attempt {
             }
         });
         file.wake();
+    }
+
+    fn settle<F: File>(
+        &self,
+        file: &F,
+        book: &mut Book<'_>,
+        pages: core::ops::Range<u64>,
+        rest: Rest,
+        left: &mut u64,
+        restored: &mut bool,
+    ) {
+        for page in pages {
+            let Some(origin) = self.took(book, page) else { continue };
+            let framed = file.frame(page).is_some();
+            if framed && *left > 0 {
+                *left = left.saturating_sub(1);
+                book.set(page, Page::Given);
+            } else if rest == Rest::Keep {
+                book.set(page, if framed { Page::Held } else { Page::Vacant });
+            } else {
+                *restored = true;
+                self.restore(file, page, origin);
+                book.set(page, origin.page());
+            }
+        }
     }
 
     fn restore<F: File>(&self, file: &F, page: u64, origin: Origin) {

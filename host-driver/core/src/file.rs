@@ -117,4 +117,7 @@ pub trait Thread {
 
     /// Lets others run if they should.
     fn breathe(&self);
+
+    /// Whether the thread is being killed: long work stops at the next good place.
+    fn dying(&self) -> bool;
 }

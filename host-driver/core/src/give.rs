@@ -91,6 +91,9 @@ impl<C: Conduit, K: pool::Frames + Lists, T: Thread> ToVm<'_, C, K, T> {
                 return Err(Error::Io);
             }
             self.thread.breathe();
+            if next.is_some() && self.thread.dying() {
+                return Err(Error::Interrupted);
+            }
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::convert::{to_private, Given, Mode, Stopped};
 use crate::drain::{Aim, Attempt, Rest};
 use crate::error::Error;
 use crate::file::{Book, File, Thread};
-use crate::page::{Page, Span};
+use crate::page::{Origin, Page, Span};
 use crate::status::Refused;
 
 /// Why a request could not be served at once.
@@ -45,6 +45,14 @@ fn given_prefix(book: &Book<'_>, span: Span) -> Result<u64, NotYet> {
         return if count == 0 { Err(why) } else { Ok(count) };
     }
     Ok(count)
+}
+
+/// Pages at the start of `span` that the guest has lent, those on their way back included.
+fn lent_prefix(book: &Book<'_>, span: Span) -> Result<Span, Error> {
+    let lent = |&page: &u64| matches!(book.page(page), Page::Lent | Page::Draining { origin: Origin::Lent, .. });
+    let count = u64::try_from(span.pages().take_while(lent).count()).unwrap_or(0);
+    // `el2` would not have passed on a request for a page that is not lent.
+    Span::new(span.first(), count).ok_or(Error::Io)
 }
 
 /// Carries out MEM_SHARE: the guest stays the owner, the host may map. Fewer pages than asked may be done.
@@ -97,6 +105,7 @@ pub fn unshare<F: File, T: Thread>(
     thread: &T,
     accept: impl FnOnce(u64) -> Result<u64, Refused>,
 ) -> Result<(), Stopped> {
+    let span = file.change(|book| lent_prefix(book, span)).map_err(|error| Stopped { error, page: span.first() })?;
     let mut accept = Some(accept);
     let mut giver = |_: &F, attempt: &Attempt| {
         let Some(accept) = accept.take() else {

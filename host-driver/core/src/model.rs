@@ -448,6 +448,7 @@ struct Sleeper<'a> {
     clock: Cell<u64>,
     signal_at: Cell<Option<u32>>,
     sleeps: Cell<u32>,
+    killed: Cell<bool>,
 }
 
 impl<'a> Sleeper<'a> {
@@ -481,6 +482,10 @@ impl Thread for Sleeper<'_> {
     }
 
     fn breathe(&self) {}
+
+    fn dying(&self) -> bool {
+        self.killed.get()
+    }
 }
 
 const VM: Handle = Handle(0x1_0000);

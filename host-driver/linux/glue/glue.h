@@ -80,6 +80,7 @@ FH_C(u64, fhc_now, void);
 FH_C(void, fhc_pause, u32 micros, bool deaf);
 FH_C(void, fhc_doze, void);
 FH_C(bool, fhc_signal, void);
+FH_C(bool, fhc_dying, void);
 FH_C(void, fhc_breathe, void);
 FH_C(u64, fhc_page_take, u32 order);
 FH_C(void, fhc_page_give_back, u64 pfn, u64 count);

@@ -80,6 +80,11 @@ bool fhc_signal(void)
 	return signal_pending(current);
 }
 
+bool fhc_dying(void)
+{
+	return fatal_signal_pending(current);
+}
+
 void fhc_breathe(void)
 {
 	cond_resched();

@@ -58,6 +58,10 @@ impl Thread for Caller {
     fn breathe(&self) {
         sys::breathe();
     }
+
+    fn dying(&self) -> bool {
+        sys::dying()
+    }
 }
 
 /// A thread that ends something: it goes on whatever signals it.
@@ -75,6 +79,10 @@ impl Thread for Undertaker {
 
     fn breathe(&self) {
         sys::breathe();
+    }
+
+    fn dying(&self) -> bool {
+        false
     }
 }
 

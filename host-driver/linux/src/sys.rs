@@ -21,6 +21,7 @@ extern "C" {
     fn fhc_pause(micros: u32, deaf: bool);
     fn fhc_doze();
     fn fhc_signal() -> bool;
+    fn fhc_dying() -> bool;
     fn fhc_breathe();
     fn fhc_page_take(order: u32) -> u64;
     fn fhc_page_give_back(pfn: u64, count: u64);
@@ -166,6 +167,12 @@ pub(crate) fn doze() {
 pub(crate) fn signal() -> bool {
     // SAFETY: takes nothing; reads the thread's own flags.
     unsafe { fhc_signal() }
+}
+
+/// Whether this thread is being killed.
+pub(crate) fn dying() -> bool {
+    // SAFETY: takes nothing; reads the thread's own flags.
+    unsafe { fhc_dying() }
 }
 
 /// Lets others run if they should.

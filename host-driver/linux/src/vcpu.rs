@@ -117,6 +117,10 @@ impl Thread for Running {
     fn breathe(&self) {
         sys::breathe();
     }
+
+    fn dying(&self) -> bool {
+        sys::dying()
+    }
 }
 
 impl Machine for Running {

@@ -146,6 +146,30 @@ fn contiguous_frames_are_one_run_and_lists_pay_once() {
 }
 
 #[test]
+fn a_kill_stops_between_batches_with_the_exact_prefix() {
+    let world = world();
+    let file = written(&world, 600);
+    let thread = Sleeper::default();
+    thread.killed.set(true);
+    let stopped = convert(&file, span(0, 600), Mode::Now, &thread);
+    assert_eq!(stopped, Err(Stopped { error: Error::Interrupted, page: 256 }));
+    assert_eq!((file.state(255), file.state(256)), (Page::Given, Page::Host));
+    file.check();
+}
+
+#[test]
+fn a_kill_stops_a_long_freeze_with_everything_put_back() {
+    let world = world();
+    let file = written(&world, 5000);
+    let thread = Sleeper::default();
+    thread.killed.set(true);
+    let stopped = convert(&file, span(0, 5000), Mode::Now, &thread);
+    assert_eq!(stopped, Err(Stopped { error: Error::Interrupted, page: 0 }));
+    assert!(file.pages.borrow().iter().all(|&page| page == Page::Host));
+    file.check();
+}
+
+#[test]
 fn a_hole_stays_a_hole() {
     let world = world();
     let file = Model::new(&world, 4, Page::Host);

@@ -122,6 +122,21 @@ fn a_partly_accepted_unshare_lends_the_rest_again() {
 }
 
 #[test]
+fn unsharing_covers_the_lent_prefix_only() {
+    let world = world();
+    let file = private(&world, 4);
+    let below = el2(&world);
+    asks(&world, Request::Share, 0, 2);
+    share(&file, span(0, 2), |n| below.guest_accept(VM, 0, n)).unwrap();
+    asks(&world, Request::Unshare, 0, 4);
+    assert_eq!(unshare(&file, span(0, 4), &Sleeper::default(), |n| below.guest_accept(VM, 0, n)), Ok(()));
+    assert!((0..4).all(|page| file.state(page) == Page::Given));
+    let refused = unshare(&file, span(0, 4), &Sleeper::default(), |_| panic!("accepted"));
+    assert_eq!(refused, Err(Stopped { error: Error::Io, page: 0 }));
+    file.check();
+}
+
+#[test]
 fn what_the_vmm_converts_is_not_what_the_guest_shares() {
     let world = world();
     let file = lent(&world, 1);
