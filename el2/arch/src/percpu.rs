@@ -66,18 +66,10 @@ pub struct PerCpu {
     pub stack_top: AtomicUsize,
     /// Top of its emergency stack.
     pub emergency_top: AtomicUsize,
-    /// For the world switch: the guest context to save to while a guest runs here, else 0.
-    pub guest_context: AtomicUsize,
-    /// For the world switch: EL2's stack pointer while a guest runs here.
-    pub host_sp: AtomicUsize,
     /// Index in the table of CPUs.
     index: AtomicUsize,
     /// Affinity of this CPU, or `NO_CPU`.
     pub mpidr: AtomicU64,
-    /// The handle-encoded vCPU that is loaded here, 0 if none.
-    pub loaded: AtomicU64,
-    /// Set by whoever wants this CPU to leave its guest.
-    pub kick: AtomicU32,
     /// Branches that the vectors run to overwrite the branch history; 0 where it is not needed.
     pub bhb_loops: AtomicU32,
     /// Events.
@@ -89,12 +81,8 @@ impl PerCpu {
         Self {
             stack_top: AtomicUsize::new(0),
             emergency_top: AtomicUsize::new(0),
-            guest_context: AtomicUsize::new(0),
-            host_sp: AtomicUsize::new(0),
             index: AtomicUsize::new(0),
             mpidr: AtomicU64::new(NO_CPU),
-            loaded: AtomicU64::new(0),
-            kick: AtomicU32::new(0),
             bhb_loops: AtomicU32::new(0),
             counters: Counters {
                 entries: Counter::new(),
@@ -118,11 +106,6 @@ pub(crate) static CPUS: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS]
 /// Every record, used or not.
 pub fn all() -> &'static [PerCpu] {
     &CPUS
-}
-
-/// The record of the CPU with this affinity.
-pub fn by_mpidr(mpidr: u64) -> Option<&'static PerCpu> {
-    CPUS.iter().find(|cpu| cpu.mpidr.load(Ordering::Relaxed) == mpidr)
 }
 
 /// This CPU's record.

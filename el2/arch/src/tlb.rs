@@ -1,16 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! TLB invalidation, named for what it ends. Keeps I3.
+//! TLB invalidation, named for what it ends. Keeps I3. Batches are counted by `mem`, which asks for them.
 
 use crate::barrier;
-use core::sync::atomic::{AtomicU64, Ordering};
-
-/// Broadcast invalidations since boot, counted once per batch and not per instruction.
-static BROADCASTS: AtomicU64 = AtomicU64::new(0);
-
-/// Number of broadcast invalidations since boot.
-pub fn broadcasts() -> u64 {
-    BROADCASTS.load(Ordering::Relaxed)
-}
 
 /// Ends every translation of the VMID in VTTBR_EL2, stage 1 and 2, on every CPU. One broadcast.
 pub fn invalidate_current_vmid_everywhere() {
@@ -18,7 +9,6 @@ pub fn invalidate_current_vmid_everywhere() {
     // SAFETY: a TLB invalidation only makes later walks read the tables again.
     unsafe { core::arch::asm!("tlbi vmalls12e1is", options(nostack)) };
     finish();
-    BROADCASTS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Ends every EL1 translation of all VMIDs on every CPU. Used once, before the host starts.

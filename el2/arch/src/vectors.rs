@@ -34,12 +34,6 @@ impl HostFrame {
             *register = value;
         }
     }
-
-    /// The first eighteen registers: what SMCCC passes.
-    #[inline(always)]
-    pub fn arguments(&self) -> [u64; 18] {
-        core::array::from_fn(|n| self.x(n))
-    }
 }
 
 unsafe extern "C" {
