@@ -152,11 +152,26 @@ fn carve_outs(hostile: &Hostile) {
     carve_out(hostile, 1, "-tables");
 }
 
+/// Devices whose own DMA would write guest memory for the host: out of its reach where no SMMU controls them.
+fn dma_devices(hostile: &Hostile) {
+    for (name, address) in [("dma-device-fw-cfg", 0x0902_0000u64), ("dma-device-virtio-mmio", 0x0a00_0000)] {
+        let pte = || match hostile.map(address >> 12, 1) {
+            Ok(mapping) => {
+                let [load, store] = [Access::Load, Access::Store].map(|access| probe(mapping.at(0), access));
+                format!("load {load}, store {store}")
+            }
+            Err(error) => sys::errno_name(error),
+        };
+        counted(hostile, name, "load SIGBUS, store SIGBUS", 2, pte);
+    }
+}
+
 /// The part of the step that needs no VM.
 pub(crate) fn without_vm() -> Result<(), String> {
     let hostile = Hostile::open()?;
     tools_work(&hostile);
     carve_outs(&hostile);
+    dma_devices(&hostile);
     Ok(())
 }
 
@@ -183,6 +198,7 @@ pub(crate) fn attack() -> Result<(), String> {
         counted(&hostile, "pool-linear-map", KERNEL, 2, || through_kernel(&hostile, pool[0], How::Linear));
     }
     carve_outs(&hostile);
+    dma_devices(&hostile);
 
     let after = target.machine.command(proto::CMD_HASH, [0; 3])?;
     STEP.same("guest-hash", format!("{:#x}", before[0]), format!("{:#x}", after[0]));

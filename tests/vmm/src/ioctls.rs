@@ -138,7 +138,7 @@ fn slots(kvm: &Kvm) -> Result<(), String> {
     ask("good", "0", good);
     ask("same slot again", "EINVAL", MemoryRegion2 { guest_phys_addr: proto::RAM_BASE + 2 * MIB, ..good });
     ask("overlap", "EEXIST", MemoryRegion2 { slot: 1, guest_memfd_offset: MIB, ..good });
-    ask("same offsets twice", "EINVAL", MemoryRegion2 { slot: 1, guest_phys_addr: proto::RAM_BASE + MIB, ..good });
+    ask("same offsets twice", "EEXIST", MemoryRegion2 { slot: 1, guest_phys_addr: proto::RAM_BASE + MIB, ..good });
     ask("delete", "0", MemoryRegion2 { memory_size: 0, ..good });
     ask("good again", "0", good);
     let mut plain = MemoryRegion { slot: 5, flags: 0, guest_phys_addr: 0, memory_size: MIB, userspace_addr: 0x10000 };

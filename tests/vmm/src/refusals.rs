@@ -112,6 +112,7 @@ pub(crate) fn all() -> Result<(), String> {
     vcpus(&bench);
     donation(&bench, shared);
     lists(&bench);
+    late_vcpus(&bench);
     life(&bench);
     for (vm, pool) in [(bench.a, &bench.pools[0]), (bench.b, &bench.pools[1])] {
         let frames: Vec<u64> = bench.memory.all().chain(bench.list.all()).chain(pool.all()).collect();
@@ -198,7 +199,7 @@ fn vcpus(bench: &Bench) {
     bench.accept("vcpu", VCPU_CREATE, &[a, 0]);
     bench.refuse("vcpu: same again", VCPU_CREATE, &[a, 0], VCPU_EXISTS);
     bench.refuse("set: unaligned PC", VCPU_SET_REG, &[a, 0, REG_PC, 2], UNALIGNED);
-    bench.refuse("set: PSTATE of EL2", VCPU_SET_REG, &[a, 0, REG_PSTATE, 0x3c9], BAD_ARGUMENT);
+    bench.refuse("set: PSTATE of EL2", VCPU_SET_REG, &[a, 0, REG_PSTATE, 0x3c9], DENIED);
     bench.refuse("set: MPIDR", VCPU_SET_REG, &[a, 0, REG_MPIDR, 0], DENIED);
     bench.refuse("set: unknown register", VCPU_SET_REG, &[a, 0, 99, 0], BAD_ARGUMENT);
     bench.refuse("get: unknown register", VCPU_GET_REG, &[a, 0, 99], BAD_ARGUMENT);
@@ -238,6 +239,28 @@ fn donation(bench: &Bench, shared: Option<u64>) {
         bench.refuse("create: frame that a guest shares", VM_CREATE, &[VM_PROTECTED, 40, shared, 1], SHARED);
     }
     no_map(bench);
+}
+
+/// Once a VM has run, no vCPU of it starts where the host says: that would be a way to make it share its memory.
+fn late_vcpus(bench: &Bench) {
+    let b = bench.b;
+    bench.accept("late: vcpu 0", VCPU_CREATE, &[b, 0]);
+    let second = bench.hostile.call(VCPU_CREATE, &[b, 1]) == SUCCESS;
+    let x = bench.accept("late: run vcpu 0 with nothing to run", VCPU_RUN, &[b, 0, 0]);
+    STEP.same("late: it crashes", EXIT_CRASH, x[1]);
+    let refused = |case: &str, call: u32, arguments: &[u64]| {
+        let status = bench.hostile.call(call, arguments);
+        STEP.judged(case, "a refusal", status_name(status), status != SUCCESS);
+    };
+    bench.refuse("late: vcpu created after the first run", VCPU_CREATE, &[b, 2], WRONG_STATE);
+    refused("late: PC of vcpu 0", VCPU_SET_REG, &[b, 0, REG_PC, 0x8000_0000]);
+    refused("late: x0 of vcpu 0", VCPU_SET_REG, &[b, 0, REG_X0, 1]);
+    refused("late: run of vcpu 0, which crashed", VCPU_RUN, &[b, 0, 0]);
+    if second {
+        // Its registers may still be set, as KVM allows; only the guest can start it, where the guest says.
+        let _ = bench.hostile.call(VCPU_SET_REG, &[b, 1, REG_PC, 0x8000_0000]);
+        refused("late: run of vcpu 1, which the guest never started", VCPU_RUN, &[b, 1, 0]);
+    }
 }
 
 /// Memory that the device tree marks no-map; the boot of this suite has some.
