@@ -88,7 +88,7 @@ impl<'a> Loaded<'a> {
 pub struct Regime(GuestRegime);
 
 /// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `flush_local` says that
-/// another vCPU of the VM was the last of it on this CPU.
+/// this CPU may have cached what another vCPU of the VM translated.
 pub fn regime((root, ipa_bits): (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush_local: bool) -> Regime {
     Regime(GuestRegime {
         vttbr: host::vttbr(root.pa().raw(), vmid.raw().into()),

@@ -2,7 +2,7 @@
 //! The machine under the handlers of [`freehold_el2::calls`], and the registers that a call comes and goes in.
 
 use crate::{counters, statics};
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::this_cpu;
 use freehold_arch::phys::Hardware;
@@ -47,6 +47,11 @@ fn uid(frame: &mut HostFrame) {
 /// Ends all VMs before the machine goes down. `false` if one still runs.
 pub(crate) fn quiesce() -> bool {
     calls::quiesce(&El2)
+}
+
+/// Lets VMs begin again: the machine stays on after all.
+pub(crate) fn reopen() {
+    calls::reopen(&El2);
 }
 
 /// All VMs.
@@ -115,6 +120,14 @@ impl Platform for El2 {
         statics::machine().serves_vms
     }
 
+    fn is_closing(&self) -> bool {
+        statics::CLOSING.load(Ordering::Acquire)
+    }
+
+    fn set_closing(&self, closing: bool) {
+        statics::CLOSING.store(closing, Ordering::Release);
+    }
+
     fn cpu(&self) -> usize {
         this_cpu().index()
     }
@@ -131,8 +144,8 @@ impl Platform for El2 {
         Here(vcpu::Loaded::open(claim))
     }
 
-    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, sibling: bool) -> Regime {
-        vcpu::regime(root, vmid, index, sibling)
+    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Regime {
+        vcpu::regime(root, vmid, index, flush)
     }
 
     fn host_is_busy(&self) -> bool {

@@ -71,6 +71,10 @@ impl Firmware for Below {
     fn quiesce(&mut self) -> bool {
         hypercalls::quiesce()
     }
+
+    fn reopen(&mut self) {
+        hypercalls::reopen();
+    }
 }
 
 fn context_of(record: &'static PerCpu) -> u64 {

@@ -3,7 +3,7 @@
 
 use crate::hypercalls::GuestSlot;
 use arrayvec::ArrayVec;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 use freehold_arch::host::Alike;
 use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::MAX_CPUS;
@@ -42,6 +42,9 @@ impl Machine {
         Relay::new(&self.slots, Platform::default(), self.extended_power_state)
     }
 }
+
+/// Whether the machine is about to go off, so that no VM may begin.
+pub(crate) static CLOSING: AtomicBool = AtomicBool::new(false);
 
 /// Who lives in which slot.
 pub(crate) static VMS: [VmCell<AtomicU64>; VM_SLOTS] = [VmCell::NEW; VM_SLOTS];

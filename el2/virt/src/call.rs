@@ -193,9 +193,7 @@ impl Call {
             },
             hvc::MEM_SHARE => Self::MemShare { vm: Handle::decode(x1)?, access: access(x5)?, lot: lot(x2, x3, x4)? },
             hvc::MEM_UNSHARE => Self::MemUnshare { vm: Handle::decode(x1)?, run: guest_frames(x2, bounded(x3)?)? },
-            hvc::GUEST_ACCEPT => {
-                Self::GuestAccept { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)?, count: x3 }
-            }
+            hvc::GUEST_ACCEPT => Self::GuestAccept { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)?, count: x3 },
             _ => return Err(Refused::NoSuchCall),
         })
     }

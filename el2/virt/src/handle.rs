@@ -9,8 +9,14 @@ use crate::Refused;
 /// VM slots.
 pub const MAX_VMS: usize = 64;
 
-/// vCPUs that a VM may have.
-pub const MAX_VCPUS: usize = 1;
+const _: () = assert!(MAX_VMS.is_power_of_two() && MAX_VCPUS.is_power_of_two() && SERVED_VCPUS <= MAX_VCPUS);
+
+/// vCPUs that a VM has room for.
+pub const MAX_VCPUS: usize = 8;
+
+/// vCPUs that a VM may have for now. A further vCPU may start only where, and when, its guest says so (PSCI `CPU_ON`):
+/// one that the host could start would run the guest's code from a point of the host's choosing.
+pub const SERVED_VCPUS: usize = 1;
 
 /// Bits of a generation: more than a machine can use up in a lifetime; see [`Generation::next`].
 const GENERATION_BITS: u32 = 40;
@@ -53,10 +59,10 @@ impl Slot {
         if index < MAX_VMS { Some(Self(index as u8)) } else { None }
     }
 
-    /// The number.
+    /// The number. The mask changes nothing but what a CPU that speculates past a check can reach.
     #[must_use]
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0 as usize & (MAX_VMS - 1)
     }
 
     /// The number, as the ledger records it.
@@ -117,21 +123,30 @@ impl Handle {
 pub struct VcpuIndex(u8);
 
 impl VcpuIndex {
+    /// The vCPU that runs first, where the host said.
+    pub const BOOT: Self = Self(0);
+
     /// Reads an index out of a register.
     ///
     /// # Errors
     /// `WrongVcpu` for one that no VM can have.
     pub fn decode(word: u64) -> Result<Self, Refused> {
         match u8::try_from(word) {
-            Ok(index) if usize::from(index) < MAX_VCPUS => Ok(Self(index)),
+            Ok(index) if usize::from(index) < SERVED_VCPUS => Ok(Self(index)),
             Ok(_) | Err(_) => Err(Refused::WrongVcpu),
         }
     }
 
-    /// The number.
+    /// An index that the layout has room for, served or not.
+    #[cfg(test)]
+    pub(crate) const fn of_number(index: u8) -> Self {
+        Self(index)
+    }
+
+    /// The number, masked as [`Slot::index`] is.
     #[must_use]
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0 as usize & (MAX_VCPUS - 1)
     }
 
     /// `MPIDR_EL1` of the vCPU: Aff0 is its index, bit 31 is RES1.
@@ -169,8 +184,8 @@ mod tests {
 
     #[test]
     fn vcpu_indices_are_bounded() {
-        assert_eq!(VcpuIndex::decode(7).map(VcpuIndex::mpidr), Ok(0x8000_0007));
-        for word in [8, 256, u64::MAX] {
+        assert_eq!(VcpuIndex::decode(0).map(VcpuIndex::mpidr), Ok(0x8000_0000));
+        for word in [1, 7, 8, 256, u64::MAX] {
             assert_eq!(VcpuIndex::decode(word), Err(Refused::WrongVcpu));
         }
     }

@@ -128,8 +128,11 @@ pub trait Firmware {
     /// Suspends this CPU (number `cpu`), to resume at `el2`'s own start. `power_state` is for `CPU_SUSPEND` only.
     /// Returns only if the CPU kept or regained its state at this call.
     fn suspend(&mut self, kind: SuspendKind, power_state: u64, cpu: usize) -> i64;
-    /// Ends all VMs and scrubs every frame of theirs. `false`: a vCPU still runs somewhere, nothing was scrubbed.
+    /// Ends all VMs, lets no new one begin, and scrubs every frame of theirs. `false`: a vCPU still runs somewhere,
+    /// nothing was scrubbed.
     fn quiesce(&mut self) -> bool;
+    /// Lets VMs begin again: the machine stays on after all.
+    fn reopen(&mut self);
 }
 
 /// Power states of a slot.
@@ -228,7 +231,8 @@ impl<'a, A: Cell> Relay<'a, A> {
     pub fn arrive(&self, me: usize) -> Option<Entry> {
         let slot = self.slots.get(me)?;
         match slot.state.load() {
-            state::PENDING | state::ON => {
+            // Leaving: its CPU_OFF was refused while another CPU tried to start it, and it went to sleep since.
+            state::PENDING | state::ON | state::LEAVING => {
                 let entry = Entry { pc: slot.pc.load(), context: slot.context.load() };
                 slot.state.store(state::ON);
                 Some(entry)
@@ -268,11 +272,7 @@ impl<'a, A: Cell> Relay<'a, A> {
                 let cut = |x| if narrow { low(x) } else { x };
                 Reply::Status(self.suspend(me, kind, cut(x1), cut(x2), cut(x3), firmware))
             }
-            Function::Power(id) => Reply::Status(if firmware.quiesce() {
-                firmware.call([u64::from(id), x1, x2, x3])[0].cast_signed()
-            } else {
-                code::DENIED
-            }),
+            Function::Power(id) => Reply::Status(power(id, [x1, x2, x3], firmware)),
         }
     }
 
@@ -298,7 +298,7 @@ impl<'a, A: Cell> Relay<'a, A> {
             tries = tries.saturating_add(1);
         }
         if result != code::SUCCESS {
-            // Fails only if the CPU came back by itself (its CPU_OFF was refused) and is marked on: then it is on.
+            // Fails only if the CPU arrived meanwhile, and is marked on.
             let _ = slot.state.exchange(state::PENDING, before);
         }
         result
@@ -306,10 +306,11 @@ impl<'a, A: Cell> Relay<'a, A> {
 
     fn cpu_off(&self, me: usize, firmware: &mut impl Firmware) -> i64 {
         let Some(slot) = self.slots.get(me) else { return code::DENIED };
-        slot.state.store(state::LEAVING);
+        // Only from on: a caller that owns the slot already keeps it, and starts this CPU when it is off.
+        let _ = slot.state.exchange(state::ON, state::LEAVING);
         let result = firmware.call([0x8400_0002, 0, 0, 0])[0].cast_signed();
-        // CPU_OFF returns only if it failed: this CPU runs on, whoever claimed the slot meanwhile.
-        slot.state.store(state::ON);
+        // CPU_OFF returns only if it failed: this CPU runs on. A caller that owns the slot finds that out itself.
+        let _ = slot.state.exchange(state::LEAVING, state::ON);
         result
     }
 
@@ -342,6 +343,21 @@ fn claim<A: Cell>(slot: &Slot<A>) -> Result<u64, i64> {
     }
     // The state moved between off and leaving while we looked: somebody is at it.
     Err(code::ON_PENDING)
+}
+
+/// Switches off or resets, once nothing of a VM is left. Returns only if that failed.
+fn power(id: u32, [x1, x2, x3]: [u64; 3], firmware: &mut impl Firmware) -> i64 {
+    // The later additions may be missing: no VM is ended for a call that firmware does not know.
+    let optional = id & 0x1f > 0x09;
+    if optional && firmware.call([0x8400_000a, u64::from(id), 0, 0])[0].cast_signed() < 0 {
+        return code::NOT_SUPPORTED;
+    }
+    if !firmware.quiesce() {
+        return code::DENIED;
+    }
+    let result = firmware.call([u64::from(id), x1, x2, x3])[0].cast_signed();
+    firmware.reopen();
+    result
 }
 
 fn features(asked: u64, firmware: &mut impl Firmware) -> i64 {

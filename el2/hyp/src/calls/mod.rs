@@ -11,7 +11,7 @@ mod power;
 mod vcpu;
 mod vm;
 
-pub use power::quiesce;
+pub use power::{quiesce, reopen};
 
 use core::sync::atomic::AtomicU64;
 use freehold_mem::lock::{Mutex, Permit, World};
@@ -19,7 +19,7 @@ use freehold_mem::{Guest, Host, Machine, Pfn, VmSlot, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::Refused;
 use freehold_virt::call::{Call, Reply};
-use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS, VcpuIndex};
+use freehold_virt::handle::{Handle, MAX_VMS, SERVED_VCPUS, VcpuIndex};
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::vcpu::{Trap, Vcpu};
@@ -46,10 +46,24 @@ impl GuestSlot {
         Self { memory: Guest::new(slot), last: [None; MAX_CPUS] }
     }
 
-    /// Notes that `vcpu` runs on `cpu` now. Whether another one of the VM was there last.
-    pub(crate) fn take_turn(&mut self, cpu: usize, vcpu: VcpuIndex) -> bool {
-        let last = self.last.get_mut(cpu).and_then(|last| last.replace(vcpu));
-        last.is_some_and(|last| last != vcpu)
+    /// Whether what a CPU has cached of the VM may be of another vCPU than `vcpu`, so that it must be flushed. From
+    /// here until [`Self::keep_turn`] nobody was there, for a vCPU that is about to run may not get to it.
+    pub(crate) fn begin_turn(&mut self, cpu: usize, vcpu: VcpuIndex) -> bool {
+        match self.last.get_mut(cpu) {
+            Some(last) if *last == Some(vcpu) => false,
+            Some(last) => {
+                *last = None;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Notes that `vcpu` has run on `cpu`, after a flush if it had to be.
+    pub(crate) fn keep_turn(&mut self, cpu: usize, vcpu: VcpuIndex) {
+        if let Some(last) = self.last.get_mut(cpu) {
+            *last = Some(vcpu);
+        }
     }
 
     /// Forgets where the vCPUs of the slot's former VM ran: its translations are gone.
@@ -110,6 +124,10 @@ pub trait Platform {
     fn vms(&self) -> Vms<'_, AtomicU64>;
     /// Whether VMs can run here.
     fn serves_vms(&self) -> bool;
+    /// Whether the machine is about to go off, so that no VM may begin.
+    fn is_closing(&self) -> bool;
+    /// Says whether the machine is about to go off.
+    fn set_closing(&self, closing: bool);
     /// Number of this CPU, below [`MAX_CPUS`].
     fn cpu(&self) -> usize;
     /// Whether an interrupt waits for the host on this CPU.
@@ -118,9 +136,9 @@ pub trait Platform {
     fn create_vcpu(&self, frame: Pfn) -> u64;
     /// Opens a claimed vCPU.
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Self::Loaded<'a>;
-    /// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `sibling` says that
-    /// another vCPU of the VM was the last of it on this CPU.
-    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, sibling: bool) -> Self::Regime;
+    /// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `flush` says that this CPU
+    /// may have cached what another vCPU of the VM translated.
+    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Self::Regime;
     /// Whether the host is in a state (streaming mode) in which no guest may be entered. Asked before a vCPU moves, so
     /// that a refusal changes nothing (I6).
     fn host_is_busy(&self) -> bool;
@@ -149,7 +167,7 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
         Call::VmReclaim { vm, run } => vm::reclaim(p, permit, vm, run),
         Call::PoolTopup { vm, run } => vm::top_up(p, permit, vm, run),
         Call::VcpuCreate { vm, vcpu } => vcpu::create(p, permit, vm, vcpu),
-        Call::VcpuSetReg { vm, vcpu, register, value } => vcpu::set_register(p, vm, vcpu, register, value),
+        Call::VcpuSetReg { vm, vcpu, register, value } => vcpu::set_register(p, permit, vm, vcpu, register, value),
         Call::VcpuGetReg { vm, vcpu, register } => vcpu::register(p, vm, vcpu, register),
         Call::VcpuRun { vm, vcpu, mmio } => crate::run::run(p, permit, vm, vcpu, mmio),
         Call::VcpuKick { vm, vcpu } => p.vms().kick(vm, vcpu).map(|()| Reply::done()),
@@ -171,7 +189,7 @@ pub const fn clears_all(id: u32) -> bool {
 
 fn version(p: &impl Platform) -> Reply {
     let slots = if p.serves_vms() { MAX_VMS as u64 } else { 0 };
-    Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, MAX_VCPUS as u64])
+    Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, SERVED_VCPUS as u64])
 }
 
 /// Does something under the host's lock and the VM's. The handle is checked under them, so that the slot can not get

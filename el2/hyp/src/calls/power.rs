@@ -14,12 +14,17 @@ use freehold_virt::handle::Handle;
 /// Tries to end a VM whose vCPU still runs: its CPU leaves at its next interrupt.
 const TRIES: u32 = 1_000_000;
 
-/// Ends all VMs and scrubs every frame that is not the host's. `false` if a vCPU still runs: nothing was scrubbed.
+/// Ends all VMs, lets none begin, and scrubs every frame that is not the host's. `false` if a vCPU still runs: nothing
+/// was scrubbed, and VMs may begin again.
 pub fn quiesce(p: &impl Platform) -> bool {
     let permit = &mut Permit::for_this_entry();
     let world = p.world();
+    p.set_closing(true);
+    // A VM that was being created when the machine closed is there once the host's lock was free.
+    drop(world.host(permit));
     for vm in p.vms().handles() {
         if !end(p, vm) {
+            p.set_closing(false);
             return false;
         }
         if let Some(mut guest) = world.guest(permit, vm.slot().index())
@@ -33,6 +38,11 @@ pub fn quiesce(p: &impl Platform) -> bool {
     let mut host = world.host(permit);
     scrub(p, host.get());
     true
+}
+
+/// The machine stays on after all.
+pub fn reopen(p: &impl Platform) {
+    p.set_closing(false);
 }
 
 /// Marks the VM as dying. `false` if one of its vCPUs does not come back.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! vCPUs: made out of the pool, and their registers before their first run. Running them is `guest`'s.
 
-use super::{Loaded, Platform, with_both};
+use super::{Loaded, Platform, with_both, with_guest};
 use freehold_mem::Life;
 use freehold_mem::lock::Permit;
 use freehold_virt::Refused;
@@ -26,12 +26,19 @@ pub(super) fn create(p: &impl Platform, permit: &mut Permit, vm: Handle, index: 
 /// `VCPU_SET_REG`.
 pub(super) fn set_register(
     p: &impl Platform,
+    permit: &mut Permit,
     vm: Handle,
     index: VcpuIndex,
     register: HostRegister,
     value: u64,
 ) -> Result<Reply, Refused> {
     let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Registers)?);
+    // A VM can not have its first run meanwhile without this vCPU, which is claimed, or another one, which there is
+    // none of; and a vCPU that missed it is never run by the host.
+    with_guest(p, permit, vm, |guest| match guest.memory.life() {
+        Life::Building => Ok(()),
+        Life::Free | Life::Running | Life::Dying => Err(Refused::WrongState),
+    })?;
     let (registers, _) = loaded.parts();
     register.set(value, registers)?;
     Ok(Reply::done())

@@ -25,6 +25,10 @@ pub(super) fn create(
     let slot = p.vms().reserve()?;
     let index = slot.handle().slot().index();
     let mut both = p.world().host(permit).with_guest(p.world(), index).ok_or(Refused::NoSlot)?;
+    // Under the host's lock: whoever closes the machine takes it once, and finds this VM then, or none.
+    if p.is_closing() {
+        return Err(Refused::NoVms);
+    }
     let (host, guest) = both.get();
     let checked = host_donate_el2::check_birth(host, &mut guest.memory, pool, Kind::Protected, ipa_bits)?;
     checked.commit(&mut p.machine());

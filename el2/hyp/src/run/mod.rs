@@ -8,6 +8,7 @@
 mod space;
 
 use crate::calls::{Loaded, Platform, Stop, with_guest};
+use freehold_mem::Life;
 use freehold_mem::lock::Permit;
 use freehold_virt::Refused;
 use freehold_virt::call::Reply;
@@ -35,7 +36,8 @@ pub(crate) fn run<P: Platform>(
     if p.host_is_busy() {
         return Err(Refused::Denied);
     }
-    let (regime, ipa_bits) = prepare(p, permit, vm, index)?;
+    let fresh = loaded.claim().is_fresh();
+    let mut turn = begin(p, permit, vm, index, fresh)?;
     let (registers, vcpu) = loaded.parts();
     vcpu.complete(answer, registers);
     loaded.claim().ran();
@@ -43,8 +45,14 @@ pub(crate) fn run<P: Platform>(
         if loaded.claim().take_kick() {
             return Ok(leave(Exit::Kicked));
         }
-        let next = match loaded.run(&regime) {
-            Stop::Trap(trap) => decide(p, permit, vm, ipa_bits, &mut loaded, trap)?,
+        let next = match loaded.run(&turn.regime) {
+            Stop::Trap(trap) => {
+                // It trapped, so it was entered; an interrupt alone does not say that.
+                if turn.flushes {
+                    turn = keep(p, permit, vm, index)?;
+                }
+                decide(p, permit, vm, turn.ipa_bits, &mut loaded, trap)?
+            }
             Stop::Interrupt => Next::Leave(Exit::Irq),
             Stop::SError => Next::Leave(Exit::Crash(Crash::Abort)),
             Stop::BadState => Next::Leave(Exit::Crash(Crash::BadState)),
@@ -59,13 +67,42 @@ pub(crate) fn run<P: Platform>(
     }
 }
 
-/// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed.
-fn prepare<P: Platform>(p: &P, permit: &mut Permit, vm: Handle, index: VcpuIndex) -> Result<(P::Regime, u32), Refused> {
+/// How a vCPU runs on this CPU now.
+struct Turn<R> {
+    regime: R,
+    ipa_bits: u32,
+    /// Each entry drops what this CPU has cached of the VM.
+    flushes: bool,
+}
+
+/// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed. From this call on nothing of the VM
+/// is measured any more, whether or not the guest gets to its first instruction.
+///
+/// A vCPU that never ran begins together with its VM only: what starts later must be started by the guest.
+fn begin<P: Platform>(
+    p: &P,
+    permit: &mut Permit,
+    vm: Handle,
+    index: VcpuIndex,
+    fresh: bool,
+) -> Result<Turn<P::Regime>, Refused> {
     with_guest(p, permit, vm, |guest| {
-        let (root, ipa_bits) = guest.memory.root().ok_or(Refused::WrongState)?;
+        let root = guest.memory.root().ok_or(Refused::WrongState)?;
+        if fresh && guest.memory.life() != Life::Building {
+            return Err(Refused::WrongState);
+        }
         guest.memory.start()?;
-        let sibling = guest.take_turn(p.cpu(), index);
-        Ok((p.regime((root, ipa_bits), guest.memory.vmid(), index, sibling), ipa_bits))
+        let flushes = guest.begin_turn(p.cpu(), index);
+        Ok(Turn { regime: p.regime(root, guest.memory.vmid(), index, flushes), ipa_bits: root.1, flushes })
+    })
+}
+
+/// Notes that the vCPU has run here, with what siblings had left flushed.
+fn keep<P: Platform>(p: &P, permit: &mut Permit, vm: Handle, index: VcpuIndex) -> Result<Turn<P::Regime>, Refused> {
+    with_guest(p, permit, vm, |guest| {
+        let root = guest.memory.root().ok_or(Refused::WrongState)?;
+        guest.keep_turn(p.cpu(), index);
+        Ok(Turn { regime: p.regime(root, guest.memory.vmid(), index, false), ipa_bits: root.1, flushes: false })
     })
 }
 

@@ -42,6 +42,7 @@ fn bad_arguments_have_their_own_errors() {
         (hvc::VM_RANGE, [HANDLE, u64::MAX, 2, 0, 0], hvc::OVERFLOW),
         (hvc::VM_RANGE, [HANDLE, 1 << 28, 1, 0, 0], hvc::GFN_OUT_OF_RANGE),
         (hvc::VCPU_CREATE, [HANDLE, 8, 0, 0, 0], hvc::WRONG_VCPU),
+        (hvc::VCPU_CREATE, [HANDLE, 1, 0, 0, 0], hvc::WRONG_VCPU),
         (hvc::VCPU_SET_REG, [HANDLE, 0, 4, 0, 0], hvc::DENIED),
         (hvc::VCPU_SET_REG, [HANDLE, 0, 99, 0, 0], hvc::BAD_ARGUMENT),
         (hvc::MEM_DONATE, [HANDLE, 1, 1, 1, 2], hvc::BAD_ARGUMENT),

@@ -16,10 +16,15 @@ struct Fake {
     answer: [u64; 4],
     busy: bool,
     quiesced: u32,
+    reopened: u32,
+    lacks: Option<u64>,
 }
 
 impl Firmware for Fake {
     fn call(&mut self, x: [u64; 4]) -> [u64; 4] {
+        if x[0] == 0x8400_000A && self.lacks == Some(x[1]) {
+            return [u64::MAX, 0, 0, 0];
+        }
         self.calls.push(x);
         self.answer
     }
@@ -34,6 +39,9 @@ impl Firmware for Fake {
     fn quiesce(&mut self) -> bool {
         self.quiesced += 1;
         !self.busy
+    }
+    fn reopen(&mut self) {
+        self.reopened += 1;
     }
 }
 
@@ -186,11 +194,43 @@ fn power_goes_only_after_memory_is_scrubbed() {
     for id in [0x8400_0008u64, 0x8400_0009, 0xC400_0012, 0xC400_0015] {
         let mut fw = Fake { busy: true, ..Fake::default() };
         assert_eq!(r.smc(0, 0, [id, 1, 2, 3], &mut fw), Reply::Status(code::DENIED));
-        assert!(fw.calls.is_empty());
+        assert!(!fw.calls.contains(&[id, 1, 2, 3]));
         fw.busy = false;
         let _ = r.smc(0, 0, [id, 1, 2, 3], &mut fw);
-        assert_eq!((fw.quiesced, fw.calls.as_slice()), (2, &[[id, 1, 2, 3]][..]));
+        assert_eq!((fw.quiesced, fw.reopened, fw.calls.last()), (2, 1, Some(&[id, 1, 2, 3])));
     }
+}
+
+#[test]
+fn no_vm_ends_for_a_reset_that_firmware_does_not_know() {
+    let s = slots();
+    let r = relay(&s);
+    for id in [0xC400_0012u64, 0xC400_0015] {
+        let mut fw = Fake { lacks: Some(id), ..Fake::default() };
+        assert_eq!(r.smc(0, 0, [id, 1, 2, 3], &mut fw), Reply::Status(code::NOT_SUPPORTED));
+        assert_eq!((fw.quiesced, fw.calls.len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_cpu_that_is_refused_to_leave_while_it_is_started_still_arrives() {
+    let s = slots();
+    let r = relay(&s);
+    let mut fw = Fake::default();
+    let _ = r.smc(0, 0, [ON, 1, 0x1000, 1], &mut fw);
+    let _ = r.arrive(1);
+    // Another CPU owns the slot when CPU 1 asks to leave, is refused, and asks again.
+    s[1].state.store(state::PENDING, core::sync::atomic::Ordering::SeqCst);
+    let mut refusing = Fake { answer: [code::DENIED.cast_unsigned(), 0, 0, 0], ..Fake::default() };
+    for _ in 0..2 {
+        assert_eq!(r.smc(1, 0, [OFF, 0, 0, 0], &mut refusing), Reply::Status(code::DENIED));
+        assert_eq!(s[1].state.load(core::sync::atomic::Ordering::SeqCst), state::PENDING);
+    }
+    assert!(r.arrive(1).is_some());
+    // And one that is asleep while its slot says that it is leaving.
+    s[1].state.store(state::LEAVING, core::sync::atomic::Ordering::SeqCst);
+    let _ = r.smc(1, 0, [SUSPEND, 1 << 16, 0x2000, 2], &mut fw);
+    assert_eq!(r.arrive(1), Some(Entry { pc: 0x2000, context: 2 }));
 }
 
 #[test]

@@ -176,6 +176,7 @@ pub(super) struct Rig {
     pub(super) serves_vms: AtomicBool,
     pub(super) wanted: AtomicBool,
     pub(super) busy: AtomicBool,
+    pub(super) closing: AtomicBool,
     pub(super) cpu: AtomicU64,
 }
 
@@ -186,7 +187,7 @@ fn run_of(first: u64, count: u64) -> PfnRun {
 impl Rig {
     pub(super) fn new() -> Self {
         let mut memory = Memory::default();
-        let mut map = MemoryMap::new(32).unwrap();
+        let mut map = MemoryMap::new(40).unwrap();
         map.add_bank(run_of(RAM, RAM_FRAMES)).unwrap();
         map.add_carve_out(run_of(CARVE_OUT, 512)).unwrap();
         let needs = map.needs();
@@ -210,6 +211,7 @@ impl Rig {
             serves_vms: AtomicBool::new(true),
             wanted: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             cpu: AtomicU64::new(0),
         };
         // A slot's word is zero until somebody looked at it: let that be over, so that words can be compared.
@@ -341,6 +343,12 @@ impl Platform for Rig {
     }
     fn serves_vms(&self) -> bool {
         self.serves_vms.load(Ordering::Relaxed)
+    }
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+    fn set_closing(&self, closing: bool) {
+        self.closing.store(closing, Ordering::Relaxed);
     }
     fn cpu(&self) -> usize {
         usize::try_from(self.cpu.load(Ordering::Relaxed)).unwrap()

@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
 use freehold_mem::lock::Permit;
-use freehold_mem::verbs::el2_revoke_guest;
-use freehold_mem::{Claim, Pfn};
+use freehold_mem::verbs::{el2_revoke_guest, guest_relinquish, guest_share_host, guest_unshare_host};
+use freehold_mem::{Claim, GfnRun, Guest, Host, Pfn, VmSlot};
 use freehold_uapi::{guest, hvc::*};
-use freehold_virt::handle::Handle;
+use freehold_virt::handle::{Handle, VcpuIndex};
 use freehold_virt::vcpu::Trap;
 
 use super::rig::{Fake, GUEST_RAM, RAM, Rig};
-use crate::calls::{self, Platform, Stop};
+use crate::calls::{self, GuestSlot, Platform, Stop};
 
 const MEMORY: u64 = RAM + 512;
 const SECRET: u64 = 0x5ec2_e75e_c2e7;
@@ -133,31 +133,39 @@ fn a_guest_shares_unshares_and_relinquishes() {
 #[test]
 fn an_answer_that_comes_too_late_is_refused_and_changes_nothing() {
     let rig = Rig::new();
-    let vm = rig.yes(VM_CREATE, &[VM_PROTECTED, 40, RAM, 16]);
-    rig.yes(VM_RANGE, &[vm, GUEST_RAM, 16]);
-    rig.yes(VCPU_CREATE, &[vm, 0]);
-    rig.yes(VCPU_CREATE, &[vm, 1]);
+    let vm = rig.vm(RAM);
     rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 2, 0]);
-    let on = |vcpu: u64, id: u32| {
-        rig.next(hvc([id.into(), GUEST_RAM << 12, 0, 0]));
-        let (status, x) = rig.call(VCPU_RUN, &[vm, vcpu, 0]);
-        assert_eq!((status, x[1]), (SUCCESS, GUEST_RAM));
+    let slot = Handle::decode(vm).unwrap().slot().index();
+    let run = || Claim::new(GfnRun::decode(GUEST_RAM, 1).unwrap());
+    // What another vCPU's request would do between the request and the answer.
+    let meanwhile = |what: &dyn Fn(&mut Host<'static>, &mut Guest)| {
+        let mut permit = Permit::for_this_entry();
+        let mut both = rig.world().host(&mut permit).with_guest(rig.world(), slot).unwrap();
+        let (host, guest) = both.get();
+        what(host, &mut guest.memory);
     };
-    // Two vCPUs ask to share the same page.
-    on(0, guest::MEM_SHARE);
-    on(1, guest::MEM_SHARE);
-    rig.yes(GUEST_ACCEPT, &[vm, 0, 1]);
-    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 1, 1]), SHARED);
-    // Two vCPUs ask for it back.
-    on(0, guest::MEM_UNSHARE);
-    on(1, guest::MEM_UNSHARE);
-    rig.yes(GUEST_ACCEPT, &[vm, 1, 1]);
+    let ask = |id: u32| {
+        rig.next(hvc([id.into(), GUEST_RAM << 12, 0, 0]));
+        assert_eq!(rig.run(vm, 0)[1], GUEST_RAM);
+    };
+    ask(guest::MEM_SHARE);
+    meanwhile(&|host, guest| {
+        let m = &mut rig.machine();
+        guest_share_host::check(host, guest, run(), m).unwrap().commit(m);
+    });
+    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 0, 1]), SHARED);
+    ask(guest::MEM_UNSHARE);
+    meanwhile(&|host, guest| {
+        let m = &mut rig.machine();
+        guest_unshare_host::check(host, guest, run(), m).unwrap().commit(m);
+    });
     assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 0, 1]), GFN_NOT_MAPPED);
-    // Two vCPUs give it away.
-    on(0, guest::MEM_RELINQUISH);
-    on(1, guest::MEM_RELINQUISH);
-    rig.yes(GUEST_ACCEPT, &[vm, 0, 1]);
-    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 1, 1]), GFN_NOT_MAPPED);
+    ask(guest::MEM_RELINQUISH);
+    meanwhile(&|host, guest| {
+        let m = &mut rig.machine();
+        guest_relinquish::check(host, guest, run(), m).unwrap().commit(m);
+    });
+    assert_eq!(rig.no(GUEST_ACCEPT, &[vm, 0, 1]), GFN_NOT_MAPPED);
 }
 
 #[test]
@@ -252,26 +260,51 @@ fn what_no_guest_should_do_ends_its_vcpu_and_not_its_host() {
 }
 
 #[test]
-fn a_sibling_on_the_same_cpu_is_flushed() {
+fn what_a_cpu_may_have_cached_of_a_sibling_is_flushed_until_the_vcpu_has_run() {
     let rig = Rig::new();
     let vm = rig.vm(RAM);
-    rig.yes(VCPU_CREATE, &[vm, 1]);
-    let run = |cpu, vcpu| {
+    let trap = || rig.next(|_| Stop::Trap(Trap { esr: 0, far: 0, hpfar: 0 }));
+    let flushes = |cpu| {
         rig.cpu.store(cpu, Ordering::Relaxed);
-        let _ = rig.call(VCPU_RUN, &[vm, vcpu, 0]);
-        rig.regimes.lock().unwrap().pop().unwrap()
+        let _ = rig.run(vm, 0);
+        core::mem::take(&mut *rig.regimes.lock().unwrap())
     };
-    assert_eq!(
-        [run(0, 0), run(0, 0), run(1, 0), run(0, 1), run(0, 1), run(0, 0), run(1, 0)],
-        [false, false, false, true, false, true, false]
-    );
-    assert_eq!(rig.no(VCPU_CREATE, &[vm, 2]), WRONG_STATE);
+    assert_eq!(flushes(0), [true], "nobody knows who was here");
+    assert_eq!(flushes(0), [true], "an interrupt does not say that the guest was entered");
+    trap();
+    assert_eq!(flushes(0), [true, false], "a trap does");
+    assert_eq!(flushes(0), [false]);
+    assert_eq!(flushes(1), [true], "another CPU");
+    assert_eq!(flushes(0), [false]);
+    rig.yes(VCPU_KICK, &[vm, 0]);
+    assert_eq!(flushes(2), []);
+    assert_eq!(flushes(2), [true]);
     rig.end(vm, &[], RAM, 16);
     let vm = rig.vm(RAM);
-    rig.yes(VCPU_CREATE, &[vm, 1]);
     rig.cpu.store(0, Ordering::Relaxed);
-    let _ = rig.call(VCPU_RUN, &[vm, 1, 0]);
-    assert_eq!(rig.regimes.lock().unwrap().pop(), Some(false), "a new VM has no siblings of the old one's");
+    let _ = rig.run(vm, 0);
+    assert_eq!(*rig.regimes.lock().unwrap(), [true], "a new VM's vCPU is not the old one's");
+}
+
+#[test]
+fn a_turn_that_did_not_come_about_is_nobodys() {
+    let mut slot = GuestSlot::new(VmSlot::new(0).unwrap());
+    let vcpu = VcpuIndex::decode(0).unwrap();
+    assert!(slot.begin_turn(0, vcpu));
+    assert!(slot.begin_turn(0, vcpu));
+    slot.keep_turn(0, vcpu);
+    assert!(!slot.begin_turn(0, vcpu));
+    assert!(slot.begin_turn(calls::MAX_CPUS, vcpu), "a CPU that nothing is kept of");
+}
+
+#[test]
+fn no_vm_begins_while_the_machine_goes_off() {
+    let rig = &Rig::new();
+    assert!(calls::quiesce(rig));
+    assert_eq!(rig.no(VM_CREATE, &[VM_PROTECTED, 40, RAM, 16]), NO_VMS);
+    calls::reopen(rig);
+    let vm = rig.vm(RAM);
+    rig.end(vm, &[], RAM, 16);
 }
 
 #[test]
