@@ -58,8 +58,7 @@ pub(crate) fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
         ui::note("el2 is not there yet: nothing to boot");
         return Ok(ExitCode::from(3));
     };
-    let job = if env.root.join("tests/initramfs/jobs/main").is_file() { "boot,main" } else { "boot" };
-    let machine = machine(args, &kernel, &parts, job);
+    let machine = machine(args, &kernel, &parts);
     if args.shell {
         return shell(&tools, machine);
     }
@@ -94,10 +93,10 @@ fn check_cpu(tools: &Tools, cpu: &str) -> Result<()> {
     )))
 }
 
-fn machine(args: &RunArgs, kernel: &Path, parts: &Parts, job: &str) -> Machine {
+fn machine(args: &RunArgs, kernel: &Path, parts: &Parts) -> Machine {
     let mut machine = Machine::new(kernel, &parts.initramfs);
     (machine.cpu, machine.smp, machine.gic) = (args.cpu.clone(), args.smp, args.gic);
-    machine.append = if args.shell { "fh.shell".to_owned() } else { format!("fh.job={job}") };
+    machine.append = if args.shell { "fh.shell" } else { "fh.job=boot,main" }.to_owned();
     machine
 }
 

@@ -109,7 +109,7 @@ impl Facts {
 
 /// The addresses of all words of `secret`, with every CPU stopped.
 fn hits_in_ram(machine: &Running, secret: &[[u8; 8]], size: u64) -> Result<Vec<u64>> {
-    let file = std::env::temp_dir().join(format!("freehold-{}.ram", std::process::id()));
+    let file = machine.scratch("ram");
     let mut monitor = machine.monitor()?;
     monitor.stop()?;
     let saved = monitor.save_memory(RAM_BASE, size, &file);

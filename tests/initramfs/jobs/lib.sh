@@ -19,3 +19,9 @@ fh_quote() {
 fh_dmesg() {
     dmesg | grep -E -m1 -- "$1" | sed 's/^\[[^]]*\] //'
 }
+
+# fh_vmm ARGUMENTS: runs the VMM; one that crashes, or reports nothing, is a case that did not hold.
+fh_vmm() {
+    freehold-vmm "$@"
+    fh_case vmm "$1-exit-status" 0 "$?"
+}

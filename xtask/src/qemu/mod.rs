@@ -183,6 +183,11 @@ impl Running {
         Qmp::open(&self.qmp)
     }
 
+    /// A file for large and short-lived things of this machine.
+    pub(crate) fn scratch(&self, kind: &str) -> PathBuf {
+        self.qmp.with_extension(kind)
+    }
+
     /// Waits until the machine has ended by itself; false if it has not within `limit`.
     pub(crate) fn ended_within(&mut self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;

@@ -7,12 +7,12 @@ use anyhow::{Context as _, Result};
 
 use super::boot::{image, log};
 use super::{Context, Item, Work};
-use crate::env::Env;
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
 use crate::steps::{self, Status};
 
 const LIMIT: Duration = Duration::from_secs(300);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// A job and the machine that it runs on.
 struct Job {
@@ -23,19 +23,24 @@ struct Job {
     stock: Option<bool>,
     /// Some RAM that the device tree forbids to map.
     no_map: bool,
+    /// More of the command line.
+    append: &'static str,
+    limit: Duration,
+    long: bool,
 }
 
 const fn job(name: &'static str, file: &'static str) -> Job {
-    Job { name, file, cpu: "max", stock: None, no_map: false }
+    Job { name, file, cpu: "max", stock: None, no_map: false, append: "", limit: LIMIT, long: false }
 }
 
 const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job {
-    Job { name, file: "noel2", cpu, stock: Some(at_el2), no_map: false }
+    Job { cpu, stock: Some(at_el2), ..job(name, "noel2") }
 }
 
-const JOBS: [Job; 8] = [
+const JOBS: [Job; 9] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
-    job("life/hvc-fuzz", "hvc-fuzz"),
+    Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
+    Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
     job("life/ioctls", "ioctls"),
     job("life/world-switch", "world-switch"),
     without_el2("life/no-el2-a72", "cortex-a72", false),
@@ -44,12 +49,13 @@ const JOBS: [Job; 8] = [
     without_el2("life/host-at-el2-max", "max", true),
 ];
 
-/// The main job, and each other job whose file is there.
-pub(super) fn works(env: &Env) -> Vec<Work> {
-    let jobs = env.root.join("tests/initramfs/jobs");
+/// The main job and the others; one whose file is not there fails.
+pub(super) fn works() -> Vec<Work> {
     let mut works = vec![Work::new("life/main", main_job).with_inner_filter()];
-    for job in JOBS.into_iter().filter(|j| jobs.join(j.file).is_file()) {
-        works.push(Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter());
+    for job in JOBS {
+        let long = job.long;
+        let work = Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter();
+        works.push(if long { work.only_long() } else { work });
     }
     works
 }
@@ -58,8 +64,7 @@ fn main_job(context: &Context<'_>) -> Result<Vec<Item>> {
     let name = "life/main";
     let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
     let mut machine = Machine::new(image(parts)?, &parts.initramfs);
-    let there = context.env.root.join("tests/initramfs/jobs/main").is_file();
-    machine.append = format!("fh.job={}", if there { "boot,main" } else { "boot" });
+    machine.append = "fh.job=boot,main".to_owned();
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
     let outcome = session::follow(&mut running, LIMIT, |_| ())?;
     let mut items = cases(context, name, &outcome);
@@ -83,13 +88,13 @@ fn other_job(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
     let mut machine = Machine::new(kernel, &parts.initramfs);
     machine.cpu = job.cpu.to_owned();
     machine.el2 = job.stock.unwrap_or(true);
-    machine.append = format!("fh.job={} fh.el2={}", job.file, if machine.el2 { "on" } else { "off" });
+    machine.append = format!("fh.job={}{}", job.file, job.append);
     if job.no_map {
         let tree = context.env.out.join(format!("{}.dtb", job.file));
         machine = machine.with_no_map(&tools.qemu, &tree)?;
     }
     let mut running = Running::start(&tools.qemu, &machine, &log(context, job.name))?;
-    let outcome = session::follow(&mut running, LIMIT, |_| ())?;
+    let outcome = session::follow(&mut running, job.limit, |_| ())?;
     let mut items = cases(context, job.name, &outcome);
     if outcome.cases.is_empty() {
         items.push(Item::new(job.name, Some("the job reported no case".to_owned())));

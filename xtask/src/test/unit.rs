@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result};
 
 use super::{Context, Item, Verdict, Work};
 use crate::cmd;
-use crate::env::Env;
 
 /// Crates with tests, and which of their targets are built for this machine.
 const CRATES: [(&str, &[&str]); 6] = [
@@ -19,7 +18,7 @@ const CRATES: [(&str, &[&str]); 6] = [
     ("xtask", &[]),
 ];
 
-pub(super) fn works(_: &Env) -> Vec<Work> {
+pub(super) fn works() -> Vec<Work> {
     let work = |(package, more): (&'static str, &'static [&'static str])| {
         Work::new(format!("unit/{package}"), move |c| test(c, package, more)).with_inner_filter()
     };
@@ -29,6 +28,8 @@ pub(super) fn works(_: &Env) -> Vec<Work> {
 fn test(context: &Context<'_>, package: &str, more: &[&str]) -> Result<Vec<Item>> {
     let mut command = cmd::cargo(&context.env.root);
     command.args(["test", "--package", package]).args(more);
+    // What a test says about itself is enough; where the runner called it from is not news.
+    command.env("RUST_BACKTRACE", "0");
     let out = command.stdin(Stdio::null()).output().context("cannot start cargo")?;
     let stdout = String::from_utf8_lossy(&out.stdout);
     let mut items = parse(package, &stdout);
@@ -83,7 +84,7 @@ fn said_by(stdout: &str, test: &str) -> String {
     let text = stdout.split_once(&mark).map_or("", |(_, after)| after);
     let own = text.split("\n---- ").next().unwrap_or_default();
     let own = own.split("\nfailures:").next().unwrap_or_default();
-    cmd::tail(own.trim(), 20)
+    own.trim().lines().take(20).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
