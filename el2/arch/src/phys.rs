@@ -4,7 +4,7 @@
 //! Keeps I3 and I4 at the level of instructions. Which frame is a table, and whose a frame is, was
 //! decided by `mem` before it asked; that every frame of RAM is mapped is the boot's work.
 
-use crate::{barrier, cache, fatal, host, tlb};
+use crate::{barrier, cache, fatal, host, switch, tlb};
 use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
 use freehold_mem::{Entry, PAGE_SIZE, Pfn, Vmid};
@@ -52,17 +52,9 @@ impl Tlb for Hardware {
     }
 
     fn invalidate_vm(&mut self, vmid: Vmid) {
-        let back = read_sysreg!("vttbr_el2");
-        // The host's profiling and trace buffers are written, and its walks made, under the host's
-        // number: both must be over before the number changes.
-        barrier::host_traffic_done();
-        // Nothing can be cached under the VM's number meanwhile: its walks find an empty root. That
-        // root is not the one that other CPUs use under this number, so it is not marked common.
-        write_sysreg!("vttbr_el2", host::private_vttbr(EMPTY_ROOT.0.as_ptr() as u64, vmid.raw().into()));
-        barrier::registers_in_effect();
-        tlb::invalidate_current_vmid_everywhere();
-        write_sysreg!("vttbr_el2", back);
-        barrier::registers_in_effect();
+        // The empty root is not the one that other CPUs use under this number, so it is not marked common.
+        let root = host::private_vttbr(EMPTY_ROOT.0.as_ptr() as u64, vmid.raw().into());
+        switch::with_other_stage2(root, tlb::invalidate_current_vmid_everywhere);
     }
 }
 

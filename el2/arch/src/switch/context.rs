@@ -5,6 +5,7 @@
 //! it. It is plain data: all bit patterns are valid, but only [`GuestContext::new`] is a reset state.
 
 use super::el1::El1State;
+use super::errors::HostErrors;
 use super::fp::{GuestFp, HostFp};
 use super::gic::HostGic;
 use super::keys::Keys;
@@ -123,6 +124,7 @@ pub struct HostContext {
     pub(super) keys: Keys,
     pub(super) profiling: HostProfiling,
     pub(super) partitions: HostPartitions,
+    pub(super) errors: HostErrors,
     pub(super) gic: HostGic,
     pub(super) fp: HostFp,
 }
@@ -137,6 +139,7 @@ impl HostContext {
             keys: Keys::new(),
             profiling: HostProfiling::new(),
             partitions: HostPartitions::new(),
+            errors: HostErrors::new(),
             gic: HostGic::new(),
             fp: HostFp::new(),
         }

@@ -69,22 +69,37 @@ el1_registers! {
 }
 
 impl El1State {
-    /// Sets SCTLR_EL1, then lets the walks begin. Stage 2 and the other registers must be this
-    /// world's already, with an ISB since.
+    /// [`start_walks`] of this world.
     pub(super) fn start_walks(&self) {
-        barrier::registers_in_effect();
-        write_sysreg!("sctlr_el1", self.sctlr);
-        barrier::registers_in_effect();
-        write_sysreg!("tcr_el1", self.tcr);
+        start_walks(self.sctlr, self.tcr);
+    }
+
+    /// [`stop_walks`] while this is any world's state.
+    pub(super) fn stop_walks(&self) {
+        stop_walks(self.sctlr, self.tcr);
     }
 }
 
-/// Ends stage-1 walks on this CPU: with EPD0 and EPD1 set and the MMU on, no address is walked, so
-/// nothing is translated by a mix of two worlds. `current` is any world's state; its TCR_EL1 only
-/// supplies the sizes.
-pub(super) fn stop_walks(current: &El1State) {
-    write_sysreg!("tcr_el1", current.tcr | TCR_EPD0 | TCR_EPD1);
+/// Sets SCTLR_EL1, then lets the walks begin. Stage 2 and the other registers must be this world's
+/// already; the walks begin with the next ISB or exception return.
+pub(super) fn start_walks(sctlr: u64, tcr: u64) {
     barrier::registers_in_effect();
-    write_sysreg!("sctlr_el1", current.sctlr | SCTLR_M);
+    write_sysreg!("sctlr_el1", sctlr);
+    barrier::registers_in_effect();
+    write_sysreg!("tcr_el1", tcr);
+}
+
+/// Ends stage-1 walks on this CPU: with EPD0 and EPD1 set and the MMU on, no address is walked, so
+/// nothing is translated by a mix of two worlds. The values are any world's: TCR_EL1 only supplies the
+/// sizes.
+///
+/// A walk may have begun before that, also by speculation after the exception to EL2. The DSB waits
+/// for it: none is under way, and none of its results can still be cached, when this returns.
+pub(super) fn stop_walks(sctlr: u64, tcr: u64) {
+    write_sysreg!("tcr_el1", tcr | TCR_EPD0 | TCR_EPD1);
+    barrier::registers_in_effect();
+    write_sysreg!("sctlr_el1", sctlr | SCTLR_M);
+    barrier::registers_in_effect();
+    barrier::walks_finished_here();
     barrier::registers_in_effect();
 }

@@ -10,11 +10,13 @@
 //!
 //! The order of the steps follows the rules for speculative address translation (errata 1319367 and
 //! 1530923 of A57, A72 and A76): stage-1 walks are off whenever stage 1 and stage 2 belong to
-//! different worlds. It costs a few ISBs and is done on every CPU.
+//! different worlds. It costs a few ISBs and is done on every CPU. In both directions a DSB between
+//! the end of the walks and the change of stage 2 waits for the walks that were under way.
 
 mod context;
 mod el1;
 mod entry;
+mod errors;
 mod fp;
 mod gic;
 mod keys;
@@ -26,6 +28,7 @@ mod traps;
 
 pub use context::{GuestContext, HostContext};
 pub use stage2::GuestRegime;
+pub(crate) use stage2::with_other_stage2;
 
 use crate::features::Ids;
 use crate::{barrier, vectors};
@@ -35,8 +38,6 @@ use entry::Cause;
 const CLASS_FP: u64 = 0x07;
 /// ISR_EL1: a physical SError, IRQ or FIQ is pending.
 const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
-/// DISR_EL1: an SError was deferred.
-const DISR_A: u64 = 1 << 31;
 
 /// Why a guest left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,19 +110,20 @@ pub unsafe fn enter(ctx: &mut GuestContext, host: &mut HostContext, regime: &Gue
     exit_of(cause, ctx)
 }
 
-/// Saves what the host has, and stops everything that observes execution on its behalf.
+/// Saves what the host has, and stops everything that observes execution on its behalf. The DSB that
+/// completes it is that of `stop_walks`, which comes next.
 fn leave_host(host: &mut HostContext, ids: &Ids) {
     host.el1.save();
     host.el2.save(ids);
     host.keys.save(ids);
     host.profiling.stop(ids);
     host.partitions.hide(ids);
-    barrier::walks_finished_here();
+    host.errors.set_aside(ids);
 }
 
 /// Loads everything of the guest but its general registers and, until first use, its vectors.
 fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids: &Ids) {
-    el1::stop_walks(&ctx.el1);
+    ctx.el1.stop_walks();
     ctx.el1.load_all_but_regime();
     host.el2.apply_guest_traps(ids);
     stage2::load(regime.vtcr, regime.vttbr);
@@ -162,11 +164,12 @@ fn save_guest(ctx: &mut GuestContext, ids: &Ids) {
     ctx.timer.save_and_stop();
     ctx.keys.save(ids);
     ctx.el1.save();
+    errors::forget_virtual(ids);
 }
 
 /// Puts the host's stage 2, traps, EL1 state and observers back.
 fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
-    el1::stop_walks(&ctx.el1);
+    ctx.el1.stop_walks();
     host.el2.restore(ids);
     barrier::registers_in_effect();
     host.el1.load_all_but_regime();
@@ -178,11 +181,7 @@ fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
     host.partitions.show(ids);
     host.profiling.resume(ids);
     host.gic.close(ids);
-    if ids.has_ras() && read_sysreg!("s3_0_c12_c1_1") & DISR_A != 0 {
-        // DISR_EL1: the ESB at the exit caught an SError that the guest's accesses caused.
-        write_sysreg!("s3_0_c12_c1_1", 0);
-        ctx.exit.deferred = 1;
-    }
+    ctx.exit.deferred = host.errors.put_back(ids).into();
     barrier::registers_in_effect();
 }
 

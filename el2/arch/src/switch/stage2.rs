@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which stage-2 tables are in force on this CPU.
 
+use super::el1::{start_walks, stop_walks};
 use crate::barrier;
 
 /// How a VM's addresses are translated, and who its vCPU is.
@@ -23,6 +24,24 @@ pub struct GuestRegime {
 pub(super) fn load(vtcr: u64, vttbr: u64) {
     write_sysreg!("vtcr_el2", vtcr);
     write_sysreg!("vttbr_el2", vttbr);
+    barrier::registers_in_effect();
+}
+
+/// Does something under another VTTBR_EL2 at a trap of the host, and puts the host's back.
+///
+/// The host's profiling and trace buffers are written, and its stage 1 is walked, with the VTTBR_EL2 in
+/// force, EL2 or not: the buffers are drained and the walks off before it changes, so that neither the
+/// other root nor the other VMID is ever used, or cached, together with the host's stage 1.
+pub(crate) fn with_other_stage2(vttbr: u64, what: impl FnOnce()) {
+    let (sctlr, tcr) = (read_sysreg!("sctlr_el1"), read_sysreg!("tcr_el1"));
+    let hosts = read_sysreg!("vttbr_el2");
+    barrier::host_traffic_done();
+    stop_walks(sctlr, tcr);
+    write_sysreg!("vttbr_el2", vttbr);
+    barrier::registers_in_effect();
+    what();
+    write_sysreg!("vttbr_el2", hosts);
+    start_walks(sctlr, tcr);
     barrier::registers_in_effect();
 }
 
