@@ -72,6 +72,9 @@ impl Frames for Hardware {
 
     fn settle_for_guest(&mut self, frame: Pfn) {
         cache::clean_invalidate_to_poc(address(frame), FRAME);
+    }
+
+    fn settle_instructions(&mut self) {
         if !cache::instructions_are_coherent() {
             cache::invalidate_instructions_everywhere();
         }

@@ -39,9 +39,16 @@ pub trait Frames {
     /// zeros.
     fn scrub(&mut self, frame: Pfn);
 
-    /// Prepares a frame for a guest that may read it uncached and execute from it: cleans and
-    /// invalidates data to the point of coherency, and instruction caches.
+    /// Prepares a frame for a guest that may read it uncached: cleans and invalidates data to the
+    /// point of coherency. Before the guest may execute from it, [`settle_instructions`] follows.
+    ///
+    /// [`settle_instructions`]: Self::settle_instructions
     fn settle_for_guest(&mut self, frame: Pfn);
+
+    /// Drops what any CPU fetched as an instruction from the frames that were settled before. One
+    /// broadcast, so once per batch; nobody else may write to the frames any more, and a frame that
+    /// the guest does not have yet is mapped only after it.
+    fn settle_instructions(&mut self);
 
     /// Copies the first words of a frame that the host may be writing to: each word is read once.
     fn copy_words(&self, frame: Pfn, into: &mut [u64]);

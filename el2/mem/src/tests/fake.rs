@@ -39,6 +39,11 @@ pub(crate) struct Fake {
     /// Set while a guest lends: only then may a frame be reachable from both sides.
     pub(crate) sharing: bool,
     pub(crate) cleaned: BTreeSet<Pfn>,
+    /// Frames that were cleaned, without and with a later drop of fetched instructions. Only the latter
+    /// may become a guest's page, and each once.
+    unfetched: BTreeSet<Pfn>,
+    pub(crate) executable: BTreeSet<Pfn>,
+    pub(crate) fetch_broadcasts: u64,
     /// The same in order, for who has to look while the machine is at work.
     pub(crate) clean_log: Rc<RefCell<Vec<Pfn>>>,
     pub(crate) host_root: Option<Pfn>,
@@ -157,6 +162,12 @@ impl TableMemory for Fake {
                 assert_eq!(*before, new, "made before the break was broadcast, at {at:?}");
             }
             let leaf = new & 1 << 10 != 0;
+            if leaf && let Leaf::Page(pfn) = pte::leaf(new) {
+                assert!(
+                    owner == 0 || self.executable.remove(&pfn),
+                    "{pfn:?} is mapped for {owner} while a CPU may hold old data or instructions of it"
+                );
+            }
             if leaf && new & 2 != 0 && !self.sharing {
                 let Leaf::Page(pfn) = pte::leaf(new) else { panic!("not a page") };
                 assert!(
@@ -220,11 +231,20 @@ impl Frames for Fake {
         }
         self.wipe(frame);
         self.tables.remove(&frame);
+        self.unfetched.remove(&frame);
+        self.executable.remove(&frame);
     }
 
     fn settle_for_guest(&mut self, frame: Pfn) {
+        assert!(self.sharing || !self.may_reach(0, frame), "settled while the host may still write to {frame:?}");
         self.cleaned.insert(frame);
+        self.unfetched.insert(frame);
         self.clean_log.borrow_mut().push(frame);
+    }
+
+    fn settle_instructions(&mut self) {
+        self.fetch_broadcasts += 1;
+        self.executable.append(&mut self.unfetched);
     }
 
     fn copy_words(&self, frame: Pfn, into: &mut [u64]) {

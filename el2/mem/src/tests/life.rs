@@ -108,6 +108,7 @@ fn sharing_keeps_contents_both_ways_and_relinquishing_zeroes() {
     rig.unshare(0, GUEST_RAM, 1).unwrap();
     assert_eq!(rig.m.content(pfn(FREE)), SECRET);
     assert!(rig.m.cleaned.contains(&pfn(FREE)), "the host's cache lines are gone");
+    assert!(rig.m.executable.contains(&pfn(FREE)), "and after them what was fetched");
     assert_ne!(view(&rig, FREE), HostView::Mapped);
     rig.relinquish(0, GUEST_RAM + 1, 2).unwrap();
     assert_eq!((view(&rig, FREE + 1), rig.m.content(pfn(FREE + 1))), (HostView::Mapped, 0));
@@ -214,6 +215,24 @@ fn a_loan_grants_what_it_says_and_donation_everything() {
     let bits = |slot, at| rig.descriptor(slot, at) & (write | never);
     assert_eq!([bits(0, GUEST_RAM), bits(0, GUEST_RAM + 1), bits(1, GUEST_RAM)], [never, write | never, write]);
     assert!(rig.m.cleaned.contains(&pfn(FREE)), "an uncached read of the borrower finds what the host wrote");
+}
+
+#[test]
+fn a_batch_drops_fetched_instructions_once() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Protected, POOL, 16);
+    rig.donate(0, FREE, GUEST_RAM, 200).unwrap();
+    assert_eq!(rig.m.fetch_broadcasts, 1, "contents kept");
+    rig.start(0);
+    rig.donate(0, FREE + 200, GUEST_RAM + 200, 200).unwrap();
+    assert_eq!(rig.m.fetch_broadcasts, 2, "zeroed");
+    rig.share(0, GUEST_RAM, 100).unwrap();
+    assert_eq!(rig.m.fetch_broadcasts, 2, "the guest's view stays as it is");
+    rig.unshare(0, GUEST_RAM, 100).unwrap();
+    assert_eq!(rig.m.fetch_broadcasts, 3);
+    rig.with_vm(1, Kind::Ordinary, POOL + 16, 16);
+    rig.lend(1, FREE + 400, GUEST_RAM, 100, true).unwrap();
+    assert_eq!(rig.m.fetch_broadcasts, 4);
 }
 
 #[test]

@@ -289,7 +289,7 @@ impl Rig {
             self.host.ledger.state(frame).unwrap().encode().hash(&mut digest);
         }
         (&self.m.words, &self.m.cached, &self.m.contents, &self.m.cleaned).hash(&mut digest);
-        (self.m.host_broadcasts, &self.m.vm_broadcasts).hash(&mut digest);
+        (self.m.host_broadcasts, &self.m.vm_broadcasts, self.m.fetch_broadcasts).hash(&mut digest);
         format!("{:?} {:?}", self.guests, self.host.space).hash(&mut digest);
         digest.finish()
     }

@@ -42,11 +42,13 @@ impl Checked<'_, '_> {
         let Host { ledger, space, batch, .. } = self.host;
         let debt = space.unmap(batch.granules(), m);
         let settled = space.settle(debt, m);
+        // What the host left in caches must not be written back over the guest's uncached stores, nor be
+        // executed instead of what the guest finds now.
+        batch.granules().iter().for_each(|granule| m.settle_for_guest(granule.pfn()));
+        m.settle_instructions();
         for frame in settled.iter() {
             let gfn = frame.granule().gfn();
             let revocable = super::owned(ledger, frame.granule(), vm, m).revocable();
-            // What the host left in caches must not be written back over the guest's uncached stores.
-            m.settle_for_guest(frame.granule().pfn());
             ledger.give(&frame, State::Private { vm, gfn, revocable }, m);
         }
         batch.granules().len()

@@ -86,11 +86,11 @@ impl Checked<'_, '_> {
         let debt = space.unmap(batch.granules(), m);
         let settled = space.settle(debt, m);
         let mut done = 0_u64;
-        for frame in settled.iter() {
+        for granule in batch.granules().iter() {
             if super::paused(done, pause) {
                 break;
             }
-            let (pfn, gfn) = (frame.granule().pfn(), frame.granule().gfn());
+            let (pfn, gfn) = (granule.pfn(), granule.gfn());
             if zero {
                 m.scrub(pfn);
             }
@@ -100,10 +100,15 @@ impl Checked<'_, '_> {
             if !zero {
                 measure(gfn, pfn);
             }
+            done = done.saturating_add(1);
+        }
+        // Before the first is mapped: another vCPU could execute what the host had left in a frame.
+        m.settle_instructions();
+        for frame in settled.iter().take(usize::try_from(done).unwrap_or(usize::MAX)) {
+            let gfn = frame.granule().gfn();
             ledger.give(&frame, State::Private { vm, gfn, revocable }, m);
             let mut tables = Tables { pool: &mut body.pool, ledger, vm };
             body.space.map(frame.granule(), Access::ALL, space.how, &mut tables, m);
-            done = done.saturating_add(1);
         }
         body.owned = body.owned.saturating_add(done);
         space.map_back(settled.after(done), map, m);

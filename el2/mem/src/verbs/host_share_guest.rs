@@ -53,10 +53,13 @@ impl Checked<'_, '_> {
                 break;
             }
             m.settle_for_guest(granule.pfn());
+            done = done.saturating_add(1);
+        }
+        m.settle_instructions();
+        for granule in batch.granules().first(done).iter() {
             ledger.lend(granule.pfn(), m);
             let mut tables = Tables { pool: &mut body.pool, ledger, vm };
             body.space.map(granule, access, space.how, &mut tables, m);
-            done = done.saturating_add(1);
         }
         body.borrowed = body.borrowed.saturating_add(done);
         m.publish_tables();

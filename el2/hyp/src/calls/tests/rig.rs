@@ -93,6 +93,7 @@ impl Frames for Memory {
         self.wipe(frame);
     }
     fn settle_for_guest(&mut self, _: Pfn) {}
+    fn settle_instructions(&mut self) {}
     fn copy_words(&self, frame: Pfn, into: &mut [u64]) {
         for (index, word) in (0..).zip(into) {
             *word = self.read(frame.raw(), index);
