@@ -55,6 +55,14 @@ pub fn host_traffic_done() {
     barrier::isb(barrier::SY);
 }
 
+/// Nothing behind this is executed by guessing the outcome of a branch before it (Arm, "Cache
+/// Speculation Side-channels": DSB and ISB where SB may be missing).
+#[inline(always)]
+pub fn no_guessing() {
+    barrier::dsb(barrier::NSH);
+    barrier::isb(barrier::SY);
+}
+
 /// Stops this CPU for good.
 pub fn halt() -> ! {
     loop {

@@ -82,6 +82,8 @@ impl Frames for Hardware {
 
     fn copy_words(&self, frame: Pfn, into: &mut [u64]) {
         let words = address(frame) as *const AtomicU64;
+        // The host chose the frame: it is not read before the check that it is the host's is decided.
+        barrier::no_guessing();
         for (index, word) in into.iter_mut().enumerate().take(WORDS) {
             // SAFETY: the index is below the words of a frame, and `mem` names only frames of RAM,
             // all of which are mapped.

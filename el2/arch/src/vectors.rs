@@ -81,10 +81,11 @@ global_asm!(
     ".global freehold_forget_branches",
     ".hidden freehold_forget_branches",
     "freehold_forget_branches:",
-    "    hint    #22",
     "    mrs     x2, tpidr_el2",
     "    ldr     w3, [x2, #{bhb_loops}]",
     "    cbz     w3, 2f",
+    // CLRBHB, a NOP where it is not implemented. Like the loop, it is done once the ISB is.
+    "    hint    #22",
     "1:  b       . + 4",
     "    subs    w3, w3, #1",
     "    b.ne    1b",

@@ -3,9 +3,9 @@
 
 use crate::hypercalls::vms;
 use crate::statics;
-use freehold_arch::percpu::{self, PerCpu};
+use freehold_arch::percpu::{self, MAX_CPUS, PerCpu};
 use freehold_mem::lock::Permit;
-use freehold_mem::{Counters, PfnRun};
+use freehold_mem::{Counters, PfnRun, confine};
 use freehold_uapi::hvc;
 
 /// One counter; `None` if there is no such counter or index.
@@ -15,7 +15,7 @@ pub(crate) fn counter(permit: &mut Permit, which: u64, index: u64) -> Option<u64
     let value = match which {
         hvc::COUNTER_ENTRIES => {
             let cpu = usize::try_from(index).ok().filter(|cpu| *cpu < statics::machine().slots.len());
-            let record = cpu.and_then(|cpu| percpu::all().get(cpu))?;
+            let record = cpu.and_then(|cpu| percpu::all().get(confine(cpu, MAX_CPUS)))?;
             return Some(record.counters.entries.get());
         }
         hvc::COUNTER_CARVEOUT_BASE => return carve_out(permit, index, |run| run.start().raw()),

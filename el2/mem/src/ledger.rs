@@ -5,6 +5,7 @@
 //! whose TLB debt is paid ([`Ledger::give`]). It does not know what any table maps, nor what a
 //! state allows: the verbs do. Lives under the host lock.
 
+use crate::confine::confine;
 use crate::debt::Unreached;
 use crate::map::Banks;
 use crate::ports::{Broken, Fatal};
@@ -26,7 +27,14 @@ impl<'m> Ledger<'m> {
 
     /// Who has the frame; `None` if it is not RAM.
     pub fn state(&self, pfn: Pfn) -> Option<State> {
-        self.banks.index(pfn).and_then(|index| self.records.get(index)).map(|word| State::decode(*word))
+        self.place(pfn).and_then(|index| self.records.get(index)).map(|word| State::decode(*word))
+    }
+
+    /// Where the frame's record stands: within the records also for a CPU that only guesses that the
+    /// frame is RAM.
+    fn place(&self, pfn: Pfn) -> Option<usize> {
+        let index = self.banks.index(pfn).filter(|index| *index < self.records.len())?;
+        Some(confine(index, self.records.len()))
     }
 
     /// Whether the host alone has the frame, so that `vm` could be given it.
@@ -89,7 +97,7 @@ impl<'m> Ledger<'m> {
 
     /// Writes a record without a change of owner, or at boot.
     pub(crate) fn write(&mut self, pfn: Pfn, state: State, m: &impl Fatal) {
-        match self.banks.index(pfn).and_then(|index| self.records.get_mut(index)) {
+        match self.place(pfn).and_then(|index| self.records.get_mut(index)) {
             Some(record) => *record = state.encode(),
             None => m.fatal(Broken::OneOwner),
         }

@@ -39,6 +39,7 @@ extern crate std;
 
 mod address;
 mod batch;
+mod confine;
 mod debt;
 mod few;
 mod guest;
@@ -63,6 +64,7 @@ pub use address::{
     BLOCK_FRAMES, Claim, Gfn, GfnRun, Ipa, Lot, MAX_FRAMES, MAX_RECORDS, PAGE_SIZE, Pa, Pfn, PfnRun, VmSlot, Vmid,
 };
 pub use batch::Granule;
+pub use confine::confine;
 pub use debt::{Debt, OfGuest, OfHost, Settled};
 pub use guest::{Guest, GuestView, Kind, Life};
 pub use guest_space::Access;

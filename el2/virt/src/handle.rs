@@ -5,11 +5,12 @@
 //! freed, so an old handle is told from a current one for as long as the machine runs. Never zero.
 
 use crate::Refused;
+use freehold_mem::confine;
 
 /// VM slots.
 pub const MAX_VMS: usize = 64;
 
-const _: () = assert!(MAX_VMS.is_power_of_two() && MAX_VCPUS.is_power_of_two() && SERVED_VCPUS <= MAX_VCPUS);
+const _: () = assert!(SERVED_VCPUS <= MAX_VCPUS);
 
 /// vCPUs that a VM has room for.
 pub const MAX_VCPUS: usize = 8;
@@ -59,10 +60,10 @@ impl Slot {
         if index < MAX_VMS { Some(Self(index as u8)) } else { None }
     }
 
-    /// The number. The mask changes nothing but what a CPU that speculates past a check can reach.
+    /// The number, confined: that changes nothing but what a CPU that speculates past a check can reach.
     #[must_use]
     pub const fn index(self) -> usize {
-        self.0 as usize & (MAX_VMS - 1)
+        confine(self.0 as usize, MAX_VMS)
     }
 
     /// The number, as the ledger records it.
@@ -143,10 +144,10 @@ impl VcpuIndex {
         Self(index)
     }
 
-    /// The number, masked as [`Slot::index`] is.
+    /// The number, confined as [`Slot::index`] is.
     #[must_use]
     pub const fn index(self) -> usize {
-        self.0 as usize & (MAX_VCPUS - 1)
+        confine(self.0 as usize, MAX_VCPUS)
     }
 
     /// `MPIDR_EL1` of the vCPU: Aff0 is its index, bit 31 is RES1.

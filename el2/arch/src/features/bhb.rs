@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Spectre-BHB: branch history that a lower exception level has trained is forgotten at each entry.
 //!
-//! Guarantees that a core which neither isolates the history by itself nor clears it by instruction
-//! runs a loop of branches long enough to overwrite it, before EL2 takes an indirect branch. Source:
-//! Arm, "Spectre-BHB" white paper, with the counts that it gives per core. What remains of side
-//! channels is in the threat model.
+//! Guarantees that a core which does not isolate the history by itself forgets it before EL2 takes an
+//! indirect branch: by instruction where it has one, else by a loop of branches long enough to
+//! overwrite it. Source: Arm, "Spectre-BHB" white paper, with the counts that it gives per core. A73
+//! and A75 forget only by a call of firmware, which is not made: see the threat model.
 
 use super::Ids;
 use crate::percpu::this_cpu;
@@ -14,10 +14,16 @@ use core::sync::atomic::Ordering;
 const ARM: u64 = 0x41;
 /// For a core that is not known: the longest of all.
 const LONGEST: u32 = 132;
+/// With CLRBHB: the vectors reach the instruction and its ISB, and branch once.
+const BY_INSTRUCTION: u32 = 1;
 
 /// Sets how many branches the vectors of this CPU run.
 pub(super) fn configure(ids: &Ids) {
-    let loops = if ids.isolates_branch_history() || ids.has_clrbhb() { 0 } else { loops_of(read_sysreg!("midr_el1")) };
+    let loops = match () {
+        () if ids.isolates_branch_history() => 0,
+        () if ids.has_clrbhb() => BY_INSTRUCTION,
+        () => loops_of(read_sysreg!("midr_el1")),
+    };
     this_cpu().bhb_loops.store(loops, Ordering::Relaxed);
 }
 
