@@ -8,6 +8,7 @@ mod builds;
 mod cmd;
 mod env;
 mod fdt;
+mod generate;
 mod image;
 mod initramfs;
 mod lint;
@@ -74,6 +75,8 @@ enum Command {
     Test(test::TestArgs),
     /// Checks house rules, format and clippy, and prints the size of the trusted base
     Lint,
+    /// Writes the C header and docs/abi.md from the tables of the ABI
+    Gen,
     /// Boots a job of tests/initramfs, for development
     #[command(hide = true)]
     DevBoot(DevBootArgs),
@@ -180,6 +183,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&env, &args),
         Command::Test(args) => test::run(&env, &args),
         Command::Lint => test::run(&env, &test::TestArgs::only("lint")),
+        Command::Gen => generate::run(&env).map(|()| ExitCode::SUCCESS),
         Command::DevBoot(args) => dev_boot(&env, args),
     }
 }
