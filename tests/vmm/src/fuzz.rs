@@ -162,7 +162,7 @@ impl World {
     fn aimed(&self, hostile: &Hostile, list: u64, random: &mut Random) -> Option<Chosen> {
         let model = self.model.lock().expect("model");
         let live = model.vms.values().filter(|vm| !vm.dying).count();
-        if live < 6 || (live < 24 && random.one_in(16)) {
+        if live < 6 || (live < 24 && random.one_in(64)) {
             let count = 24 + random.below(24);
             if let Some(pfn) = self.free_run(&model, count, random) {
                 return Some(Call(VM_CREATE, vec![VM_PROTECTED, 32 + random.below(9), pfn, count]).into());
@@ -184,14 +184,19 @@ impl World {
             return Some(Call(VCPU_CREATE, vec![handle, 0]).into());
         }
         let count = 1 + random.below(8);
-        let call = match random.below(24) {
+        // Calls that pay a broadcast are the slow ones, under emulation most of all: they are the smaller part.
+        let call = match random.below(64) {
             0 => Call(VM_DESTROY, vec![handle]),
-            1 => Call(VCPU_RUN, vec![handle, 0, random.next()]),
-            2..5 => Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR]),
-            5 => Call(VCPU_KICK, vec![handle, 0]),
-            6..8 => Call(POOL_TOPUP, vec![handle, self.free_run(&model, count, random)?, count]),
-            8..11 if !vm.ran => Call(VCPU_SET_REG, vec![handle, 0, random.below(4), random.next()]),
-            11..15 if vm.next_gfn + 16 < RANGE => {
+            1 | 2 => Call(VCPU_RUN, vec![handle, 0, random.next()]),
+            3 => Call(POOL_TOPUP, vec![handle, self.free_run(&model, count, random)?, count]),
+            4..8 if vm.next_gfn + 16 < RANGE => {
+                let pfn = self.free_run(&model, count, random)?;
+                Call(MEM_DONATE, vec![handle, pfn, GFN + vm.next_gfn, count, 0])
+            }
+            14..24 if !vm.ran => Call(VCPU_SET_REG, vec![handle, 0, random.below(4), random.next()]),
+            24..34 if !vm.ran => Call(VCPU_GET_REG, vec![handle, 0, random.below(4)]),
+            34..44 => Call(VCPU_KICK, vec![handle, 0]),
+            8..11 if vm.next_gfn + 16 < RANGE => {
                 let runs = [(self.free_run(&model, 4, random)?, 4), (self.free_run(&model, 2, random)?, 2)];
                 let gfn = GFN + vm.next_gfn;
                 let records = [Record::new(runs[0].0, gfn, 4), Record::new(runs[1].0, gfn + 4, 2)];
@@ -199,11 +204,7 @@ impl World {
                 let _ = hostile.fill(list, &words);
                 return Some(Chosen { call: Call(MEM_DONATE_LIST, vec![handle, list, 2, 0]), runs: runs.to_vec() });
             }
-            _ if vm.next_gfn + 16 < RANGE => {
-                let pfn = self.free_run(&model, count, random)?;
-                Call(MEM_DONATE, vec![handle, pfn, GFN + vm.next_gfn, count, 0])
-            }
-            _ => Call(VM_DESTROY, vec![handle]),
+            _ => Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR]),
         };
         Some(call.into())
     }
