@@ -210,7 +210,7 @@ impl World {
     }
 
     fn choose(&self, hostile: &Hostile, list: u64, random: &mut Random) -> Chosen {
-        if random.below(16) < 9
+        if random.below(16) < 6
             && let Some(chosen) = self.aimed(hostile, list, random)
         {
             return chosen;
