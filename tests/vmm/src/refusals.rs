@@ -252,7 +252,8 @@ fn late_vcpus(bench: &Bench) {
         let status = bench.hostile.call(call, arguments);
         STEP.judged(case, "a refusal", status_name(status), status != SUCCESS);
     };
-    bench.refuse("late: vcpu created after the first run", VCPU_CREATE, &[b, 2], WRONG_STATE);
+    bench.refuse("late: vcpu created after the first run", VCPU_CREATE, &[b, 1], WRONG_VCPU);
+    bench.refuse("late: the same vcpu again", VCPU_CREATE, &[b, 0], VCPU_EXISTS);
     refused("late: PC of vcpu 0", VCPU_SET_REG, &[b, 0, REG_PC, 0x8000_0000]);
     refused("late: x0 of vcpu 0", VCPU_SET_REG, &[b, 0, REG_X0, 1]);
     refused("late: run of vcpu 0, which crashed", VCPU_RUN, &[b, 0, 0]);
@@ -328,7 +329,7 @@ fn life(bench: &Bench) {
     bench.refuse("dying: donate", MEM_DONATE, &[a, first + 128, GFN + 128, 1, 0], WRONG_STATE);
     bench.refuse("dying: top-up", POOL_TOPUP, &[a, first + 128, 1], WRONG_STATE);
     bench.refuse("dying: range", VM_RANGE, &[a, GFN + 4096, 1], WRONG_STATE);
-    bench.refuse("dying: vcpu", VCPU_CREATE, &[a, 1], WRONG_STATE);
+    bench.refuse("dying: vcpu", VCPU_CREATE, &[a, 0], WRONG_STATE);
     bench.refuse("dying: run", VCPU_RUN, &[a, 0, 0], WRONG_STATE);
     bench.refuse("reclaim: count 0", VM_RECLAIM, &[a, first, 0], ZERO_COUNT);
     bench.refuse("reclaim: count 513", VM_RECLAIM, &[a, first, 513], COUNT_TOO_LARGE);
