@@ -9,7 +9,7 @@ use crate::hostile::Hostile;
 use crate::report::Step;
 
 /// How long the driver may take to give everything back.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Name of a status.
 pub(crate) fn status_name(status: i64) -> String {
