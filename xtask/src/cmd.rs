@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -44,6 +45,22 @@ pub(crate) fn cargo(root: &Path) -> Command {
         }
     }
     command
+}
+
+/// `command`, ended by force with all that it started if it takes longer than `limit`.
+pub(crate) fn bounded(command: &Command, limit: Duration) -> Command {
+    let mut outer = Command::new("timeout");
+    outer.arg("--kill-after=5").arg(limit.as_secs().to_string()).arg(command.get_program()).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        outer.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
 }
 
 /// The last `count` lines of `text`.

@@ -36,10 +36,12 @@ impl Report {
 
     /// Set-up and build are judged by their time alone, and only if it was too long.
     pub(super) fn preparation(&mut self, took: Duration, budget: Duration) {
-        self.begin("build");
-        self.end(took, budget);
-        if self.suites.last().is_some_and(|s| s.items.is_empty()) {
-            self.suites.pop();
+        if !self.json {
+            println!("set-up and build: {} (budget {} s)", ui::seconds(took), budget.as_secs());
+        }
+        if took > budget.saturating_mul(PATIENCE) {
+            self.begin("build");
+            self.end(took, budget);
         }
     }
 

@@ -2,6 +2,7 @@
 //! The crates' own tests, on the development machine.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -18,6 +19,11 @@ const CRATES: [(&str, &[&str]); 6] = [
     ("xtask", &[]),
 ];
 
+/// No crate's tests take a tenth of it.
+const LIMIT: Duration = Duration::from_secs(300);
+/// What `timeout` exits with.
+const TIMED_OUT: i32 = 124;
+
 pub(super) fn works() -> Vec<Work> {
     let work = |(package, more): (&'static str, &'static [&'static str])| {
         Work::new(format!("unit/{package}"), move |c| test(c, package, more)).with_inner_filter()
@@ -26,8 +32,14 @@ pub(super) fn works() -> Vec<Work> {
 }
 
 fn test(context: &Context<'_>, package: &str, more: &[&str]) -> Result<Vec<Item>> {
-    let mut command = cmd::cargo(&context.env.root);
+    // A test that never ends is a failure, with everything that it started.
+    let mut command = cmd::bounded(&cmd::cargo(&context.env.root), LIMIT);
     command.args(["test", "--package", package]).args(more);
+    if let Some(filter) = context.filter
+        && !format!("unit/{package}").contains(filter)
+    {
+        command.arg("--").arg(filter.rsplit('/').next().unwrap_or(filter));
+    }
     // What a test says about itself is enough; where the runner called it from is not news.
     command.env("RUST_BACKTRACE", "0");
     let out = command.stdin(Stdio::null()).output().context("cannot start cargo")?;
@@ -37,6 +49,10 @@ fn test(context: &Context<'_>, package: &str, more: &[&str]) -> Result<Vec<Item>
     if !out.status.success() && !failed {
         let said = cmd::tail(&String::from_utf8_lossy(&out.stderr), 30);
         items.push(Item::new(format!("unit/{package}"), Some(said)));
+    }
+    if out.status.code() == Some(TIMED_OUT) {
+        let what = format!("not over after {} s", LIMIT.as_secs());
+        items.push(Item::new(format!("unit/{package}/ends"), Some(what)));
     }
     if out.status.success() && items.is_empty() {
         items.push(Item::new(format!("unit/{package}"), Some("it has no tests".to_owned())));
