@@ -74,7 +74,7 @@ pub(crate) struct Machine {
     pub(crate) ram: Arc<Mapping>,
     pub(crate) program: Vec<u8>,
     /// The run page, mapped a second time, to look for what must not be there.
-    run_page: Mapping,
+    pub(crate) run_page: Mapping,
     run_bytes: usize,
     arguments: [u64; 3],
     results: [u64; 3],

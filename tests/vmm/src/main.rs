@@ -6,6 +6,7 @@
 
 mod attack;
 mod counters;
+mod cycles;
 mod drain;
 mod fuzz;
 mod gmem;
@@ -31,6 +32,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   drain       step 7: a conversion waits for who holds a page
   kill        step 8: kill -9 gives everything back
   held        the VMM that step 8 kills
+  cycles      sharing, relinquishing, ends at every stage and in every order
+  stage NAME  a VMM that `cycles` kills at a stage
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
   refusals    wrong calls past the driver
@@ -50,8 +53,13 @@ fn main() {
         _ => usage("no subcommand"),
     };
     let mut numbers = Vec::new();
+    let mut stage = String::new();
     while let Ok(Some(more)) = parser.next() {
         let given = match (more, subcommand.as_str()) {
+            (lexopt::Arg::Value(text), "stage") if stage.is_empty() => {
+                stage = text.to_string_lossy().into_owned();
+                continue;
+            }
             (lexopt::Arg::Value(text), "fuzz") if numbers.len() < 2 => number(&text.to_string_lossy()),
             _ => None,
         };
@@ -68,6 +76,8 @@ fn main() {
         "drain" => or_report("7", drain::drains()),
         "kill" => or_report("8", kill::killed()),
         "held" => or_report("8", kill::held()),
+        "cycles" => or_report("cycles", cycles::all()),
+        "stage" => or_report("cycles", cycles::stage(&stage)),
         "canary" => light::canary(),
         "ioctls" => or_report("ioctls", ioctls::all()),
         "refusals" => or_report("hvc-refusals", refusals::all()),
