@@ -71,7 +71,7 @@ pub(crate) fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
     if let Some(case) = astray {
         outcome.problem = Some(format!("{}: {}", case.case, case.seen));
     }
-    Ok(show(env, args.json, &outcome, &parts, &log))
+    Ok(show(env, args, &outcome, &parts, &log))
 }
 
 fn boot_image(env: &Env, args: &RunArgs, parts: &Parts) -> Result<Option<PathBuf>> {
@@ -109,11 +109,11 @@ fn shell(tools: &Tools, machine: Machine) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(env: &Env, as_json: bool, outcome: &Outcome, parts: &Parts, log: &Path) -> ExitCode {
-    let results = steps::judge(outcome);
+fn show(env: &Env, args: &RunArgs, outcome: &Outcome, parts: &Parts, log: &Path) -> ExitCode {
+    let results = steps::judge(outcome, args.smp);
     let count = |status: Status| results.iter().filter(|r| r.status == status).count();
     let (held, failed) = (count(Status::Held), count(Status::Failed));
-    if as_json {
+    if args.json {
         let value = json!({
             "steps": results, "held": held, "total": results.len(), "failed": failed,
             "stage": outcome.stage, "problem": outcome.problem, "missing_parts": parts.missing, "log": env.shown(log),
@@ -165,7 +165,9 @@ fn table(results: &[steps::Result]) {
         for case in shown {
             let mark = if case.held { ui::green("+") } else { ui::red("-") };
             let (name, expected, seen) = (one_line(&case.case), one_line(&case.expected), one_line(&case.seen));
-            println!("   {mark} {name:<34} {expected:<58} {seen}");
+            // What failed is shown whole, and `--json` shows everything so.
+            let cut = |text: &str| if case.held { shortened(text) } else { text.to_owned() };
+            println!("   {mark} {name:<34} {:<58} {}", cut(&expected), cut(&seen));
         }
         if !others.is_empty() {
             println!("     and {} more cases that held", others.len());
@@ -173,6 +175,13 @@ fn table(results: &[steps::Result]) {
         if !result.missing.is_empty() {
             println!("     not seen: {}", result.missing.join(", "));
         }
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(56) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
     }
 }
 

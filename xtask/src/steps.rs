@@ -92,21 +92,30 @@ pub(crate) struct Result {
 impl Result {
     /// Whether the step needs the case `name`.
     pub(crate) fn needs(&self, name: &str) -> bool {
-        STEPS.iter().any(|s| s.number == self.step && s.needs.contains(&name))
+        STEPS.iter().any(|s| s.number == self.step && needs(s, u32::MAX).any(|n| n == name))
     }
 }
 
 /// Judges every step by what a boot showed.
-pub(crate) fn judge(outcome: &Outcome) -> Vec<Result> {
+pub(crate) fn judge(outcome: &Outcome, cpus: u32) -> Vec<Result> {
     let mut cases = vec![banner(outcome)];
     cases.extend(outcome.cases.iter().cloned());
-    STEPS.iter().map(|step| judge_one(step, &cases, outcome)).collect()
+    STEPS.iter().map(|step| judge_one(step, &cases, outcome, cpus)).collect()
 }
 
-fn judge_one(step: &Step, all: &[Case], outcome: &Outcome) -> Result {
+/// What step 2 needs too where there is a CPU to unplug.
+pub(crate) const HOTPLUG: [&str; 3] = ["cpu-unplugged", "cpu-plugged-again", "cpu-works-again"];
+
+/// What `step` needs on a machine of `cpus`.
+fn needs(step: &Step, cpus: u32) -> impl Iterator<Item = &'static str> {
+    let more: &[&str] = if step.number == "2" && cpus > 1 { &HOTPLUG } else { &[] };
+    step.needs.iter().chain(more).copied()
+}
+
+fn judge_one(step: &Step, all: &[Case], outcome: &Outcome, cpus: u32) -> Result {
     let cases: Vec<Case> = all.iter().filter(|c| c.step == step.number).cloned().collect();
     let seen = |name: &str| cases.iter().any(|c| c.case == name);
-    let missing: Vec<_> = step.needs.iter().copied().filter(|name| !seen(name)).collect();
+    let missing: Vec<_> = needs(step, cpus).filter(|name| !seen(name)).collect();
     let status = if cases.iter().any(|c| !c.held) {
         Status::Failed
     } else if missing.is_empty() {
@@ -163,7 +172,7 @@ mod tests {
     }
 
     fn status(outcome: &Outcome, step: usize) -> Status {
-        judge(outcome)[step - 1].status
+        judge(outcome, 4)[step - 1].status
     }
 
     #[test]
@@ -174,6 +183,14 @@ mod tests {
         assert_eq!(status(&outcome(&cases, None), 3), Status::Held);
         cases.push(("3", "another", false));
         assert_eq!(status(&outcome(&cases, None), 3), Status::Failed);
+    }
+
+    #[test]
+    fn hotplug_is_needed_where_there_is_a_cpu_to_unplug() {
+        let cases: Vec<_> = STEPS[1].needs.iter().map(|name| ("2", *name, true)).collect();
+        let outcome = outcome(&cases, None);
+        assert_eq!(judge(&outcome, 1)[1].status, Status::Held);
+        assert_eq!(judge(&outcome, 2)[1].missing, HOTPLUG);
     }
 
     #[test]

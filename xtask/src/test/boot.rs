@@ -12,6 +12,7 @@ use crate::builds::Parts;
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
 use crate::setup::Tools;
+use crate::steps::HOTPLUG;
 
 /// The CPUs that a host must come up on.
 const CPUS: [&str; 5] = ["cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "max"];
@@ -54,7 +55,7 @@ fn case(name: &str, change: impl Fn(&mut Machine) + Send + Sync + 'static) -> Wo
         machine.append = "fh.job=boot".to_owned();
         change(&mut machine);
         let outcome = boot(context, tools, &machine, &own)?;
-        Ok(vec![Item::new(&own, problem(context, &own, &outcome))])
+        Ok(vec![Item::new(&own, problem(context, &own, &outcome, machine.smp))])
     })
 }
 
@@ -69,7 +70,7 @@ fn gic2(context: &Context<'_>) -> Result<Vec<Item>> {
     if !outcome.el2.iter().any(|l| l.contains("VMs are refused") && l.contains("GICv3")) {
         outcome.problem.get_or_insert_with(|| "el2 does not say why it refuses VMs".to_owned());
     }
-    Ok(vec![Item::new(name, problem(context, name, &outcome))])
+    Ok(vec![Item::new(name, problem(context, name, &outcome, machine.smp))])
 }
 
 /// The bundle; boots make no sense without one.
@@ -88,9 +89,10 @@ fn boot(context: &Context<'_>, tools: &Tools, machine: &Machine, name: &str) -> 
 }
 
 /// What was not as it must be, and where the log is.
-fn problem(context: &Context<'_>, name: &str, outcome: &Outcome) -> Option<String> {
+fn problem(context: &Context<'_>, name: &str, outcome: &Outcome, cpus: u32) -> Option<String> {
     let mut what = outcome.failures();
-    let missing = NEEDED.iter().filter(|n| !outcome.cases.iter().any(|c| c.case == **n));
+    let hotplug: &[&str] = if cpus > 1 { &HOTPLUG } else { &[] };
+    let missing = NEEDED.iter().chain(hotplug).filter(|n| !outcome.cases.iter().any(|c| c.case == **n));
     what.extend(missing.map(|n| format!("{n}: not reported")));
     if outcome.el2.iter().filter(|l| l.starts_with("freehold: el2 ")).count() != 1 {
         what.push("not exactly one banner of el2".to_owned());
@@ -136,5 +138,5 @@ fn uboot(context: &Context<'_>) -> Result<Vec<Item>> {
         return Ok(vec![Item::new(name, Some(format!("U-Boot gave no prompt\nconsole log: {shown}")))]);
     }
     let outcome = session::follow(&mut running, LIMIT, |_| ())?;
-    Ok(vec![Item::new(name, problem(context, name, &outcome))])
+    Ok(vec![Item::new(name, problem(context, name, &outcome, machine.smp))])
 }

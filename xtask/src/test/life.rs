@@ -69,7 +69,7 @@ fn main_job(context: &Context<'_>) -> Result<Vec<Item>> {
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
     let outcome = session::follow(&mut running, LIMIT, |_| ())?;
     let mut items = cases(context, name, &outcome);
-    for step in steps::judge(&outcome) {
+    for step in steps::judge(&outcome, machine.smp) {
         let own = format!("{name}/step-{}", step.step);
         items.push(match step.status {
             Status::Held => Item::new(own, None),

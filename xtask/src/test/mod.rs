@@ -182,7 +182,9 @@ pub(crate) fn run(env: &Env, args: &TestArgs) -> Result<ExitCode> {
     if report.is_empty() {
         bail!(Usage(format!("--filter {}: no case has such a name", args.filter.as_deref().unwrap_or(""))));
     }
-    Ok(report.finish(env, args.long))
+    // A part of the tests is not the result of the whole.
+    let whole = args.suites.is_empty() && args.filter.is_none();
+    Ok(report.finish(env, args.long && whole))
 }
 
 /// The suites and pieces that the user asked for.
