@@ -109,7 +109,7 @@ pub enum Rest {
 #[must_use = "the pages stay NoneMappable until `finish`"]
 pub struct Attempt {
     span: Span,
-    id: u32,
+    id: u64,
     aim: Aim,
     total: u64,
     cursor: u64,
@@ -141,7 +141,8 @@ pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
             return Begun::Nothing;
         }
         let id = *book.next;
-        *book.next = id.wrapping_add(1);
+        let Some(next) = id.checked_add(1) else { return Begun::Refused(Error::NoSpace, span.first()) };
+        *book.next = next;
         for page in span.pages() {
             if let Verdict::Take(origin) = aim.verdict(book.page(page)) {
                 book.set(page, Page::Draining { origin, attempt: id });

@@ -8,8 +8,8 @@ use crate::page::{Page, Span};
 pub struct Book<'a> {
     /// State of each page offset.
     pub pages: &'a mut [Page],
-    /// Number of the next attempt; wraps.
-    pub next: &'a mut u32,
+    /// Number of the next attempt; none is used twice.
+    pub next: &'a mut u64,
     /// What a waiting attempt waits for.
     pub report: &'a mut Report,
 }

@@ -21,7 +21,7 @@ pub enum Page {
         /// What it was, and will be again if the attempt fails.
         origin: Origin,
         /// The attempt that it belongs to.
-        attempt: u32,
+        attempt: u64,
     },
     /// `GuestMappable`: frozen, not donated yet.
     Held,

@@ -27,7 +27,7 @@ pub(crate) struct FileState {
     vm: u64,
     /// What each offset is in a new file.
     initial: Page,
-    next: u32,
+    next: u64,
     report: Report,
     len: usize,
     pages: *mut Page,

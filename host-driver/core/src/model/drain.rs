@@ -271,6 +271,33 @@ fn attempts_on_one_file_do_not_meet() {
     file.check();
 }
 
+/// A pending attempt does not lose its pages to a later one, however many attempts come between.
+#[test]
+fn the_number_of_an_attempt_never_comes_round() {
+    let world = world();
+    let file = Model::new(&world, 3, Page::Host);
+    file.change(|book| book.set(2, Page::Vacant));
+    file.store(0);
+    file.hold(1);
+    let number = file.next.get();
+    let Begun::Attempt(mut pending) = begin(&file, span(0, 2), Aim::Convert) else { panic!("nothing began") };
+    assert_eq!(pending.step(&file), Step::Busy(1));
+    file.next.set(number + (1 << 32));
+    let Begun::Attempt(later) = begin(&file, span(0, 3), Aim::Reserve) else { panic!("nothing began") };
+    later.finish(&file, 0, Rest::Restore);
+    assert!(matches!(file.state(0), Page::Draining { .. }), "taken from the attempt that froze it");
+    pending.finish(&file, 0, Rest::Restore);
+    file.check();
+}
+
+#[test]
+fn attempts_without_a_number_are_refused_and_change_nothing() {
+    let file = written(&world(), 1);
+    file.next.set(u64::MAX);
+    assert!(matches!(begin(&file, span(0, 1), Aim::Convert), Begun::Refused(Error::NoSpace, 0)));
+    file.check();
+}
+
 /// Every state against every aim: taken, passed over, waited for, or refused with the right error.
 #[test]
 fn each_aim_takes_only_its_own_states() {
