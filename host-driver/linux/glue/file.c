@@ -67,7 +67,11 @@ u64 fhc_file_frame(struct fh_file *f, u64 index)
 	return page ? page_to_pfn(page) : U64_MAX;
 }
 
-/* mapping and index make shared futexes and GUP-fast work; the page is nobody else's yet. */
+/*
+ * mapping and index make shared futexes and GUP-fast work; the page is nobody else's yet. It is dirty for good: when
+ * the page turns out to be broken memory while a fault maps it, the kernel must not evict it from the page cache, in
+ * which it never was.
+ */
 static struct page *page_new(struct fh_file *f, u64 index, gfp_t gfp)
 {
 	struct page *page = alloc_page(gfp);
@@ -75,6 +79,7 @@ static struct page *page_new(struct fh_file *f, u64 index, gfp_t gfp)
 	if (page) {
 		page_folio(page)->mapping = mapping_of(f);
 		page_folio(page)->index = index;
+		SetPageDirty(page);
 	}
 	return page;
 }
@@ -211,7 +216,9 @@ static vm_fault_t fh_fault(struct vm_fault *vmf)
 			page_drop(page);
 		filemap_invalidate_unlock_shared(mapping_of(f));
 	}
-	if (answer == FAULT_MAP) {
+	if (answer == FAULT_MAP && PageHWPoison(page)) {
+		ret = VM_FAULT_HWPOISON;
+	} else if (answer == FAULT_MAP) {
 		get_page(page);
 		lock_page(page);
 		vmf->page = page;
