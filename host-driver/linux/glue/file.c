@@ -298,18 +298,22 @@ static const struct inode_operations fh_file_iops = {
 /* A new descriptor of a new guest_memfd, or a negative errno. */
 int fhc_file_open(u64 pages, bool mappable, bool shared, u64 vm)
 {
-	struct fh_file *f = kzalloc(sizeof(*f), GFP_KERNEL_ACCOUNT);
+	struct fh_file *f;
 	struct file *file;
 	struct inode *inode;
 	int fd = -ENOMEM;
 
+	/* What could never be backed is refused before its books take the memory that there is. */
+	if (pages > totalram_pages())
+		return -ENOMEM;
+	f = kzalloc(sizeof(*f), GFP_KERNEL_ACCOUNT);
 	if (!f)
 		return -ENOMEM;
 	f->pages = pages;
 	f->mappable = mappable;
 	init_waitqueue_head(&f->wait);
 	if (pages <= SIZE_MAX / sizeof(*f->frames))
-		f->frames = kvzalloc(pages * sizeof(*f->frames), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+		f->frames = fhc_alloc(pages * sizeof(*f->frames));
 	if (!f->frames)
 		goto free;
 	f->state = fh_file_new(pages, shared, vm);

@@ -34,10 +34,10 @@ void fhc_bug(const u8 *text, size_t len)
 	BUG();
 }
 
-/* Zeroed, charged to the caller's memory cgroup; NULL rather than an OOM kill for a huge size. */
+/* Zeroed, charged to the caller's memory cgroup; NULL rather than an OOM kill where there is no memory. */
 void *fhc_alloc(size_t size)
 {
-	return kvzalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	return kvzalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
 }
 
 void fhc_free(void *ptr)
