@@ -25,7 +25,6 @@ pub(crate) struct Facts {
     mask: Vec<u64>,
     unreachable: Vec<(u64, u64)>,
     carve_outs: Vec<(u64, u64)>,
-    memory: Option<u64>,
 }
 
 impl Facts {
@@ -46,9 +45,6 @@ impl Facts {
         if let Some(list) = text("carveouts") {
             self.carve_outs = ranges(list)?;
         }
-        if let Some(megabytes) = value.get("memory_mib").and_then(Value::as_u64) {
-            self.memory = Some(megabytes << 20);
-        }
         match text("scan") {
             Some("alive") => Ok(Some(self.scan(machine, true))),
             Some("dead") => Ok(Some(self.scan(machine, false))),
@@ -59,8 +55,7 @@ impl Facts {
 
     /// Looks, and judges; a scan that cannot be made is a case that did not hold.
     fn scan(&self, machine: &mut Running, alive: bool) -> Case {
-        let size = self.memory.unwrap_or(2048 << 20);
-        let hits = self.secret().and_then(|secret| hits_in_ram(machine, &secret, size));
+        let hits = self.secret().and_then(|secret| hits_in_ram(machine, &secret));
         // The job waits for this line, or goes on by itself after a while.
         let told = machine.console.send("fh-scanned");
         let hits = hits.and_then(|hits| told.map(|()| hits));
@@ -107,13 +102,17 @@ impl Facts {
     }
 }
 
-/// The addresses of all words of `secret`, with every CPU stopped.
-fn hits_in_ram(machine: &Running, secret: &[[u8; 8]], size: u64) -> Result<Vec<u64>> {
+/// The addresses of all words of `secret`, with every CPU stopped: in all of its RAM, or it is no scan.
+fn hits_in_ram(machine: &Running, secret: &[[u8; 8]]) -> Result<Vec<u64>> {
     let file = machine.scratch("ram");
     let mut monitor = machine.monitor()?;
     monitor.stop()?;
-    let saved = monitor.save_memory(RAM_BASE, size, &file);
-    let found = saved.and_then(|()| hits_in_file(&file, secret));
+    let saved = monitor.save_memory(RAM_BASE, machine.memory, &file);
+    let found = saved.and_then(|()| {
+        let saved = std::fs::metadata(&file).context("QEMU saved no RAM")?.len();
+        anyhow::ensure!(saved == machine.memory, "QEMU saved {saved} of {} bytes of RAM", machine.memory);
+        hits_in_file(&file, secret)
+    });
     monitor.resume()?;
     // The copy holds a test's secret only; it is large, though.
     let _ = std::fs::remove_file(&file);
@@ -176,7 +175,6 @@ mod tests {
             mask: vec![0x0101],
             unreachable: ranges("40a3b-40a3c,45000").unwrap(),
             carve_outs: ranges("40200-402ff").unwrap(),
-            memory: None,
         }
     }
 

@@ -93,6 +93,9 @@ impl Outcome {
 /// Lines after which nothing good can follow.
 const FATAL: [&str; 3] = ["freehold: stop:", "freehold: panic:", "Kernel panic - not syncing"];
 
+/// The case in which a job's end says that the kernel complained of nothing; no job ends without it.
+pub(crate) const KERNEL_LOG: &str = "kernel-log-clean";
+
 /// Follows `machine` until its job is done, it fails, or `limit` has passed.
 ///
 /// # Errors
@@ -132,10 +135,17 @@ pub(crate) fn follow(machine: &mut Running, limit: Duration, mut on_case: impl F
             None => plain_line(&line, &mut outcome),
         }
     }
+    outcome.problem = outcome.problem.or_else(|| unjudged(&outcome.cases, outcome.stage));
     if outcome.stage == Stage::Done && outcome.problem.is_none() && !machine.ended_within(Duration::from_secs(60)) {
         outcome.problem = Some(Stage::Done.missing().to_owned());
     }
     Ok(outcome)
+}
+
+/// A job that ended although nobody looked at the kernel's log.
+fn unjudged(cases: &[Case], stage: Stage) -> Option<String> {
+    let judged = cases.iter().any(|c| c.case == KERNEL_LOG);
+    (stage == Stage::Done && !judged).then(|| format!("the job ended without the case {KERNEL_LOG}"))
 }
 
 fn plain_line(line: &str, outcome: &mut Outcome) {
@@ -200,6 +210,14 @@ mod tests {
         for line in ["@fh {\"step\":\"2\",\"ca", "@fh ", "@fh {\"case\":\"c\"}"] {
             assert!(matches!(report(line), Some(Report::Unreadable)), "{line}");
         }
+    }
+
+    #[test]
+    fn a_job_that_ends_without_a_look_at_the_kernel_log_is_a_problem() {
+        let case = |name: &str| Case { case: name.to_owned(), held: true, ..Case::default() };
+        assert!(unjudged(&[case("other")], Stage::Done).is_some());
+        assert_eq!(unjudged(&[case("other"), case(KERNEL_LOG)], Stage::Done), None);
+        assert_eq!(unjudged(&[], Stage::Kernel), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::session::{Case, Outcome, Stage};
+use crate::session::{Case, KERNEL_LOG, Outcome, Stage};
 
 /// One step of the main job, as the user reads it.
 pub(crate) struct Step {
@@ -23,13 +23,31 @@ pub(crate) const STEPS: [Step; 8] = [
     Step {
         number: "2",
         title: "the stock host is up at EL1 on every CPU",
-        needs: &["host-userspace", "cpus-online", "exception-level", "secondaries-through-psci"],
+        needs: &[
+            "host-userspace",
+            "cpus-online",
+            "exception-level",
+            "secondaries-through-psci",
+            "el2-entries-per-cpu",
+            "host-stage2-faults",
+            "host-4k-tables",
+            KERNEL_LOG,
+        ],
     },
     Step { number: "3", title: "the module finds el2", needs: &["module-loads", "device", "dmesg-names-el2"] },
     Step {
         number: "4",
         title: "a protected VM runs what its guest_memfd holds",
-        needs: &["create-vm", "program-written-through-mmap", "convert", "runs", "stage1-and-fp"],
+        needs: &[
+            "create-vm",
+            "program-written-through-mmap",
+            "convert",
+            "runs",
+            "stage1-and-fp",
+            "guest-reads-its-canary",
+            "first-touch-is-zero",
+            "vmm-can-not-read-it",
+        ],
     },
     Step {
         number: "5",
@@ -42,23 +60,51 @@ pub(crate) const STEPS: [Step; 8] = [
         needs: &[
             "old-mapping",
             "foreign-pte",
+            "foreign-pte-image",
             "linear-map",
             "linear-map-plain",
+            "pool",
+            "pool-linear-map",
             "carve-out",
+            "carve-out-fresh-mapping",
+            "carve-out-plain",
             "carve-out-tables",
+            "carve-out-tables-fresh-mapping",
+            "carve-out-tables-plain",
             "guest-hash",
+            "guest-secret-copies-damaged",
             "second-vm",
         ],
     },
     Step {
         number: "7",
         title: "a conversion waits for who holds the page",
-        needs: &["convert-waits", "guest reads the right contents", "unshare-waits", "guest reads what was there"],
+        needs: &[
+            "convert-waits",
+            "let go: it completes",
+            "guest reads the right contents",
+            "unshare-waits",
+            "let go: unshare returns",
+            "guest reads what was there",
+            "the host can not any more",
+        ],
     },
     Step {
         number: "8",
         title: "after kill -9 nothing is left",
-        needs: &["masked-secret", "ram-scan-alive", "ram-scan-dead", "memory-back", "host-memory-back", "nothing-left"],
+        needs: &[
+            "masked-secret",
+            "frames-out-of-reach-are-those-el2-counts",
+            "ram-scan-alive",
+            "vm-lives-during-the-scan",
+            "memory-back",
+            "all-frames-in-reach",
+            "host-memory-back",
+            "ram-scan-dead",
+            "modules-unload",
+            "nothing-left",
+            KERNEL_LOG,
+        ],
     },
 ];
 
@@ -128,25 +174,64 @@ fn judge_one(step: &Step, all: &[Case], outcome: &Outcome, cpus: u32) -> Result 
     Result { step: step.number, title: step.title, status, cases, missing }
 }
 
-/// The first step's one case, which no job on the host could report.
+/// The first step's one case, which no job on the host could report: each thing that a banner says is a line of its own.
 fn banner(outcome: &Outcome) -> Case {
-    let lines: Vec<&String> = outcome.el2.iter().filter(|l| l.starts_with("freehold: el2 ")).collect();
-    let text = outcome.el2.join("\n").to_lowercase();
-    let lacks: Vec<_> = ["ram", "carve-out", "protect", "not"].into_iter().filter(|w| !text.contains(w)).collect();
-    let seen = match (lines.as_slice(), lacks.as_slice()) {
+    let banners: Vec<&String> = outcome.el2.iter().filter(|l| l.starts_with("freehold: el2 ")).collect();
+    // What el2 says later, or said of itself before, is no part of it.
+    let block: Vec<&str> = outcome
+        .el2
+        .iter()
+        .skip_while(|l| !l.starts_with("freehold: el2 "))
+        .take_while(|l| !l.starts_with("freehold: starting the host"))
+        .filter_map(|l| l.strip_prefix("freehold: "))
+        .collect();
+    let lacks: Vec<&str> =
+        SAYS.iter().filter(|(_, says)| !block.iter().any(|line| says(line))).map(|(what, _)| *what).collect();
+    let seen = match (banners.as_slice(), lacks.as_slice()) {
         ([], _) => "none".to_owned(),
         ([only], []) => (*only).clone(),
-        ([_], lacks) => format!("one that does not speak of: {}", lacks.join(", ")),
+        ([_], lacks) => format!("one that does not say: {}", lacks.join(", ")),
         (several, _) => format!("{} banners", several.len()),
     };
     Case {
         step: "1".to_owned(),
         case: "banner".to_owned(),
         expected: "one banner: version, CPU, RAM, carve-outs, what is protected and what is not".to_owned(),
-        held: lines.len() == 1 && lacks.is_empty() && outcome.stage > Stage::Nothing,
+        held: banners.len() == 1 && lacks.is_empty() && outcome.stage > Stage::Nothing,
         seen,
         at: 0.0,
     }
+}
+
+/// Whether a line says a thing.
+type Says = fn(&str) -> bool;
+
+/// What the banner must say, and how the line that says it looks.
+const SAYS: [(&str, Says); 6] = [
+    ("version and CPU", |line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["el2", version, "on", cpu, ..] = words.as_slice() else { return false };
+        let numbers: Vec<&str> = version.split('.').collect();
+        numbers.len() == 3 && numbers.iter().all(|n| n.parse::<u32>().is_ok()) && !cpu.is_empty()
+    }),
+    ("RAM", |line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        words.windows(3).any(|w| w[0].parse::<u64>().is_ok_and(|size| size > 0) && w[1] == "MiB" && w[2] == "RAM")
+    }),
+    ("carve-out 0", |line| line.strip_prefix("carve-out 0 ").is_some_and(is_range)),
+    ("carve-out 1", |line| line.strip_prefix("carve-out 1 ").is_some_and(is_range)),
+    ("what is protected", |line| line.strip_prefix("protects ").is_some_and(|what| what.contains("guest memory"))),
+    ("what is not", |line| line.strip_prefix("does not protect from ").is_some_and(|what| what.contains("DMA"))),
+];
+
+/// Whether a word of the text is a range of addresses, `0x...-0x...`.
+fn is_range(text: &str) -> bool {
+    let address = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    let ends = |word: &str| {
+        let (first, last) = word.split_once('-')?;
+        Some((address(first)?, address(last)?))
+    };
+    text.split(' ').filter_map(ends).any(|(first, last)| first < last)
 }
 
 #[cfg(test)]
@@ -162,7 +247,15 @@ mod tests {
             held: *held,
             at: 0.0,
         };
-        let el2 = ["freehold: el2 0.1.0 on x", "freehold: RAM, carve-outs; protects this, not that"];
+        let el2 = [
+            "freehold: el2 0.1.0 on Cortex-A72 (MIDR 0x410fd083)",
+            "freehold: 4 CPUs, 2048 MiB RAM in 1 bank(s)",
+            "freehold: carve-out 0 (image) 0x40200000-0x403fffff (2 MiB)",
+            "freehold: carve-out 1 (tables) 0xbf600000-0xbfffffff (10 MiB)",
+            "freehold: protects guest memory",
+            "freehold: does not protect from DMA",
+            "freehold: starting the host at 0x40400000",
+        ];
         Outcome {
             stage: Stage::Done,
             cases: cases.iter().map(case).collect(),
@@ -205,8 +298,18 @@ mod tests {
         let mut two = outcome(&[], None);
         two.el2.push("freehold: el2 again".to_owned());
         assert_eq!(status(&two, 1), Status::Failed);
-        let mut poor = outcome(&[], None);
-        poor.el2.truncate(1);
-        assert_eq!(status(&poor, 1), Status::Failed);
+        // Whichever line is missing, or says its thing only after the host has started.
+        for line in 0..6 {
+            let mut poor = outcome(&[], None);
+            let late = poor.el2.remove(line);
+            assert_eq!(status(&poor, 1), Status::Failed, "{late}");
+            poor.el2.push(late.replace("freehold: el2 ", "freehold: "));
+            assert_eq!(status(&poor, 1), Status::Failed, "{late}");
+        }
+        for (from, to) in [("0.1.0", "0.1"), ("0.1.0", "x.y.z"), ("2048 MiB", "no"), ("0xbf600000-", "")] {
+            let mut poor = outcome(&[], None);
+            poor.el2.iter_mut().for_each(|l| *l = l.replace(from, to));
+            assert_eq!(status(&poor, 1), Status::Failed, "{from} -> {to}");
+        }
     }
 }

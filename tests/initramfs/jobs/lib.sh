@@ -20,6 +20,25 @@ fh_dmesg() {
     dmesg | grep -E -m1 -- "$1" | sed 's/^\[[^]]*\] //'
 }
 
+# fh_sacrifices N: so many more threads of the hostile module are to die, each with one oops.
+fh_sacrifices() {
+    fh_dead=$(cat /sacrifices 2>/dev/null || echo 0)
+    echo "$((fh_dead + $1))" > /sacrifices
+}
+
+# fh_kernel_clean STEP: the kernel has complained of nothing but the sacrificed threads, counted one by one.
+fh_kernel_clean() {
+    fh_dead=$(cat /sacrifices 2>/dev/null || echo 0)
+    dmesg > /kernel-log
+    fh_first=$(grep -c 'Booting Linux on physical CPU' /kernel-log)
+    fh_bad=$(grep -cE 'WARNING:|BUG:|Oops|Internal error|Bad page|Bad rss|soft lockup|blocked for more than|refcount_t:|corruption|nobody cared|[Ss]tall.* on CPU|Out of memory|Kernel panic' /kernel-log)
+    fh_oopses=$(grep -c 'Internal error: Oops: ' /kernel-log)
+    fh_threads=$(grep -c 'Comm: fh_sacrifice ' /kernel-log)
+    fh_case "$1" kernel-log-clean "whole, $fh_dead threads sacrificed, $fh_dead oopses, $fh_dead complaints in all" \
+        "$([ "$fh_first" -eq 1 ] && echo whole || echo "not whole"), $fh_threads threads sacrificed, $fh_oopses oopses, $fh_bad complaints in all"
+    rm /kernel-log
+}
+
 # fh_vmm ARGUMENTS: runs the VMM; one that crashes, or reports nothing, is a case that did not hold.
 fh_vmm() {
     freehold-vmm "$@"

@@ -134,6 +134,8 @@ pub(crate) struct Running {
     child: Child,
     /// What it prints, and what is typed.
     pub console: Console,
+    /// Bytes of its RAM.
+    pub memory: u64,
     qmp: PathBuf,
 }
 
@@ -155,7 +157,7 @@ impl Running {
             .spawn()
             .with_context(|| format!("cannot start {}", qemu.display()))?;
         match Console::attach(&mut child, log) {
-            Ok(console) => Ok(Self { child, console, qmp }),
+            Ok(console) => Ok(Self { child, console, memory: u64::from(machine.memory) << 20, qmp }),
             Err(error) => {
                 // Nothing can be done about a machine that will not die.
                 let _ = child.kill();

@@ -19,7 +19,7 @@ const CPUS: [&str; 5] = ["cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1
 /// An idle machine needs a twentieth of it.
 const LIMIT: Duration = Duration::from_secs(200);
 /// What the job `boot` must have looked at, at least.
-const NEEDED: [&str; 8] = [
+const NEEDED: [&str; 9] = [
     "host-userspace",
     "cpus-online",
     "exception-level",
@@ -28,6 +28,7 @@ const NEEDED: [&str; 8] = [
     "host-stage2-faults",
     "host-4k-tables",
     "host-blocks",
+    session::KERNEL_LOG,
 ];
 
 pub(super) fn works() -> Vec<Work> {
