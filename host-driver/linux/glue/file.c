@@ -174,14 +174,20 @@ static bool settled(struct fh_file *f, u64 index)
 	return answer != FAULT_WAIT;
 }
 
-/* Waits outside of the mm's lock, which the holder of the page may need, for a bounded time. */
+/*
+ * Waits outside of the mm's lock, which the holder of the page may need, for a bounded time: never past the latest
+ * attempt's patience, and no more once the fault has been tried under the mm's lock. Attempts that follow each other
+ * could hold it for ever otherwise, and with it what the system call that faults has locked.
+ */
 static vm_fault_t fault_wait(struct fh_file *f, struct vm_fault *vmf, u64 index)
 {
 	unsigned long end = READ_ONCE(f->since) + FAULT_PATIENCE;
 	struct file *file;
 	long left = end - jiffies;
 
-	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) || left <= 0)
+	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT))
+		return VM_FAULT_SIGBUS;
+	if ((vmf->flags & FAULT_FLAG_TRIED) || left <= 0)
 		return VM_FAULT_SIGBUS;
 	file = get_file(f->file);
 	release_fault_lock(vmf);
