@@ -4,6 +4,8 @@
 //! Each way in is tried with a load, a store and, where it can, a fetch; `el2`'s fault counter must have moved and the
 //! guest's hash of its memory must not. Which frames are the guest's is learnt while the VMM may still map them.
 
+use std::os::unix::fs::FileExt;
+
 use freehold_uapi::hvc;
 
 use crate::hostile::{Hostile, How};
@@ -114,6 +116,8 @@ fn tools_work(hostile: &Hostile) {
             STEP.same("tools: map", "0", sys::errno_name(error));
         }
     }
+    let seen = kcore(frame << 12).map(|bytes| bytes[..2] == [0x5a, 0x5a]);
+    STEP.same("tools: kcore", "Ok(true)", format!("{seen:?}"));
     STEP.same("tools: free", "0", outcome(hostile.free(frame)));
 }
 
@@ -128,6 +132,41 @@ fn old_mapping(machine: &Machine) {
         "load SIGBUS, store SIGBUS, write(2) from it EFAULT",
         format!("load {load}, store {store}, write(2) from it {write}"),
     );
+}
+
+/// What the stock kernel offers to read a process's or the machine's memory: no page, no secret, and no oops.
+fn by_host_tools(target: &Target) {
+    let at = target.machine.ram.at(usize::try_from(proto::SECRET_BASE - proto::RAM_BASE).expect("small"));
+    STEP.same("process_vm_readv", "EFAULT", outcome(sys::read_own(at, 8)));
+    let file = std::fs::File::open("/proc/self/mem");
+    let seen = file.and_then(|file| file.read_at(&mut [0; 8], at as u64));
+    STEP.judged("proc-self-mem", "an error", format!("{seen:?}"), seen.is_err());
+    let frame = target.frame(proto::SECRET_BASE);
+    let seen = kcore(frame << 12);
+    let clean = seen.as_ref().is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+    let text = seen.map_or_else(|e| e, |_| if clean { "zeros" } else { "bytes that are not zero" }.to_string());
+    STEP.same("proc-kcore", "zeros", text);
+}
+
+/// One page of `/proc/kcore`, by its physical address.
+fn kcore(address: u64) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open("/proc/kcore").map_err(|e| e.to_string())?;
+    let mut head = [0u8; 0x4000];
+    let got = file.read_at(&mut head, 0).map_err(|e| e.to_string())?;
+    let word = |at: usize| head[..got].get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    // ELF64: e_phoff at 32, e_phnum at 56; a program header has 56 bytes, with offset, paddr and size at 8, 24 and 32.
+    let (first, count) = (word(32).ok_or("no header")?, word(56).ok_or("no header")? & 0xffff);
+    for index in 0..count {
+        let at = usize::try_from(first + index * 56).map_err(|e| e.to_string())?;
+        let (Some(offset), Some(base), Some(size)) = (word(at + 8), word(at + 24), word(at + 32)) else { break };
+        if (base..base.saturating_add(size)).contains(&address) {
+            let mut page = vec![0xa5; 4096];
+            let got = file.read_at(&mut page, offset + (address - base)).map_err(|e| e.to_string())?;
+            page.truncate(got);
+            return if got == 4096 { Ok(page) } else { Err(format!("{got} bytes")) };
+        }
+    }
+    Err("no segment of kcore has this address".to_string())
 }
 
 /// (d) The carve-outs, which the host has no struct page for.
@@ -183,6 +222,7 @@ pub(crate) fn attack() -> Result<(), String> {
     let before = target.machine.command(proto::CMD_HASH, [0; 3])?;
 
     old_mapping(&target.machine);
+    by_host_tools(&target);
     // (b) A PTE that a hostile kernel made.
     let frame = target.frame(proto::SECRET_BASE);
     let image = target.frame(proto::RAM_BASE);

@@ -26,6 +26,8 @@ pub(crate) fn all() -> Result<(), String> {
     settle(STEP, "after sharing and relinquishing", &hostile, &rest);
     side_by_side();
     settle(STEP, "after three VMs at once", &hostile, &rest);
+    host_manners()?;
+    settle(STEP, "after the host's manners", &hostile, &rest);
     orders(&hostile, &rest)?;
     stages(&hostile, &rest)?;
     STEP.same("all frames in reach", "", runs(&hostile.unreachable()));
@@ -98,6 +100,45 @@ fn side_by_side() {
     STEP.judged("three VMs at once", "all run", format!("{ran:x?}"), ran.iter().all(Result::is_ok));
     let distinct = ran[0] != ran[1] && ran[1] != ran[2] && ran[0] != ran[2];
     STEP.same("their secrets differ", true, distinct);
+}
+
+/// With a live VM the host does not hibernate, and a CPU under a running vCPU may go and come back.
+fn host_manners() -> Result<(), String> {
+    let (mut machine, _) = Machine::booted(Plan::default())?;
+    let asleep = std::fs::write("/sys/power/state", "disk").map_err(|e| e.raw_os_error().unwrap_or(0));
+    STEP.judged("hibernation with a live VM", "refused", format!("{asleep:?}"), asleep.is_err());
+    let log = Command::new("dmesg").output().map_err(|e| e.to_string())?;
+    let said = String::from_utf8_lossy(&log.stdout).contains("freehold: no hibernation while protected VMs live");
+    STEP.same("and the driver says why", true, said);
+    let last = sys::cpus() - 1;
+    if last > 0 {
+        let online = format!("/sys/devices/system/cpu/cpu{last}/online");
+        let ran = std::thread::scope(|scope| {
+            let machine = &mut machine;
+            let (tell, told) = std::sync::mpsc::channel();
+            let vcpu = scope.spawn(move || {
+                sys::pin_to(last);
+                for turn in 0..40 {
+                    machine.command(proto::CMD_SPIN, [2_000_000, 0, 0])?;
+                    machine.command(proto::CMD_STATE, [2, 0, 0])?;
+                    if turn == 2 {
+                        let _ = tell.send(());
+                    }
+                }
+                Ok::<(), String>(())
+            });
+            let _ = told.recv();
+            let gone = std::fs::write(&online, "0").map_err(|e| e.to_string());
+            STEP.same("its CPU goes offline", "Ok(())", format!("{gone:?}"));
+            let back = std::fs::write(&online, "1").map_err(|e| e.to_string());
+            STEP.same("and comes back", "Ok(())", format!("{back:?}"));
+            vcpu.join().unwrap_or_else(|_| Err("died".to_string()))
+        });
+        STEP.same("the vCPU goes on", "Ok(())", format!("{ran:?}"));
+    }
+    let copies = machine.command(proto::CMD_SECRET, [0; 3])?;
+    STEP.same("the guest is unharmed", 0, copies[2]);
+    Ok(())
 }
 
 /// The descriptors of a running VM are closed in different orders.
