@@ -41,11 +41,11 @@ static struct notifier_block reboot_block = {
 	.notifier_call = on_reboot,
 };
 
-/* A hibernation image would lack what the guests own. */
+/* A hibernation image would lack what the guests own, and what is frozen for a guest to come. */
 static int on_sleep(struct notifier_block *block, unsigned long action, void *data)
 {
-	if ((action == PM_HIBERNATION_PREPARE || action == PM_RESTORE_PREPARE) && fh_vms()) {
-		pr_warn("freehold: no hibernation while protected VMs live\n");
+	if ((action == PM_HIBERNATION_PREPARE || action == PM_RESTORE_PREPARE) && (atomic_read(&fh_files) || fh_vms())) {
+		pr_warn("freehold: no hibernation while protected VMs or their memory live\n");
 		return notifier_from_errno(-EBUSY);
 	}
 	return NOTIFY_DONE;
