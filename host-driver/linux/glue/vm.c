@@ -13,6 +13,8 @@
 static LIST_HEAD(all_vms);
 static DEFINE_SPINLOCK(all_vms_lock);
 static u64 next_id = 1;
+/* The machine goes down: no VM is created any more. */
+static bool halted;
 
 /* The last reference is gone: no descriptor, no vCPU, no call. Frames come back before the VM leaves the list. */
 static void vm_release(struct kref *ref)
@@ -90,22 +92,39 @@ unsigned int fh_vms(void)
 	return count;
 }
 
-/* Before a reboot: every VM gives its frames back, scrubbed, while its descriptors are still open. */
-void fh_vms_halt(void)
+/* The next VM behind `id` with a reference; the list is in the order of the numbers. */
+static struct fh_vm *vm_behind(u64 id)
 {
-	u64 id, end;
+	struct fh_vm *vm, *found = NULL;
 
 	spin_lock(&all_vms_lock);
-	end = next_id;
+	list_for_each_entry(vm, &all_vms, all) {
+		if (vm->id > id && kref_get_unless_zero(&vm->ref)) {
+			found = vm;
+			break;
+		}
+	}
 	spin_unlock(&all_vms_lock);
-	for (id = 1; id < end; id++) {
-		struct fh_vm *vm = fhc_vm_find(id);
+	return found;
+}
 
-		if (!vm)
-			continue;
-		if (vm->state)
-			fh_vm_halt(vm, vm->state);
-		fhc_vm_put(vm);
+/*
+ * Before a reboot: every VM gives its frames back, scrubbed, while its descriptors are still open. One that is being
+ * created either shows its state here or sees `halted` when it is opened.
+ */
+void fh_vms_halt(void)
+{
+	struct fh_vm *vm;
+	u64 id;
+
+	WRITE_ONCE(halted, true);
+	smp_mb(); /* with the one in fhc_vm_open */
+	for (id = 0; (vm = vm_behind(id)); fhc_vm_put(vm)) {
+		struct fh_vm_state *state = fhc_vm_state(vm);
+
+		id = vm->id;
+		if (state)
+			fh_vm_halt(vm, state);
 	}
 }
 
@@ -116,7 +135,7 @@ u64 fhc_vm_id(struct fh_vm *vm)
 
 struct fh_vm_state *fhc_vm_state(struct fh_vm *vm)
 {
-	return vm->state;
+	return smp_load_acquire(&vm->state);
 }
 
 void fhc_vm_lock(struct fh_vm *vm)
@@ -184,7 +203,11 @@ int fhc_vm_open(struct fh_vm *vm, struct fh_vm_state *state)
 	struct file *file;
 	int fd;
 
-	WRITE_ONCE(vm->state, state);
+	/* What the state holds is written before others find it by the VM's number. */
+	smp_store_release(&vm->state, state);
+	smp_mb(); /* with the one in fh_vms_halt */
+	if (READ_ONCE(halted))
+		return -ESHUTDOWN;
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0)
 		return fd;

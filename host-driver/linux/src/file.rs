@@ -76,6 +76,7 @@ pub(crate) const fn from_errno(errno: i32) -> Error {
         -22 => Error::Invalid,
         // EMFILE, ENFILE: no room for a descriptor.
         -23 | -24 => Error::NoSpace,
+        -108 => Error::Ended,
         _ => Error::Io,
     }
 }
