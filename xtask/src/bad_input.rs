@@ -16,6 +16,10 @@ use crate::test::{Context, Item, Work, boot};
 
 /// From power on to the refusal.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long el2 must be silent after it.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How el2 says that it stops.
+const STOP: &str = "freehold: stop: ";
 const IMAGE_AT: u64 = 0x4020_0000;
 const INITRD_AT: u64 = 0x4a00_0000;
 const DTB_AT: u64 = 0x4e00_0000;
@@ -51,7 +55,7 @@ fn all() -> Vec<Bad> {
                 b[at + 0x38] ^= 1;
             }),
         ),
-        bad("boot/bad-payload-oversized", &["payload"], Spoil::Bundle(|b| b[0x40 + 24 + 6] = 0x7f)),
+        bad("boot/bad-payload-oversized", &["payload", "size"], Spoil::Bundle(|b| b[0x40 + 24 + 6] = 0x7f)),
         bad("boot/bad-manifest", &["manifest"], Spoil::Bundle(|b| b[0x40] ^= 1)),
         bad("boot/bad-not-el2", &["EL2"], Spoil::NoEl2),
         bad("boot/bad-dtb-magic", &["DTB"], Spoil::Blob(|b| b[0] ^= 1)),
@@ -69,23 +73,21 @@ fn all() -> Vec<Bad> {
         bad("boot/bad-dtb-too-many-banks", &["bank"], Spoil::Tree(more_banks)),
         bad(
             "boot/bad-too-little-ram",
-            &["RAM"],
+            &["RAM is too small"],
             Spoil::Tree(|t| {
                 for memory in t.root.children.iter_mut().filter(|n| n.is("memory")) {
                     memory.set("reg", &cells(&[0x4000_0000, 48 << 20]));
                 }
             }),
         ),
+        bad("boot/bad-initrd-over-el2", &["initrd"], Spoil::Tree(|t| initrd_at(t, IMAGE_AT, IMAGE_AT + 0x1000))),
+        // Its last page alone, and el2 whole.
         bad(
-            "boot/bad-initrd-over-el2",
+            "boot/bad-initrd-into-el2",
             &["initrd"],
-            Spoil::Tree(|t| {
-                if let Some(chosen) = t.root.child("chosen") {
-                    chosen.set("linux,initrd-start", &cells(&[IMAGE_AT]));
-                    chosen.set("linux,initrd-end", &cells(&[IMAGE_AT + 0x1000]));
-                }
-            }),
+            Spoil::Tree(|t| initrd_at(t, IMAGE_AT - 0x10_0000, IMAGE_AT + 0x1000)),
         ),
+        bad("boot/bad-initrd-around-el2", &["initrd"], Spoil::Tree(|t| initrd_at(t, IMAGE_AT - 0x10_0000, INITRD_AT))),
     ]
 }
 
@@ -118,9 +120,15 @@ fn judge(lines: &[String], bad: &Bad) -> Option<String> {
     if let Some(host) = lines.iter().find(|l| l.contains("Booting Linux")) {
         return Some(format!("the host ran: {host}"));
     }
-    let Some(stop) = lines.iter().find(|l| l.starts_with("freehold: stop: ")) else {
-        return Some("no line `freehold: stop: ...`".to_owned());
+    let stops: Vec<&String> = lines.iter().filter(|l| l.starts_with(STOP)).collect();
+    let stop = match stops.as_slice() {
+        [] => return Some(format!("no line `{STOP}...`")),
+        [only] => *only,
+        several => return Some(format!("{} lines `{STOP}...`: {several:?}", several.len())),
     };
+    if lines.last() != Some(stop) {
+        return Some(format!("more lines follow it: {:?}", lines.last()));
+    }
     let lower = stop.to_lowercase();
     if !stop.contains(" at ") {
         return Some(format!("it does not say where: {stop}"));
@@ -130,13 +138,19 @@ fn judge(lines: &[String], bad: &Bad) -> Option<String> {
 }
 
 fn lines_until_stop(running: &mut Running) -> Vec<String> {
-    let deadline = Instant::now() + LIMIT;
+    let mut deadline = Instant::now() + LIMIT;
     let mut lines = Vec::new();
     while let Read::Line(line) = running.console.line(deadline) {
-        let end = line.starts_with("freehold: stop: ") || line.contains("Booting Linux");
-        lines.push(line);
-        if end {
+        if line.contains("Booting Linux") {
+            lines.push(line);
             break;
+        }
+        if line.starts_with(STOP) {
+            // It stopped: nothing may follow.
+            deadline = Instant::now() + SILENCE;
+        }
+        if !line.is_empty() {
+            lines.push(line);
         }
     }
     lines
@@ -152,7 +166,7 @@ fn machine(qemu: &Path, bundle: &Path, initramfs: &Path, bad: &Bad, dir: &Path) 
         return Ok(machine);
     }
     let mut tree = machine.device_tree(qemu, &dir.join("own.dtb"))?;
-    place_initrd(&mut tree, std::fs::metadata(initramfs)?.len());
+    initrd_at(&mut tree, INITRD_AT, INITRD_AT + std::fs::metadata(initramfs)?.len());
     if let Spoil::Tree(change) = bad.spoil {
         change(&mut tree);
     }
@@ -189,10 +203,10 @@ fn loader_code() -> Vec<u8> {
     bytes
 }
 
-fn place_initrd(tree: &mut Tree, length: u64) {
+fn initrd_at(tree: &mut Tree, start: u64, end: u64) {
     if let Some(chosen) = tree.root.child("chosen") {
-        chosen.set("linux,initrd-start", &cells(&[INITRD_AT]));
-        chosen.set("linux,initrd-end", &cells(&[INITRD_AT + length]));
+        chosen.set("linux,initrd-start", &cells(&[start]));
+        chosen.set("linux,initrd-end", &cells(&[end]));
     }
 }
 
@@ -247,6 +261,8 @@ mod tests {
         assert!(judge(&lines("freehold: stop: bad dtb"), &bad).is_some());
         assert!(judge(&lines("freehold: stop: no memory at x"), &bad).is_some());
         assert!(judge(&lines("[0.0] Booting Linux on\nfreehold: stop: dtb at x"), &bad).is_some());
+        assert!(judge(&lines("freehold: stop: dtb at x\nfreehold: stop: dtb at x"), &bad).is_some());
+        assert!(judge(&lines("freehold: stop: dtb at x\nfreehold: starting the host"), &bad).is_some());
         assert!(judge(&[], &bad).is_some());
     }
 }
