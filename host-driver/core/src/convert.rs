@@ -126,7 +126,7 @@ fn freeze_all<F: File, T: Thread>(
     attempt: &mut Attempt,
     patience: &mut Patience<'_, T>,
 ) -> Result<(), Stopped> {
-    attempt.bring_frames(file).map_err(|(error, page)| Stopped { error, page })?;
+    attempt.bring_frames(file, patience.thread).map_err(|(error, page)| Stopped { error, page })?;
     patience.pause = FIRST_PAUSE;
     loop {
         match attempt.step(file) {
@@ -206,9 +206,12 @@ pub fn punch<F: File>(file: &F, span: Span) -> Result<(), Error> {
 /// Brings a frame for every offset of `span` that has none (`fallocate`); the private ones are kept frozen.
 ///
 /// # Errors
-/// `NoMemory`, `Invalid` beyond the end; frames that were brought stay.
+/// `NoMemory`, `Invalid` beyond the end, `Interrupted` by a kill; frames that were brought stay.
 pub fn reserve<F: File, T: Thread>(file: &F, span: Span, thread: &T) -> Result<(), Error> {
     for page in span.pages() {
+        if thread.dying() {
+            return Err(Error::Interrupted);
+        }
         // Under the lock: a page that is the host's here may be somebody's attempt a moment later.
         file.change(|book| match book.page(page) {
             _ if !book.holds(span) => Err(Error::Invalid),

@@ -7,7 +7,7 @@
 //! what happens to frozen pages; [`Attempt::finish`] is the single place that makes a page `GuestMappable`.
 
 use crate::error::Error;
-use crate::file::{Book, File, Freeze};
+use crate::file::{Book, File, Freeze, Thread};
 use crate::page::{Origin, Page, Span};
 
 /// Pages that are handled while the lock is held once, so that faults elsewhere in the file do not wait for long.
@@ -199,16 +199,20 @@ impl Attempt {
     /// Brings the frames that are missing, where the aim wants them.
     ///
     /// # Errors
-    /// `NoMemory`, and the page; the caller then finishes with [`Rest::Restore`].
-    pub fn bring_frames<F: File>(&self, file: &F) -> Result<(), (Error, u64)> {
+    /// `NoMemory`, or `Interrupted` by a kill, and the page; the caller then finishes with [`Rest::Restore`].
+    pub fn bring_frames<F: File>(&self, file: &F, thread: &impl Thread) -> Result<(), (Error, u64)> {
         if !self.aim.brings_frames() {
             return Ok(());
         }
         for page in self.span.pages() {
             let mine = file.change(|book| self.took(book, page).is_some());
-            if mine && file.frame(page).is_none() {
-                file.allocate(page).map_err(|error| (error, page))?;
+            if !mine || file.frame(page).is_some() {
+                continue;
             }
+            if thread.dying() {
+                return Err((Error::Interrupted, page));
+            }
+            file.allocate(page).map_err(|error| (error, page))?;
         }
         Ok(())
     }

@@ -449,6 +449,8 @@ struct Sleeper<'a> {
     signal_at: Cell<Option<u32>>,
     sleeps: Cell<u32>,
     killed: Cell<bool>,
+    /// Looks at whether it is killed until it is.
+    kill_after: Cell<Option<u32>>,
 }
 
 impl<'a> Sleeper<'a> {
@@ -484,6 +486,11 @@ impl Thread for Sleeper<'_> {
     fn breathe(&self) {}
 
     fn dying(&self) -> bool {
+        match self.kill_after.get() {
+            Some(0) => self.killed.set(true),
+            Some(left) => self.kill_after.set(Some(left - 1)),
+            None => {}
+        }
         self.killed.get()
     }
 }

@@ -170,6 +170,29 @@ fn a_kill_stops_a_long_freeze_with_everything_put_back() {
 }
 
 #[test]
+fn a_kill_stops_a_reservation_at_the_next_frame() {
+    let world = world();
+    let file = Model::new(&world, 8, Page::Host);
+    let thread = Sleeper::default();
+    thread.kill_after.set(Some(3));
+    assert_eq!(reserve(&file, span(0, 8), &thread), Err(Error::Interrupted));
+    assert_eq!(world.frames.borrow().len(), 3, "what was brought stays");
+    file.check();
+}
+
+#[test]
+fn a_kill_stops_bringing_private_frames_and_frees_them() {
+    let world = world();
+    let file = Model::new(&world, 8, Page::Vacant);
+    let thread = Sleeper::default();
+    thread.kill_after.set(Some(3));
+    let stopped = to_private(&file, span(0, 8), Aim::Reserve, Mode::Wait, &thread, &mut Nobody);
+    assert_eq!(stopped, Err(Stopped { error: Error::Interrupted, page: 3 }));
+    assert!(world.frames.borrow().is_empty());
+    file.check();
+}
+
+#[test]
 fn a_hole_stays_a_hole() {
     let world = world();
     let file = Model::new(&world, 4, Page::Host);
