@@ -24,6 +24,8 @@ struct Bench {
     pools: [Arena; 3],
     memory: Arena,
     list: Arena,
+    /// Two blocks that the host still maps whole.
+    blocks: [Arena; 2],
     a: u64,
     b: u64,
     stale: u64,
@@ -39,6 +41,13 @@ impl Bench {
             seen.push_str(", and changed something");
         }
         STEP.same(case, status_name(expected), seen);
+    }
+
+    /// As [`Bench::refuse`], for a refusal that says how many pages would do.
+    fn lacks(&self, case: &str, call: u32, arguments: &[u64], pages: u64) {
+        self.refuse(case, call, arguments, NEED_PAGES);
+        let x = self.hostile.raw(call.into(), arguments);
+        STEP.same(&format!("{case}: how many"), pages, x[1]);
     }
 
     fn accept(&self, case: &str, call: u32, arguments: &[u64]) -> [u64; 18] {
@@ -83,7 +92,8 @@ pub(crate) fn all() -> Result<(), String> {
     let hostile = Hostile::open()?;
     let start = resting(&hostile);
     // A VM of the driver's, whose guest has shared one page.
-    let target = Target::new(&hostile, Plan::default());
+    let mut target = Target::new(&hostile, Plan::default());
+    let hash = target.as_mut().ok().map(|target| target.machine.command(proto::CMD_HASH, [0; 3]));
     let shared = match &target {
         Ok(target) => Some(target.frames[usize::try_from((proto::SHARE_BASE - proto::RAM_BASE) >> 12).expect("small")]),
         Err(error) => {
@@ -95,6 +105,7 @@ pub(crate) fn all() -> Result<(), String> {
         pools: [Arena::new(&hostile, 6)?, Arena::new(&hostile, 6)?, Arena::new(&hostile, 6)?],
         memory: Arena::new(&hostile, 9)?,
         list: Arena::new(&hostile, 0)?,
+        blocks: [Arena::new(&hostile, 9)?, Arena::new(&hostile, 9)?],
         hostile,
         a: 0,
         b: 0,
@@ -112,15 +123,26 @@ pub(crate) fn all() -> Result<(), String> {
     vcpus(&bench);
     donation(&bench, shared);
     lists(&bench);
+    batches(&bench);
+    running_out(&bench)?;
     late_vcpus(&bench);
     life(&bench);
+    let after = target.as_mut().ok().map(|target| target.machine.command(proto::CMD_HASH, [0; 3]));
+    let unharmed = matches!((&hash, &after), (Some(Ok(before)), Some(Ok(after))) if before == after);
+    STEP.judged("the driver's guest is unharmed", &format!("{hash:x?}"), format!("{after:x?}"), unharmed);
     for (vm, pool) in [(bench.a, &bench.pools[0]), (bench.b, &bench.pools[1])] {
-        let frames: Vec<u64> = bench.memory.all().chain(bench.list.all()).chain(pool.all()).collect();
+        let frames: Vec<u64> = bench
+            .memory
+            .all()
+            .chain(bench.list.all())
+            .chain(bench.blocks.iter().flat_map(Arena::all))
+            .chain(pool.all())
+            .collect();
         end(&bench.hostile, vm, &frames);
     }
     drop(target);
-    let Bench { hostile, pools, memory, list, .. } = bench;
-    for arena in pools.iter().chain([&memory, &list]) {
+    let Bench { hostile, pools, memory, list, blocks, .. } = bench;
+    for arena in pools.iter().chain(&blocks).chain([&memory, &list]) {
         STEP.same("frames are the host's again", "0", crate::sys::outcome(hostile.free(arena.first)));
     }
     settle(STEP, "all is as before", &hostile, &start);
@@ -156,7 +178,7 @@ fn creation(bench: &Bench) {
 
 fn handles(bench: &Bench) {
     let pfn = bench.memory.first;
-    let calls: [(u32, &[u64]); 13] = [
+    let calls: [(u32, &[u64]); 14] = [
         (VM_RANGE, &[GFN, 1]),
         (VM_DESTROY, &[]),
         (VM_RECLAIM, &[pfn, 1]),
@@ -168,6 +190,7 @@ fn handles(bench: &Bench) {
         (VCPU_KICK, &[0]),
         (MEM_DONATE, &[pfn, GFN, 1, 0]),
         (MEM_DONATE_LIST, &[bench.list.first, 1, 0]),
+        (MEM_SHARE, &[pfn, GFN, 1, 0]),
         (MEM_UNSHARE, &[GFN, 1]),
         (GUEST_ACCEPT, &[0, 1]),
     ];
@@ -245,23 +268,16 @@ fn donation(bench: &Bench, shared: Option<u64>) {
 fn late_vcpus(bench: &Bench) {
     let b = bench.b;
     bench.accept("late: vcpu 0", VCPU_CREATE, &[b, 0]);
-    let second = bench.hostile.call(VCPU_CREATE, &[b, 1]) == SUCCESS;
+    bench.refuse("late: a second vcpu", VCPU_CREATE, &[b, 1], WRONG_VCPU);
     let x = bench.accept("late: run vcpu 0 with nothing to run", VCPU_RUN, &[b, 0, 0]);
     STEP.same("late: it crashes", EXIT_CRASH, x[1]);
-    let refused = |case: &str, call: u32, arguments: &[u64]| {
-        let status = bench.hostile.call(call, arguments);
-        STEP.judged(case, "a refusal", status_name(status), status != SUCCESS);
-    };
     bench.refuse("late: vcpu created after the first run", VCPU_CREATE, &[b, 1], WRONG_VCPU);
     bench.refuse("late: the same vcpu again", VCPU_CREATE, &[b, 0], VCPU_EXISTS);
-    refused("late: PC of vcpu 0", VCPU_SET_REG, &[b, 0, REG_PC, 0x8000_0000]);
-    refused("late: x0 of vcpu 0", VCPU_SET_REG, &[b, 0, REG_X0, 1]);
-    refused("late: run of vcpu 0, which crashed", VCPU_RUN, &[b, 0, 0]);
-    if second {
-        // Its registers may still be set, as KVM allows; only the guest can start it, where the guest says.
-        let _ = bench.hostile.call(VCPU_SET_REG, &[b, 1, REG_PC, 0x8000_0000]);
-        refused("late: run of vcpu 1, which the guest never started", VCPU_RUN, &[b, 1, 0]);
-    }
+    bench.refuse("late: PC of vcpu 0", VCPU_SET_REG, &[b, 0, REG_PC, 0x8000_0000], WRONG_STATE);
+    bench.refuse("late: x0 of vcpu 0", VCPU_SET_REG, &[b, 0, REG_X0, 1], WRONG_STATE);
+    bench.refuse("late: x0 of vcpu 0 is not told", VCPU_GET_REG, &[b, 0, REG_X0], WRONG_STATE);
+    bench.refuse("late: run of vcpu 0, which crashed", VCPU_RUN, &[b, 0, 0], WRONG_STATE);
+    bench.refuse("late: run of vcpu 1, which is not there", VCPU_RUN, &[b, 1, 0], WRONG_VCPU);
 }
 
 /// Memory that the device tree marks no-map; the boot of this suite has some.
@@ -308,18 +324,69 @@ fn lists(bench: &Bench) {
     bench.refuse("list: carve-out in the second record", MEM_DONATE_LIST, &[a, list, 2, 0], EL2_OWNED);
     fill(&[Record::new(first, gfn, 4), Record::new(list, gfn + 8, 1), Record::new(DEVICE, gfn + 9, 1)]);
     bench.refuse("list: device in the third record", MEM_DONATE_LIST, &[a, list, 3, 0], NOT_MEMORY);
-    fill(&[Record::new(first, gfn, 4), Record::new(first + 8, gfn + 8, 2)]);
-    let before = bench.hostile.counter(COUNTER_TLB_BROADCASTS, 0);
-    let x = bench.accept("list: good", MEM_DONATE_LIST, &[a, list, 2, 0]);
-    STEP.same("list: frames done", 6, x[1]);
-    // Splitting a block costs one of its own.
-    let broadcasts = bench.hostile.counter(COUNTER_TLB_BROADCASTS, 0) - before;
-    STEP.judged(
-        "list: one broadcast for the batch",
-        "1, and 1 per block split",
-        broadcasts,
-        (1..=2).contains(&broadcasts),
-    );
+}
+
+/// A batch pays one broadcast, however many records it has and blocks it splits (D6).
+///
+/// No batch here is so long that el2 looks for interrupts before its end.
+fn batches(bench: &Bench) {
+    let mut batch = |case: &str, records: &[Record], splits: u64| {
+        let words: Vec<u64> = records.iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
+        STEP.same(&format!("{case}: written"), "0", crate::sys::outcome(bench.hostile.fill(bench.list.first, &words)));
+        let count = |counter| bench.hostile.counter(counter, 0);
+        let before = [count(COUNTER_TLB_BROADCASTS), count(COUNTER_SPLITS)];
+        let arguments = [bench.a, bench.list.first, records.len() as u64, 0];
+        let x = bench.accept(case, MEM_DONATE_LIST, &arguments);
+        let after = [count(COUNTER_TLB_BROADCASTS), count(COUNTER_SPLITS)];
+        let frames: u64 = records.iter().map(|r| r.count()).sum();
+        STEP.same(&format!("{case}: frames done"), frames, x[1]);
+        STEP.same(&format!("{case}: one broadcast for the batch"), 1, after[0] - before[0]);
+        STEP.same(&format!("{case}: blocks split"), splits, after[1] - before[1]);
+    };
+    let gfn = GFN + 64;
+    let scattered: Vec<Record> =
+        (0..16).map(|i| Record::new(bench.memory.first + 64 + i * 4, gfn + i * 3, 1 + i % 2)).collect();
+    batch("16 scattered records", &scattered, 0);
+    // From the end of each block to its start, the blocks in turn.
+    let gfn = GFN + 512;
+    let over_blocks: Vec<Record> = (0..20)
+        .map(|i| Record::new(bench.blocks[usize::from(i % 2 == 1)].first + 500 - i * 25, gfn + (19 - i) * 7, 1))
+        .collect();
+    batch("20 records over 2 whole blocks", &over_blocks, 2);
+}
+
+/// A pool that runs dry: the refusal says how many pages would do, one fewer does not, and so many do.
+fn running_out(bench: &Bench) -> Result<(), String> {
+    let [pool, more] = [Arena::new(&bench.hostile, 0)?, Arena::new(&bench.hostile, 2)?];
+    // So few bits of address need a single root table.
+    let lean = bench.accept("lean: create", VM_CREATE, &[VM_PROTECTED, 39, pool.first, 1])[1];
+    bench.accept("lean: range", VM_RANGE, &[lean, GFN, RANGE]);
+    bench.lacks("lean: vcpu", VCPU_CREATE, &[lean, 0], 1);
+    let one = bench.memory.first + 200;
+    let donate = [lean, one, GFN, 1, 0];
+    bench.lacks("lean: donate", MEM_DONATE, &donate, 2);
+    let records = [Record::new(one, GFN, 1), Record::new(one + 1, GFN + 512, 1)];
+    let words: Vec<u64> = records.iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
+    STEP.same("lean: list written", "0", crate::sys::outcome(bench.hostile.fill(bench.list.first, &words)));
+    let list = [lean, bench.list.first, 2, 0];
+    bench.lacks("lean: list over two tables", MEM_DONATE_LIST, &list, 3);
+    let top_up = |case: &str, index: u64| bench.accept(case, POOL_TOPUP, &[lean, more.first + index, 1]);
+    top_up("lean: a page", 0);
+    bench.lacks("lean: donate with a page too few", MEM_DONATE, &donate, 1);
+    bench.lacks("lean: list with two pages too few", MEM_DONATE_LIST, &list, 2);
+    top_up("lean: another page", 1);
+    bench.accept("lean: donate with as many as were asked for", MEM_DONATE, &donate);
+    bench.lacks("lean: vcpu, all pages used", VCPU_CREATE, &[lean, 0], 1);
+    bench.lacks("lean: second table", MEM_DONATE, &[lean, one + 1, GFN + 512, 1, 0], 1);
+    top_up("lean: a third page", 2);
+    bench.accept("lean: vcpu with the page that was asked for", VCPU_CREATE, &[lean, 0]);
+    let frames: Vec<u64> = [one].into_iter().chain(pool.all()).chain(more.all()).collect();
+    // One page of the last block was never given away.
+    STEP.same("lean: ends", 1, end(&bench.hostile, lean, &frames));
+    for arena in [&pool, &more] {
+        STEP.same("lean: frames are the host's again", "0", crate::sys::outcome(bench.hostile.free(arena.first)));
+    }
+    Ok(())
 }
 
 fn life(bench: &Bench) {
