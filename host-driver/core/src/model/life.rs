@@ -197,6 +197,19 @@ fn a_frame_that_el2_keeps_is_lost_and_never_freed() {
 }
 
 #[test]
+fn a_vm_that_el2_would_not_end_loses_every_frame_and_frees_none() {
+    let world = world();
+    let below = el2(&world);
+    let file = lent(&world, 4);
+    file.store(1);
+    let frames = world.frames.borrow().len();
+    assert_eq!(reclaim_pages(&file, span(0, 4), Page::Host, &below, VM, &Sleeper::default()), 4);
+    assert!((0..4).all(|page| file.state(page) == Page::Lost && file.store(page) == HostFault::Refuse));
+    assert_eq!(file.change(|book| empty(&file, book)), 4);
+    assert_eq!(world.frames.borrow().len(), frames);
+}
+
+#[test]
 fn an_end_during_a_conversion_takes_what_is_settled_and_comes_back_for_the_rest() {
     let world = world();
     let below = el2(&world);
