@@ -337,10 +337,9 @@ fn convert_range(file: FileRef, arg: usize) -> Result<(), Error> {
     let moved = match Conversion::decode(&ask, file.len(), sys::now())? {
         Conversion::ToShared(span) => convert::to_shared(&file, span),
         Conversion::ToPrivate(span, mode) => {
-            let vm = Vm::find(file.owner());
-            let mut giver = Bound { vm };
+            let mut giver = Bound { vm: None };
             let moved = convert::to_private(&file, span, Aim::Convert, mode, &Caller, &mut giver).map(|_| ());
-            if let Some(vm) = vm {
+            if let Some(vm) = giver.vm {
                 vm.put();
             }
             moved
@@ -352,15 +351,18 @@ fn convert_range(file: FileRef, arg: usize) -> Result<(), Error> {
     Err(error)
 }
 
-/// Gives to the VM that the file is bound to, if it is: looked up when the pages are frozen, for a slot that has
-/// draining pages can not go away.
+/// Gives to the VM that the file is bound to, if it is. It is looked up only when the pages are frozen: a wait may be
+/// long, must not keep a VM alive, and may outlast the binding.
 struct Bound {
+    /// The VM that was found, with a reference. The reference outlasts the attempt: the last one ends the VM, which
+    /// waits for its draining pages.
     vm: Option<Vm>,
 }
 
 impl Giver<FileRef> for Bound {
     fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Given {
-        let Some(vm) = self.vm else { return Nobody.give(file, attempt) };
+        let Some(vm) = Vm::find(file.owner()) else { return Nobody.give(file, attempt) };
+        self.vm = Some(vm);
         match vm.prepare(file, attempt.span()) {
             Ok(Some(gfn)) => ToVm { el2: &EL2, vm: vm.handle(), kernel: &vm, thread: &Caller, gfn }.give(file, attempt),
             Ok(None) => Nobody.give(file, attempt),
