@@ -59,6 +59,7 @@ pub(crate) const STEPS: [Step; 8] = [
         title: "the host attacks and fails",
         needs: &[
             "old-mapping",
+            "old-mapping-never-meets-el2",
             "foreign-pte",
             "foreign-pte-image",
             "linear-map",

@@ -10,7 +10,7 @@ use freehold_uapi::hvc;
 
 use crate::hostile::{Hostile, How};
 use crate::machine::{Machine, Plan};
-use crate::probe::{Access, probe};
+use crate::probe::{Access, probe, probe_here};
 use crate::proto;
 use crate::report::Step;
 use crate::sys::{self, outcome};
@@ -121,10 +121,13 @@ fn tools_work(hostile: &Hostile) {
     STEP.same("tools: free", "0", outcome(hostile.free(frame)));
 }
 
-/// (a) The VMM's own old mapping: the driver, not el2, says no.
-fn old_mapping(machine: &Machine) {
+/// (a) The VMM's own old mapping, through which it once touched the page: the driver, not el2, says no.
+fn old_mapping(hostile: &Hostile, machine: &Machine) {
     let at = machine.ram.at(usize::try_from(proto::SECRET_BASE - proto::RAM_BASE).expect("small"));
-    let [load, store] = [Access::Load, Access::Store].map(|access| probe(at, access));
+    let shared = machine.ram.at(usize::try_from(proto::SHARE_BASE - proto::RAM_BASE).expect("small"));
+    STEP.same("tools: load of a page that is shared", "done", probe_here(shared, false));
+    let before = faults(hostile);
+    let [load, store] = [false, true].map(|store| probe_here(at, store));
     let (_reader, writer) = sys::pipe();
     let write = outcome(sys::write_from(&writer, at, 8));
     STEP.same(
@@ -132,6 +135,8 @@ fn old_mapping(machine: &Machine) {
         "load SIGBUS, store SIGBUS, write(2) from it EFAULT",
         format!("load {load}, store {store}, write(2) from it {write}"),
     );
+    // A page-table entry that the driver had left would have met el2.
+    STEP.same("old-mapping-never-meets-el2", format!("{before:?}"), format!("{:?}", faults(hostile)));
 }
 
 /// What the stock kernel offers to read a process's or the machine's memory: no page, no secret, and no oops.
@@ -221,7 +226,7 @@ pub(crate) fn attack() -> Result<(), String> {
     let mut target = Target::new(&hostile, Plan::default())?;
     let before = target.machine.command(proto::CMD_HASH, [0; 3])?;
 
-    old_mapping(&target.machine);
+    old_mapping(&hostile, &target.machine);
     by_host_tools(&target);
     // (b) A PTE that a hostile kernel made.
     let frame = target.frame(proto::SECRET_BASE);

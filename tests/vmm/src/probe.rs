@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Makes one access in a forked child and says what became of it.
+//! Makes one access and says what became of it: in a forked child, or in this process.
 //!
-//! The child's handler turns the signal into an exit status; an alarm ends a child that a fault loop would keep.
+//! The child's handler turns the signal into an exit status; an alarm ends a child that a fault loop would keep. A child
+//! starts without the page-table entries of a shared mapping, so whether an old entry is gone only this process can tell:
+//! here the handler steps over the one instruction that faulted.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use crate::sys::errno_name;
 
@@ -70,6 +75,58 @@ pub(crate) fn probe(at: *mut u8, access: Access) -> String {
     // SAFETY: waits for the child just made.
     unsafe { libc::waitpid(child, &raw mut status, 0) };
     describe(status)
+}
+
+/// The signal that the access of this process met; 0 for none.
+static MET: AtomicI32 = AtomicI32::new(0);
+/// The handlers are the process's: one access at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+extern "C" fn step_over(signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    MET.store(signal, Ordering::SeqCst);
+    let context = context.cast::<libc::ucontext_t>();
+    // SAFETY: the kernel passes the interrupted context to an SA_SIGINFO handler, and takes it back from there; the
+    // instruction that faulted is the one load or store of `access_here`, 4 bytes long.
+    unsafe { (*context).uc_mcontext.pc += 4 };
+}
+
+/// One load or one store of 8 bytes, as one instruction.
+fn access_here(at: *mut u8, store: bool) {
+    if store {
+        // SAFETY: the address is a test mapping's; a fault is stepped over.
+        unsafe { core::arch::asm!("str {value}, [{at}]", at = in(reg) at, value = in(reg) 0x5a5a_u64) };
+    } else {
+        // SAFETY: as above; the register has a value even if the load was stepped over.
+        unsafe { core::arch::asm!("ldr {value}, [{at}]", at = in(reg) at, value = inout(reg) 0_u64 => _) };
+    }
+}
+
+/// Says "done" if a load or a store of this very process went through, else the signal.
+pub(crate) fn probe_here(at: *mut u8, store: bool) -> String {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // SAFETY: all zeroes is a valid sigaction.
+    let mut old: [libc::sigaction; 2] = unsafe { std::mem::zeroed() };
+    for (signal, old) in [libc::SIGBUS, libc::SIGSEGV].into_iter().zip(&mut old) {
+        // SAFETY: as above.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = step_over as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        // SAFETY: the handler only stores a number and moves the context's PC.
+        unsafe { libc::sigaction(signal, &raw const action, old) };
+    }
+    MET.store(0, Ordering::SeqCst);
+    access_here(at, store);
+    let met = MET.load(Ordering::SeqCst);
+    for (signal, old) in [libc::SIGBUS, libc::SIGSEGV].into_iter().zip(&old) {
+        // SAFETY: puts back what was there.
+        unsafe { libc::sigaction(signal, old, std::ptr::null_mut()) };
+    }
+    match met {
+        0 => "done".to_string(),
+        libc::SIGBUS => "SIGBUS".to_string(),
+        libc::SIGSEGV => "SIGSEGV".to_string(),
+        other => format!("signal {other}"),
+    }
 }
 
 fn describe(status: i32) -> String {
