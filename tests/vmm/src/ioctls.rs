@@ -177,6 +177,13 @@ fn vcpu(kvm: &Kvm) -> Result<(), String> {
     STEP.same("vcpu: pstate of EL2", "EINVAL", reg(KVM_REG_PSTATE, 0x3c9, true));
     STEP.same("vcpu: pc unaligned", "EINVAL", reg(KVM_REG_PC, 2, true));
     STEP.same("vcpu: x0", "0", reg(KVM_REG_X0, 0x1234, true));
+    let read = reg(KVM_REG_X0, 0, false);
+    STEP.same("vcpu: x0 reads back", "0, 0x1234", format!("{read}, {word:#x}"));
+    let mut preferred = VcpuInit { target: 0x77, features: [0x77; 7] };
+    STEP.same("vcpu: preferred target", "0", outcome(ioctl(&vm, KVM_ARM_PREFERRED_TARGET, &mut preferred)));
+    let told = (preferred.target, preferred.features);
+    STEP.same("vcpu: preferred target's answer", format!("{:?}", (target, [0u32; 7])), format!("{told:?}"));
+    STEP.same("vcpu: run with an argument", "EINVAL", outcome(ioctl_value(&vcpu, KVM_RUN, 1)));
     STEP.same("vcpu: unknown ioctl", "EINVAL", outcome(ioctl_value(&vcpu, ioc(0, KVM_MAGIC, 0x7f, 0), 0)));
     STEP.same("vcpu: reg, bad address", "EFAULT", outcome(ioctl_value(&vcpu, KVM_SET_ONE_REG, 8)));
     Ok(())
