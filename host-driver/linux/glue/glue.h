@@ -122,6 +122,7 @@ FH_C(u64, fhc_vm_id, struct fh_vm *vm);
 FH_C(struct fh_vm_state *, fhc_vm_state, struct fh_vm *vm);
 FH_C(void, fhc_vm_put, struct fh_vm *vm);
 FH_C(void, fhc_vm_lock, struct fh_vm *vm);
+FH_C(bool, fhc_vm_lock_killable, struct fh_vm *vm);
 FH_C(void, fhc_vm_unlock, struct fh_vm *vm);
 FH_C(void, fhc_pool_keep, struct fh_vm *vm, u64 pfn, u64 count);
 FH_C(bool, fhc_pool_next, struct fh_vm *vm, u64 *pfn, u64 *count);

@@ -143,6 +143,12 @@ void fhc_vm_lock(struct fh_vm *vm)
 	mutex_lock(&vm->lock);
 }
 
+/* False: the thread is being killed, and does not have the lock. */
+bool fhc_vm_lock_killable(struct fh_vm *vm)
+{
+	return mutex_lock_killable(&vm->lock) == 0;
+}
+
 void fhc_vm_unlock(struct fh_vm *vm)
 {
 	mutex_unlock(&vm->lock);

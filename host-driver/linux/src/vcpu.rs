@@ -218,7 +218,7 @@ impl Vcpu<'_> {
             running.tell(Told::Intr);
             return Err(Error::Interrupted);
         }
-        match self.vm.first_run() {
+        match self.vm.first_run(&running) {
             // The VM ended under us, before a reboot: the run itself says so.
             Ok(()) | Err(Error::Ended) => {}
             Err(error) => return Err(error),

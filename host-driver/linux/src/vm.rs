@@ -66,6 +66,7 @@ extern "C" {
     fn fhc_vm_state(vm: *mut RawVm) -> *mut VmState;
     fn fhc_vm_put(vm: *mut RawVm);
     fn fhc_vm_lock(vm: *mut RawVm);
+    fn fhc_vm_lock_killable(vm: *mut RawVm) -> bool;
     fn fhc_vm_unlock(vm: *mut RawVm);
     fn fhc_pool_keep(vm: *mut RawVm, pfn: u64, count: u64);
     fn fhc_pool_next(vm: *mut RawVm, pfn: *mut u64, count: *mut u64) -> bool;
@@ -149,17 +150,26 @@ impl Vm {
     fn locked<R>(self, change: impl FnOnce(&mut Inner) -> R) -> R {
         // SAFETY: alive by the invariant, and no lock that comes after this one is held.
         unsafe { fhc_vm_lock(self.raw.as_ptr()) };
+        self.unlock_after(change)
+    }
+
+    /// As [`Vm::locked`], unless the VM has ended or the thread is being killed.
+    fn living<R>(self, change: impl FnOnce(&mut Inner) -> Result<R, Error>) -> Result<R, Error> {
+        // SAFETY: alive by the invariant, and no lock that comes after this one is held.
+        if !unsafe { fhc_vm_lock_killable(self.raw.as_ptr()) } {
+            return Err(Error::Interrupted);
+        }
+        self.unlock_after(|inner| if inner.life == Life::Ended { Err(Error::Ended) } else { change(inner) })
+    }
+
+    /// Runs `change` and gives up the VM's lock, which this thread has taken.
+    fn unlock_after<R>(self, change: impl FnOnce(&mut Inner) -> R) -> R {
         // SAFETY: the state is alive with the VM, and the lock makes this the only reference to `inner`.
         let inner = unsafe { &mut (*self.state).inner };
         let result = change(inner);
-        // SAFETY: this thread took the lock above.
+        // SAFETY: this thread has the lock, as both callers took it.
         unsafe { fhc_vm_unlock(self.raw.as_ptr()) };
         result
-    }
-
-    /// As [`Vm::locked`], unless the VM has ended.
-    fn living<R>(self, change: impl FnOnce(&mut Inner) -> Result<R, Error>) -> Result<R, Error> {
-        self.locked(|inner| if inner.life == Life::Ended { Err(Error::Ended) } else { change(inner) })
     }
 
     /// The guest frame of `span`'s first page, if one slot has the whole span; the slot's range is `el2`'s RAM then.
@@ -198,16 +208,17 @@ impl Vm {
 
     /// Fixes the VM's memory before its first run: declares every slot, and donates what was converted before its file
     /// was bound, while its contents still count.
-    pub(crate) fn first_run(self) -> Result<(), Error> {
+    ///
+    /// A kill stops it with a prefix donated; no vCPU ran then, and the rest is still held.
+    pub(crate) fn first_run(self, thread: &impl Thread) -> Result<(), Error> {
         self.living(|inner| {
             if inner.life == Life::Ran {
                 return Ok(());
             }
             for slot in inner.slots.iter_mut() {
                 self.declare(slot)?;
-                let mut giver =
-                    ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread: &Undertaker, gfn: slot.gfn };
-                to_private(&slot.file, slot.pages, Aim::Bind, Mode::Wait, &Undertaker, &mut giver)
+                let mut giver = ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread, gfn: slot.gfn };
+                to_private(&slot.file, slot.pages, Aim::Bind, Mode::Wait, thread, &mut giver)
                     .map_err(|stopped| stopped.error)?;
             }
             inner.life = Life::Ran;
