@@ -5,7 +5,7 @@
 
 use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
 use crate::error::Error;
-use crate::file::{Book, File, Thread, Wake};
+use crate::file::{Book, File, Thread, Wake, CHUNK};
 use crate::page::{Page, Span};
 
 /// First pause between two tries, in microseconds; it doubles.
@@ -141,25 +141,41 @@ fn freeze_all<F: File, T: Thread>(
     }
 }
 
+/// Runs `act` on each part of `span`, each in one hold of the lock.
+fn in_parts<F: File, E>(
+    file: &F,
+    span: Span,
+    mut act: impl FnMut(&mut Book<'_>, Span) -> Result<(), E>,
+) -> Result<(), E> {
+    span.parts(CHUNK).try_for_each(|part| file.change(|book| act(book, part)))
+}
+
+fn may_be_shared(book: &Book<'_>, part: Span) -> Result<(), Stopped> {
+    if !book.holds(part) {
+        return Err(Stopped { error: Error::Invalid, page: part.first() });
+    }
+    for page in part.pages() {
+        let error = match book.page(page) {
+            Page::Host | Page::Lent | Page::Held | Page::Vacant => continue,
+            Page::Draining { .. } => Error::Again,
+            Page::Given => Error::Denied,
+            Page::Lost => Error::Poisoned,
+        };
+        return Err(Stopped { error, page });
+    }
+    Ok(())
+}
+
 /// Makes every page of `span` the host's to map again. Only frames that were never donated may come back this way.
 ///
 /// # Errors
-/// `Denied` for a donated page, `Again` for one that is draining; nothing has changed.
+/// `Denied` for a donated page, `Again` for one that is draining; nothing has changed, unless another thread moved
+/// pages meanwhile: the parts before its own have.
 pub fn to_shared<F: File>(file: &F, span: Span) -> Result<(), Stopped> {
-    file.change(|book| {
-        if !book.holds(span) {
-            return Err(Stopped { error: Error::Invalid, page: span.first() });
-        }
-        for page in span.pages() {
-            let error = match book.page(page) {
-                Page::Host | Page::Lent | Page::Held | Page::Vacant => continue,
-                Page::Draining { .. } => Error::Again,
-                Page::Given => Error::Denied,
-                Page::Lost => Error::Poisoned,
-            };
-            return Err(Stopped { error, page });
-        }
-        for page in span.pages() {
+    in_parts(file, span, |book, part| may_be_shared(book, part))?;
+    in_parts(file, span, |book, part| {
+        may_be_shared(book, part)?;
+        for page in part.pages() {
             match book.page(page) {
                 Page::Held => {
                     file.thaw(page);
@@ -173,23 +189,30 @@ pub fn to_shared<F: File>(file: &F, span: Span) -> Result<(), Stopped> {
     })
 }
 
+fn may_be_punched(book: &Book<'_>, part: Span) -> Result<(), Error> {
+    if !book.holds(part) {
+        return Err(Error::Invalid);
+    }
+    for page in part.pages() {
+        match book.page(page) {
+            Page::Host | Page::Held | Page::Vacant => {}
+            Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => return Err(Error::Busy),
+        }
+    }
+    Ok(())
+}
+
 /// Frees the host's frames of `span` (`FALLOC_FL_PUNCH_HOLE`); the offsets keep who may map them.
 ///
 /// # Errors
-/// `Busy` if a page is the guest's or draining; nothing has changed.
+/// `Busy` if a page is the guest's or draining; nothing has changed, unless another thread moved pages meanwhile: the
+/// parts before its own have.
 pub fn punch<F: File>(file: &F, span: Span) -> Result<(), Error> {
-    file.change(|book| {
-        if !book.holds(span) {
-            return Err(Error::Invalid);
-        }
-        for page in span.pages() {
-            match book.page(page) {
-                Page::Host | Page::Held | Page::Vacant => {}
-                Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => return Err(Error::Busy),
-            }
-        }
-        file.shut(span);
-        for page in span.pages() {
+    in_parts(file, span, |book, part| may_be_punched(book, part))?;
+    in_parts(file, span, |book, part| {
+        may_be_punched(book, part)?;
+        file.shut(part);
+        for page in part.pages() {
             if file.frame(page).is_none() {
                 continue;
             }
@@ -227,12 +250,15 @@ pub fn reserve<F: File, T: Thread>(file: &F, span: Span, thread: &T) -> Result<(
 
 /// Frees every frame of a file that nobody knows any more; the number of frames that are lost, because they are still
 /// the guest's.
-pub fn empty<F: File>(file: &F, book: &mut Book<'_>) -> u64 {
+pub fn empty<F: File>(file: &F) -> u64 {
+    let len = file.change(|book| u64::try_from(book.pages.len()).unwrap_or(0));
+    let Some(all) = Span::new(0, len) else { return 0 };
+    all.parts(CHUNK).fold(0, |lost, part| file.change(|book| lost.saturating_add(empty_part(file, book, part))))
+}
+
+fn empty_part<F: File>(file: &F, book: &Book<'_>, part: Span) -> u64 {
     let mut lost = 0_u64;
-    for page in 0..u64::try_from(book.pages.len()).unwrap_or(0) {
-        if file.frame(page).is_none() {
-            continue;
-        }
+    for page in part.pages().filter(|&page| file.frame(page).is_some()) {
         match book.page(page) {
             Page::Host => file.release(page),
             Page::Held => {

@@ -7,11 +7,8 @@
 //! what happens to frozen pages; [`Attempt::finish`] is the single place that makes a page `GuestMappable`.
 
 use crate::error::Error;
-use crate::file::{Book, File, Freeze, Thread};
+use crate::file::{Book, File, Freeze, Thread, CHUNK};
 use crate::page::{Origin, Page, Span};
-
-/// Pages that are handled while the lock is held once, so that faults elsewhere in the file do not wait for long.
-const CHUNK: u64 = 4096;
 
 /// What an attempt is for; decides which states it takes, passes over, or refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,45 +115,65 @@ pub struct Attempt {
     waiting: bool,
 }
 
-/// Takes the pages of `span` that `aim` is about.
+/// Takes the pages of `span` that `aim` is about, part by part; a part that it may not take undoes those before.
 pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
-    file.change(|book| {
+    let numbered = file.change(|book| {
         if !book.holds(span) {
-            return Begun::Refused(Error::Invalid, span.first());
-        }
-        let mut total = 0_u64;
-        let mut mapped = false;
-        for page in span.pages() {
-            match aim.verdict(book.page(page)) {
-                Verdict::Take(origin) => {
-                    total = total.saturating_add(1);
-                    mapped |= matches!(origin, Origin::Host | Origin::Lent);
-                }
-                Verdict::Pass => {}
-                Verdict::Wait => return Begun::Wait(page),
-                Verdict::Refuse(error) => return Begun::Refused(error, page),
-            }
-        }
-        if total == 0 {
-            return Begun::Nothing;
+            return Err(Error::Invalid);
         }
         let id = *book.next;
-        let Some(next) = id.checked_add(1) else { return Begun::Refused(Error::NoSpace, span.first()) };
-        *book.next = next;
-        for page in span.pages() {
-            if let Verdict::Take(origin) = aim.verdict(book.page(page)) {
-                book.set(page, Page::Draining { origin, attempt: id });
+        *book.next = id.checked_add(1).ok_or(Error::NoSpace)?;
+        Ok(id)
+    });
+    let id = match numbered {
+        Ok(id) => id,
+        Err(error) => return Begun::Refused(error, span.first()),
+    };
+    // INVARIANT: nothing is frozen yet, and the cursor stands at the start.
+    let mut attempt = Attempt { span, id, aim, total: 0, cursor: span.first(), frozen: 0, tries: 0, waiting: false };
+    for part in span.parts(CHUNK) {
+        if let Err(why) = file.change(|book| attempt.take(file, book, part)) {
+            if attempt.total > 0 {
+                attempt.finish(file, 0, Rest::Restore);
             }
+            return why;
         }
-        if mapped {
-            file.shut(span);
-        }
-        // INVARIANT: nothing is frozen yet, and the cursor stands at the start.
-        Begun::Attempt(Attempt { span, id, aim, total, cursor: span.first(), frozen: 0, tries: 0, waiting: false })
-    })
+    }
+    if attempt.total == 0 {
+        Begun::Nothing
+    } else {
+        Begun::Attempt(attempt)
+    }
 }
 
 impl Attempt {
+    /// Takes what it is about of one part, or nothing of it.
+    fn take<F: File>(&mut self, file: &F, book: &mut Book<'_>, part: Span) -> Result<(), Begun> {
+        let mut count = 0_u64;
+        let mut mapped = false;
+        for page in part.pages() {
+            match self.aim.verdict(book.page(page)) {
+                Verdict::Take(origin) => {
+                    count = count.saturating_add(1);
+                    mapped |= matches!(origin, Origin::Host | Origin::Lent);
+                }
+                Verdict::Pass => {}
+                Verdict::Wait => return Err(Begun::Wait(page)),
+                Verdict::Refuse(error) => return Err(Begun::Refused(error, page)),
+            }
+        }
+        for page in part.pages() {
+            if let Verdict::Take(origin) = self.aim.verdict(book.page(page)) {
+                book.set(page, Page::Draining { origin, attempt: self.id });
+            }
+        }
+        if mapped {
+            file.shut(part);
+        }
+        self.total = self.total.saturating_add(count);
+        Ok(())
+    }
+
     /// The pages that it was asked for; some of them may not be its own.
     #[must_use]
     pub const fn span(&self) -> Span {
@@ -183,15 +200,19 @@ impl Attempt {
     /// Looking from page `from` on: the page behind the first `count` of its pages that have a frame, if there is one.
     #[must_use]
     pub fn nth<F: File>(&self, file: &F, from: u64, count: u64) -> Option<u64> {
+        let from = from.max(self.span.first());
+        let rest = Span::new(from, self.span.end().saturating_sub(from))?;
         let mut left = count;
-        file.change(|book| {
-            (from.max(self.span.first())..self.span.end()).find(|&page| {
-                let next = self.took(book, page).is_some() && file.frame(page).is_some();
-                if next && left > 0 {
-                    left = left.saturating_sub(1);
-                    return false;
-                }
-                next
+        rest.parts(CHUNK).find_map(|part| {
+            file.change(|book| {
+                part.pages().find(|&page| {
+                    let next = self.took(book, page).is_some() && file.frame(page).is_some();
+                    if next && left > 0 {
+                        left = left.saturating_sub(1);
+                        return false;
+                    }
+                    next
+                })
             })
         })
     }
@@ -265,11 +286,8 @@ impl Attempt {
     pub fn finish<F: File>(self, file: &F, given: u64, rest: Rest) {
         let mut left = given;
         let mut restored = false;
-        let mut first = self.span.first();
-        while first < self.span.end() {
-            let next = first.saturating_add(CHUNK).min(self.span.end());
-            file.change(|book| self.settle(file, book, first..next, rest, &mut left, &mut restored));
-            first = next;
+        for part in self.span.parts(CHUNK) {
+            file.change(|book| self.settle(file, book, part, rest, &mut left, &mut restored));
         }
         file.change(|book| {
             if self.waiting {
@@ -286,12 +304,12 @@ impl Attempt {
         &self,
         file: &F,
         book: &mut Book<'_>,
-        pages: core::ops::Range<u64>,
+        part: Span,
         rest: Rest,
         left: &mut u64,
         restored: &mut bool,
     ) {
-        for page in pages {
+        for page in part.pages() {
             let Some(origin) = self.took(book, page) else { continue };
             let framed = file.frame(page).is_some();
             if framed && *left > 0 {

@@ -6,7 +6,7 @@
 
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{File, Thread};
+use crate::file::{File, Thread, CHUNK};
 use crate::page::{Page, Span};
 use crate::pool;
 use freehold_uapi::hvc::{self, MAX_RUN};
@@ -78,9 +78,10 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
 ) -> u64 {
     let mut lost = 0_u64;
     let mut from = span.first();
-    loop {
-        let more = file.change(|book| {
-            let (first, run) = next_run(file, |page| book.page(page), from, span.end())?;
+    while from < span.end() {
+        let until = from.saturating_add(CHUNK).min(span.end());
+        let next = file.change(|book| {
+            let (first, run) = next_run(file, |page| book.page(page), from, until)?;
             let back = reclaim_run(el2, vm, run);
             let taken = Span::new(first, run.count)?;
             // A page that the host had borrowed is unmapped before its frame goes; a private one has no mapping.
@@ -101,8 +102,7 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
             }
             first.checked_add(run.count)
         });
-        let Some(next) = more else { break };
-        from = next;
+        from = next.unwrap_or(until);
         thread.breathe();
     }
     file.wake();

@@ -98,6 +98,14 @@ pub trait File {
     fn wake(&self);
 }
 
+/// Pages that are handled while the lock is held once, so that faults elsewhere in the file do not wait for long.
+pub const CHUNK: u64 = 4096;
+
+/// Whether any page of `span` is what `is` says.
+pub fn any<F: File>(file: &F, span: Span, is: impl Fn(Page) -> bool) -> bool {
+    span.parts(CHUNK).any(|part| file.change(|book| part.pages().any(|page| is(book.page(page)))))
+}
+
 /// How a pause ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {

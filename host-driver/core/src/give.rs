@@ -23,6 +23,9 @@ pub trait List {
     fn put(&mut self, index: u64, record: Record);
 }
 
+/// Pages that are looked at for one list, holes included: as many as a list can have frames.
+const REACH: u64 = MAX_RECORDS * MAX_RUN;
+
 /// Where list frames come from.
 pub trait Lists {
     /// A list frame; returned to the kernel when dropped.
@@ -115,7 +118,7 @@ impl<C: Conduit, K: pool::Frames + Lists, T: Thread> ToVm<'_, C, K, T> {
             batch.frames = batch.frames.saturating_add(run.count);
         };
         file.change(|book| {
-            for page in start..attempt.span().end() {
+            for page in start..attempt.span().end().min(start.saturating_add(REACH)) {
                 if attempt.took(book, page).is_none() {
                     continue;
                 }

@@ -298,6 +298,8 @@ struct Model {
     next: Cell<u64>,
     report: Cell<Report>,
     locked: Cell<bool>,
+    /// Times that the lock was taken.
+    holds: Cell<u64>,
     poisoned: RefCell<BTreeSet<u64>>,
     no_memory: Cell<bool>,
 }
@@ -311,6 +313,7 @@ impl Model {
             next: Cell::default(),
             report: Cell::default(),
             locked: Cell::default(),
+            holds: Cell::default(),
             poisoned: RefCell::default(),
             no_memory: Cell::default(),
         }
@@ -378,6 +381,7 @@ impl Model {
 impl File for Model {
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
         assert!(!self.locked.replace(true), "the lock is taken twice");
+        self.holds.set(self.holds.get() + 1);
         let (mut next, mut report) = (self.next.get(), self.report.get());
         let mut pages = core::mem::take(&mut *self.pages.borrow_mut());
         let result = change(&mut Book { pages: &mut pages, next: &mut next, report: &mut report });

@@ -150,6 +150,16 @@ impl Span {
         self.first < other.end() && other.first < self.end()
     }
 
+    /// Its parts of at most `most` pages, in order.
+    pub fn parts(self, most: u64) -> impl Iterator<Item = Self> {
+        let mut first = self.first;
+        core::iter::from_fn(move || {
+            let part = Self::new(first, self.end().saturating_sub(first).min(most))?;
+            first = part.end();
+            Some(part)
+        })
+    }
+
     /// Every page in order.
     pub fn pages(self) -> core::ops::Range<u64> {
         self.first..self.end()

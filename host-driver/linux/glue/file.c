@@ -58,6 +58,8 @@ void fhc_file_lock(struct fh_file *f)
 void fhc_file_unlock(struct fh_file *f)
 {
 	filemap_invalidate_unlock(mapping_of(f));
+	/* Long work takes the lock in parts: others may run in between. */
+	cond_resched();
 }
 
 u64 fhc_file_frame(struct fh_file *f, u64 index)

@@ -228,6 +228,9 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
         let slot = unsafe { states.add(i) };
         // SAFETY: `slot` lies in the fresh allocation, which nobody else knows.
         unsafe { slot.write(initial) };
+        if i % 65536 == 65535 {
+            sys::breathe();
+        }
     }
     let fresh = FileState { vm, initial, next: 0, report: Report::default(), len, pages: states };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
@@ -241,7 +244,7 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
 extern "C" fn fh_file_drop(raw: *mut RawFile, state: *mut FileState) {
     // The file may not have been opened, and then it has no frames and no lock.
     if let Some(file) = FileRef::new(raw, state) {
-        let lost = file.change(|book| convert::empty(&file, book));
+        let lost = convert::empty(&file);
         if lost > 0 {
             sys::log(sys::Level::Error, format_args!("{lost} frames are lost: el2 did not return them"));
         }

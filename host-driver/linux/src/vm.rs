@@ -13,7 +13,7 @@ use freehold_driver_core::drain::Aim;
 use freehold_driver_core::el2::{Handle, Run};
 use freehold_driver_core::end;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{File, Thread};
+use freehold_driver_core::file::{any, Thread};
 use freehold_driver_core::give::ToVm;
 use freehold_driver_core::page::{Page, Span};
 use freehold_driver_core::pool;
@@ -264,12 +264,8 @@ impl Vm {
             if inner.life == Life::Ran {
                 return Err(Error::Denied);
             }
-            let used = slot.file.change(|book| {
-                slot.pages.pages().any(|page| {
-                    let page = book.page(page);
-                    page.is_the_guests() || matches!(page, Page::Draining { .. })
-                })
-            });
+            let used =
+                any(&slot.file, slot.pages, |page| page.is_the_guests() || matches!(page, Page::Draining { .. }));
             if used || slot.declared {
                 return Err(Error::Busy);
             }
@@ -346,8 +342,7 @@ impl Vm {
             for slot in inner.slots.iter() {
                 let file = slot.file;
                 lost += end::reclaim_pages(&file, slot.pages, file.initial(), &EL2, self.handle(), &Undertaker);
-                draining |=
-                    file.change(|book| slot.pages.pages().any(|page| matches!(book.page(page), Page::Draining { .. })));
+                draining |= any(&file, slot.pages, |page| matches!(page, Page::Draining { .. }));
             }
             (lost, draining)
         })

@@ -2,8 +2,10 @@
 //! The engine's rules, one by one.
 
 use super::*;
-use crate::convert::{punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
+use crate::convert::{empty, punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
 use crate::drain::{begin, Aim, Begun, Rest, Step};
+use crate::end::reclaim_pages;
+use crate::file::{any, CHUNK};
 
 fn span(first: u64, count: u64) -> Span {
     Span::new(first, count).unwrap()
@@ -190,6 +192,56 @@ fn a_kill_stops_bringing_private_frames_and_frees_them() {
     assert_eq!(stopped, Err(Stopped { error: Error::Interrupted, page: 3 }));
     assert!(world.frames.borrow().is_empty());
     file.check();
+}
+
+/// A span of several parts, and how often `act` takes the lock.
+fn holds(file: &Model, act: impl FnOnce(Span)) -> u64 {
+    let before = file.holds.get();
+    act(span(0, 3 * CHUNK));
+    file.holds.get() - before
+}
+
+#[test]
+fn no_long_span_is_walked_in_one_hold_of_the_lock() {
+    let world = world();
+    let file = Model::new(&world, 3 * CHUNK as usize, Page::Vacant);
+    assert!(holds(&file, |all| assert_eq!(to_shared(&file, all), Ok(()))) >= 3, "to_shared");
+    assert!(holds(&file, |all| assert_eq!(punch(&file, all), Ok(()))) >= 3, "punch");
+    let mut begun = None;
+    assert!(holds(&file, |all| begun = Some(begin(&file, all, Aim::Convert))) >= 3, "begin");
+    let Some(Begun::Attempt(attempt)) = begun else { panic!("nothing began") };
+    assert!(holds(&file, |_| assert_eq!(attempt.nth(&file, 0, 0), None)) >= 3, "nth");
+    attempt.finish(&file, 0, Rest::Keep);
+    let (below, thread) = (el2(&world), Sleeper::default());
+    assert!(holds(&file, |all| assert_eq!(reclaim_pages(&file, all, Page::Host, &below, VM, &thread), 0)) >= 3, "end");
+    assert!(holds(&file, |_| assert_eq!(empty(&file), 0)) >= 3, "empty");
+    assert!(holds(&file, |all| assert!(!any(&file, all, |page| page == Page::Lost))) >= 3, "any");
+}
+
+#[test]
+fn a_refusal_far_into_a_span_puts_its_start_back() {
+    let world = world();
+    let file = Model::new(&world, 2 * CHUNK as usize, Page::Host);
+    file.store(0);
+    for state in [Page::Lent, Page::Draining { origin: Origin::Host, attempt: 77 }] {
+        file.change(|book| book.set(CHUNK + 1, state));
+        let all = span(0, 2 * CHUNK);
+        match begin(&file, all, Aim::Convert) {
+            Begun::Refused(Error::Denied, page) | Begun::Wait(page) => assert_eq!(page, CHUNK + 1),
+            other @ (Begun::Attempt(_) | Begun::Nothing | Begun::Refused(..)) => panic!("{other:?}"),
+        }
+        assert!((0..=CHUNK).all(|page| file.state(page) == Page::Host), "after {state:?}");
+        assert_eq!(file.report.get().completed, 0);
+        assert_eq!(file.store(0), HostFault::Map);
+    }
+    file.change(|book| {
+        book.set(0, Page::Vacant);
+        book.set(CHUNK + 1, Page::Given);
+    });
+    assert_eq!(to_shared(&file, span(0, 2 * CHUNK)), Err(Stopped { error: Error::Denied, page: CHUNK + 1 }));
+    assert_eq!(file.state(0), Page::Vacant, "a refused call changes nothing");
+    assert_eq!(punch(&file, span(0, 2 * CHUNK)), Err(Error::Busy));
+    assert!(file.frame(0).is_some(), "a refused call changes nothing");
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn life(seed: u64) -> u64 {
     assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), 0);
     file.check();
     file.change(|_| file.shut(all));
-    assert_eq!(file.change(|book| empty(&file, book)), 0);
+    assert_eq!(empty(&file), 0);
     assert!(world.frames.borrow().is_empty(), "seed {seed}: I8");
     done
 }
