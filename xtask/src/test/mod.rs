@@ -198,10 +198,10 @@ fn choose(all: Vec<Suite>, args: &TestArgs) -> Result<Vec<Suite>> {
     let mut chosen: Vec<Suite> =
         all.into_iter().filter(|s| args.suites.is_empty() || args.suites.iter().any(|n| n == s.name)).collect();
     for suite in &mut chosen {
-        suite.works.retain(|w| {
-            let picked = args.filter.as_ref().is_none_or(|f| w.inner_filter || w.name.contains(f.as_str()));
-            picked && (args.long || !w.long)
-        });
+        // A piece that has the name itself is meant; only without one are the others looked into.
+        let named = |w: &Work| args.filter.as_ref().is_none_or(|f| w.name.contains(f.as_str()));
+        let any_named = suite.works.iter().any(named);
+        suite.works.retain(|w| (named(w) || (w.inner_filter && !any_named)) && (args.long || !w.long));
     }
     chosen.retain(|s| !s.works.is_empty());
     if chosen.is_empty() {
@@ -273,6 +273,16 @@ mod tests {
         let chosen = choose(suites(), &args(&["boot"], Some("neoverse-v1-smp4"))).unwrap();
         let names: Vec<&str> = chosen.iter().flat_map(|s| s.works.iter().map(|w| w.name.as_str())).collect();
         assert_eq!(names, ["boot/neoverse-v1-smp4"]);
+    }
+
+    #[test]
+    fn a_filter_reaches_into_pieces_only_where_no_piece_has_the_name() {
+        let works = |filter| -> Vec<String> {
+            let chosen = choose(suites(), &args(&["unit"], Some(filter))).unwrap();
+            chosen.iter().flat_map(|s| s.works.iter().map(|w| w.name.clone())).collect()
+        };
+        assert_eq!(works("freehold-mem"), ["unit/freehold-mem"]);
+        assert!(works("some_test_inside").len() > 1);
     }
 
     #[test]
