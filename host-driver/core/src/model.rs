@@ -6,7 +6,7 @@
 
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{Book, File, Freeze, Report, Thread, Wake};
+use crate::file::{Book, File, Freeze, Report};
 use crate::give::{List, Lists, ToVm};
 use crate::page::{HostFault, Origin, Page, Span};
 use crate::pool;
@@ -17,7 +17,10 @@ use std::rc::Rc;
 
 mod drain;
 mod life;
+mod sleeper;
 mod walk;
+
+use sleeper::Sleeper;
 
 /// One physical frame.
 #[derive(Clone, Copy, Debug, Default)]
@@ -443,60 +446,6 @@ impl File for Model {
     }
 
     fn wake(&self) {}
-}
-
-/// A thread; each of its sleeps runs the next thing of its script, and then it may be signalled.
-#[derive(Default)]
-struct Sleeper<'a> {
-    script: RefCell<Vec<Box<dyn FnOnce() + 'a>>>,
-    clock: Cell<u64>,
-    signal_at: Cell<Option<u32>>,
-    sleeps: Cell<u32>,
-    killed: Cell<bool>,
-    /// Looks at whether it is killed until it is.
-    kill_after: Cell<Option<u32>>,
-}
-
-impl<'a> Sleeper<'a> {
-    /// Sleeps through these, in order.
-    fn of(script: Vec<Box<dyn FnOnce() + 'a>>) -> Self {
-        let mut script = script;
-        script.reverse();
-        Self { script: RefCell::new(script), ..Self::default() }
-    }
-}
-
-impl Thread for Sleeper<'_> {
-    fn now(&self) -> u64 {
-        self.clock.get()
-    }
-
-    fn pause(&self, micros: u32) -> Wake {
-        assert!((10..=1000).contains(&micros));
-        self.sleeps.set(self.sleeps.get() + 1);
-        assert!(self.sleeps.get() < 10_000, "waits for ever");
-        self.clock.set(self.clock.get() + 1);
-        let next = self.script.borrow_mut().pop();
-        if let Some(next) = next {
-            next();
-        }
-        if self.signal_at.get() == Some(self.sleeps.get()) {
-            Wake::Interrupted
-        } else {
-            Wake::Elapsed
-        }
-    }
-
-    fn breathe(&self) {}
-
-    fn dying(&self) -> bool {
-        match self.kill_after.get() {
-            Some(0) => self.killed.set(true),
-            Some(left) => self.kill_after.set(Some(left - 1)),
-            None => {}
-        }
-        self.killed.get()
-    }
 }
 
 const VM: Handle = Handle(0x1_0000);
