@@ -168,8 +168,6 @@ items! {
     COUNTER_SPLITS = 6;
     /// Blocks rejoined since boot.
     COUNTER_JOINS = 7;
-    /// Bytes free in the boot heap.
-    COUNTER_HEAP_FREE = 8;
     /// Frames of RAM that VMs took out of the host's reach: private ones and pools. A frame lent to the host is not in it.
     COUNTER_FOREIGN_FRAMES = 9;
     /// Live VM slots.

@@ -32,8 +32,6 @@ pub(crate) fn counter(permit: &mut Permit, which: u64, index: u64) -> Option<u64
         hvc::COUNTER_TABLES_FREE => memory().tables_free,
         hvc::COUNTER_CPUS => statics::machine().slots.len() as u64,
         hvc::COUNTER_VMS => vms().count(),
-        // Nothing is allocated after boot: everything is the image's, the carve-out's or a pool's.
-        hvc::COUNTER_HEAP_FREE => 0,
         _ => return None,
     };
     Some(value)

@@ -60,7 +60,6 @@ pub(crate) fn books(hostile: &Hostile) -> Vec<(&'static str, u64)> {
         ("broadcasts", hvc::COUNTER_TLB_BROADCASTS),
         ("splits", hvc::COUNTER_SPLITS),
         ("joins", hvc::COUNTER_JOINS),
-        ("heap", hvc::COUNTER_HEAP_FREE),
         ("foreign", hvc::COUNTER_FOREIGN_FRAMES),
         ("vms", hvc::COUNTER_VMS),
     ]
