@@ -140,8 +140,8 @@ fn suites() -> Vec<Suite> {
     vec![
         suite("lint", 120, 1, false, lint::works()),
         suite("unit", 90, 1, false, unit::works()),
-        suite("boot", 180, 2, true, boot::works()),
-        suite("life", 90, 2, true, life::works()),
+        suite("boot", 90, 2, true, boot::works()),
+        suite("life", 180, 2, true, life::works()),
     ]
 }
 
