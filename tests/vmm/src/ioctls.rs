@@ -5,12 +5,14 @@
 //! has no such call.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use freehold_uapi::ioctl::*;
 use kvm_ioctls::{Kvm, VmFd};
 
 use crate::gmem::{CONVERT, converted};
 use crate::machine::{Machine, NODE, Plan, VM_TYPE, counter, new_gmem, open, set_slot};
+use crate::probe::{Access, probe};
 use crate::proto;
 use crate::report::Step;
 use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
@@ -50,6 +52,7 @@ pub(crate) fn all() -> Result<(), String> {
     vcpu(&kvm)?;
     files(&kvm)?;
     conversions(&kvm)?;
+    broken_memory(&kvm)?;
     slots_in_use()
 }
 
@@ -251,6 +254,33 @@ fn conversions(kvm: &Kvm) -> Result<(), String> {
     STEP.same("convert: again", "0", converted(gmem.to_private(0, PAGE, 1000)));
     STEP.same("convert: thaws", "0", converted(gmem.to_shared(0, 2 * PAGE)));
     STEP.same("convert: contents kept", format!("{:#x}", 0x1122_3344), format!("{:#x}", map.load(0)));
+    Ok(())
+}
+
+/// Frame number behind an address of this process.
+fn pfn(at: *mut u8) -> Result<u64, String> {
+    let mut entry = [0; 8];
+    std::fs::File::open("/proc/self/pagemap")
+        .and_then(|file| file.read_exact_at(&mut entry, at.addr() as u64 / PAGE * 8))
+        .map_err(|e| format!("pagemap: {e}"))?;
+    Ok(u64::from_le_bytes(entry) & ((1 << 55) - 1))
+}
+
+/// A page that turns out to be broken memory is the host's loss alone: SIGBUS, no conversion, a clean close.
+fn broken_memory(kvm: &Kvm) -> Result<(), String> {
+    let vm = new_vm(kvm)?;
+    let gmem = new_gmem(&vm, MIB).map_err(errno_name)?;
+    let map = gmem.map(usize::try_from(MIB).expect("a megabyte")).map_err(errno_name)?;
+    STEP.same("gmem: a page", "0", map.load(0).to_string());
+    let address = pfn(map.at(0))? * PAGE;
+    drop(map);
+    // The kernel can not handle a page of a kind that it does not know, and says so; it marks it all the same.
+    let _ = std::fs::write("/sys/devices/system/memory/hard_offline_page", format!("{address:#x}"));
+    let map = gmem.map(usize::try_from(MIB).expect("a megabyte")).map_err(errno_name)?;
+    STEP.same("gmem: a mapping of broken memory", "SIGBUS", probe(map.at(0), Access::Load));
+    STEP.same("gmem: a mapping of it, again", "SIGBUS", probe(map.at(0), Access::Load));
+    STEP.same("convert: broken memory", "errno 133 at 0x0", converted(gmem.to_private(0, PAGE, 1000)));
+    STEP.same("gmem: the page beside it", "done", probe(map.at(4096), Access::Load));
     Ok(())
 }
 
