@@ -105,8 +105,26 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
         from = next.unwrap_or(until);
         thread.breathe();
     }
+    renew(file, span, initial, thread);
     file.wake();
     lost
+}
+
+/// Makes offsets that are private and empty what they are in a new file: the VM that they were private for is gone.
+fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Page, thread: &T) {
+    let mut from = span.first();
+    while from < span.end() {
+        let until = from.saturating_add(CHUNK).min(span.end());
+        file.change(|book| {
+            for page in from..until {
+                if book.page(page) == Page::Vacant {
+                    book.set(page, initial);
+                }
+            }
+        });
+        from = until;
+        thread.breathe();
+    }
 }
 
 /// Takes the pool back, chunk by chunk; the number of frames that `el2` would not return.

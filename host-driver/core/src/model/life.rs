@@ -182,6 +182,21 @@ fn the_end_returns_every_frame() {
 }
 
 #[test]
+fn after_the_end_empty_private_offsets_are_as_in_a_new_file() {
+    for initial in [Page::Host, Page::Vacant] {
+        let world = world();
+        let below = el2(&world);
+        let file = Model::new(&world, 1000, Page::Vacant);
+        doom(&below, VM).unwrap();
+        assert_eq!(reclaim_pages(&file, span(1, 998), initial, &below, VM, &Sleeper::default()), 0);
+        assert!((1..999).all(|page| file.state(page) == initial));
+        // Offsets of no slot of the VM's stay as they are.
+        assert_eq!((file.state(0), file.state(999)), (Page::Vacant, Page::Vacant));
+        file.check();
+    }
+}
+
+#[test]
 fn a_frame_that_el2_keeps_is_lost_and_never_freed() {
     let world = world();
     let below = el2(&world);
