@@ -26,7 +26,7 @@ const SCAN: Duration = Duration::from_secs(8);
 const NOISE_KIB: i64 = 8192;
 
 /// Free memory of the host, in KiB.
-fn mem_free() -> i64 {
+pub(crate) fn mem_free() -> i64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -124,10 +124,18 @@ pub(crate) fn set_slot(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, gmem: &Gmem, 
 impl Machine {
     /// Creates the VM and writes the program into it; nothing is private yet.
     pub(crate) fn new(plan: Plan) -> Result<Self, String> {
+        Self::over(plan, None)
+    }
+
+    /// As [`Machine::new`], with memory that is there already.
+    pub(crate) fn over(plan: Plan, gmem: Option<Arc<Gmem>>) -> Result<Self, String> {
         let program = std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))?;
         let kvm = open()?;
         let vm = kvm.create_vm_with_type(VM_TYPE).map_err(|e| err("CREATE_VM", e.errno()))?;
-        let gmem = new_gmem(&vm, plan.bytes).map_err(|e| err("CREATE_GUEST_MEMFD", e))?;
+        let gmem = match gmem {
+            Some(gmem) => gmem,
+            None => Arc::new(new_gmem(&vm, plan.bytes).map_err(|e| err("CREATE_GUEST_MEMFD", e))?),
+        };
         let bytes = usize::try_from(plan.bytes).map_err(|e| e.to_string())?;
         let ram = gmem.map(bytes).map_err(|e| err("mmap of the guest_memfd", e))?;
         ram.copy_in(0, &program);
@@ -146,7 +154,7 @@ impl Machine {
         Ok(Self {
             vm,
             vcpu,
-            gmem: Arc::new(gmem),
+            gmem,
             ram: Arc::new(ram),
             program,
             run_page,

@@ -13,6 +13,7 @@ mod gmem;
 mod hostile;
 mod ioctls;
 mod kill;
+mod leaks;
 mod light;
 mod machine;
 mod probe;
@@ -33,6 +34,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   kill        step 8: kill -9 gives everything back
   held        the VMM that step 8 kills
   cycles      sharing, relinquishing, ends at every stage and in every order
+  leaks       VMs that come and go leave nothing behind in the host
   stage NAME  a VMM that `cycles` kills at a stage
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
@@ -77,6 +79,7 @@ fn main() {
         "kill" => or_report("8", kill::killed()),
         "held" => or_report("8", kill::held()),
         "cycles" => or_report("cycles", cycles::all()),
+        "leaks" => or_report("cycles", leaks::all()),
         "stage" => or_report("cycles", cycles::stage(&stage)),
         "canary" => light::canary(),
         "ioctls" => or_report("ioctls", ioctls::all()),

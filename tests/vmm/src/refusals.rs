@@ -330,7 +330,7 @@ fn lists(bench: &Bench) {
 ///
 /// No batch here is so long that el2 looks for interrupts before its end.
 fn batches(bench: &Bench) {
-    let mut batch = |case: &str, records: &[Record], splits: u64| {
+    let batch = |case: &str, records: &[Record], splits: u64| {
         let words: Vec<u64> = records.iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
         STEP.same(&format!("{case}: written"), "0", crate::sys::outcome(bench.hostile.fill(bench.list.first, &words)));
         let count = |counter| bench.hostile.counter(counter, 0);

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VMs that come and go: the host's free memory does not shrink with them, and a file that outlives its VM serves another
+//! (I8).
+//!
+//! Free memory is noisy, even with what every CPU keeps back of it. The most that was free in a few rounds is less so, and
+//! a leak takes it down with every round.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::hostile::Hostile;
+use crate::kill::mem_free;
+use crate::machine::{Machine, Plan};
+use crate::probe::probe_here;
+use crate::proto;
+use crate::raw::{PATIENCE, resting, settle};
+use crate::report::Step;
+
+const STEP: Step = Step("cycles");
+/// Rounds before memory is looked at, then twice as many of which the best is taken.
+const ROUNDS: usize = 8;
+/// Less than a page and a half per round.
+const LEAK_KIB: i64 = 64;
+
+/// Runs every part.
+pub(crate) fn all() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let rest = resting(&hostile);
+    rounds(&hostile, &rest)?;
+    outlives(&hostile, &rest)
+}
+
+/// VMMs die by SIGKILL, by turns with a guest that runs and with a page in a pipe that their guest waits for.
+fn rounds(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Result<(), String> {
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut free = Vec::new();
+    for round in 0..3 * ROUNDS {
+        let stage = if round % 2 == 0 { "booted" } else { "unsharing" };
+        let mut child = Command::new(&me)
+            .args(["stage", stage])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("spawn: {e}"))?;
+        let mut said = String::new();
+        let _ = BufReader::new(child.stdout.take().ok_or("no pipe")?).read_line(&mut said);
+        let _ = child.kill();
+        let _ = child.wait();
+        if said.trim() != stage {
+            return Err(format!("round {round} got to `{}`, not {stage}", said.trim()));
+        }
+        std::fs::write("/proc/sys/vm/drop_caches", "3").map_err(|e| format!("drop_caches: {e}"))?;
+        std::thread::sleep(Duration::from_millis(100));
+        free.push(mem_free() + kept_back());
+    }
+    println!("free memory after each round: {free:?}");
+    settle(STEP, "after so many rounds", hostile, rest);
+    let best = |from: usize| free[from..from + ROUNDS].iter().copied().max().unwrap_or(0);
+    let less = best(ROUNDS) - best(2 * ROUNDS);
+    STEP.judged(
+        "free memory over the rounds",
+        &format!("less than {LEAK_KIB} KiB lost in {ROUNDS} rounds"),
+        format!("{less} KiB lost"),
+        less < LEAK_KIB,
+    );
+    Ok(())
+}
+
+/// What the CPUs keep back of the free memory, in KiB.
+fn kept_back() -> i64 {
+    let text = std::fs::read_to_string("/proc/zoneinfo").unwrap_or_default();
+    let pages: i64 =
+        text.lines().filter_map(|line| line.trim().strip_prefix("count:")?.trim().parse::<i64>().ok()).sum();
+    pages * 4
+}
+
+/// A `guest_memfd` whose VM has ended is empty, and memory of another VM.
+fn outlives(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Result<(), String> {
+    let plan = Plan::default();
+    let (machine, first) = Machine::booted(plan)?;
+    let Machine { vm, vcpu, gmem, ram, run_page, program, .. } = machine;
+    drop((vm, vcpu, run_page));
+    settle(STEP, "the VM has ended, its file has not", hostile, rest);
+    // The driver lets go of the offsets after the last frame came back from el2.
+    let start = Instant::now();
+    let probe = |page: u64| probe_here(ram.at(usize::try_from(page * proto::GRANULE).unwrap_or(0)), false);
+    let pages = plan.bytes / proto::GRANULE;
+    let mut shut: Vec<u64> = (0..pages).collect();
+    while !shut.is_empty() && start.elapsed() < PATIENCE / 6 {
+        shut.retain(|page| probe(*page) != "done");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if !STEP.same("pages of it that the host can not map", "[]", format!("{shut:?}")) {
+        return Ok(());
+    }
+    let zeros = ram.copy_out(0, usize::try_from(plan.bytes).unwrap_or(0)).iter().all(|byte| *byte == 0);
+    STEP.same("what the host finds in it: zeros", true, zeros);
+    let mut second = Machine::over(plan, Some(Arc::clone(&gmem)))?;
+    STEP.same("the old mapping shows the new program", true, ram.copy_out(0, program.len()) == program);
+    STEP.same("convert", "0", crate::gmem::converted(second.gmem.to_private(0, plan.private, 0)));
+    let boot = second.boot()?;
+    STEP.same("another VM runs in the same file", 1, boot.hash_ok);
+    STEP.same("with a secret of its own", true, boot.secret != first.secret);
+    let seen = probe_here(ram.at(usize::try_from(proto::SECRET_BASE - proto::RAM_BASE).unwrap_or(0)), false);
+    STEP.same("which the old mapping does not show", "SIGBUS", seen);
+    drop((second, gmem, ram));
+    settle(STEP, "both have ended", hostile, rest);
+    Ok(())
+}
