@@ -110,14 +110,20 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
     lost
 }
 
-/// Makes offsets that are private and empty what they are in a new file: the VM that they were private for is gone.
+/// Makes offsets that are private, and that the VM was never given, what they are in a new file: the VM that they were
+/// private for is gone.
 fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Page, thread: &T) {
     let mut from = span.first();
     while from < span.end() {
         let until = from.saturating_add(CHUNK).min(span.end());
         file.change(|book| {
             for page in from..until {
-                if book.page(page) == Page::Vacant {
+                let held = book.page(page) == Page::Held;
+                if held {
+                    file.thaw(page);
+                    file.release(page);
+                }
+                if held || book.page(page) == Page::Vacant {
                     book.set(page, initial);
                 }
             }

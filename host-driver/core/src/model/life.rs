@@ -197,6 +197,24 @@ fn after_the_end_empty_private_offsets_are_as_in_a_new_file() {
 }
 
 #[test]
+fn after_the_end_pages_that_were_held_for_the_vm_are_as_in_a_new_file() {
+    let world = world();
+    let below = el2(&world);
+    let file = Model::new(&world, 3, Page::Host);
+    for page in 0..3 {
+        file.store(page);
+    }
+    let thread = Sleeper::default();
+    to_private(&file, span(0, 3), Aim::Convert, Mode::Now, &thread, &mut crate::convert::Nobody).unwrap();
+    doom(&below, VM).unwrap();
+    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &thread), 0);
+    assert!((0..2).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
+    // Of no slot of the VM's.
+    assert_eq!(file.state(2), Page::Held);
+    file.check();
+}
+
+#[test]
 fn a_frame_that_el2_keeps_is_lost_and_never_freed() {
     let world = world();
     let below = el2(&world);
