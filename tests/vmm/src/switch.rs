@@ -282,9 +282,15 @@ pub(crate) fn all() -> Result<(), String> {
 fn spin(bench: &mut Bench<'_>) -> Result<(), String> {
     let interrupts = |bench: &Bench<'_>| bench.exits.get(&EXIT_IRQ).copied().unwrap_or(0);
     let before = interrupts(bench);
-    // A second at 62.5 MHz, a sixteenth of one at 1 GHz.
-    bench.command(CMD_SPIN, [62_500_000, 0, 0])?;
-    let seen = interrupts(bench) - before;
+    // A second each at 62.5 MHz, a sixteenth of one at 1 GHz; a loaded machine may make few interrupts of that.
+    let mut seen = 0;
+    for _ in 0..32 {
+        bench.command(CMD_SPIN, [62_500_000, 0, 0])?;
+        seen = interrupts(bench) - before;
+        if seen >= 3 {
+            break;
+        }
+    }
     STEP.judged("interrupts end a guest's run", "at least 3", seen, seen >= 3);
     Ok(())
 }
