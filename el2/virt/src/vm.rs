@@ -145,7 +145,7 @@ impl<A: Cell> VmCell<A> {
 
 impl VmCell<core::sync::atomic::AtomicU64> {
     /// A slot that was never used, for a static.
-    #[allow(
+    #[expect(
         clippy::declare_interior_mutable_const,
         reason = "the constant is only the initial value of array elements"
     )]

@@ -25,13 +25,7 @@ pub fn check<'w, 'm>(
     run: Claim<GfnRun>,
     m: &impl Machine,
 ) -> Result<Checked<'w, 'm>, Refused> {
-    super::gather_owned(host, guest, run, m)?;
-    for granule in host.batch.granules().iter() {
-        match super::owned(&host.ledger, granule, guest.vm(), m) {
-            super::Owned::Private { .. } => {}
-            super::Owned::Shared { .. } => return Err(Refused::Shared),
-        }
-    }
+    super::gather_owned(host, guest, run, super::Owned::is_private, m)?;
     Ok(Checked { host, guest })
 }
 

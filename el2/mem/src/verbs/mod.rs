@@ -38,6 +38,22 @@ enum Owned {
 }
 
 impl Owned {
+    /// Whether the guest alone sees it.
+    const fn is_private(self) -> Result<(), Refused> {
+        match self {
+            Self::Private { .. } => Ok(()),
+            Self::Shared { .. } => Err(Refused::Shared),
+        }
+    }
+
+    /// Whether the host sees it too.
+    const fn is_shared(self) -> Result<(), Refused> {
+        match self {
+            Self::Shared { .. } => Ok(()),
+            Self::Private { .. } => Err(Refused::NotShared),
+        }
+    }
+
     const fn revocable(self) -> bool {
         match self {
             Self::Private { revocable } | Self::Shared { revocable } => revocable,
@@ -45,11 +61,19 @@ impl Owned {
     }
 }
 
-/// Gathers the frames behind a run that a running protected guest named.
-fn gather_owned(host: &mut Host<'_>, guest: &mut Guest, run: Claim<GfnRun>, m: &impl Machine) -> Result<(), Refused> {
+/// Gathers the frames behind a run that a running protected guest named, if each of them is as `wanted`.
+fn gather_owned(
+    host: &mut Host<'_>,
+    guest: &mut Guest,
+    run: Claim<GfnRun>,
+    wanted: fn(Owned) -> Result<(), Refused>,
+    m: &impl Machine,
+) -> Result<(), Refused> {
+    let vm = guest.vm();
     let body = guest.in_life(&[Life::Running])?;
     body.owns()?;
-    host.gather_guest(&run.examine(), |gfn| body.backing(gfn, m))
+    host.gather_guest(&run.examine(), |gfn| body.backing(gfn, m))?;
+    host.batch.granules().iter().try_for_each(|granule| wanted(owned(&host.ledger, granule, vm, m)))
 }
 
 /// Reads who sees a frame that the guest's tables map; the ledger must agree that it is the guest's.
