@@ -45,6 +45,7 @@ const RULES: &[Rule] = &[
     Rule { package: "freehold-driver-core", ours: &["freehold-uapi"], others: Some(&[]) },
     Rule { package: "freehold-driver-linux", ours: &["freehold-driver-core", "freehold-uapi"], others: Some(&[]) },
     Rule { package: "freehold-oracle", ours: &["freehold-uapi"], others: None },
+    Rule { package: "freehold-trace", ours: &["freehold-mem"], others: Some(&[]) },
     Rule { package: "freehold-guest", ours: &["freehold-uapi"], others: None },
     Rule { package: "freehold-vmm", ours: &["freehold-uapi", "freehold-guest"], others: None },
     Rule { package: "xtask", ours: &["freehold-uapi"], others: None },
