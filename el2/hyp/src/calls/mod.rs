@@ -6,11 +6,13 @@
 //! together, host lock before guest lock. Keeps I6 and I7. It knows the machine as a [`Platform`] only, so that the same
 //! source is tested on the development machine.
 
+mod abort;
 mod memory;
 mod power;
 mod vcpu;
 mod vm;
 
+pub use abort::host_may_retry;
 pub use power::{quiesce, reopen};
 
 use core::sync::atomic::AtomicU64;

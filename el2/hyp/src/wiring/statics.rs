@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Everything that lives as long as the machine: written once before the second CPU, or behind a lock.
 
-use crate::hypercalls::GuestSlot;
+use super::Kind;
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, AtomicU64};
 use freehold_arch::host::Alike;
-use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::MAX_CPUS;
-use freehold_mem::Host;
 use freehold_mem::lock::World;
 use freehold_virt::psci::{Relay, Slot};
 use freehold_virt::smc::Platform;
@@ -18,12 +16,12 @@ use spin::Once;
 pub(crate) const VM_SLOTS: usize = freehold_virt::handle::MAX_VMS;
 
 /// The locks of el2's memory.
-pub(crate) type Locks = World<Ticket<Host<'static>>, Ticket<GuestSlot>, VM_SLOTS>;
+pub(crate) type Locks<K> = World<<K as Kind>::HostLock, <K as Kind>::GuestLock, VM_SLOTS>;
 
 /// What the boot leaves behind for the trap loop.
-pub(crate) struct Machine {
+pub(crate) struct Machine<K: Kind> {
     /// The locks.
-    pub(crate) world: Locks,
+    pub(crate) world: Locks<K>,
     /// What the boot CPU has, and every other must have.
     pub(crate) alike: Alike,
     /// Root of the host's stage 2.
@@ -36,7 +34,7 @@ pub(crate) struct Machine {
     pub(crate) serves_vms: bool,
 }
 
-impl Machine {
+impl<K: Kind> Machine<K> {
     /// The PSCI relay over this machine's CPUs.
     pub(crate) fn relay(&self) -> Relay<'_, AtomicU64> {
         Relay::new(&self.slots, Platform::default(), self.extended_power_state)
@@ -49,16 +47,32 @@ pub(crate) static CLOSING: AtomicBool = AtomicBool::new(false);
 /// Who lives in which slot.
 pub(crate) static VMS: [VmCell<AtomicU64>; VM_SLOTS] = [VmCell::NEW; VM_SLOTS];
 
-static MACHINE: Once<Machine> = Once::new();
+/// Where a binary keeps the sealed machine.
+pub struct Home<K: Kind>(Once<Machine<K>>);
+
+impl<K: Kind> Home<K> {
+    /// Before the boot.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "only a static holds one")]
+    pub const fn new() -> Self {
+        Self(Once::new())
+    }
+}
+
+impl<K: Kind> core::fmt::Debug for Home<K> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Home")
+    }
+}
 
 /// Seals what the boot has put together. Only the first call counts.
-pub(crate) fn seal(machine: Machine) -> &'static Machine {
-    MACHINE.call_once(|| machine)
+pub(crate) fn seal<K: Kind>(machine: Machine<K>) -> &'static Machine<K> {
+    K::home().0.call_once(|| machine)
 }
 
 /// The sealed machine.
-pub(crate) fn machine() -> &'static Machine {
-    match MACHINE.get() {
+pub(crate) fn machine<K: Kind>() -> &'static Machine<K> {
+    match K::home().0.get() {
         Some(machine) => machine,
         None => freehold_arch::fatal::panic(format_args!("the machine was used before the boot sealed it")),
     }

@@ -5,37 +5,34 @@
 //! line that says what and where, and that the host starts under its stage 2 or not at all (D3, D12).
 //! The decisions are the library's; this binds them to addresses.
 
-use crate::hypercalls;
-use crate::power;
-use crate::statics::{self, Machine as Sealed};
+use super::statics::{self, Machine as Sealed};
+use super::{Kind, hypercalls, power};
+use crate::banner::{self, Facts};
+use crate::bundle::{BLOCK, Bundle, IMAGE_HEADER, TRAILER};
+use crate::dtb::machine::{Gic, MAX_CPUS, Machine};
+use crate::dtb::{Dtb, HEADER_SIZE, edit, total_size};
+use crate::layout::{self, Handed, Span};
+use crate::stop::Stop;
 use arrayvec::ArrayVec;
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering};
-use freehold_arch::lock::Ticket;
-use freehold_arch::phys::{self, Fresh, Hardware};
+use freehold_arch::phys::{self, Fresh};
 use freehold_arch::{cache, fatal, features, host, image, mmu, percpu, tlb, uart};
-use freehold_el2::banner::{self, Facts};
-use freehold_el2::bundle::{BLOCK, Bundle, IMAGE_HEADER, TRAILER};
-use freehold_el2::dtb::machine::{Gic, MAX_CPUS, Machine};
-use freehold_el2::dtb::{Dtb, HEADER_SIZE, edit, total_size};
-use freehold_el2::layout::{self, Handed, Span};
-use freehold_el2::stop::Stop;
 use freehold_mem::lock::World;
-use freehold_mem::{Attributes, Host, MapError, MemoryMap, PAGE_SIZE, Pfn, PfnRun};
+use freehold_mem::{Attributes, Host, Machine as Ports, MapError, MemoryMap, PAGE_SIZE, Pfn, PfnRun};
 use freehold_virt::psci::{Affinity, Slot};
 
 const _: () = assert!(MAX_CPUS == percpu::MAX_CPUS);
 
-/// Boots the machine. Called by the entry code with the address of the DTB.
-#[unsafe(no_mangle)]
-extern "C" fn freehold_main(dtb: usize) -> ! {
-    match run(dtb) {
+/// Boots the machine. The entry code has left the address of the DTB.
+pub fn main<K: Kind>(dtb: usize) -> ! {
+    match run::<K>(dtb) {
         Ok(never) => match never {},
         Err(stop) => fatal::stop("stop", format_args!("{stop}")),
     }
 }
 
-fn run(dtb_address: usize) -> Result<Infallible, Stop> {
+fn run<K: Kind>(dtb_address: usize) -> Result<Infallible, Stop> {
     banner::open(&mut uart::Uart, env!("CARGO_PKG_VERSION"), host::midr());
     check_core()?;
     let blob = handed_dtb(dtb_address)?;
@@ -56,13 +53,13 @@ fn run(dtb_address: usize) -> Result<Infallible, Stop> {
     let own = base..base + bundle.payload_offset;
     let (map, ledger) = plan_memory(&machine, &own, &occupied, &dtb_span)?;
     let host_dtb = write_dtb(&dtb, &bundle, base, &[own.clone(), ledger.clone()])?;
-    let memory = build_host(map, &ledger, &machine)?;
+    let memory = build_host(map, &ledger, &machine, K::MACHINE)?;
     let payload = base + bundle.payload_offset;
     banner::facts(
         &mut uart::Uart,
         &Facts { machine: &machine, own: &own, ledger: &ledger, payload, ipa_bits: host::ipa_bits() },
     );
-    start_host(memory, cpus, matches!(machine.gic, Gic::V3 { .. }), payload, host_dtb)
+    start_host::<K>(memory, cpus, matches!(machine.gic, Gic::V3 { .. }), payload, host_dtb)
 }
 
 /// Refuses a core that cannot do what the tables need.
@@ -237,7 +234,7 @@ fn write_dtb(dtb: &Dtb<'_>, bundle: &Bundle, base: u64, carve_outs: &[Span]) -> 
 }
 
 /// Builds ledger and host tables in the second carve-out.
-fn build_host(map: MemoryMap, ledger: &Span, machine: &Machine) -> Result<Host<'static>, Stop> {
+fn build_host(map: MemoryMap, ledger: &Span, machine: &Machine, mut ports: impl Ports) -> Result<Host<'static>, Stop> {
     let needs = map.needs();
     let tables = ledger.start / PAGE_SIZE;
     let words = ledger.start + needs.table_frames * PAGE_SIZE;
@@ -246,19 +243,19 @@ fn build_host(map: MemoryMap, ledger: &Span, machine: &Machine) -> Result<Host<'
     let storage = unsafe { Fresh::new(words as usize, (needs.words * 8) as usize) }.into_words();
     let how = if features::Ids::read().has_s2fwb() { Attributes::Forced } else { Attributes::Combined };
     let first = Pfn::new(tables).ok_or(Stop::with("carve-out is out of range", "address", ledger.start))?;
-    let mut host = Host::build(map, first, storage, how, &mut Hardware).map_err(explain)?;
+    let mut host = Host::build(map, first, storage, how, &mut ports).map_err(explain)?;
     for kept in machine.no_map() {
         let first = kept.start / PAGE_SIZE;
         let count = kept.end.div_ceil(PAGE_SIZE).saturating_sub(first);
         if let Ok(run) = PfnRun::decode(first, count) {
-            host.mark_no_map(run, &Hardware);
+            host.mark_no_map(run, &ports);
         }
     }
     Ok(host)
 }
 
 /// Seals the machine and leaves for the host.
-fn start_host(
+fn start_host<K: Kind>(
     memory: Host<'static>,
     cpus: ArrayVec<Slot<AtomicU64>, MAX_CPUS>,
     has_gic_v3: bool,
@@ -266,8 +263,11 @@ fn start_host(
     dtb: u64,
 ) -> Result<Infallible, Stop> {
     let host_root = memory.root().pa().raw();
-    let machine = statics::seal(Sealed {
-        world: World::new(Ticket::new(memory), core::array::from_fn(|slot| Ticket::new(hypercalls::empty_slot(slot)))),
+    let machine = statics::seal::<K>(Sealed {
+        world: World::new(
+            K::lock_host(memory),
+            core::array::from_fn(|slot| K::lock_guest(hypercalls::empty_slot(slot))),
+        ),
         alike: host::Alike::here(),
         host_root,
         slots: cpus,

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine under the handlers of [`freehold_el2::calls`], and the registers that a call comes and goes in.
+//! The machine under the handlers of [`crate::calls`], and the registers that a call comes and goes in.
 
-use crate::{counters, statics};
+use super::{Kind, counters, statics};
+use crate::calls::{self, GuestSlot, Loaded, Platform, Stop};
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
-use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::this_cpu;
-use freehold_arch::phys::Hardware;
 use freehold_arch::switch::{self, ExitKind, GuestContext};
 use freehold_arch::vcpu::{self, Regime};
 use freehold_arch::vectors::HostFrame;
-pub(crate) use freehold_el2::calls::GuestSlot;
-use freehold_el2::calls::{self, Loaded, Platform, Stop};
 use freehold_mem::lock::Permit;
-use freehold_mem::{Host, Pfn, VmSlot, Vmid};
+use freehold_mem::{Pfn, VmSlot, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::handle::VcpuIndex;
 use freehold_virt::sysreg::RawIds;
@@ -25,12 +23,12 @@ const _: () = assert!(freehold_arch::percpu::MAX_CPUS <= calls::MAX_CPUS, "every
 const SVE_HINT: u64 = 1 << 16;
 
 /// Serves one call. The program counter is behind it already.
-pub(crate) fn handle(frame: &mut HostFrame) {
+pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
     let id = u32::try_from(frame.x(0) & !SVE_HINT).unwrap_or(0);
     if id == hvc::CALL_UID {
         return uid(frame);
     }
-    let reply = calls::serve(&El2, id, core::array::from_fn(|n| frame.x(n + 1)));
+    let reply = calls::serve(&K::PLATFORM, id, core::array::from_fn(|n| frame.x(n + 1)));
     // A run leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
     let last = if calls::clears_all(id) { 17 } else { 7 };
     for n in 0..=last {
@@ -42,16 +40,6 @@ fn uid(frame: &mut HostFrame) {
     for (n, word) in hvc::UID.into_iter().enumerate() {
         frame.set_x(n, word.into());
     }
-}
-
-/// Ends all VMs before the machine goes down. `false` if one still runs.
-pub(crate) fn quiesce() -> bool {
-    calls::quiesce(&El2)
-}
-
-/// Lets VMs begin again: the machine stays on after all.
-pub(crate) fn reopen() {
-    calls::reopen(&El2);
 }
 
 /// All VMs.
@@ -68,10 +56,22 @@ pub(crate) fn empty_slot(index: usize) -> GuestSlot {
 }
 
 /// This machine.
-struct El2;
+#[derive(Debug)]
+pub struct El2<K>(PhantomData<K>);
+
+impl<K> El2<K> {
+    /// There is one.
+    pub const HERE: Self = Self(PhantomData);
+}
 
 /// A claimed vCPU on this CPU.
-struct Here<'a>(vcpu::Loaded<'a>);
+pub struct Here<'a>(vcpu::Loaded<'a>);
+
+impl core::fmt::Debug for Here<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Here")
+    }
+}
 
 impl<'a> Loaded<'a> for Here<'a> {
     type Registers = GuestContext;
@@ -97,19 +97,19 @@ impl<'a> Loaded<'a> for Here<'a> {
     }
 }
 
-impl Platform for El2 {
-    type Machine = Hardware;
-    type HostLock = Ticket<Host<'static>>;
-    type GuestLock = Ticket<GuestSlot>;
+impl<K: Kind> Platform for El2<K> {
+    type Machine = K::Machine;
+    type HostLock = K::HostLock;
+    type GuestLock = K::GuestLock;
     type Regime = Regime;
     type Loaded<'a> = Here<'a>;
 
-    fn machine(&self) -> Hardware {
-        Hardware
+    fn machine(&self) -> K::Machine {
+        K::MACHINE
     }
 
-    fn world(&self) -> &statics::Locks {
-        &statics::machine().world
+    fn world(&self) -> &statics::Locks<K> {
+        &statics::machine::<K>().world
     }
 
     fn vms(&self) -> Vms<'_, AtomicU64> {
@@ -117,7 +117,7 @@ impl Platform for El2 {
     }
 
     fn serves_vms(&self) -> bool {
-        statics::machine().serves_vms
+        statics::machine::<K>().serves_vms
     }
 
     fn is_closing(&self) -> bool {
@@ -157,6 +157,6 @@ impl Platform for El2 {
     }
 
     fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64> {
-        counters::counter(permit, counter, index)
+        counters::counter::<K>(permit, counter, index)
     }
 }

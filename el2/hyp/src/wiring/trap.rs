@@ -4,8 +4,7 @@
 //! Keeps I7: every exception that EL1 or EL0 of the host can cause has an answer, and none of them is
 //! a panic. Does not know what the answers mean.
 
-use crate::{fault, hypercalls, power, statics};
-use core::panic::PanicInfo;
+use super::{Kind, fault, hypercalls, power, statics};
 use freehold_arch::host::{self, Syndrome};
 use freehold_arch::inject::{self, Abort};
 use freehold_arch::percpu::{PerCpu, this_cpu};
@@ -17,9 +16,9 @@ const CLASS_SMC64: u64 = 0x17;
 const CLASS_FETCH_ABORT: u64 = 0x20;
 const CLASS_DATA_ABORT: u64 = 0x24;
 
-/// Serves one synchronous exception of the host. Called by the vectors.
-#[unsafe(no_mangle)]
-extern "C" fn freehold_host_sync(frame: &mut HostFrame) {
+/// Serves one synchronous exception of the host, which the vectors have taken.
+#[inline]
+pub fn host_sync<K: Kind>(frame: &mut HostFrame) {
     let cpu = this_cpu();
     cpu.counters.entries.bump();
     if fatal::is_stopped() {
@@ -29,15 +28,15 @@ extern "C" fn freehold_host_sync(frame: &mut HostFrame) {
     match syndrome.class() {
         CLASS_HVC64 if syndrome.immediate() == 0 => {
             cpu.counters.hypercalls.bump();
-            hypercalls::handle(frame);
+            hypercalls::handle::<K>(frame);
         }
         CLASS_SMC64 => {
             cpu.counters.smcs.bump();
             host::skip_instruction();
-            power::smc(cpu, syndrome.immediate(), frame);
+            power::smc::<K>(cpu, syndrome.immediate(), frame);
         }
-        CLASS_FETCH_ABORT => fault::serve(cpu, Abort::Fetch, syndrome),
-        CLASS_DATA_ABORT => fault::serve(cpu, Abort::Data, syndrome),
+        CLASS_FETCH_ABORT => fault::serve::<K>(cpu, Abort::Fetch, syndrome),
+        CLASS_DATA_ABORT => fault::serve::<K>(cpu, Abort::Data, syndrome),
         CLASS_HVC64 => {
             host::step_back();
             inject::undefined();
@@ -47,13 +46,12 @@ extern "C" fn freehold_host_sync(frame: &mut HostFrame) {
     }
 }
 
-/// Goes on with a CPU that firmware has just started or resumed. Called by the entry code.
-#[unsafe(no_mangle)]
-extern "C" fn freehold_secondary_main() -> ! {
+/// Goes on with a CPU that firmware has just started or resumed, and that the entry code has brought here.
+pub fn secondary_main<K: Kind>() -> ! {
     let cpu: &PerCpu = this_cpu();
     // To start or to resume is an entry to EL2 like any other.
     cpu.counters.entries.bump();
-    let machine = statics::machine();
+    let machine = statics::machine::<K>();
     if fatal::is_stopped() {
         barrier::halt();
     }
@@ -72,9 +70,4 @@ extern "C" fn freehold_secondary_main() -> ! {
             fatal::stop("stop", format_args!("firmware started a CPU that nobody asked for at cpu {}", cpu.index()))
         }
     }
-}
-
-#[panic_handler]
-fn panicked(info: &PanicInfo<'_>) -> ! {
-    fatal::panic(format_args!("{info}"))
 }

@@ -3,7 +3,9 @@
 //!
 //! Keeps "no CPU runs EL1 without stage 2": the entry address that firmware gets is always ours.
 
-use crate::{hypercalls, statics};
+use super::{Kind, hypercalls, statics};
+use crate::calls;
+use core::marker::PhantomData;
 use core::ptr::from_ref;
 use freehold_arch::percpu::{self, PerCpu};
 use freehold_arch::vectors::HostFrame;
@@ -18,17 +20,17 @@ const PSCI_FEATURES: u32 = 0x8400_000a;
 const CPU_SUSPEND_EXTENDED: i64 = 1 << 1;
 
 /// Serves one SMC. The program counter is behind it already.
-pub(crate) fn smc(cpu: &PerCpu, immediate: u16, frame: &mut HostFrame) {
-    let relay = statics::machine().relay();
+pub(crate) fn smc<K: Kind>(cpu: &PerCpu, immediate: u16, frame: &mut HostFrame) {
+    let relay = statics::machine::<K>().relay();
     let arguments = core::array::from_fn(|n| frame.x(n));
-    match relay.smc(cpu.index(), immediate, arguments, &mut Below) {
+    match relay.smc(cpu.index(), immediate, arguments, &mut Below::<K>(PhantomData)) {
         Reply::Status(status) => frame.set_x(0, status.cast_unsigned()),
         Reply::Results(results) => {
             for (n, result) in results.into_iter().enumerate() {
                 frame.set_x(n, result);
             }
         }
-        Reply::Vendor(_) => hypercalls::handle(frame),
+        Reply::Vendor(_) => hypercalls::handle::<K>(frame),
     }
 }
 
@@ -39,9 +41,9 @@ pub(crate) fn has_extended_power_state() -> bool {
 }
 
 /// The firmware below EL2.
-struct Below;
+struct Below<K>(PhantomData<K>);
 
-impl Firmware for Below {
+impl<K: Kind> Firmware for Below<K> {
     fn call(&mut self, x: [u64; 4]) -> [u64; 4] {
         let mut arguments = [0; 18];
         arguments[..4].copy_from_slice(&x);
@@ -69,11 +71,11 @@ impl Firmware for Below {
     }
 
     fn quiesce(&mut self) -> bool {
-        hypercalls::quiesce()
+        calls::quiesce(&K::PLATFORM)
     }
 
     fn reopen(&mut self) {
-        hypercalls::reopen();
+        calls::reopen(&K::PLATFORM);
     }
 }
 
