@@ -87,8 +87,8 @@ pub struct Report {
     pub decided: BTreeMap<Rule, u64>,
     /// The first of what was not kept.
     pub violations: Vec<Violation>,
-    /// How many there were in all.
-    pub total: u64,
+    /// How many there were in all, by rule.
+    pub broken: BTreeMap<Rule, u64>,
 }
 
 impl Report {
@@ -115,7 +115,7 @@ impl Findings {
     fn decide(&mut self, rule: Rule, kept: bool, what: impl FnOnce() -> String) {
         *self.report.decided.entry(rule).or_default() += 1;
         if !kept {
-            self.report.total += 1;
+            *self.report.broken.entry(rule).or_default() += 1;
             if self.report.violations.len() < KEPT {
                 let (sequence, cpu) = (self.sequence, self.cpu);
                 self.report.violations.push(Violation { sequence, cpu, rule, what: what() });
