@@ -199,7 +199,7 @@ impl<'l> Rig<'l> {
         let owned = self.pick(dice, mine);
         let seen = match self.state(owned) {
             State::Private { gfn, .. } | State::Shared { gfn, .. } => gfn.raw(),
-            _ => at,
+            State::NoMap | State::Host | State::Lent(_) | State::El2 | State::Pool { .. } => at,
         };
         let lot = Claim::new(Lot::decode(free, at, count).unwrap());
         let asked = || Claim::new(GfnRun::decode(seen, 1).unwrap());
