@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The shipped calls of `el2` over a small machine on the development machine, and what enumerates its worlds.
+//!
+//! [`Rig`] is the machine: RAM is a vector, the tables in it are those that `freehold_mem` writes, and its TLB is the
+//! worst that a CPU may have: it holds every translation that stood at any moment since the last invalidation. Calls
+//! enter by `freehold_el2::calls::serve` with registers, guests are scripts of [`Act`]s. The rig knows no rule about who
+//! may own what, but for what no order of calls may ever do to a machine: whoever is still in the TLB reaches a frame.
+#![forbid(unsafe_code)]
+
+mod act;
+mod board;
+mod label;
+mod lock;
+mod picture;
+mod platform;
+mod ports;
+mod rig;
+mod tlb;
+mod turns;
+mod vcpus;
+
+pub use act::Act;
+pub use board::{Fault, Layout};
+pub use label::Label;
+pub use picture::{FrameView, Picture, VcpuView, VmView};
+pub use rig::{Answer, Rig};
+
+#[cfg(test)]
+mod tests;

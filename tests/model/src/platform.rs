@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One CPU of the rig, as the shipped calls see it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use freehold_el2::calls::{GuestSlot, Loaded, Platform, Stop};
+use freehold_mem::lock::{Permit, World};
+use freehold_mem::{Host, Pfn, Vmid};
+use freehold_uapi::hvc;
+use freehold_virt::handle::{MAX_VMS, VcpuIndex};
+use freehold_virt::sysreg::RawIds;
+use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vm::{Claimed, Vms};
+
+use crate::lock::Lock;
+use crate::ports::Ports;
+use crate::rig::Rig;
+use crate::turns;
+use crate::vcpus::{Block, Registers};
+
+/// One CPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cpu<'r> {
+    pub(crate) rig: &'r Rig,
+    pub(crate) number: usize,
+}
+
+/// A vCPU that a CPU has claimed. What it holds goes back to its frame when it is let go.
+pub(crate) struct Open<'r> {
+    cpu: Cpu<'r>,
+    claim: Claimed<'r, AtomicU64>,
+    frame: u64,
+    block: Block,
+}
+
+/// Whether this entry forgets what the CPU cached of the VM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flushes(bool);
+
+impl<'r> Loaded<'r> for Open<'r> {
+    type Registers = Registers;
+    type Regime = Flushes;
+
+    fn claim(&mut self) -> &mut Claimed<'r, AtomicU64> {
+        turns::point();
+        &mut self.claim
+    }
+
+    fn parts(&mut self) -> (&mut Registers, &mut Vcpu) {
+        (&mut self.block.registers, &mut self.block.vcpu)
+    }
+
+    fn run(&mut self, regime: &Flushes) -> Stop {
+        turns::point();
+        self.cpu.rig.entered(self.cpu.number, regime.0);
+        let act = self.cpu.rig.next_act(self.cpu.number);
+        let stop = act.perform(&mut self.block.registers);
+        turns::point();
+        stop
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let mut blocks = self.cpu.rig.board.blocks();
+        match blocks.iter_mut().find(|(frame, _)| *frame == self.frame) {
+            Some((_, block)) => block.clone_from(&self.block),
+            None => self.cpu.rig.board.complain(format!("a vCPU lost its frame {:#x} while in use", self.frame)),
+        }
+    }
+}
+
+impl<'r> Platform for Cpu<'r> {
+    type Machine = Ports<'r>;
+    type HostLock = Lock<Host<'static>>;
+    type GuestLock = Lock<GuestSlot>;
+    type Regime = Flushes;
+    type Loaded<'a>
+        = Open<'a>
+    where
+        Self: 'a;
+
+    fn machine(&self) -> Ports<'r> {
+        Ports(&self.rig.board)
+    }
+
+    fn world(&self) -> &World<Self::HostLock, Self::GuestLock, MAX_VMS> {
+        &self.rig.world
+    }
+
+    fn vms(&self) -> Vms<'_, AtomicU64> {
+        turns::point();
+        self.rig.board.vms()
+    }
+
+    fn serves_vms(&self) -> bool {
+        !self.rig.no_vms.load(Ordering::Relaxed)
+    }
+
+    fn is_closing(&self) -> bool {
+        self.rig.closing.load(Ordering::Relaxed)
+    }
+
+    fn set_closing(&self, closing: bool) {
+        self.rig.closing.store(closing, Ordering::Relaxed);
+    }
+
+    fn cpu(&self) -> usize {
+        self.number
+    }
+
+    fn host_is_wanted(&self) -> bool {
+        self.rig.wanted.load(Ordering::Relaxed)
+    }
+
+    fn host_is_busy(&self) -> bool {
+        self.rig.busy.load(Ordering::Relaxed)
+    }
+
+    fn create_vcpu(&self, frame: Pfn) -> u64 {
+        self.rig.board.blocks().push((frame.raw(), Block::new()));
+        frame.raw()
+    }
+
+    fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Open<'a> {
+        let frame = claim.block();
+        let found = self.rig.board.blocks().iter().find(|(at, _)| *at == frame).map(|(_, block)| block.clone());
+        let block = found.unwrap_or_else(|| panic!("a vCPU without its frame {frame:#x}"));
+        Open { cpu: *self, claim, frame, block }
+    }
+
+    fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, flush: bool) -> Flushes {
+        Flushes(flush)
+    }
+
+    fn raw_ids(&self) -> RawIds {
+        RawIds::default()
+    }
+
+    fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64> {
+        if index != 0 {
+            return None;
+        }
+        if counter == hvc::COUNTER_VMS {
+            return Some(self.rig.board.vms().count());
+        }
+        let counters = self.rig.world.host(permit).get().counters();
+        match counter {
+            hvc::COUNTER_HOST_BLOCKS => Some(counters.blocks),
+            hvc::COUNTER_HOST_TABLES => Some(counters.tables),
+            hvc::COUNTER_FOREIGN_FRAMES => Some(counters.foreign),
+            hvc::COUNTER_TABLES_FREE => Some(counters.tables_free),
+            _ => None,
+        }
+    }
+}
