@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a running guest does: accesses, calls, and ways to leave.
+
+use freehold_uapi::{guest, hvc};
+
+use super::frames::in_ram;
+use super::vcpu::exit;
+use crate::op::{Act, Env};
+use crate::outcome::{Done, Outcome, Statuses, Value};
+use crate::record::{Content, Kind, Mark, Page, Pending, Vcpu, VcpuLife};
+use crate::state::State;
+
+const PAGE: u64 = 4096;
+
+/// An exit with a reason and payload.
+const fn exit_with(reason: u64, a: u64, b: u64, c: u64) -> Done {
+    Done::Exit([Value::Is(reason), Value::Is(a), Value::Is(b), Value::Is(c)])
+}
+
+pub(super) fn decide(s: &impl State, cpu: u8, act: &Act, env: &Env<'_>) -> Outcome {
+    let Some((slot, index)) = s.cpu(cpu) else { return Outcome::refused(Statuses::NONE) };
+    Outcome::done(match *act {
+        Act::Access { ipa, size, store, described } => access(s, slot, ipa, size, store, described),
+        Act::Walk { ipa } if in_ram(s, slot, ipa / PAGE) => inside(s, slot, ipa / PAGE, false),
+        Act::Walk { .. } => exit_with(hvc::EXIT_CRASH, hvc::CRASH_WALK, 0, 0),
+        Act::Call { id, x } => return call(s, slot, id, x, env),
+        Act::Wfi => exit(hvc::EXIT_WFI),
+        Act::Interrupt => exit(hvc::EXIT_IRQ),
+        Act::Kicked if s.vcpu(slot, index).kicked => exit(hvc::EXIT_KICKED),
+        Act::Kicked => Done::Allowed,
+        Act::BadState => exit_with(hvc::EXIT_CRASH, hvc::CRASH_BAD_STATE, 0, 0),
+        Act::Abort => exit_with(hvc::EXIT_CRASH, hvc::CRASH_ABORT, 0, 0),
+    })
+}
+
+fn access(s: &impl State, slot: u8, ipa: u64, size: u8, store: Option<u64>, described: bool) -> Done {
+    if in_ram(s, slot, ipa / PAGE) {
+        return inside(s, slot, ipa / PAGE, store.is_some());
+    }
+    if !described {
+        return exit_with(hvc::EXIT_CRASH, hvc::CRASH_NO_SYNDROME, 0, 0);
+    }
+    let size = u64::from(size);
+    match store {
+        None => exit_with(hvc::EXIT_MMIO, ipa, size, 0),
+        Some(value) => exit_with(hvc::EXIT_MMIO, ipa, size | hvc::MMIO_WRITE, value & mask(size)),
+    }
+}
+
+/// The bits of a value of so many bytes.
+const fn mask(size: u64) -> u64 {
+    if size >= 8 { u64::MAX } else { (1 << (size * 8)) - 1 }
+}
+
+/// An access to RAM. An exit says the guest frame, and nothing of what was stored.
+fn inside(s: &impl State, slot: u8, gfn: u64, write: bool) -> Done {
+    match s.mark(slot, gfn) {
+        Mark::Poisoned => exit_with(hvc::EXIT_CRASH, hvc::CRASH_POISONED, 0, 0),
+        Mark::Borrow { write: may, .. } if may || !write => Done::Allowed,
+        Mark::None if s.backing(slot, gfn).is_some() => Done::Allowed,
+        Mark::None | Mark::Borrow { .. } => exit_with(hvc::EXIT_MEM_FAULT, gfn, 0, 0),
+    }
+}
+
+/// A call that is for protected guests alone.
+const fn protected_only(id: u32) -> bool {
+    matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH)
+}
+
+fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3], env: &Env<'_>) -> Outcome {
+    if protected_only(id) && !s.vm(slot).protected {
+        return Outcome::refused(Statuses::one(guest::NOT_SUPPORTED));
+    }
+    match id {
+        guest::SMCCC_VERSION => answers([0x1_0002, 0, 0, 0]),
+        guest::SMCCC_ARCH_FEATURES => feature(x[0], &[guest::SMCCC_VERSION, guest::SMCCC_ARCH_FEATURES], true),
+        guest::VENDOR_UID => answers(guest::PKVM_UID.map(u64::from)),
+        guest::VENDOR_FEATURES if s.vm(slot).protected => answers([guest::FEATURES.into(), 0, 0, 0]),
+        guest::VENDOR_FEATURES => Outcome::done(Done::Answered([Value::Any; 4])),
+        guest::HYP_MEMINFO if x == [0; 3] => answers([guest::GRANULE, 1, 0, 0]),
+        guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH => request(s, slot, id, x, env),
+        guest::HYP_MEMINFO => Outcome::refused(Statuses::one(guest::INVALID_PARAMETER)),
+        guest::PSCI_VERSION => answers([0x1_0001, 0, 0, 0]),
+        guest::PSCI_SYSTEM_OFF => Outcome::done(exit_with(hvc::EXIT_SYSTEM, 0, 0, 0)),
+        guest::PSCI_SYSTEM_RESET => Outcome::done(exit_with(hvc::EXIT_SYSTEM, 1, 0, 0)),
+        guest::PSCI_FEATURES => feature(x[0], &PSCI, false),
+        _ => Outcome::refused(Statuses::one(guest::NOT_SUPPORTED)),
+    }
+}
+
+/// What PSCI_FEATURES knows for sure: every PSCI call of the table, and SMCCC_VERSION by the SMCCC.
+const PSCI: [u32; 5] =
+    [guest::PSCI_VERSION, guest::PSCI_SYSTEM_OFF, guest::PSCI_SYSTEM_RESET, guest::PSCI_FEATURES, guest::SMCCC_VERSION];
+
+fn answers(x: [u64; 4]) -> Outcome {
+    Outcome::done(Done::Answered(x.map(Value::Is)))
+}
+
+/// A question for a function: there, or not. `more`: other functions than these may be there as well.
+fn feature(asked: u64, there: &[u32], more: bool) -> Outcome {
+    let known = u32::try_from(asked).is_ok_and(|f| there.contains(&f));
+    match (known, more) {
+        (true, _) => answers([0; 4]),
+        (false, false) => Outcome::refused(Statuses::one(guest::NOT_SUPPORTED)),
+        (false, true) => {
+            let refused = Statuses::one(guest::NOT_SUPPORTED);
+            let any = Done::Answered([Value::Any, Value::Is(0), Value::Is(0), Value::Is(0)]);
+            Outcome { refused, ..Outcome::done(any) }
+        }
+    }
+}
+
+/// What a guest asks for: kind, first guest frame, frames. Nothing if the arguments alone are wrong.
+fn asked(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Option<(Kind, u64, u64)> {
+    let [ipa, count, zero] = x;
+    let kind = match id {
+        guest::MEM_SHARE => Kind::Share,
+        guest::MEM_UNSHARE => Kind::Unshare,
+        _ => Kind::Relinquish,
+    };
+    let sound = ipa % PAGE == 0 && zero == 0 && (kind != Kind::Relinquish || count == 0);
+    (sound && in_ram(s, slot, ipa / PAGE)).then_some((kind, ipa / PAGE, count.max(1)))
+}
+
+/// A request is checked, kept, and shown to the host.
+fn request(s: &impl State, slot: u8, id: u32, x: [u64; 3], env: &Env<'_>) -> Outcome {
+    let invalid = Statuses::one(guest::INVALID_PARAMETER);
+    let Some((kind, gfn, count)) = asked(s, slot, id, x) else { return Outcome::refused(invalid) };
+    let reason = match kind {
+        Kind::Share => hvc::EXIT_SHARE,
+        Kind::Unshare => hvc::EXIT_UNSHARE,
+        Kind::Relinquish => hvc::EXIT_RELINQUISH,
+    };
+    // How much of the range's pages is looked at before the host is asked, is not said.
+    let fits = (0..count.min(hvc::MAX_RUN)).all(|n| fit(s, slot, kind, gfn.saturating_add(n)));
+    let refused = if fits && count <= hvc::MAX_RUN { Statuses::NONE } else { invalid };
+    let taken = env.asked.clamp(1, count);
+    Outcome { refused, ..Outcome::done(exit_with(reason, gfn, taken, 0)) }
+}
+
+/// Whether a page is as the request needs it.
+fn fit(s: &impl State, slot: u8, kind: Kind, gfn: u64) -> bool {
+    let lent = s.backing(slot, gfn).map(|p| s.page(p).lent);
+    in_ram(s, slot, gfn) && s.mark(slot, gfn) == Mark::None && lent == Some(kind == Kind::Unshare)
+}
+
+pub(super) fn apply(s: &mut impl State, cpu: u8, act: &Act, env: &Env<'_>) {
+    let Some((slot, index)) = s.cpu(cpu) else { return };
+    let outcome = decide(s, cpu, act, env);
+    match outcome.done {
+        Some(Done::Exit([Value::Is(reason), Value::Is(a), Value::Is(b), _])) => {
+            leave(s, cpu, (slot, index), (reason, a, b));
+        }
+        Some(Done::Allowed) => {
+            if let Act::Access { ipa, store: Some(_), .. } = *act {
+                store(s, slot, ipa / PAGE);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The guest's page holds what the guest wrote.
+fn store(s: &mut impl State, slot: u8, gfn: u64) {
+    let (pfn, shared) = match s.mark(slot, gfn) {
+        Mark::Borrow { pfn, .. } => (Some(pfn), Content::Public),
+        Mark::None | Mark::Poisoned => (s.backing(slot, gfn), Content::Shared),
+    };
+    if let Some(pfn) = pfn {
+        let page = s.page(pfn);
+        let private = !page.lent && page.borrows == 0;
+        s.set_page(pfn, Page { content: if private { Content::Secret(slot) } else { shared }, ..page });
+    }
+}
+
+/// A vCPU stops running, and keeps what its exit leaves to be answered.
+fn leave(s: &mut impl State, cpu: u8, (slot, index): (u8, u8), (reason, a, b): (u64, u64, u64)) {
+    let vcpu = s.vcpu(slot, index);
+    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let ask = |kind| Pending::Request { kind, gfn: number(a), count: number(b) };
+    let pending = match reason {
+        hvc::EXIT_SHARE => ask(Kind::Share),
+        hvc::EXIT_UNSHARE => ask(Kind::Unshare),
+        hvc::EXIT_RELINQUISH => ask(Kind::Relinquish),
+        hvc::EXIT_MMIO if b & hvc::MMIO_WRITE == 0 => {
+            Pending::Load { size: u8::try_from(b & hvc::MMIO_SIZE_MASK).unwrap_or(0) }
+        }
+        _ => Pending::None,
+    };
+    let life = match reason {
+        hvc::EXIT_CRASH => VcpuLife::Crashed,
+        hvc::EXIT_SYSTEM => VcpuLife::Off,
+        _ => vcpu.life,
+    };
+    let kicked = vcpu.kicked && reason != hvc::EXIT_KICKED;
+    s.set_vcpu(slot, index, Vcpu { life, running: false, kicked, pending });
+    s.set_cpu(cpu, None);
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU's life: created, given registers, run, kicked.
+
+use freehold_uapi::{guest, hvc};
+
+use super::change;
+use super::frames::named;
+use super::host::{NOTHING, unless};
+use crate::op::{Env, Who};
+use crate::outcome::{Done, Outcome, Statuses, Value};
+use crate::record::{Kind, Life, Pending, Vcpu, VcpuLife, Vm};
+use crate::state::State;
+
+/// The only PSTATE that a vCPU may start with: EL1h, DAIF masked.
+const START: u64 = 0x3c5;
+
+/// A vCPU by its index.
+fn at(s: &impl State, slot: u8, index: u64) -> Option<(u8, Vcpu)> {
+    let index = u8::try_from(index).ok().filter(|i| *i < s.machine().vcpus)?;
+    let vcpu = s.vcpu(slot, index);
+    (vcpu.life != VcpuLife::Absent).then_some((index, vcpu))
+}
+
+/// VM and vCPU, or why there is none.
+pub(super) fn find(s: &impl State, who: Who, index: u64) -> Result<(u8, Vm, u8, Vcpu), Statuses> {
+    let (slot, vm) = named(s, who)?;
+    // Whether a dying VM still has vCPUs is not said.
+    let missing = Statuses::one(hvc::WRONG_VCPU).when(vm.life == Life::Dying, hvc::WRONG_STATE);
+    let (index, vcpu) = at(s, slot, index).ok_or(missing)?;
+    Ok((slot, vm, index, vcpu))
+}
+
+pub(super) fn decide_create(s: &impl State, who: Who, index: u64, env: &Env<'_>) -> Outcome {
+    let (slot, vm) = match named(s, who) {
+        Ok(found) => found,
+        Err(e) => return Outcome::refused(e),
+    };
+    let no = change::short(&vm, env)
+        .when(vm.life != Life::Open, hvc::WRONG_STATE)
+        .when(index >= s.machine().vcpus.into(), hvc::WRONG_VCPU)
+        .when(at(s, slot, index).is_some(), hvc::VCPU_EXISTS);
+    unless(no, Done::Host(NOTHING))
+}
+
+pub(super) fn create(s: &mut impl State, who: Who, index: u64, env: &Env<'_>) {
+    if let Ok((slot, vm)) = named(s, who) {
+        s.set_vm(slot, change::spend(vm, env));
+        let index = u8::try_from(index).unwrap_or(u8::MAX);
+        s.set_vcpu(slot, index, Vcpu { life: VcpuLife::Ready, ..Vcpu::default() });
+    }
+}
+
+pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: u64) -> Outcome {
+    let mut no = match reg {
+        hvc::REG_X0..=hvc::REG_X3 => Statuses::NONE,
+        hvc::REG_PC => Statuses::NONE.when(!value.is_multiple_of(4), hvc::UNALIGNED),
+        hvc::REG_PSTATE => Statuses::NONE.when(value != START, hvc::BAD_ARGUMENT),
+        hvc::REG_MPIDR => Statuses::one(hvc::DENIED),
+        _ => Statuses::one(hvc::BAD_ARGUMENT),
+    };
+    match find(s, who, index) {
+        Ok((_, vm, _, vcpu)) => no = no.and(too_late(&vm, &vcpu)),
+        Err(e) => no = no.and(e),
+    }
+    unless(no, Done::Host(NOTHING))
+}
+
+/// A vCPU's registers are the host's until the first run.
+fn too_late(vm: &Vm, vcpu: &Vcpu) -> Statuses {
+    let ran = vcpu.life != VcpuLife::Ready || vm.life == Life::Ran;
+    Statuses::NONE
+        .when(vcpu.running, hvc::VCPU_BUSY)
+        .when(ran, hvc::DENIED)
+        // Which of the two it is, the VM's life or the register's, is not said.
+        .when(ran || vm.life == Life::Dying, hvc::WRONG_STATE)
+}
+
+pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outcome {
+    let unknown = !hvc::REGS.iter().any(|r| u64::try_from(r.value) == Ok(reg));
+    let no = Statuses::NONE.when(unknown, hvc::BAD_ARGUMENT);
+    let value = Done::Host([Value::Any, NOTHING[1], NOTHING[2], NOTHING[3]]);
+    match find(s, who, index) {
+        Err(e) => Outcome::refused(no.and(e)),
+        // MPIDR may be read at any time; whether a running or dying vCPU counts is not said.
+        Ok((_, vm, _, vcpu)) if reg == hvc::REG_MPIDR => {
+            let loose = Statuses::NONE.when(vcpu.running, hvc::VCPU_BUSY).when(!vm.alive(), hvc::WRONG_STATE);
+            Outcome { refused: loose, ..Outcome::done(value) }
+        }
+        Ok((_, vm, _, vcpu)) => unless(no.and(too_late(&vm, &vcpu)), value),
+    }
+}
+
+pub(super) fn decide_run(s: &impl State, who: Who, index: u64, _mmio: u64, env: &Env<'_>) -> Outcome {
+    let (_, vm, _, vcpu) = match find(s, who, index) {
+        Ok(found) => found,
+        Err(e) => return Outcome::refused(e),
+    };
+    let crashed = vcpu.life == VcpuLife::Crashed;
+    let no = Statuses::NONE
+        .when(!vm.alive() || crashed, hvc::WRONG_STATE)
+        .when(vcpu.running, hvc::VCPU_BUSY)
+        .when(crashed, hvc::DENIED);
+    let done = match (vcpu.kicked, env.irq) {
+        (true, false) => exit(hvc::EXIT_KICKED),
+        (_, true) => exit(hvc::EXIT_IRQ),
+        (false, false) => Done::Entered(answer(&vcpu)),
+    };
+    let mut outcome = unless(no, done);
+    if outcome.done.is_some() && vcpu.life == VcpuLife::Off {
+        // Whether a guest that turned itself off can be entered is not said.
+        outcome.refused = Statuses::one(hvc::DENIED).when(true, hvc::WRONG_STATE);
+    }
+    outcome
+}
+
+/// An exit without payload.
+pub(super) const fn exit(reason: u64) -> Done {
+    Done::Exit([Value::Is(reason), Value::Is(0), Value::Is(0), Value::Is(0)])
+}
+
+/// What the guest finds in x0 and x1.
+fn answer(vcpu: &Vcpu) -> Option<(u64, u64)> {
+    let ok = guest::OK.unsigned_abs();
+    match vcpu.pending {
+        Pending::Answer { kind: Kind::Relinquish, .. } => Some((ok, 0)),
+        Pending::Answer { kind: Kind::Share | Kind::Unshare, count } => Some((ok, count.into())),
+        Pending::None | Pending::Load { .. } | Pending::Request { .. } => None,
+    }
+}
+
+pub(super) fn run(s: &mut impl State, cpu: u8, who: Who, index: u64, env: &Env<'_>) {
+    let Ok((slot, vm, index, vcpu)) = find(s, who, index) else { return };
+    s.set_vm(slot, Vm { life: Life::Ran, ..vm });
+    let stays = !vcpu.kicked && !env.irq;
+    // An entry ends what was pending: a load has its value, a request that was not accepted is made again.
+    let kicked = vcpu.kicked && env.irq;
+    s.set_vcpu(slot, index, Vcpu { life: VcpuLife::Ran, running: stays, kicked, pending: Pending::None });
+    if stays {
+        s.set_cpu(cpu, Some((slot, index)));
+    }
+}
+
+pub(super) fn decide_kick(s: &impl State, who: Who, index: u64) -> Outcome {
+    match find(s, who, index) {
+        Err(e) => Outcome::refused(e),
+        // "At any time", and yet it may say that the state is wrong: when is not said.
+        Ok((_, vm, ..)) => {
+            let refused = Statuses::NONE.when(!vm.alive(), hvc::WRONG_STATE);
+            Outcome { refused, ..Outcome::done(Done::Host(NOTHING)) }
+        }
+    }
+}
+
+pub(super) fn kick(s: &mut impl State, who: Who, index: u64) {
+    if let Ok((slot, vm, index, vcpu)) = find(s, who, index)
+        && vm.alive()
+    {
+        s.set_vcpu(slot, index, Vcpu { kicked: true, ..vcpu });
+    }
+}
