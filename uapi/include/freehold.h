@@ -150,11 +150,14 @@
 #define FREEHOLD_CONVERT_TO_SHARED (2)
 #define FREEHOLD_CONVERT_WAIT (0)
 #define FREEHOLD_CONVERT_NOW (1)
+#define FREEHOLD_CONVERT_NOTIFY (2)
 
 /* Ioctls that KVM lacks */
 #define FREEHOLD_CONVERT 0xc040f501U
 #define FREEHOLD_PENDING 0x8040f502U
 #define FREEHOLD_COUNTER 0xc008f503U
+#define FREEHOLD_OUTCOME 0x8040f504U
+#define FREEHOLD_CANCEL 0xf505U
 
 struct freehold_record {
 	__u64 pfn;
@@ -179,7 +182,17 @@ struct freehold_pending {
 	__u64 total;
 	__u64 tries;
 	__u64 completed;
-	__u64 reserved[2];
+	__u64 begun;
+	__u64 ended;
+};
+
+struct freehold_outcome {
+	__u64 offset;
+	__u64 size;
+	__u32 error;
+	__u32 pad;
+	__u64 error_offset;
+	__u64 reserved[4];
 };
 
 #endif

@@ -88,6 +88,32 @@ structs! {
         /// Zero.
         pad: [u8; 64],
     }
+    /// `struct kvm_memory_attributes`.
+    MemoryAttributes = "kvm_memory_attributes" {
+        /// First guest physical address, page aligned.
+        address: u64,
+        /// Bytes, a multiple of the page size, not 0.
+        size: u64,
+        /// `KVM_MEMORY_ATTRIBUTE_*`.
+        attributes: u64,
+        /// Zero.
+        flags: u64,
+    }
+    /// `struct kvm_memory_attributes2`, as proposed upstream.
+    MemoryAttributes2 = "kvm_memory_attributes2" {
+        /// First byte in the file, page aligned.
+        offset: u64,
+        /// Bytes, a multiple of the page size, not 0.
+        size: u64,
+        /// `KVM_MEMORY_ATTRIBUTE_*`.
+        attributes: u64,
+        /// Zero.
+        flags: u64,
+        /// Out: first offset that did not move.
+        error_offset: u64,
+        /// Zero.
+        reserved: [u64; 11],
+    }
     /// Argument of [`FREEHOLD_CONVERT`]: moves a page range of a `guest_memfd` to private or to shared.
     Convert = "freehold_convert" {
         /// First byte in the file, page aligned.
@@ -96,11 +122,12 @@ structs! {
         size: u64,
         /// [`CONVERT_TO_PRIVATE`] or [`CONVERT_TO_SHARED`].
         to: u32,
-        /// [`CONVERT_WAIT`] or [`CONVERT_NOW`].
+        /// [`CONVERT_WAIT`], [`CONVERT_NOW`] or [`CONVERT_NOTIFY`].
         mode: u32,
-        /// Deadline of [`CONVERT_WAIT`] in milliseconds; 0: until a signal.
+        /// Deadline of [`CONVERT_WAIT`] and [`CONVERT_NOTIFY`] in milliseconds; 0: none.
         timeout_ms: u64,
-        /// Out: first busy offset (`EAGAIN`, `EINTR`, `ETIMEDOUT`), or first offset that did not move.
+        /// Out: first busy offset (`EAGAIN`, `EINTR`, `ETIMEDOUT`, `ECANCELED`, `EINPROGRESS`), or first offset that did
+        /// not move.
         error_offset: u64,
         /// Zero.
         reserved: [u64; 3],
@@ -121,8 +148,25 @@ structs! {
         tries: u64,
         /// Conversions to private that have completed since the file was made.
         completed: u64,
+        /// Times since then that mappings of the file were to go have begun (conversions, punched holes, touches).
+        begun: u64,
+        /// And have ended; as many, when nothing is under way.
+        ended: u64,
+    }
+    /// Answer of [`FREEHOLD_OUTCOME`]: how a conversion with [`CONVERT_NOTIFY`] ended.
+    Outcome = "freehold_outcome" {
+        /// First byte that was asked for.
+        offset: u64,
+        /// Bytes that were asked for.
+        size: u64,
+        /// 0, or the errno.
+        error: u32,
         /// Zero.
-        reserved: [u64; 2],
+        pad: u32,
+        /// First offset that did not move, if there was an error.
+        error_offset: u64,
+        /// Zero.
+        reserved: [u64; 4],
     }
 }
 
@@ -155,6 +199,12 @@ items! {
     KVM_ARM_VCPU_INIT = ioc(WRITE, KVM_MAGIC, 0xae, 32);
     /// VM: the target to initialise vCPUs with.
     KVM_ARM_PREFERRED_TARGET = ioc(READ, KVM_MAGIC, 0xaf, 32);
+    /// VM: makes a range of guest addresses private or shared, through their slots; waits until a signal. A range that no
+    /// slot has gets `EFAULT`. Slots are moved in order; after an error those before it stay moved.
+    KVM_SET_MEMORY_ATTRIBUTES = ioc(WRITE, KVM_MAGIC, 0xd2, 32);
+    /// `guest_memfd`: makes a range private or shared at once, or says which offset is busy (`EAGAIN`). As proposed
+    /// upstream.
+    KVM_SET_MEMORY_ATTRIBUTES2 = ioc(READ | WRITE, KVM_MAGIC, 0xd2, 128);
     /// VM: creates a `guest_memfd`.
     KVM_CREATE_GUEST_MEMFD = ioc(READ | WRITE, KVM_MAGIC, 0xd4, 64);
     /// `guest_memfd`: converts a range.
@@ -163,6 +213,12 @@ items! {
     FREEHOLD_PENDING = ioc(READ, FREEHOLD_MAGIC, 0x02, 64);
     /// System: reads one `el2` counter; the argument is `counter | index << 32`, the address of a u64 that is overwritten.
     FREEHOLD_COUNTER = ioc(READ | WRITE, FREEHOLD_MAGIC, 0x03, 8);
+    /// `guest_memfd`: takes away how a conversion with [`CONVERT_NOTIFY`] ended. `EINPROGRESS` while it has not; poll says
+    /// `POLLIN` when it has. `ENOENT` if there was none.
+    FREEHOLD_OUTCOME = ioc(READ, FREEHOLD_MAGIC, 0x04, 64);
+    /// `guest_memfd`: every conversion of the file to private that is pending gives up with `ECANCELED`, within a
+    /// millisecond. What a guest asked for goes on.
+    FREEHOLD_CANCEL = ioc(NONE, FREEHOLD_MAGIC, 0x05, 0);
 }
 
 items! {
@@ -176,6 +232,9 @@ items! {
     CONVERT_WAIT = 0;
     /// Do not wait: `EAGAIN` and the first busy offset.
     CONVERT_NOW = 1;
+    /// Do not wait: `EINPROGRESS` and the first busy offset. It goes on by itself, one per file (`EBUSY`); poll says when
+    /// it has ended, `FREEHOLD_OUTCOME` how.
+    CONVERT_NOTIFY = 2;
 }
 
 items! {
@@ -207,10 +266,14 @@ items! {
     KVM_CAP_USER_MEMORY2 = 231;
     /// `KVM_EXIT_MEMORY_FAULT`.
     KVM_CAP_MEMORY_FAULT_INFO = 232;
+    /// Mask of the attributes of `KVM_SET_MEMORY_ATTRIBUTES`.
+    KVM_CAP_MEMORY_ATTRIBUTES = 233;
     /// `guest_memfd`.
     KVM_CAP_GUEST_MEMFD = 234;
     /// Mask of `guest_memfd` flags.
     KVM_CAP_GUEST_MEMFD_FLAGS = 244;
+    /// Mask of the attributes of `KVM_SET_MEMORY_ATTRIBUTES2`. The number is a proposal's.
+    KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES = 250;
     /// Protected VMs: 1 on a protected VM's descriptor.
     KVM_CAP_ARM_PROTECTED_VM = 0xffba_dab1;
 }
@@ -228,6 +291,8 @@ items! {
     KVM_MEM_READONLY = 2;
     /// Slot flag: backed by a `guest_memfd`.
     KVM_MEM_GUEST_MEMFD = 4;
+    /// Attribute of memory: private.
+    KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3;
     /// `guest_memfd` flag: may be mapped.
     GUEST_MEMFD_FLAG_MMAP = 1;
     /// `guest_memfd` flag: starts host mappable.

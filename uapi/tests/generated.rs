@@ -79,6 +79,8 @@ fn our_ioctl_numbers_are_what_the_kernel_headers_make() {
         ("FREEHOLD_CONVERT", "_IOWR(0xF5, 1, struct freehold_convert)"),
         ("FREEHOLD_PENDING", "_IOR(0xF5, 2, struct freehold_pending)"),
         ("FREEHOLD_COUNTER", "_IOWR(0xF5, 3, __u64)"),
+        ("FREEHOLD_OUTCOME", "_IOR(0xF5, 4, struct freehold_outcome)"),
+        ("FREEHOLD_CANCEL", "_IO(0xF5, 5)"),
     ] {
         writeln!(source, "_Static_assert({name} == {made}, \"{name}\");").unwrap();
     }

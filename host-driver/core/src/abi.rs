@@ -9,6 +9,7 @@ use crate::page::Span;
 use crate::slots::MAX_SLOTS;
 use freehold_uapi::hvc;
 use freehold_uapi::ioctl::{self as io, Convert, CreateGuestMemfd, EnableCap, MemoryRegion2, VcpuInit};
+use freehold_uapi::ioctl::{MemoryAttributes, MemoryAttributes2};
 
 /// Bytes of a page; v1 loads only where the kernel's page is this large too.
 pub const PAGE_SIZE: u64 = 4096;
@@ -24,6 +25,9 @@ pub const IPA_BITS: u64 = 40;
 const LEAST_IPA_BITS: u64 = 32;
 /// Every flag that a `guest_memfd` knows.
 pub const GUEST_MEMFD_FLAGS: u64 = io::GUEST_MEMFD_FLAG_MMAP | io::GUEST_MEMFD_FLAG_INIT_SHARED;
+
+/// Every attribute that memory can have.
+pub const ATTRIBUTES: u64 = io::KVM_MEMORY_ATTRIBUTE_PRIVATE;
 
 const fn aligned(value: u64) -> bool {
     value & (PAGE_SIZE - 1) == 0
@@ -79,6 +83,7 @@ pub fn capability(asked: Asked, cap: u64, max_vcpus: u64) -> u64 {
         | io::KVM_CAP_MEMORY_FAULT_INFO
         | io::KVM_CAP_GUEST_MEMFD => 1,
         io::KVM_CAP_GUEST_MEMFD_FLAGS => GUEST_MEMFD_FLAGS,
+        io::KVM_CAP_MEMORY_ATTRIBUTES | io::KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES => ATTRIBUTES,
         io::KVM_CAP_NR_VCPUS | io::KVM_CAP_MAX_VCPUS | io::KVM_CAP_MAX_VCPU_ID => max_vcpus,
         io::KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as u64,
         io::KVM_CAP_ARM_VM_IPA_SIZE => IPA_BITS,
@@ -191,11 +196,13 @@ impl NewFile {
     }
 }
 
-/// Checked argument of `FREEHOLD_CONVERT`.
+/// A checked conversion of a range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conversion {
     /// To private.
     ToPrivate(Span, Mode),
+    /// To private, and the caller does not wait; the clock's time at which it gives up.
+    Notify(Span, Option<u64>),
     /// To shared.
     ToShared(Span),
 }
@@ -206,8 +213,8 @@ impl Conversion {
     /// # Errors
     /// `Invalid` for a bad direction, mode, alignment, range or reserved field.
     pub fn decode(convert: &Convert, pages: u64, now: u64) -> Result<Self, Error> {
-        let bad_mode = convert.mode != io::CONVERT_WAIT && convert.mode != io::CONVERT_NOW;
-        if bad_mode || convert.reserved != [0; 3] || !aligned(convert.offset) || !aligned(convert.size) {
+        let known = matches!(convert.mode, io::CONVERT_WAIT | io::CONVERT_NOW | io::CONVERT_NOTIFY);
+        if !known || convert.reserved != [0; 3] || !aligned(convert.offset) || !aligned(convert.size) {
             return Err(Error::Invalid);
         }
         let span = Span::new(convert.offset >> PAGE_SHIFT, convert.size >> PAGE_SHIFT).ok_or(Error::Invalid)?;
@@ -217,11 +224,50 @@ impl Conversion {
         match convert.to {
             io::CONVERT_TO_SHARED => Ok(Self::ToShared(span)),
             io::CONVERT_TO_PRIVATE if convert.mode == io::CONVERT_NOW => Ok(Self::ToPrivate(span, Mode::Now)),
+            io::CONVERT_TO_PRIVATE if convert.mode == io::CONVERT_NOTIFY => {
+                let deadline = (convert.timeout_ms != 0).then(|| now.saturating_add(convert.timeout_ms));
+                Ok(Self::Notify(span, deadline))
+            }
             io::CONVERT_TO_PRIVATE if convert.timeout_ms == 0 => Ok(Self::ToPrivate(span, Mode::Wait)),
             io::CONVERT_TO_PRIVATE => Ok(Self::ToPrivate(span, Mode::Until(now.saturating_add(convert.timeout_ms)))),
             _ => Err(Error::Invalid),
         }
     }
+
+    /// Decodes `KVM_SET_MEMORY_ATTRIBUTES2` for a file of `pages`.
+    ///
+    /// # Errors
+    /// `Invalid` for a flag, an unknown attribute, a reserved field, a bad alignment or a range beyond the end.
+    pub fn of_attributes(ask: &MemoryAttributes2, pages: u64) -> Result<Self, Error> {
+        if ask.reserved != [0; 11] {
+            return Err(Error::Invalid);
+        }
+        let (span, private) = attributed(ask.offset, ask.size, ask.attributes, ask.flags)?;
+        if span.end() > pages {
+            return Err(Error::Invalid);
+        }
+        Ok(if private { Self::ToPrivate(span, Mode::Now) } else { Self::ToShared(span) })
+    }
+}
+
+/// The pages and whether they are to be private, by KVM's rules for `KVM_SET_MEMORY_ATTRIBUTES`.
+fn attributed(first: u64, size: u64, attributes: u64, flags: u64) -> Result<(Span, bool), Error> {
+    if flags != 0 || attributes & !ATTRIBUTES != 0 || !aligned(first) || !aligned(size) {
+        return Err(Error::Invalid);
+    }
+    if first.checked_add(size).is_none() {
+        return Err(Error::Invalid);
+    }
+    let span = Span::new(first >> PAGE_SHIFT, size >> PAGE_SHIFT).ok_or(Error::Invalid)?;
+    Ok((span, attributes == io::KVM_MEMORY_ATTRIBUTE_PRIVATE))
+}
+
+/// Decodes `KVM_SET_MEMORY_ATTRIBUTES`: the guest frames, and whether they are to be private.
+///
+/// # Errors
+/// `Invalid`, as KVM: a flag, an unknown attribute, size 0, misalignment, overflow.
+pub fn attributes(ask: &MemoryAttributes) -> Result<(Span, bool), Error> {
+    attributed(ask.address, ask.size, ask.attributes, ask.flags)
 }
 
 /// Byte range of `fallocate`.
@@ -394,11 +440,13 @@ mod tests {
         assert_eq!(ask(0x1000, 0x2000, 1, 0, 0, 0), Ok(Conversion::ToPrivate(span, Mode::Wait)));
         assert_eq!(ask(0x1000, 0x2000, 1, 0, 5, 0), Ok(Conversion::ToPrivate(span, Mode::Until(1005))));
         assert_eq!(ask(0x1000, 0x2000, 1, 1, 5, 0), Ok(Conversion::ToPrivate(span, Mode::Now)));
+        assert_eq!(ask(0x1000, 0x2000, 1, 2, 0, 0), Ok(Conversion::Notify(span, None)));
+        assert_eq!(ask(0x1000, 0x2000, 1, 2, 5, 0), Ok(Conversion::Notify(span, Some(1005))));
         assert_eq!(ask(0x1000, 0x2000, 2, 0, 0, 0), Ok(Conversion::ToShared(span)));
         for (offset, size, to, mode, last) in [
             (0x1000, 0x2000, 0, 0, 0),
             (0x1000, 0x2000, 3, 0, 0),
-            (0x1000, 0x2000, 1, 2, 0),
+            (0x1000, 0x2000, 1, 3, 0),
             (0x1000, 0x2000, 1, 0, 1),
             (0x1001, 0x2000, 1, 0, 0),
             (0x1000, 0x2001, 1, 0, 0),
@@ -439,5 +487,45 @@ mod tests {
         assert_eq!(register(io::KVM_REG_X0 + 1), Err(Error::NoEntry));
         assert_eq!(register(io::KVM_REG_X0 + 0x100), Err(Error::NoEntry));
         assert_eq!(register(0), Err(Error::NoEntry));
+    }
+
+    #[test]
+    fn attributes_refuse_what_kvm_refuses() {
+        let good = MemoryAttributes { address: 0x8000_0000, size: 0x2000, attributes: 8, flags: 0 };
+        let span = Span::new(0x80000, 2).unwrap();
+        assert_eq!(attributes(&good), Ok((span, true)));
+        assert_eq!(attributes(&MemoryAttributes { attributes: 0, ..good }), Ok((span, false)));
+        let bad = [
+            MemoryAttributes { flags: 1, ..good },
+            MemoryAttributes { attributes: 1, ..good },
+            MemoryAttributes { attributes: 9, ..good },
+            MemoryAttributes { size: 0, ..good },
+            MemoryAttributes { size: 0x1800, ..good },
+            MemoryAttributes { address: 0x800, ..good },
+            MemoryAttributes { address: u64::MAX - 0xfff, size: 0x1000, ..good },
+        ];
+        for ask in bad {
+            assert_eq!(attributes(&ask), Err(Error::Invalid), "{ask:?}");
+        }
+    }
+
+    #[test]
+    fn attributes_of_a_file_are_a_conversion_at_once() {
+        let good = MemoryAttributes2 {
+            offset: 0x1000,
+            size: 0x2000,
+            attributes: 8,
+            flags: 0,
+            error_offset: 7,
+            reserved: [0; 11],
+        };
+        let span = Span::new(1, 2).unwrap();
+        assert_eq!(Conversion::of_attributes(&good, 3), Ok(Conversion::ToPrivate(span, Mode::Now)));
+        let shared = MemoryAttributes2 { attributes: 0, ..good };
+        assert_eq!(Conversion::of_attributes(&shared, 3), Ok(Conversion::ToShared(span)));
+        assert_eq!(Conversion::of_attributes(&good, 2), Err(Error::Invalid), "beyond the end");
+        let mut reserved = good;
+        reserved.reserved[10] = 1;
+        assert_eq!(Conversion::of_attributes(&reserved, 3), Err(Error::Invalid));
     }
 }

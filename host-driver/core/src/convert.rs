@@ -5,7 +5,7 @@
 
 use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
 use crate::error::Error;
-use crate::file::{Book, File, Thread, Wake, CHUNK};
+use crate::file::{Book, File, Open, Thread, Wake, CHUNK};
 use crate::page::{Page, Span};
 
 /// First pause between two tries, in microseconds; it doubles.
@@ -137,8 +137,15 @@ fn freeze_all<F: File, T: Thread>(
             Step::More => patience.thread.breathe(),
             Step::Busy(page) => patience.wait().map_err(|error| Stopped { error, page })?,
             Step::Poisoned(page) => return Err(Stopped { error: Error::Poisoned, page }),
+            Step::Cancelled(page) => return Err(Stopped { error: Error::Cancelled, page }),
         }
     }
+}
+
+/// Has every conversion to private that the VMM asked for, and that has pages of the file by now, give up: it puts them
+/// back when it looks next, within a millisecond. What a guest or a vCPU waits for goes on.
+pub fn cancel<F: File>(file: &F) {
+    file.change(|book| book.report.cancelled = *book.next);
 }
 
 /// Runs `act` on each part of `span`, each in one hold of the lock.
@@ -179,9 +186,9 @@ pub fn to_shared<F: File>(file: &F, span: Span) -> Result<(), Stopped> {
             match book.page(page) {
                 Page::Held => {
                     file.thaw(page);
-                    book.set(page, Page::Host);
+                    book.open(page, Open::Host);
                 }
-                Page::Vacant => book.set(page, Page::Host),
+                Page::Vacant => book.open(page, Open::Host),
                 Page::Host | Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => {}
             }
         }
@@ -211,6 +218,8 @@ pub fn punch<F: File>(file: &F, span: Span) -> Result<(), Error> {
     in_parts(file, span, |book, part| may_be_punched(book, part))?;
     in_parts(file, span, |book, part| {
         may_be_punched(book, part)?;
+        book.report.begun = book.report.begun.saturating_add(1);
+        // Before any frame goes: a mapping of a frame that somebody else has by then would be the end.
         file.shut(part);
         for page in part.pages() {
             if file.frame(page).is_none() {
@@ -218,10 +227,11 @@ pub fn punch<F: File>(file: &F, span: Span) -> Result<(), Error> {
             }
             if book.page(page) == Page::Held {
                 file.thaw(page);
-                book.set(page, Page::Vacant);
+                book.hollow(page);
             }
             file.release(page);
         }
+        book.report.ended = book.report.ended.saturating_add(1);
         Ok(())
     })
 }

@@ -7,7 +7,7 @@
 //! what happens to frozen pages; [`Attempt::finish`] is the single place that makes a page `GuestMappable`.
 
 use crate::error::Error;
-use crate::file::{Book, File, Freeze, Thread, CHUNK};
+use crate::file::{Book, File, Freeze, Sealed, Thread, CHUNK};
 use crate::page::{Origin, Page, Span};
 
 /// What an attempt is for; decides which states it takes, passes over, or refuses.
@@ -86,6 +86,8 @@ pub enum Step {
     Busy(u64),
     /// This page is broken memory.
     Poisoned(u64),
+    /// Somebody cancelled the file's conversions; it stands at this page.
+    Cancelled(u64),
 }
 
 /// Outcome for the pages that were not donated.
@@ -113,6 +115,8 @@ pub struct Attempt {
     frozen: u64,
     tries: u64,
     waiting: bool,
+    /// The page whose last reference is watched for.
+    armed: Option<u64>,
 }
 
 /// Takes the pages of `span` that `aim` is about, part by part; a part that it may not take undoes those before.
@@ -123,6 +127,7 @@ pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
         }
         let id = *book.next;
         *book.next = id.checked_add(1).ok_or(Error::NoSpace)?;
+        book.report.begun = book.report.begun.saturating_add(1);
         Ok(id)
     });
     let id = match numbered {
@@ -130,16 +135,20 @@ pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
         Err(error) => return Begun::Refused(error, span.first()),
     };
     // INVARIANT: nothing is frozen yet, and the cursor stands at the start.
-    let mut attempt = Attempt { span, id, aim, total: 0, cursor: span.first(), frozen: 0, tries: 0, waiting: false };
+    let mut attempt =
+        Attempt { span, id, aim, total: 0, cursor: span.first(), frozen: 0, tries: 0, waiting: false, armed: None };
     for part in span.parts(CHUNK) {
         if let Err(why) = file.change(|book| attempt.take(file, book, part)) {
             if attempt.total > 0 {
                 attempt.finish(file, 0, Rest::Restore);
+            } else {
+                file.change(|book| book.report.ended = book.report.ended.saturating_add(1));
             }
             return why;
         }
     }
     if attempt.total == 0 {
+        file.change(|book| book.report.ended = book.report.ended.saturating_add(1));
         Begun::Nothing
     } else {
         Begun::Attempt(attempt)
@@ -164,7 +173,7 @@ impl Attempt {
         }
         for page in part.pages() {
             if let Verdict::Take(origin) = self.aim.verdict(book.page(page)) {
-                book.set(page, Page::Draining { origin, attempt: self.id });
+                book.drain(page, origin, self.id);
             }
         }
         if mapped {
@@ -242,11 +251,14 @@ impl Attempt {
     pub fn step<F: File>(&mut self, file: &F) -> Step {
         let until = self.cursor.saturating_add(CHUNK).min(self.span.end());
         file.change(|book| {
+            if self.aim == Aim::Convert && self.id < book.report.cancelled {
+                return Step::Cancelled(self.cursor);
+            }
             while self.cursor < until {
                 let page = self.cursor;
                 if let Some(origin) = self.took(book, page) {
                     if origin != Origin::Held && file.frame(page).is_some() {
-                        match file.freeze(page) {
+                        match self.freeze(file, page) {
                             Freeze::Frozen => {}
                             Freeze::Busy => {
                                 self.note_busy(book, page);
@@ -268,6 +280,27 @@ impl Attempt {
         })
     }
 
+    /// Tries to freeze `page`; where somebody holds it, once more after the source of its references was armed.
+    fn freeze<F: File>(&mut self, file: &F, page: u64) -> Freeze {
+        let mut seen = file.freeze(page);
+        if seen == Freeze::Busy && self.armed != Some(page) {
+            self.disarm(file);
+            file.arm(page);
+            self.armed = Some(page);
+            seen = file.freeze(page);
+        }
+        if seen != Freeze::Busy {
+            self.disarm(file);
+        }
+        seen
+    }
+
+    fn disarm<F: File>(&mut self, file: &F) {
+        if let Some(page) = self.armed.take() {
+            file.disarm(page);
+        }
+    }
+
     fn note_busy(&mut self, book: &mut Book<'_>, page: u64) {
         self.tries = self.tries.saturating_add(1);
         if !self.waiting {
@@ -283,7 +316,8 @@ impl Attempt {
     /// Ends the attempt: its first `given` pages that have a frame are the guest's, the rest is as `rest` says.
     ///
     /// This is the only place that makes a page `GuestMappable`.
-    pub fn finish<F: File>(self, file: &F, given: u64, rest: Rest) {
+    pub fn finish<F: File>(mut self, file: &F, given: u64, rest: Rest) {
+        self.disarm(file);
         let mut left = given;
         let mut restored = false;
         for part in self.span.parts(CHUNK) {
@@ -293,6 +327,7 @@ impl Attempt {
             if self.waiting {
                 book.report.waiting = book.report.waiting.saturating_sub(1);
             }
+            book.report.ended = book.report.ended.saturating_add(1);
             if !restored && self.aim.counts() {
                 book.report.completed = book.report.completed.saturating_add(1);
             }
@@ -312,16 +347,21 @@ impl Attempt {
         for page in part.pages() {
             let Some(origin) = self.took(book, page) else { continue };
             let framed = file.frame(page).is_some();
-            if framed && *left > 0 {
-                *left = left.saturating_sub(1);
-                book.set(page, Page::Given);
-            } else if rest == Rest::Keep {
-                book.set(page, if framed { Page::Held } else { Page::Vacant });
-            } else {
-                *restored = true;
-                self.restore(file, page, origin);
-                book.set(page, origin.page());
-            }
+            let sealed = match (framed, rest) {
+                (true, _) if *left > 0 => {
+                    *left = left.saturating_sub(1);
+                    Sealed::Given
+                }
+                (true, Rest::Keep) => Sealed::Held,
+                (false, Rest::Keep) => Sealed::Vacant,
+                (_, Rest::Restore) => {
+                    *restored = true;
+                    self.restore(file, page, origin);
+                    book.restore(page);
+                    continue;
+                }
+            };
+            book.seal(page, sealed);
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{File, Thread, CHUNK};
+use crate::file::{File, Open, Thread, CHUNK};
 use crate::page::{Page, Span};
 use crate::pool;
 use freehold_uapi::hvc::{self, MAX_RUN};
@@ -94,9 +94,9 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
                         file.thaw(page);
                     }
                     file.release(page);
-                    book.set(page, initial);
+                    book.renew(page, initial);
                 } else {
-                    book.set(page, Page::Lost);
+                    book.open(page, Open::Lost);
                     lost = lost.saturating_add(1);
                 }
             }
@@ -124,7 +124,7 @@ fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Page, thread: &T) {
                     file.release(page);
                 }
                 if held || book.page(page) == Page::Vacant {
-                    book.set(page, initial);
+                    book.renew(page, initial);
                 }
             }
         });

@@ -42,6 +42,10 @@ pub enum Error {
     Poisoned,
     /// The VM has ended (`ESHUTDOWN`).
     Ended,
+    /// It goes on, and poll says when it has ended (`EINPROGRESS`).
+    InProgress,
+    /// It was cancelled (`ECANCELED`).
+    Cancelled,
 }
 
 impl Error {
@@ -67,6 +71,8 @@ impl Error {
             Self::NotSupported => 95,
             Self::Ended => 108,
             Self::TimedOut => 110,
+            Self::InProgress => 115,
+            Self::Cancelled => 125,
             Self::Poisoned => 133,
         }
     }

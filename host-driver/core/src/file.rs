@@ -2,7 +2,8 @@
 //! The ports: what the engine needs of one `guest_memfd`, and of the thread that runs it.
 
 use crate::error::Error;
-use crate::page::{Page, Span};
+use crate::notify::Notice;
+use crate::page::{Origin, Page, Span};
 
 /// What the file's lock protects.
 pub struct Book<'a> {
@@ -10,8 +11,10 @@ pub struct Book<'a> {
     pub pages: &'a mut [Page],
     /// Number of the next attempt; none is used twice.
     pub next: &'a mut u64,
-    /// What a waiting attempt waits for.
+    /// What has begun, what has ended, and what is waited for.
     pub report: &'a mut Report,
+    /// The conversion that nobody waits for, or its outcome.
+    pub notice: &'a mut Notice,
 }
 
 impl Book<'_> {
@@ -21,11 +24,66 @@ impl Book<'_> {
         usize::try_from(page).ok().and_then(|i| self.pages.get(i)).copied().unwrap_or(Page::Lost)
     }
 
-    /// Changes the state of `page`.
-    pub fn set(&mut self, page: u64, state: Page) {
+    /// Makes `page` `NoneMappable`, for an attempt.
+    pub fn drain(&mut self, page: u64, origin: Origin, attempt: u64) {
+        self.put(page, Page::Draining { origin, attempt });
+    }
+
+    /// Makes a draining `page` what it was.
+    pub fn restore(&mut self, page: u64) {
+        if let Page::Draining { origin, .. } = self.page(page) {
+            self.put(page, origin.page());
+        }
+    }
+
+    /// Makes a draining `page` `GuestMappable`. Called in one place, where an attempt ends.
+    pub fn seal(&mut self, page: u64, as_what: Sealed) {
+        if let Page::Draining { .. } = self.page(page) {
+            self.put(
+                page,
+                match as_what {
+                    Sealed::Held => Page::Held,
+                    Sealed::Vacant => Page::Vacant,
+                    Sealed::Given => Page::Given,
+                },
+            );
+        }
+    }
+
+    /// Makes `page` the host's to map, or nobody's.
+    pub fn open(&mut self, page: u64, as_what: Open) {
+        self.put(
+            page,
+            match as_what {
+                Open::Host => Page::Host,
+                Open::Lent => Page::Lent,
+                Open::Lost => Page::Lost,
+            },
+        );
+    }
+
+    /// A held `page` has no frame any more, and is as private as before.
+    pub fn hollow(&mut self, page: u64) {
+        if self.page(page) == Page::Held {
+            self.put(page, Page::Vacant);
+        }
+    }
+
+    /// Makes `page`, which has no frame, what it is in a new file.
+    pub fn renew(&mut self, page: u64, initial: Page) {
+        self.put(page, initial);
+    }
+
+    fn put(&mut self, page: u64, state: Page) {
         if let Some(slot) = usize::try_from(page).ok().and_then(|i| self.pages.get_mut(i)) {
             *slot = state;
         }
+    }
+
+    /// Any state, for a test to start from.
+    #[cfg(test)]
+    pub(crate) fn set(&mut self, page: u64, state: Page) {
+        self.put(page, state);
     }
 
     /// Whether `span` lies within the file.
@@ -35,7 +93,29 @@ impl Book<'_> {
     }
 }
 
-/// What the file's waiting attempts wait for: the answer of `FREEHOLD_PENDING`.
+/// The `GuestMappable` states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// `Page::Held`.
+    Held,
+    /// `Page::Vacant`.
+    Vacant,
+    /// `Page::Given`.
+    Given,
+}
+
+/// States that an offset enters outside of an attempt, none of them `GuestMappable`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// `Page::Host`.
+    Host,
+    /// `Page::Lent`.
+    Lent,
+    /// `Page::Lost`.
+    Lost,
+}
+
+/// The file's account of its attempts: the answer of `FREEHOLD_PENDING`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Attempts that wait at this moment.
@@ -50,6 +130,12 @@ pub struct Report {
     pub tries: u64,
     /// Conversions to private that have completed.
     pub completed: u64,
+    /// Times that mappings were to go (attempts and punches) that have begun.
+    pub begun: u64,
+    /// And that have ended: as many, when nothing is under way.
+    pub ended: u64,
+    /// Conversions of the VMM's with a lower number give up.
+    pub cancelled: u64,
 }
 
 /// Outcome of one try to freeze a page.
@@ -96,6 +182,17 @@ pub trait File {
 
     /// Wakes those who wait for an attempt's outcome.
     fn wake(&self);
+
+    /// Says to whoever polls the file whether there is an outcome to collect, and wakes them.
+    fn tell(&self, outcome: bool);
+
+    /// Asks the source of the page's references to say when the last of them has gone, by ending a pause early. It is
+    /// called before the page is tried once more, so that what went in between is not missed; the event may come at any
+    /// time, and more than once. Ordinary pages have no such source: trying again is all there is.
+    fn arm(&self, _page: u64) {}
+
+    /// Withdraws [`File::arm`]; an event may still be on its way.
+    fn disarm(&self, _page: u64) {}
 }
 
 /// Pages that are handled while the lock is held once, so that faults elsewhere in the file do not wait for long.

@@ -7,7 +7,7 @@
 use crate::convert::{to_private, Given, Mode, Stopped};
 use crate::drain::{Aim, Attempt, Rest};
 use crate::error::Error;
-use crate::file::{Book, File, Thread};
+use crate::file::{Book, File, Open, Thread};
 use crate::page::{Origin, Page, Span};
 use crate::status::Refused;
 
@@ -65,7 +65,7 @@ pub fn share<F: File>(file: &F, span: Span, accept: impl FnOnce(u64) -> Result<u
         let done = accept(count)?.min(count);
         for page in span.pages().take(usize::try_from(done).unwrap_or(usize::MAX)) {
             file.thaw(page);
-            book.set(page, Page::Lent);
+            book.open(page, Open::Lent);
         }
         Ok(done)
     })
@@ -87,7 +87,7 @@ pub fn relinquish<F: File>(
         for page in span.pages().take(usize::try_from(done).unwrap_or(usize::MAX)) {
             file.thaw(page);
             file.release(page);
-            book.set(page, initial);
+            book.renew(page, initial);
         }
         Ok(done)
     })

@@ -29,6 +29,7 @@ pub mod exit;
 pub mod file;
 pub mod give;
 pub mod guest;
+pub mod notify;
 pub mod page;
 pub mod pool;
 pub mod run;

@@ -8,6 +8,7 @@ use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
 use crate::file::{Book, File, Freeze, Report};
 use crate::give::{List, Lists, ToVm};
+use crate::notify::Notice;
 use crate::page::{HostFault, Origin, Page, Span};
 use crate::pool;
 use freehold_uapi::hvc::{self, Record};
@@ -17,6 +18,7 @@ use std::rc::Rc;
 
 mod drain;
 mod life;
+mod notify;
 mod sleeper;
 mod walk;
 
@@ -300,6 +302,13 @@ struct Model {
     frames: RefCell<Vec<Option<u64>>>,
     next: Cell<u64>,
     report: Cell<Report>,
+    notice: RefCell<Notice>,
+    /// What poll says.
+    told: Cell<bool>,
+    /// Page whose last reference is watched for.
+    armed: Cell<Option<u64>>,
+    /// A page's holder lets go at the moment that it is armed.
+    goes_when_armed: Cell<bool>,
     locked: Cell<bool>,
     /// Times that the lock was taken.
     holds: Cell<u64>,
@@ -315,6 +324,10 @@ impl Model {
             frames: RefCell::new(vec![None; pages]),
             next: Cell::default(),
             report: Cell::default(),
+            notice: RefCell::default(),
+            told: Cell::default(),
+            armed: Cell::default(),
+            goes_when_armed: Cell::default(),
             locked: Cell::default(),
             holds: Cell::default(),
             poisoned: RefCell::default(),
@@ -377,7 +390,10 @@ impl Model {
             };
             assert!(fits, "page {page}: {state:?} but frame {frame:?} frozen {frozen} owned {owned:?}");
         }
-        assert_eq!(self.report.get().waiting, 0);
+        let report = self.report.get();
+        assert_eq!(report.waiting, 0);
+        assert_eq!(report.begun, report.ended, "as many ends as beginnings");
+        assert_eq!(self.armed.get(), None, "nothing is watched for");
     }
 }
 
@@ -387,7 +403,10 @@ impl File for Model {
         self.holds.set(self.holds.get() + 1);
         let (mut next, mut report) = (self.next.get(), self.report.get());
         let mut pages = core::mem::take(&mut *self.pages.borrow_mut());
-        let result = change(&mut Book { pages: &mut pages, next: &mut next, report: &mut report });
+        let mut notice = self.notice.take();
+        let mut book = Book { pages: &mut pages, next: &mut next, report: &mut report, notice: &mut notice };
+        let result = change(&mut book);
+        self.notice.replace(notice);
         *self.pages.borrow_mut() = pages;
         self.next.set(next);
         self.report.set(report);
@@ -446,6 +465,22 @@ impl File for Model {
     }
 
     fn wake(&self) {}
+
+    fn tell(&self, outcome: bool) {
+        self.told.set(outcome);
+    }
+
+    fn arm(&self, page: u64) {
+        assert!(self.locked.get(), "armed under the lock");
+        assert_eq!(self.armed.replace(Some(page)), None, "armed twice");
+        if self.goes_when_armed.take() {
+            self.let_go(page);
+        }
+    }
+
+    fn disarm(&self, page: u64) {
+        assert_eq!(self.armed.take(), Some(page), "disarmed what was armed");
+    }
 }
 
 const VM: Handle = Handle(0x1_0000);

@@ -99,6 +99,26 @@ impl<F: Clone + PartialEq> Slots<F> {
         self.iter_mut().find(|slot| slot.file == *file && slot.pages.covers(span))
     }
 
+    /// The file and the pages behind the guest frames of `gfns` from `gfn` on, as far as one slot has them.
+    #[must_use]
+    pub fn part(&self, gfns: Span, gfn: u64) -> Option<(F, Span)> {
+        let slot = self.of_gfn(gfn)?;
+        let first = slot.page(gfn)?;
+        let left = gfns.end().saturating_sub(gfn).min(slot.pages.end().saturating_sub(first));
+        Some((slot.file.clone(), Span::new(first, left)?))
+    }
+
+    /// Whether every guest frame of `gfns` is some slot's.
+    #[must_use]
+    pub fn cover(&self, gfns: Span) -> bool {
+        let mut gfn = gfns.first();
+        while gfn < gfns.end() {
+            let Some((_, part)) = self.part(gfns, gfn) else { return false };
+            gfn = gfn.saturating_add(part.count());
+        }
+        true
+    }
+
     /// Adds a slot.
     ///
     /// # Errors
@@ -172,6 +192,22 @@ mod tests {
         assert_eq!(slots.remove(4), Err(Error::Invalid));
         assert_eq!(slots.remove(3).unwrap().gfn, 0);
         slots.add(slot(3, 10, 10, 1, 1)).unwrap();
+    }
+
+    #[test]
+    fn a_range_of_guest_frames_is_walked_slot_by_slot() {
+        let mut slots = Slots::new();
+        slots.add(slot(0, 0x80, 8, 16, 1)).unwrap();
+        slots.add(slot(1, 0x90, 100, 4, 2)).unwrap();
+        let all = Span::new(0x88, 10).unwrap();
+        assert_eq!(slots.part(all, 0x88), Some((1, Span::new(16, 8).unwrap())));
+        assert_eq!(slots.part(all, 0x90), Some((2, Span::new(100, 2).unwrap())));
+        assert!(slots.cover(all));
+        assert!(slots.cover(Span::new(0x80, 20).unwrap()));
+        for (first, count) in [(0x7f, 2), (0x80, 21), (0x94, 1)] {
+            assert!(!slots.cover(Span::new(first, count).unwrap()), "{first:#x}+{count}");
+        }
+        assert_eq!(slots.part(Span::new(0x94, 1).unwrap(), 0x94), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 #include <linux/page-flags.h>
 #include <linux/page_ref.h>
 #include <linux/pagemap.h>
+#include <linux/poll.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -166,6 +167,34 @@ void fhc_file_wake(struct fh_file *f)
 	wake_up_all(&f->wait);
 }
 
+void fhc_file_tell(struct fh_file *f, bool outcome)
+{
+	WRITE_ONCE(f->outcome, outcome);
+	wake_up_all(&f->wait);
+}
+
+static void drive(struct work_struct *work)
+{
+	struct fh_file *f = container_of(to_delayed_work(work), struct fh_file, drive);
+
+	if (fh_file_drive(f, f->state))
+		fhc_file_drive_later(f);
+}
+
+/* It needs no reference to the file: the file's release waits for it. */
+void fhc_file_drive_later(struct fh_file *f)
+{
+	queue_delayed_work(system_unbound_wq, &f->drive, 1);
+}
+
+static __poll_t fh_file_poll(struct file *file, poll_table *table)
+{
+	struct fh_file *f = file->private_data;
+
+	poll_wait(file, &f->wait, table);
+	return READ_ONCE(f->outcome) ? EPOLLIN | EPOLLRDNORM : 0;
+}
+
 static bool settled(struct fh_file *f, u64 index)
 {
 	int answer;
@@ -277,6 +306,7 @@ static int fh_file_release(struct inode *inode, struct file *file)
 {
 	struct fh_file *f = file->private_data;
 
+	cancel_delayed_work_sync(&f->drive);
 	fh_file_drop(f, f->state);
 	kvfree(f->frames);
 	kfree(f);
@@ -288,6 +318,7 @@ static const struct file_operations fh_file_fops = {
 	.owner = THIS_MODULE,
 	.mmap = fh_file_mmap,
 	.fallocate = fh_file_fops_fallocate,
+	.poll = fh_file_poll,
 	.unlocked_ioctl = fh_file_fops_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
 	.release = fh_file_release,
@@ -320,6 +351,7 @@ int fhc_file_open(u64 pages, bool mappable, bool shared, u64 vm)
 	f->pages = pages;
 	f->mappable = mappable;
 	init_waitqueue_head(&f->wait);
+	INIT_DELAYED_WORK(&f->drive, drive);
 	if (pages <= SIZE_MAX / sizeof(*f->frames))
 		f->frames = fhc_alloc(pages * sizeof(*f->frames));
 	if (!f->frames)
@@ -377,4 +409,9 @@ struct fh_file *fhc_file_get(u32 fd, struct fh_file_state **state)
 void fhc_file_put(struct fh_file *f)
 {
 	fput(f->file);
+}
+
+void fhc_file_hold(struct fh_file *f)
+{
+	get_file(f->file);
 }

@@ -18,6 +18,7 @@
 #include <linux/spinlock.h>
 #include <linux/types.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #define FH_RUST(ret, name, ...) ret name(__VA_ARGS__)
 #define FH_C(ret, name, ...) ret name(__VA_ARGS__)
@@ -56,6 +57,8 @@ struct fh_file {
 	u64 pages;
 	bool mappable;
 	unsigned long since;		/* jiffies at the start of the latest attempt */
+	bool outcome;			/* poll has something to say */
+	struct delayed_work drive;	/* looks at the conversion that nobody waits for */
 	wait_queue_head_t wait;		/* for an attempt's outcome */
 	struct fh_file_state *state;
 };
@@ -97,10 +100,14 @@ FH_RUST(struct fh_file_state *, fh_file_new, u64 pages, bool shared, u64 vm);
 FH_RUST(void, fh_file_drop, struct fh_file *file, struct fh_file_state *state);
 FH_RUST(int, fh_file_fault, struct fh_file_state *state, u64 page);
 FH_RUST(long, fh_file_ioctl, struct fh_file *file, struct fh_file_state *state, unsigned int cmd, unsigned long arg);
+FH_RUST(bool, fh_file_drive, struct fh_file *file, struct fh_file_state *state);
 FH_RUST(long, fh_file_fallocate, struct fh_file *file, struct fh_file_state *state, int punch, u64 offset, u64 len);
 FH_C(int, fhc_file_open, u64 pages, bool mappable, bool shared, u64 vm);
 FH_C(struct fh_file *, fhc_file_get, u32 fd, struct fh_file_state **state);
 FH_C(void, fhc_file_put, struct fh_file *file);
+FH_C(void, fhc_file_hold, struct fh_file *file);
+FH_C(void, fhc_file_tell, struct fh_file *file, bool outcome);
+FH_C(void, fhc_file_drive_later, struct fh_file *file);
 FH_C(void, fhc_file_lock, struct fh_file *file);
 FH_C(void, fhc_file_unlock, struct fh_file *file);
 FH_C(u64, fhc_file_frame, struct fh_file *file, u64 page);

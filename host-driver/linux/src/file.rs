@@ -2,7 +2,7 @@
 //! A `guest_memfd`: the core's file port over the glue, and the entries for its ioctls, `fallocate` and faults.
 // UNSAFETY: foreign calls and entries; state that the file's lock protects.
 
-use crate::port::{Caller, EL2};
+use crate::port::{Caller, Undertaker, EL2};
 use crate::sys;
 use crate::vm::Vm;
 use core::ptr::NonNull;
@@ -12,6 +12,7 @@ use freehold_driver_core::drain::{Aim, Attempt, Rest};
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{Book, File, Freeze, Report};
 use freehold_driver_core::give::ToVm;
+use freehold_driver_core::notify::{self, Next, Notice};
 use freehold_driver_core::page::{HostFault, Page, Span};
 use freehold_uapi::ioctl as io;
 
@@ -29,6 +30,7 @@ pub(crate) struct FileState {
     initial: Page,
     next: u64,
     report: Report,
+    notice: Notice,
     len: usize,
     pages: *mut Page,
 }
@@ -38,6 +40,9 @@ extern "C" {
     fn fhc_file_open(pages: u64, mappable: bool, shared: bool, vm: u64) -> i32;
     fn fhc_file_get(fd: u32, state: *mut *mut FileState) -> *mut RawFile;
     fn fhc_file_put(file: *mut RawFile);
+    fn fhc_file_hold(file: *mut RawFile);
+    fn fhc_file_tell(file: *mut RawFile, outcome: bool);
+    fn fhc_file_drive_later(file: *mut RawFile);
     fn fhc_file_lock(file: *mut RawFile);
     fn fhc_file_unlock(file: *mut RawFile);
     fn fhc_file_frame(file: *mut RawFile, page: u64) -> u64;
@@ -101,6 +106,12 @@ impl FileRef {
         unsafe { fhc_file_put(self.raw.as_ptr()) }
     }
 
+    /// Takes a reference, which [`FileRef::put`] drops.
+    pub(crate) fn hold(self) {
+        // SAFETY: the file is alive by the invariant.
+        unsafe { fhc_file_hold(self.raw.as_ptr()) }
+    }
+
     fn new(raw: *mut RawFile, state: *mut FileState) -> Option<Self> {
         // INVARIANT: the glue passes the two pointers of the file that it was called for.
         Some(Self { raw: NonNull::new(raw)?, state: NonNull::new(state)? })
@@ -153,7 +164,7 @@ impl FileState {
     fn book(&mut self) -> Book<'_> {
         // SAFETY: `pages` is an allocation of `len` pages that `fh_file_new` filled; `&mut self` makes it the only reference.
         let pages = unsafe { core::slice::from_raw_parts_mut(self.pages, self.len) };
-        Book { pages, next: &mut self.next, report: &mut self.report }
+        Book { pages, next: &mut self.next, report: &mut self.report, notice: &mut self.notice }
     }
 }
 
@@ -206,6 +217,11 @@ impl File for FileRef {
         // SAFETY: the file is alive by the invariant.
         unsafe { fhc_file_wake(self.raw.as_ptr()) }
     }
+
+    fn tell(&self, outcome: bool) {
+        // SAFETY: the file is alive by the invariant.
+        unsafe { fhc_file_tell(self.raw.as_ptr(), outcome) }
+    }
 }
 
 /// State of a new file, or null.
@@ -232,7 +248,7 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
             sys::breathe();
         }
     }
-    let fresh = FileState { vm, initial, next: 0, report: Report::default(), len, pages: states };
+    let fresh = FileState { vm, initial, next: 0, report: Report::default(), notice: Notice::None, len, pages: states };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe { state.write(fresh) };
     state
@@ -244,6 +260,7 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
 extern "C" fn fh_file_drop(raw: *mut RawFile, state: *mut FileState) {
     // The file may not have been opened, and then it has no frames and no lock.
     if let Some(file) = FileRef::new(raw, state) {
+        notify::abandon(&file);
         let lost = convert::empty(&file);
         if lost > 0 {
             sys::log(sys::Level::Error, format_args!("{lost} frames are lost: el2 did not return them"));
@@ -296,6 +313,13 @@ extern "C" fn fh_file_fallocate(raw: *mut RawFile, state: *mut FileState, punch:
     done.map_or_else(errno, |()| 0)
 }
 
+/// Looks at the conversion that nobody waits for; whether to look again. Nothing outlives the file: its release waits.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_file_drive(raw: *mut RawFile, state: *mut FileState) -> bool {
+    FileRef::new(raw, state).is_some_and(|file| notify::drive(&file, &Undertaker) == Next::Again)
+}
+
 /// The negative errno of an error.
 pub(crate) fn errno(error: Error) -> i64 {
     -i64::from(error.errno())
@@ -308,7 +332,14 @@ extern "C" fn fh_file_ioctl(raw: *mut RawFile, state: *mut FileState, cmd: u32, 
     let Some(file) = FileRef::new(raw, state) else { return errno(Error::BadFile) };
     let done = match cmd {
         io::FREEHOLD_CONVERT => convert_range(file, arg),
+        io::KVM_SET_MEMORY_ATTRIBUTES2 => set_attributes(file, arg),
         io::FREEHOLD_PENDING => pending(file, arg),
+        io::FREEHOLD_OUTCOME => outcome(file, arg),
+        io::FREEHOLD_CANCEL if arg != 0 => Err(Error::Invalid),
+        io::FREEHOLD_CANCEL => {
+            convert::cancel(&file);
+            Ok(())
+        }
         _ => Err(Error::NoIoctl),
     };
     done.map_or_else(errno, |()| 0)
@@ -324,7 +355,8 @@ fn pending(file: FileRef, arg: usize) -> Result<(), Error> {
         total: 0,
         tries: 0,
         completed: report.completed,
-        reserved: [0; 2],
+        begun: report.begun,
+        ended: report.ended,
     };
     if report.waiting > 0 {
         answer.offset = report.page.saturating_mul(abi::PAGE_SIZE);
@@ -335,19 +367,55 @@ fn pending(file: FileRef, arg: usize) -> Result<(), Error> {
     sys::copy_out(arg, &answer)
 }
 
-fn convert_range(file: FileRef, arg: usize) -> Result<(), Error> {
-    let mut ask: io::Convert = sys::copy_in(arg)?;
-    let moved = match Conversion::decode(&ask, file.len(), sys::now())? {
+fn outcome(file: FileRef, arg: usize) -> Result<(), Error> {
+    let outcome = notify::collect(&file)?;
+    let (error, page) = outcome.result.map_or_else(|stopped| (stopped.error.errno(), stopped.page), |()| (0, 0));
+    let answer = io::Outcome {
+        offset: outcome.span.first().saturating_mul(abi::PAGE_SIZE),
+        size: outcome.span.count().saturating_mul(abi::PAGE_SIZE),
+        error: u32::try_from(error).unwrap_or(0),
+        pad: 0,
+        error_offset: page.saturating_mul(abi::PAGE_SIZE),
+        reserved: [0; 4],
+    };
+    sys::copy_out(arg, &answer).inspect_err(|_| notify::keep(&file, outcome))
+}
+
+/// Moves a range of the file, for the VM that it is bound to if it is.
+pub(crate) fn convert(file: FileRef, conversion: Conversion) -> Result<(), Stopped> {
+    let mut giver = Bound { vm: None };
+    let moved = match conversion {
         Conversion::ToShared(span) => convert::to_shared(&file, span),
         Conversion::ToPrivate(span, mode) => {
-            let mut giver = Bound { vm: None };
-            let moved = convert::to_private(&file, span, Aim::Convert, mode, &Caller, &mut giver).map(|_| ());
-            if let Some(vm) = giver.vm {
-                vm.put();
+            convert::to_private(&file, span, Aim::Convert, mode, &Caller, &mut giver).map(|_| ())
+        }
+        Conversion::Notify(span, until) => {
+            let begun = notify::start(&file, span, until, &Caller, &mut giver);
+            if begun.is_err_and(|stopped| stopped.error == Error::InProgress) {
+                // SAFETY: the file is alive by the invariant.
+                unsafe { fhc_file_drive_later(file.raw.as_ptr()) }
             }
-            moved
+            begun
         }
     };
+    if let Some(vm) = giver.vm {
+        vm.put();
+    }
+    moved
+}
+
+fn convert_range(file: FileRef, arg: usize) -> Result<(), Error> {
+    let mut ask: io::Convert = sys::copy_in(arg)?;
+    let moved = convert(file, Conversion::decode(&ask, file.len(), sys::now())?);
+    let Err(Stopped { error, page }) = moved else { return Ok(()) };
+    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
+    sys::copy_out(arg, &ask)?;
+    Err(error)
+}
+
+fn set_attributes(file: FileRef, arg: usize) -> Result<(), Error> {
+    let mut ask: io::MemoryAttributes2 = sys::copy_in(arg)?;
+    let moved = convert(file, Conversion::of_attributes(&ask, file.len())?);
     let Err(Stopped { error, page }) = moved else { return Ok(()) };
     ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
     sys::copy_out(arg, &ask)?;

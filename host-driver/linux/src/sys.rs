@@ -120,6 +120,9 @@ plain!(
     io::EnableCap,
     io::Convert,
     io::Pending,
+    io::Outcome,
+    io::MemoryAttributes,
+    io::MemoryAttributes2,
 );
 
 /// Copies a structure from the caller's memory, once.

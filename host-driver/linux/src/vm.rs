@@ -7,8 +7,8 @@ use crate::port::{Undertaker, EL2};
 use crate::sys::{self, log, Level};
 use crate::vcpu;
 use core::ptr::NonNull;
-use freehold_driver_core::abi::{self, Asked, NewFile, Region, VmType};
-use freehold_driver_core::convert::{to_private, Mode};
+use freehold_driver_core::abi::{self, Asked, Conversion, NewFile, Region, VmType};
+use freehold_driver_core::convert::{cancel, to_private, Mode};
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::el2::{Handle, Run};
 use freehold_driver_core::end;
@@ -275,6 +275,29 @@ impl Vm {
         Ok(())
     }
 
+    /// Makes a range of guest frames private or shared, slot by slot. No lock is held while pages drain: a slot that goes
+    /// meanwhile ends it.
+    fn set_attributes(self, ask: &io::MemoryAttributes) -> Result<(), Error> {
+        let (gfns, private) = abi::attributes(ask)?;
+        if !self.living(|inner| Ok(inner.slots.cover(gfns)))? {
+            return Err(Error::Fault);
+        }
+        let mut gfn = gfns.first();
+        while gfn < gfns.end() {
+            let (file, span) = self.living(|inner| {
+                let (file, span) = inner.slots.part(gfns, gfn).ok_or(Error::Fault)?;
+                file.hold();
+                Ok((file, span))
+            })?;
+            let how = if private { Conversion::ToPrivate(span, Mode::Wait) } else { Conversion::ToShared(span) };
+            let moved = file::convert(file, how);
+            file.put();
+            moved.map_err(|stopped| stopped.error)?;
+            gfn = gfn.saturating_add(span.count());
+        }
+        Ok(())
+    }
+
     fn create_vcpu(self, id: usize) -> Result<i64, Error> {
         let id =
             u32::try_from(id).ok().filter(|&id| u64::from(id) < crate::system::max_vcpus()).ok_or(Error::Invalid)?;
@@ -341,6 +364,8 @@ impl Vm {
             let mut draining = false;
             for slot in inner.slots.iter() {
                 let file = slot.file;
+                // A conversion for this VM would outlast it as long as somebody holds a page.
+                cancel(&file);
                 lost += end::reclaim_pages(&file, slot.pages, file.initial(), &EL2, self.handle(), &Undertaker);
                 draining |= any(&file, slot.pages, |page| matches!(page, Page::Draining { .. }));
             }
@@ -380,6 +405,7 @@ impl Vm {
                 let new = NewFile::decode(&sys::copy_in(arg)?)?;
                 file::open(new, self.id())
             }
+            io::KVM_SET_MEMORY_ATTRIBUTES => self.set_attributes(&sys::copy_in(arg)?).map(|()| 0),
             io::KVM_ARM_PREFERRED_TARGET => {
                 let target = u32::try_from(io::KVM_ARM_TARGET_GENERIC_V8).map_err(|_| Error::Invalid)?;
                 sys::copy_out(arg, &io::VcpuInit { target, features: [0; 7] }).map(|()| 0)

@@ -242,7 +242,7 @@ fn conversions(kvm: &Kvm) -> Result<(), String> {
     ask("overflow", Convert { offset: 0u64.wrapping_sub(PAGE), size: 2 * PAGE, ..good });
     ask("to nowhere", Convert { to: 0, ..good });
     ask("to unknown", Convert { to: 3, ..good });
-    ask("unknown mode", Convert { mode: 2, ..good });
+    ask("unknown mode", Convert { mode: 3, ..good });
     ask("reserved", Convert { reserved: [0, 0, 1], ..good });
     STEP.same("convert: wrong file", "EINVAL", outcome(ioctl(&vm, FREEHOLD_CONVERT, &mut { good })));
     STEP.same("convert: bad address", "EFAULT", outcome(ioctl_value(&gmem, FREEHOLD_CONVERT, 8)));

@@ -10,6 +10,7 @@ mod cycles;
 mod drain;
 mod fuzz;
 mod gmem;
+mod guest_memfd;
 mod hostile;
 mod ioctls;
 mod kill;
@@ -41,6 +42,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   switch      what survives a run, and what an exit shows
+  gmem-convert  conversions in every mode, by either ioctl
   noel2       what must not be there without el2
 ";
 
@@ -86,6 +88,7 @@ fn main() {
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
         "switch" => or_report("world-switch", switch::all()),
+        "gmem-convert" => or_report(guest_memfd::STEP.0, guest_memfd::convert::all()),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
     }

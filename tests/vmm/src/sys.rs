@@ -28,6 +28,10 @@ pub(crate) fn errno_name(error: i32) -> String {
         libc::EOPNOTSUPP => "EOPNOTSUPP",
         libc::ENOEXEC => "ENOEXEC",
         libc::EIO => "EIO",
+        libc::ECANCELED => "ECANCELED",
+        libc::EINPROGRESS => "EINPROGRESS",
+        libc::EACCES => "EACCES",
+        libc::ESPIPE => "ESPIPE",
         other => return format!("errno {other}"),
     };
     name.to_string()

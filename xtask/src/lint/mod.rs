@@ -2,6 +2,7 @@
 //! House law as code: who may import whom, licences, where `unsafe` may stand, size of the trusted base, clippy, format.
 
 mod imports;
+mod once;
 mod size;
 mod source;
 mod text;
@@ -28,6 +29,7 @@ pub(crate) fn works() -> Vec<Work> {
         check("lint/licences", text::licences),
         check("lint/paths", text::paths),
         check("lint/unsafe", source::unsafe_code),
+        check("lint/one-place", once::check),
         check("lint/size", size::check),
         check("lint/format", |env| {
             ran(cmd::cargo(&env.root).args(["fmt", "--all", "--check", "--", "--color", "never"]))

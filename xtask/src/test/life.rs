@@ -50,6 +50,14 @@ const JOBS: [Job; 10] = [
     without_el2("life/host-at-el2-max", "max", true),
 ];
 
+/// Jobs of the suite `guest-memfd`.
+const GUEST_MEMFD: [Job; 1] = [job("guest-memfd/convert", "gmem-convert")];
+
+/// Files, conversions, and whoever holds or maps a page.
+pub(super) fn guest_memfd_works() -> Vec<Work> {
+    GUEST_MEMFD.into_iter().map(|job| Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter()).collect()
+}
+
 /// The main job and the others; one whose file is not there fails.
 pub(super) fn works() -> Vec<Work> {
     let mut works = vec![Work::new("life/main", main_job).with_inner_filter()];

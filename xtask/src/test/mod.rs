@@ -142,6 +142,7 @@ fn suites() -> Vec<Suite> {
         suite("unit", 90, 1, false, unit::works()),
         suite("boot", 90, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
+        suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
     ]
 }
 
@@ -259,7 +260,7 @@ mod tests {
     fn an_unknown_suite_is_named_with_those_that_exist() {
         let error = choose(suites(), &args(&["nonsense"], None)).err().unwrap();
         assert!(error.is::<Usage>());
-        assert_eq!(error.to_string(), "no suite `nonsense`; there are lint, unit, boot, life");
+        assert_eq!(error.to_string(), "no suite `nonsense`; there are lint, unit, boot, life, guest-memfd");
     }
 
     #[test]
