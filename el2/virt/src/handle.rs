@@ -138,6 +138,13 @@ impl VcpuIndex {
         }
     }
 
+    /// The vCPU of this number in a VM that has `vcpus`.
+    #[must_use]
+    pub fn existing(number: u64, vcpus: usize) -> Option<Self> {
+        let index = u8::try_from(number).ok()?;
+        (usize::from(index) < vcpus.min(MAX_VCPUS)).then_some(Self(index))
+    }
+
     /// An index that the layout has room for, served or not.
     #[cfg(test)]
     pub(crate) const fn of_number(index: u8) -> Self {

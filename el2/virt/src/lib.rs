@@ -26,6 +26,7 @@ pub mod registers;
 pub mod smc;
 pub mod sysreg;
 pub mod vcpu;
+pub mod vgic;
 pub mod vm;
 
 pub use refused::Refused;

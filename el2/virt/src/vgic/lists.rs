@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU's list registers: filled before it enters its guest, folded back when it is out.
+//!
+//! What is pending goes first, by priority, so that a maintenance interrupt for "none pending" is never raised by list
+//! registers that are all active: each entry after one brings something pending. Active interrupts take what room is
+//! left; the end of one that found none is counted by the CPU and comes out too. An interrupt is in one list register
+//! of one vCPU at most, which `held` sees to.
+
+use super::{At, Candidate, Intid, Kicks, Place, Vgic, Want};
+use crate::handle::VcpuIndex;
+
+/// Most list registers that a CPU can have.
+pub const MAX_LISTS: usize = 16;
+
+const PENDING: u64 = 1 << 62;
+const ACTIVE: u64 = 1 << 63;
+const HARDWARE: u64 = 1 << 61;
+const GROUP1: u64 = 1 << 60;
+/// With a software interrupt: the guest comes out when it deactivates it.
+const EOI: u64 = 1 << 41;
+
+/// `ICH_HCR_EL2.En`.
+const ENABLE: u64 = 1;
+/// `LRENPIE`: out when the guest ends what is in no list register.
+const MISSING: u64 = 1 << 2;
+/// `NPIE`: out when no list register is pending any more.
+const NONE_PENDING: u64 = 1 << 3;
+
+/// What the CPU's virtual interface is loaded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lists {
+    entries: [u64; MAX_LISTS],
+    used: usize,
+    control: u64,
+    holds_timer: bool,
+}
+
+impl Lists {
+    /// Nothing loaded.
+    pub const EMPTY: Self = Self { entries: [0; MAX_LISTS], used: 0, control: ENABLE, holds_timer: false };
+
+    /// The `ICH_LR<n>_EL2` in use. The CPU writes back what became of them.
+    pub fn entries(&mut self) -> &mut [u64] {
+        self.entries.get_mut(..self.used).unwrap_or_default()
+    }
+
+    /// `ICH_HCR_EL2`, as far as the lists decide it.
+    #[must_use]
+    pub const fn control(&self) -> u64 {
+        self.control
+    }
+
+    /// Whether the CPU's own interrupt of the virtual timer must be active, so that it is not raised: the guest has
+    /// not dealt with it yet, or does not want it.
+    #[must_use]
+    pub const fn holds_timer(&self) -> bool {
+        self.holds_timer
+    }
+
+    fn push(&mut self, entry: u64) {
+        if let Some(place) = self.entries.get_mut(self.used) {
+            *place = entry;
+            self.used = self.used.saturating_add(1);
+        }
+    }
+}
+
+impl Vgic {
+    /// Fills the list registers of a vCPU that enters its guest on CPU number `cpu`, which has `room` of them. Whoever
+    /// causes something for it from here on gets that CPU as a kick.
+    pub fn load(&mut self, vcpu: VcpuIndex, cpu: u8, room: usize) -> Lists {
+        let me = vcpu.index();
+        let room = room.min(MAX_LISTS);
+        let mut lists = Lists::EMPTY;
+        self.put(vcpu, Place::In(cpu));
+        for want in [Want::Ready, Want::Stranded] {
+            while lists.used < room
+                && let Some(candidate) = self.first(me, want)
+            {
+                self.hold(me, candidate, &mut lists);
+            }
+        }
+        if self.first(me, Want::Ready).is_some() {
+            lists.control |= NONE_PENDING;
+        }
+        if self.first(me, Want::Stranded).is_some() {
+            lists.control |= MISSING;
+        }
+        let timer = Intid::VIRTUAL_TIMER.bit();
+        lists.holds_timer =
+            self.locals.get(me).is_some_and(|l| (l.bank.line | l.bank.active | l.bank.held) & timer != 0);
+        lists
+    }
+
+    /// Folds the list registers back, as the CPU left them; `ends` is `ICH_HCR_EL2.EOIcount`. The vCPU is out. What it
+    /// gives up may be another one's by now.
+    pub fn save(&mut self, vcpu: VcpuIndex, lists: &mut Lists, ends: u32) -> Kicks {
+        let me = vcpu.index();
+        let mut kicks = Kicks::NONE;
+        self.put(vcpu, Place::Out);
+        // Only these can have been ended without a list register. The last one acknowledged is the first one ended.
+        for _ in 0..ends.min(31) {
+            let Some(ended) = self.first(me, Want::Stranded) else { break };
+            kicks = kicks.and(self.deactivate(vcpu, ended.intid.number().into()));
+        }
+        for entry in lists.entries() {
+            let Some(intid) = Intid::of_register(*entry) else { continue };
+            let (pending, active) = (*entry & PENDING != 0, *entry & ACTIVE != 0);
+            kicks = kicks.and(self.change(At::of(me, intid), 0, |bank| bank.release(intid.bit(), pending, active)));
+        }
+        *lists = Lists::EMPTY;
+        kicks
+    }
+
+    /// Moves a candidate to a list register: what is active of it, and what is pending if the CPU may signal that.
+    fn hold(&mut self, me: usize, candidate: Candidate, lists: &mut Lists) {
+        let Candidate { priority, intid, group1, .. } = candidate;
+        let bit = intid.bit();
+        let mut entry = u64::from(intid.number()) | u64::from(priority) << 48;
+        entry |= if group1 { GROUP1 } else { 0 };
+        entry |= if candidate.pending { PENDING } else { 0 };
+        let Some(bank) = self.bank_mut(At::of(me, intid)) else { return };
+        entry |= if bank.active & bit != 0 { ACTIVE } else { 0 };
+        if intid == Intid::VIRTUAL_TIMER {
+            entry |= HARDWARE | u64::from(intid.number()) << 32;
+        } else if bank.pending() & bit != 0 && (!candidate.pending || bank.edge & bit == 0) {
+            // It is pending, or is to be looked at again, when this is over.
+            entry |= EOI;
+        }
+        bank.hold(bit, candidate.pending);
+        if let At::Shared(n) = At::of(me, intid)
+            && let Some(mine) = self.locals.get_mut(me).and_then(|local| local.mine.get_mut(n))
+        {
+            *mine |= bit;
+        }
+        lists.push(entry);
+    }
+}
