@@ -74,7 +74,16 @@ fn word(value: usize) -> Result<u32, Stop> {
 enum Edit {
     Copy,
     Memory(Cells),
-    Timer { names: bool },
+    Timer(Virt),
+}
+
+/// Where a timer has its virtual interrupt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Virt {
+    /// Where the binding puts it: the timer names none.
+    Unnamed,
+    /// At this position among its names, if it is there.
+    Named(Option<usize>),
 }
 
 fn write_structure(source: &Dtb<'_>, carve_outs: &[Span], added_name: usize, sink: &mut Sink<'_>) -> Result<(), Stop> {
@@ -94,7 +103,7 @@ fn write_structure(source: &Dtb<'_>, carve_outs: &[Span], added_name: usize, sin
                 if dropped_above.is_none() {
                     sink.begin(name)?;
                     edit = kinds.edit(index);
-                    if edit == (Edit::Timer { names: false }) {
+                    if edit == Edit::Timer(Virt::Unnamed) {
                         sink.property(added_name, &[&names_without_virt(&TIMER_ORDER)])?;
                     }
                 }
@@ -112,11 +121,12 @@ fn write_structure(source: &Dtb<'_>, carve_outs: &[Span], added_name: usize, sin
                 let at = name_offset(source, name);
                 match (edit, name) {
                     (Edit::Memory(cells), "reg") => write_memory(cells, value, carve_outs, at, sink)?,
-                    (Edit::Timer { names }, "interrupts") => {
-                        let virt = if names { kinds.virt } else { Some(2) };
-                        write_without(value, virt, at, sink)?;
+                    (Edit::Timer(Virt::Unnamed), "interrupts") => write_without(value, Some(2), at, sink)?,
+                    (Edit::Timer(Virt::Named(virt)), "interrupts") => write_without(value, virt, at, sink)?,
+                    (Edit::Timer(_), NAMES) => {
+                        let (before, after) = around_virt(value);
+                        sink.property(at, &[before, after])?;
                     }
-                    (Edit::Timer { .. }, NAMES) => sink.property(at, &[&kinds.names_left])?,
                     _ => sink.property(at, &[value])?,
                 }
             }
@@ -135,10 +145,6 @@ struct Kinds {
     seen: usize,
     dropped: ArrayVec<usize, MAX_MARKS>,
     edited: ArrayVec<(usize, EditKind), MAX_MARKS>,
-    /// Position of the virtual interrupt in a timer that names its interrupts.
-    virt: Option<usize>,
-    /// That timer's names without it.
-    names_left: ArrayVec<u8, 128>,
 }
 
 type EditKind = Edit;
@@ -153,30 +159,9 @@ impl Kinds {
         } else if node.is_memory() {
             self.edited.try_push((index, Edit::Memory(node.cells))).map_err(|_| full)?;
         } else if node.is_compatible("arm,armv8-timer") || node.is_compatible("arm,armv7-timer") {
-            let names = self.note_timer(node)?;
-            self.edited.try_push((index, Edit::Timer { names })).map_err(|_| full)?;
+            self.edited.try_push((index, Edit::Timer(virt_of(node)?))).map_err(|_| full)?;
         }
         Ok(())
-    }
-
-    fn note_timer(&mut self, node: &Node<'_, '_>) -> Result<bool, Stop> {
-        let wrong = Stop::new("timer is malformed", "/timer interrupts");
-        let interrupts = node.property("interrupts").ok_or(wrong)?;
-        let count = interrupts.len() / (4 * INTERRUPT_CELLS);
-        let Some(names) = node.property(NAMES) else {
-            // Without names, the binding's order: four interrupts, five with FEAT_VHE.
-            return if (4..=5).contains(&count) { Ok(false) } else { Err(wrong) };
-        };
-        let names = names.strip_suffix(&[0]).unwrap_or(names);
-        for (position, name) in names.split(|byte| *byte == 0).enumerate() {
-            if name == b"virt" {
-                self.virt = Some(position);
-            } else {
-                self.names_left.try_extend_from_slice(name).map_err(|_| wrong)?;
-                self.names_left.try_push(0).map_err(|_| wrong)?;
-            }
-        }
-        Ok(true)
     }
 
     fn is_dropped(&self, index: usize) -> bool {
@@ -186,6 +171,33 @@ impl Kinds {
     fn edit(&self, index: usize) -> Edit {
         self.edited.iter().find(|(at, _)| *at == index).map_or(Edit::Copy, |(_, edit)| *edit)
     }
+}
+
+/// Where a timer has its virtual interrupt.
+fn virt_of(node: &Node<'_, '_>) -> Result<Virt, Stop> {
+    let wrong = Stop::new("timer is malformed", "/timer interrupts");
+    let interrupts = node.property("interrupts").ok_or(wrong)?;
+    let count = interrupts.len() / (4 * INTERRUPT_CELLS);
+    let Some(names) = node.property(NAMES) else {
+        // Without names, the binding's order: four interrupts, five with FEAT_VHE.
+        return if (4..=5).contains(&count) { Ok(Virt::Unnamed) } else { Err(wrong) };
+    };
+    let mut positions = names.split(|byte| *byte == 0).enumerate().filter(|(_, name)| *name == b"virt");
+    let virt = positions.next().map(|(position, _)| position);
+    if positions.next().is_some() { Err(wrong) } else { Ok(Virt::Named(virt)) }
+}
+
+/// What stands before and behind `virt` in a list of names.
+fn around_virt(names: &[u8]) -> (&[u8], &[u8]) {
+    let mut start = 0usize;
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let end = start.saturating_add(name.len());
+        if name.strip_suffix(&[0]).unwrap_or(name) == b"virt" {
+            return (names.get(..start).unwrap_or(&[]), names.get(end..).unwrap_or(&[]));
+        }
+        start = end;
+    }
+    (names, &[])
 }
 
 /// The first names of the binding's order, without the virtual timer's.
@@ -347,6 +359,26 @@ mod tests {
         let interrupts = property(&blob, &["timer"], "interrupts").unwrap();
         let numbers: Vec<u8> = interrupts.chunks(12).map(|one| one[7]).collect();
         assert_eq!(numbers, [13, 14, 10]);
+    }
+
+    #[test]
+    fn each_timer_loses_its_own_virtual_interrupt() {
+        let two = [1, 27, 4, 1, 30, 4];
+        let tree = board().with_timer("first", "virt\0phys", &two).with_timer("second", "phys\0virt", &two);
+        let blob = edited(&tree.with_timer("third", "phys\0hyp-phys", &two), &[]);
+        for (timer, names, number) in [("first", &b"phys\0"[..], 30), ("second", b"phys\0", 27)] {
+            assert_eq!(property(&blob, &[timer], "interrupt-names").unwrap(), names);
+            assert_eq!(property(&blob, &[timer], "interrupts").unwrap(), [0, 0, 0, 1, 0, 0, 0, number, 0, 0, 0, 4]);
+        }
+        assert_eq!(property(&blob, &["third"], "interrupt-names").unwrap(), b"phys\0hyp-phys\0");
+        assert_eq!(property(&blob, &["third"], "interrupts").unwrap().len(), 24);
+    }
+
+    #[test]
+    fn a_timer_that_names_two_virtual_interrupts_is_a_stop() {
+        let blob = board().with_timer("first", "virt\0virt", &[1, 27, 4, 1, 30, 4]).blob();
+        let stop = rewrite(&Dtb::parse(&blob).unwrap(), &[], &mut vec![0; 1 << 16]).unwrap_err();
+        assert_eq!(stop.what(), "timer is malformed");
     }
 
     #[test]

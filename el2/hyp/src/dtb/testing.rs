@@ -57,6 +57,13 @@ impl Tree {
         self
     }
 
+    /// One more timer, that names its interrupts.
+    pub(crate) fn with_timer(mut self, name: &str, names: &str, interrupts: &[u32]) -> Self {
+        let timer = Node::new(name).text("compatible", "arm,armv8-timer").text("interrupt-names", names);
+        self.nodes.push(timer.cells("interrupts", interrupts));
+        self
+    }
+
     /// A console at 0x200 behind a bus with `ranges` (one cell each) and one that changes nothing.
     pub(crate) fn with_buses(mut self, name: &str, ranges: &[u32], stdout: &str) -> Self {
         let narrow = |name: &str| Node::new(name).cells("#address-cells", &[1]).cells("#size-cells", &[1]);
