@@ -47,6 +47,8 @@ pub fn is_stopped() -> bool {
 ///
 /// The first CPU to come here speaks; any other, and a failure while speaking, halts in silence. CPUs
 /// in the host stop at once, CPUs in a guest when they come back to the host.
+#[cold]
+#[inline(never)]
 pub fn stop(kind: &str, why: fmt::Arguments<'_>) -> ! {
     if !STOPPED.swap(true, Ordering::AcqRel) {
         starve_host();
@@ -56,6 +58,8 @@ pub fn stop(kind: &str, why: fmt::Arguments<'_>) -> ! {
 }
 
 /// Stops the machine for a defect of el2's own, with what the exception registers hold.
+#[cold]
+#[inline(never)]
 pub fn panic(why: fmt::Arguments<'_>) -> ! {
     stop(
         "panic",
@@ -69,6 +73,14 @@ pub fn panic(why: fmt::Arguments<'_>) -> ! {
             read_sysreg!("spsr_el2"),
         ),
     )
+}
+
+/// Stops the machine for what no input can cause. Together with `mem`'s port and the report of an exception at EL2 the
+/// only way from a trap to a stop, which the check of the linked image relies on: hence a function of its own.
+#[cold]
+#[inline(never)]
+pub fn defect(what: &'static str) -> ! {
+    panic(format_args!("{what}"))
 }
 
 /// Reports an exception that EL2 took from itself. `vector` is its place in the table.

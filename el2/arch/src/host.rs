@@ -34,7 +34,7 @@ pub fn vtcr(ipa_bits: u32) -> u64 {
     };
     let vs = if ids.has_16_bit_vmid() { VTCR_VS } else { 0 };
     // PS, SH0 inner shareable, write-back walks, SL0 = 1 (start at level 1), T0SZ.
-    VTCR_RES1 | vs | range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | u64::from(64 - ipa_bits)
+    VTCR_RES1 | vs | range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | u64::from(64_u32.wrapping_sub(ipa_bits))
 }
 
 /// VTTBR_EL2 for a root that this CPU alone walks under this VMID, if any does.

@@ -53,7 +53,7 @@ impl<'a> Loaded<'a> {
     /// Opens the block of a claimed vCPU.
     pub fn open(claim: Claimed<'a, AtomicU64>) -> Self {
         let Some(frame) = Pfn::new(claim.block()) else {
-            fatal::panic(format_args!("a vCPU without a block"));
+            fatal::defect("a vCPU without a block");
         };
         // SAFETY: the frame is what `create` returned, and stays the VM's while the claim lives; the claim is unique
         // and goes into `Self`, so this is the only reference to the block.
@@ -74,7 +74,7 @@ impl<'a> Loaded<'a> {
     /// Runs the vCPU until it exits. `regime` was made by [`regime`] while this claim was held.
     pub fn run(&mut self, regime: &Regime) -> RawExit {
         let Some(own) = HOSTS.get(percpu::this_cpu().index()) else {
-            fatal::panic(format_args!("a CPU without a record"));
+            fatal::defect("a CPU without a record");
         };
         let mut kept = own.lock();
         // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds; EL2 runs

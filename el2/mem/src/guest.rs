@@ -130,7 +130,7 @@ impl Guest {
     pub fn declare_ram(&mut self, run: Claim<GfnRun>) -> Result<(), Refused> {
         let run = run.examine();
         let body = self.in_life(&[Life::Building])?;
-        if run.end() > 1_u64 << body.space.ipa_bits().saturating_sub(12) {
+        if run.end() > 1_u64.unbounded_shl(body.space.ipa_bits().saturating_sub(12)) {
             return Err(Refused::GfnOutOfRange);
         }
         if body.ram.iter().any(|other| other.meets(&run)) {

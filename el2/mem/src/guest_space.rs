@@ -10,7 +10,7 @@ use crate::debt::{Debt, OfGuest, Settled};
 use crate::pool::Pool;
 use crate::ports::Broken;
 use crate::pte::{self, Attributes, Entry, Form, Leaf};
-use crate::{Gfn, Granule, Ledger, Machine, Pfn, VmSlot};
+use crate::{Gfn, Granule, Ledger, MAX_FRAMES, Machine, Pfn, VmSlot};
 
 /// What an ordinary VM may do with a frame that it borrows, besides reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl GuestSpace {
 
     /// Frames of the concatenated root table, which must be aligned to their number.
     pub(crate) const fn root_frames(ipa_bits: u32) -> u64 {
-        1 << ipa_bits.saturating_sub(39)
+        1_u64.unbounded_shl(ipa_bits.saturating_sub(39))
     }
 
     pub(crate) const fn root(&self) -> Pfn {
@@ -74,7 +74,7 @@ impl GuestSpace {
     pub(crate) fn tables_missing(&self, wanted: Granules<'_>, m: &impl Machine) -> u32 {
         let mut missing = 0_u32;
         let (mut last_block, mut last_giant) = (None, None);
-        for (index, granule) in wanted.iter().enumerate() {
+        for (index, granule) in (0..MAX_FRAMES as usize).zip(wanted.iter()) {
             let (block, giant) = (block_of(granule.gfn()), giant_of(granule.gfn()));
             if last_block == Some(block) {
                 continue;

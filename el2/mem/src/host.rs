@@ -237,9 +237,9 @@ impl<'m> Host<'m> {
             self.put(&lot);
         }
         // In the order of their starts, runs that meet stand side by side somewhere.
-        records.sort_unstable_by_key(|[pfn, _]| *pfn);
+        sort_by_key(records, |[pfn, _]| *pfn);
         let frames_meet = neighbours(records).any(|(one, next)| one.frames().meets(&next.frames()));
-        records.sort_unstable_by_key(|[_, packed]| packed & GFN);
+        sort_by_key(records, |[_, packed]| packed & GFN);
         let places_meet = neighbours(records).any(|(one, next)| one.at().meets(&next.at()));
         if frames_meet || places_meet { Err(Refused::Twice) } else { Ok(()) }
     }
@@ -261,6 +261,25 @@ fn lot([pfn, packed]: &[u64; 2]) -> Result<Lot, Refused> {
     Lot::decode(*pfn, packed & GFN, (packed >> 52).saturating_add(1))
 }
 
+/// Distances of a shell sort, for no more than [`MAX_RECORDS`].
+const GAPS: [usize; 6] = [132, 57, 23, 10, 4, 1];
+
+/// Puts records into the order of a key. The library's sort has panics that a wrong order would reach.
+fn sort_by_key(records: &mut [[u64; 2]], key: impl Fn(&[u64; 2]) -> u64) {
+    for gap in GAPS {
+        for start in gap..records.len() {
+            let mut at = start;
+            while let Some(before) = at.checked_sub(gap)
+                && let Ok([low, high]) = records.get_disjoint_mut([before, at])
+                && key(low) > key(high)
+            {
+                core::mem::swap(low, high);
+                at = before;
+            }
+        }
+    }
+}
+
 /// Records next to each other, decoded; all of them were found to be good.
 fn neighbours(records: &[[u64; 2]]) -> impl Iterator<Item = (Lot, Lot)> + '_ {
     let good = || records.iter().filter_map(|record| lot(record).ok());
@@ -270,4 +289,21 @@ fn neighbours(records: &[[u64; 2]]) -> impl Iterator<Item = (Lot, Lot)> + '_ {
 fn split(words: &mut [u64], count: u64) -> Result<(&mut [u64], &mut [u64]), MapError> {
     let count = usize::try_from(count).map_err(|_| MapError::WrongStorage)?;
     words.split_at_mut_checked(count).ok_or(MapError::WrongStorage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_any_number_are_sorted() {
+        for count in 0..=MAX_RECORDS {
+            let mut records: std::vec::Vec<[u64; 2]> =
+                (0..count).map(|at| [at.wrapping_mul(0x9e37_79b9) % 97, at]).collect();
+            let mut sorted = records.clone();
+            sorted.sort_unstable_by_key(|[key, _]| *key);
+            sort_by_key(&mut records, |[key, _]| *key);
+            assert!(records.iter().zip(&sorted).all(|(one, other)| one[0] == other[0]), "{count} records");
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub(crate) enum Walk {
 impl HostSpace<'_> {
     /// Walks the tables for one address.
     pub(crate) fn walk(&self, ipa: Ipa, m: &impl Machine) -> Walk {
-        if ipa.raw() >> self.ipa_bits != 0 {
+        if ipa.raw().unbounded_shr(self.ipa_bits) != 0 {
             return Walk::Outside;
         }
         let pfn = ipa.identity();

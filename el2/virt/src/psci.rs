@@ -278,7 +278,7 @@ impl<'a, A: Cell> Relay<'a, A> {
 
     fn cpu_on(&self, target: u64, pc: u64, context: u64, firmware: &mut impl Firmware) -> i64 {
         let Some(affinity) = Affinity::from_target(target) else { return code::INVALID_PARAMETERS };
-        let Some((cpu, slot)) = self.slots.iter().enumerate().find(|(_, s)| s.affinity == affinity) else {
+        let Some((cpu, slot)) = (0..self.slots.len()).zip(self.slots).find(|(_, s)| s.affinity == affinity) else {
             return code::INVALID_PARAMETERS;
         };
         let entry = match Entry::new(pc, context) {

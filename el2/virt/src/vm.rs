@@ -208,7 +208,7 @@ impl<'a, A: Cell> Vms<'a, A> {
     /// # Errors
     /// `NoSlot`.
     pub fn reserve(&self) -> Result<Reserved<'a, A>, Refused> {
-        for (index, cell) in self.cells.iter().enumerate() {
+        for (index, cell) in (0..self.cells.len()).zip(self.cells) {
             let Some(slot) = Slot::new(index) else { break };
             let taken = cell.update(|word| match word.phase {
                 Phase::Free => Ok(Word { phase: Phase::Reserved, claims: 0, ..word }),
@@ -284,12 +284,12 @@ impl<'a, A: Cell> Vms<'a, A> {
         let live = |cell: &&VmCell<A>| {
             matches!(Word::unpack(cell.word.load()).phase, Phase::Reserved | Phase::Live | Phase::Dying)
         };
-        u64::try_from(self.cells.iter().filter(live).count()).unwrap_or(u64::MAX)
+        self.cells.iter().filter(live).fold(0, |count: u64, _| count.saturating_add(1))
     }
 
     /// Every VM that lives or dies, by handle.
     pub fn handles(&self) -> impl Iterator<Item = Handle> + use<'a, A> {
-        self.cells.iter().enumerate().filter_map(|(index, cell)| {
+        (0..self.cells.len()).zip(self.cells).filter_map(|(index, cell)| {
             let word = Word::unpack(cell.word.load());
             match word.phase {
                 Phase::Live | Phase::Dying => Some(Handle::new(Slot::new(index)?, word.generation)),

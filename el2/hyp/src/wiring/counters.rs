@@ -11,7 +11,7 @@ use freehold_uapi::hvc;
 /// One counter; `None` if there is no such counter or index.
 pub(crate) fn counter<K: Kind>(permit: &mut Permit, which: u64, index: u64) -> Option<u64> {
     let mut memory = || memory::<K>(permit);
-    let sum = |of: fn(&PerCpu) -> u64| percpu::all().iter().map(of).sum::<u64>();
+    let sum = |of: fn(&PerCpu) -> u64| percpu::all().iter().fold(0, |sum: u64, cpu| sum.saturating_add(of(cpu)));
     let value = match which {
         hvc::COUNTER_ENTRIES => {
             let cpu = usize::try_from(index).ok().filter(|cpu| *cpu < statics::machine::<K>().slots.len());

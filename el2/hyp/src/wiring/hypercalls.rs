@@ -51,7 +51,7 @@ pub(crate) fn vms() -> Vms<'static, AtomicU64> {
 pub(crate) fn empty_slot(index: usize) -> GuestSlot {
     match u8::try_from(index).ok().and_then(VmSlot::new) {
         Some(slot) => GuestSlot::new(slot),
-        None => freehold_arch::fatal::panic(format_args!("VM slot {index} has no VMID")),
+        None => freehold_arch::fatal::defect("a VM slot without a VMID"),
     }
 }
 

@@ -74,6 +74,6 @@ pub(crate) fn seal<K: Kind>(machine: Machine<K>) -> &'static Machine<K> {
 pub(crate) fn machine<K: Kind>() -> &'static Machine<K> {
     match K::home().0.get() {
         Some(machine) => machine,
-        None => freehold_arch::fatal::panic(format_args!("the machine was used before the boot sealed it")),
+        None => freehold_arch::fatal::defect("the machine was used before the boot sealed it"),
     }
 }

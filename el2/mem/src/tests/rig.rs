@@ -138,7 +138,7 @@ impl Rig {
         at: u64,
         count: u64,
         revocable: bool,
-        pause: &mut dyn FnMut() -> bool,
+        pause: &mut impl FnMut() -> bool,
     ) -> Result<u64, Refused> {
         let before = self.picture();
         let done = Lot::decode(from, at, count).and_then(|lot| {
@@ -244,7 +244,7 @@ impl Rig {
         slot: usize,
         from: u64,
         count: u64,
-        pause: &mut dyn FnMut() -> bool,
+        pause: &mut impl FnMut() -> bool,
     ) -> Result<u64, Refused> {
         let before = self.picture();
         let done = PfnRun::decode(from, count).and_then(|run| {

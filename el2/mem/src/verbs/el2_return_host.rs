@@ -57,7 +57,7 @@ pub fn check<'w, 'm>(
 
 impl Checked<'_, '_> {
     /// Gives the frames back, zeroed; fewer if `pause` finds an interrupt.
-    pub fn commit(self, m: &mut impl Machine, pause: &mut dyn FnMut() -> bool) -> Returned {
+    pub fn commit(self, m: &mut impl Machine, pause: &mut impl FnMut() -> bool) -> Returned {
         let Host { map, ledger, space, batch, .. } = self.host;
         let Some(body) = &mut self.guest.body else { return Returned { done: 0, freed: true } };
         let settled = Settled::unreached(batch.granules());

@@ -46,7 +46,7 @@ pub fn check_birth<'w, 'm>(
     let run = run.examine();
     gather(host, guest, &run)?;
     let frames = GuestSpace::root_frames(ipa_bits);
-    let first = run.start().raw().next_multiple_of(frames);
+    let first = run.start().raw().checked_next_multiple_of(frames).unwrap_or(u64::MAX);
     let short = first.saturating_add(frames).saturating_sub(run.end());
     let root = Pfn::new(first).filter(|_| short == 0);
     let root = root.ok_or(Refused::NeedPages(u32::try_from(short).unwrap_or(u32::MAX)))?;

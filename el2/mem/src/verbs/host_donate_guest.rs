@@ -76,8 +76,8 @@ impl Checked<'_, '_> {
     pub fn commit(
         self,
         m: &mut impl Machine,
-        pause: &mut dyn FnMut() -> bool,
-        measure: &mut dyn FnMut(Gfn, Pfn),
+        pause: &mut impl FnMut() -> bool,
+        measure: &mut impl FnMut(Gfn, Pfn),
     ) -> u64 {
         let (vm, revocable) = (self.guest.vm(), self.revocable);
         let Host { map, ledger, space, batch, .. } = self.host;

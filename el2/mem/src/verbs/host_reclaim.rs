@@ -45,7 +45,7 @@ pub fn check<'w, 'm>(
 
 impl Checked<'_, '_> {
     /// Gives the frames back, zeroed, and says how many; fewer if `pause` finds an interrupt.
-    pub fn commit(self, m: &mut impl Machine, pause: &mut dyn FnMut() -> bool) -> u64 {
+    pub fn commit(self, m: &mut impl Machine, pause: &mut impl FnMut() -> bool) -> u64 {
         let Host { map, ledger, space, batch, .. } = self.host;
         let Some(body) = &mut self.guest.body else { return 0 };
         let settled = Settled::unreached(batch.granules());

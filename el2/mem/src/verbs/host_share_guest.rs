@@ -43,7 +43,7 @@ pub fn check<'w, 'm>(
 
 impl Checked<'_, '_> {
     /// Lends the frames and says how many; fewer if `pause` finds an interrupt.
-    pub fn commit(self, m: &mut impl Machine, pause: &mut dyn FnMut() -> bool) -> u64 {
+    pub fn commit(self, m: &mut impl Machine, pause: &mut impl FnMut() -> bool) -> u64 {
         let (vm, access) = (self.guest.vm(), self.access);
         let Host { ledger, space, batch, .. } = self.host;
         let Some(body) = &mut self.guest.body else { return 0 };

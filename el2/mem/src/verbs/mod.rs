@@ -24,7 +24,7 @@ use crate::{Claim, GfnRun, Granule, Guest, Host, Ledger, Life, Machine, Refused,
 const STRIDE: u64 = 32;
 
 /// Whether to stop after `done` frames, because a look at the right moment found an interrupt.
-fn paused(done: u64, pause: &mut dyn FnMut() -> bool) -> bool {
+fn paused(done: u64, pause: &mut impl FnMut() -> bool) -> bool {
     done != 0 && done.is_multiple_of(STRIDE) && pause()
 }
 
@@ -66,7 +66,7 @@ fn gather_owned(
     host: &mut Host<'_>,
     guest: &mut Guest,
     run: Claim<GfnRun>,
-    wanted: fn(Owned) -> Result<(), Refused>,
+    wanted: impl Fn(Owned) -> Result<(), Refused>,
     m: &impl Machine,
 ) -> Result<(), Refused> {
     let vm = guest.vm();
