@@ -90,12 +90,20 @@ fn real(env: &Env, path: &str) -> bool {
     std::fs::read_to_string(env.root.join(path)).is_ok_and(|text| !text.contains("//! Placeholder."))
 }
 
+/// Builds el2, as it is linked.
+///
+/// # Errors
+/// If it does not build.
+pub(crate) fn el2_elf(env: &Env) -> Result<PathBuf> {
+    build(env, "freehold-el2", BARE, &[])
+}
+
 /// Builds el2 and flattens it.
 ///
 /// # Errors
 /// If it does not build.
 pub(crate) fn el2(env: &Env) -> Result<PathBuf> {
-    let elf = build(env, "freehold-el2", BARE, &[])?;
+    let elf = el2_elf(env)?;
     let out = env.out.join("el2.bin");
     let flat = image::flatten(&std::fs::read(elf)?, BLOCK, Extent::Memory).context("el2")?;
     image::write_whole(&out, &flat)?;

@@ -3,6 +3,7 @@
 //!
 //! Exit status: 0 held, 1 failed, 2 asked wrongly or refused, 3 something is not there yet.
 
+mod audit;
 mod bad_input;
 mod builds;
 mod cmd;

@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 use crate::builds::{self, Parts};
 use crate::env::Env;
 use crate::setup::{self, Tools};
-use crate::{Usage, lint, ui};
+use crate::{Usage, audit, lint, ui};
 use report::Report;
 
 /// What the user may choose.
@@ -140,6 +140,7 @@ fn suites() -> Vec<Suite> {
     vec![
         suite("lint", 120, 1, false, lint::works()),
         suite("unit", 90, 1, false, unit::works()),
+        suite("image", 120, 1, false, audit::works()),
         suite("boot", 90, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
@@ -260,7 +261,8 @@ mod tests {
     fn an_unknown_suite_is_named_with_those_that_exist() {
         let error = choose(suites(), &args(&["nonsense"], None)).err().unwrap();
         assert!(error.is::<Usage>());
-        assert_eq!(error.to_string(), "no suite `nonsense`; there are lint, unit, boot, life, guest-memfd");
+        let known: Vec<&str> = suites().iter().map(|s| s.name).collect();
+        assert_eq!(error.to_string(), format!("no suite `nonsense`; there are {}", known.join(", ")));
     }
 
     #[test]
