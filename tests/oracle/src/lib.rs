@@ -7,12 +7,16 @@
 //! table pages, when an interrupt comes) it is told ([`Env`]).
 //!
 //! * [`step`] decides an [`Op`] and carries it out on any [`State`]: a whole small [`World`], or a part of a real machine.
+//! * [`invariant`] holds I1 to I9 against a world and against a transition. It does not use the step.
 //!
 //! No allocation, no panic, no dependency but the ABI: it runs inside a debug `el2` as well.
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+pub mod code;
+pub mod invariant;
+pub mod lattice;
 mod op;
 mod outcome;
 mod record;

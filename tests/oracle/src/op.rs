@@ -137,6 +137,19 @@ impl Call {
         }
     }
 
+    /// How many frames it was asked to move at most, where its result counts them.
+    #[must_use]
+    pub const fn frames(&self) -> Option<u64> {
+        match *self {
+            Self::VmReclaim { count, .. } | Self::MemDonate { count, .. } | Self::MemShare { count, .. } => Some(count),
+            Self::MemUnshare { count, .. } | Self::GuestAccept { count, .. } => Some(count),
+            Self::MemDonateList { records, .. } => Some(records.saturating_mul(hvc::MAX_RUN)),
+            Self::Version | Self::Counter { .. } | Self::VmCreate { .. } | Self::VmRange { .. } => None,
+            Self::VmDestroy { .. } | Self::PoolTopup { .. } | Self::VcpuCreate { .. } | Self::VcpuSetReg { .. } => None,
+            Self::VcpuGetReg { .. } | Self::VcpuRun { .. } | Self::VcpuKick { .. } | Self::Unknown { .. } => None,
+        }
+    }
+
     /// Its function identifier.
     #[must_use]
     pub const fn id(&self) -> u32 {

@@ -11,6 +11,9 @@ use crate::state::State;
 /// First frame number that no physical address reaches, and first guest frame number that no VM has.
 const FRAMES_END: u64 = 1 << 40;
 
+/// Frame numbers from here on are RAM on no machine; guest frame numbers from here on are beyond every VM.
+const FRAMES_NEAR: u64 = 1 << 28;
+
 /// The VM that a handle names.
 pub(super) fn named(state: &impl State, who: Who) -> Result<(u8, Vm), Statuses> {
     match who {
@@ -30,8 +33,8 @@ pub(super) fn run(first: u64, count: u64, most: u64, outside: i64) -> Statuses {
         .when(count == 0, hvc::ZERO_COUNT)
         .when(count > most, hvc::COUNT_TOO_LARGE)
         .when(end.is_none_or(|e| e > FRAMES_END), hvc::OVERFLOW)
-        // Where the number space ends is not said.
-        .when(end.is_some_and(|e| e > FRAMES_END), outside)
+        // Where the number space ends is not said, nor that a count is judged before its last frame is.
+        .when(end.is_some_and(|e| e > FRAMES_NEAR), outside)
 }
 
 /// Whether a run's frames can be named one by one.

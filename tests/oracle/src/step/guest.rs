@@ -126,6 +126,14 @@ fn asked(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Option<(Kind, u64, u
 fn request(s: &impl State, slot: u8, id: u32, x: [u64; 3], env: &Env<'_>) -> Outcome {
     let invalid = Statuses::one(guest::INVALID_PARAMETER);
     let Some((kind, gfn, count)) = asked(s, slot, id, x) else { return Outcome::refused(invalid) };
+    if s.backing(slot, gfn).is_none() && s.mark(slot, gfn) == Mark::None {
+        match kind {
+            // Only what is there can be lent: it is faulted in, and the call made again.
+            Kind::Share => return Outcome::done(exit_with(hvc::EXIT_MEM_FAULT, gfn, 0, 0)),
+            Kind::Relinquish => return answers([0; 4]),
+            Kind::Unshare => {}
+        }
+    }
     let reason = match kind {
         Kind::Share => hvc::EXIT_SHARE,
         Kind::Unshare => hvc::EXIT_UNSHARE,

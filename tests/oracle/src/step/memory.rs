@@ -9,7 +9,7 @@ use super::host::{result, unless};
 use super::vcpu;
 use crate::op::{Env, Who};
 use crate::outcome::{Debts, Outcome, Statuses};
-use crate::record::{Content, Kind, Life, Mark, Page, Pending, Vcpu, Vm};
+use crate::record::{Content, Kind, Life, Mark, Page, Pending, Vcpu, VcpuLife, Vm};
 use crate::state::State;
 
 /// Frames, and the guest frames that they go to.
@@ -214,7 +214,9 @@ pub(super) fn decide_accept(s: &impl State, who: Who, index: u64, count: u64, en
     };
     no = no.when(!vm.alive(), hvc::WRONG_STATE).when(vcpu.running, hvc::VCPU_BUSY);
     let Pending::Request { kind, gfn, count: asked } = vcpu.pending else {
-        return Outcome::refused(no.when(true, hvc::NO_REQUEST));
+        // A vCPU that can not go on has no request, and is in the wrong state to have one.
+        let crashed = vcpu.life == VcpuLife::Crashed;
+        return Outcome::refused(no.when(true, hvc::NO_REQUEST).when(crashed, hvc::WRONG_STATE));
     };
     no = no.when(count > asked.into(), hvc::COUNT_TOO_LARGE);
     let mut loose = Statuses::NONE;

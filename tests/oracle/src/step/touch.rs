@@ -39,7 +39,8 @@ pub(super) fn apply(s: &mut impl State, pfn: u64, write: bool, from: Stray) {
     }
     let page = s.page(pfn);
     if write && page.host_reaches() {
-        let content = if page.owner == Owner::Host { Content::Public } else { Content::Shared };
+        let guest = matches!(page.owner, Owner::Guest { .. });
+        let content = if guest { Content::Shared } else { Content::Public };
         s.set_page(pfn, Page { content, ..page });
     }
 }

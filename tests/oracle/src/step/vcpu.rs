@@ -23,7 +23,9 @@ fn at(s: &impl State, slot: u8, index: u64) -> Option<(u8, Vcpu)> {
 
 /// VM and vCPU, or why there is none.
 pub(super) fn find(s: &impl State, who: Who, index: u64) -> Result<(u8, Vm, u8, Vcpu), Statuses> {
-    let (slot, vm) = named(s, who)?;
+    // An index that no VM has may be seen before the handle is.
+    let beyond = index >= s.machine().vcpus.into();
+    let (slot, vm) = named(s, who).map_err(|e| e.when(beyond, hvc::WRONG_VCPU))?;
     // Whether a dying VM still has vCPUs is not said.
     let missing = Statuses::one(hvc::WRONG_VCPU).when(vm.life == Life::Dying, hvc::WRONG_STATE);
     let (index, vcpu) = at(s, slot, index).ok_or(missing)?;
@@ -31,13 +33,14 @@ pub(super) fn find(s: &impl State, who: Who, index: u64) -> Result<(u8, Vm, u8, 
 }
 
 pub(super) fn decide_create(s: &impl State, who: Who, index: u64, env: &Env<'_>) -> Outcome {
+    let beyond = index >= s.machine().vcpus.into();
     let (slot, vm) = match named(s, who) {
         Ok(found) => found,
-        Err(e) => return Outcome::refused(e),
+        Err(e) => return Outcome::refused(e.when(beyond, hvc::WRONG_VCPU)),
     };
     let no = change::short(&vm, env)
         .when(vm.life != Life::Open, hvc::WRONG_STATE)
-        .when(index >= s.machine().vcpus.into(), hvc::WRONG_VCPU)
+        .when(beyond, hvc::WRONG_VCPU)
         .when(at(s, slot, index).is_some(), hvc::VCPU_EXISTS);
     unless(no, Done::Host(NOTHING))
 }
@@ -54,9 +57,9 @@ pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: 
     let mut no = match reg {
         hvc::REG_X0..=hvc::REG_X3 => Statuses::NONE,
         hvc::REG_PC => Statuses::NONE.when(!value.is_multiple_of(4), hvc::UNALIGNED),
-        hvc::REG_PSTATE => Statuses::NONE.when(value != START, hvc::BAD_ARGUMENT),
-        hvc::REG_MPIDR => Statuses::one(hvc::DENIED),
-        _ => Statuses::one(hvc::BAD_ARGUMENT),
+        hvc::REG_PSTATE => Statuses::NONE.when(value != START, hvc::DENIED),
+        // MPIDR is read only; of any other register a host knows nothing.
+        _ => Statuses::one(hvc::DENIED),
     };
     match find(s, who, index) {
         Ok((_, vm, _, vcpu)) => no = no.and(too_late(&vm, &vcpu)),
@@ -77,7 +80,7 @@ fn too_late(vm: &Vm, vcpu: &Vcpu) -> Statuses {
 
 pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outcome {
     let unknown = !hvc::REGS.iter().any(|r| u64::try_from(r.value) == Ok(reg));
-    let no = Statuses::NONE.when(unknown, hvc::BAD_ARGUMENT);
+    let no = Statuses::NONE.when(unknown, hvc::DENIED);
     let value = Done::Host([Value::Any, NOTHING[1], NOTHING[2], NOTHING[3]]);
     match find(s, who, index) {
         Err(e) => Outcome::refused(no.and(e)),

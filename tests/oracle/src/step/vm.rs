@@ -91,7 +91,8 @@ pub(super) fn decide_destroy(s: &impl State, who: Who) -> Outcome {
 
 pub(super) fn destroy(s: &mut impl State, who: Who) {
     if let Ok((slot, vm)) = named(s, who) {
-        s.set_vm(slot, Vm { life: Life::Dying, ..vm });
+        // What is free in the pool matters to nobody any more.
+        s.set_vm(slot, Vm { life: Life::Dying, free: 0, ..vm });
         for v in 0..s.machine().vcpus {
             let vcpu = s.vcpu(slot, v);
             s.set_vcpu(slot, v, Vcpu { kicked: false, pending: Pending::None, ..vcpu });
