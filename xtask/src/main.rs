@@ -13,6 +13,7 @@ mod generate;
 mod image;
 mod initramfs;
 mod lint;
+mod live;
 mod qemu;
 mod run;
 mod scan;

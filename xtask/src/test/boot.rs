@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::{Context, Item, Work};
-use crate::bad_input;
 use crate::builds::Parts;
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
 use crate::setup::Tools;
 use crate::steps::HOTPLUG;
+use crate::{bad_input, live};
 
 /// The CPUs that a host must come up on.
 const CPUS: [&str; 5] = ["cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "max"];
@@ -44,6 +44,7 @@ pub(super) fn works() -> Vec<Work> {
     }
     works.push(Work::new("boot/gic2-host-only", gic2));
     works.push(Work::new("boot/u-boot-booti", uboot));
+    works.extend(live::works());
     works.extend(bad_input::works());
     works
 }
