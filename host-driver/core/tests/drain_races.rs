@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The drain against a source of events, in every interleaving that loom finds (requirements 49 to 60): no wake-up is
+//! lost, no page is private while somebody holds it, and a cancelled attempt leaves everything as it was.
+//!
+//! The engine is the shipped one. The source here is the kind that a later kernel may have: its handler runs at the put
+//! that leaves only the driver's reference, in whatever context that is, and does nothing but set a flag. Nobody tries
+//! again after a time: an attempt that misses the event waits for ever, which loom reports as a deadlock.
+
+use freehold_driver_core::convert::{cancel, to_private, Mode, Nobody, Stopped};
+use freehold_driver_core::drain::Aim;
+use freehold_driver_core::error::Error;
+use freehold_driver_core::file::{Book, File, Freeze, Report, Thread, Wake};
+use freehold_driver_core::notify::Notice;
+use freehold_driver_core::page::{Page, Span};
+use loom::sync::atomic::{fence, AtomicBool, AtomicU32, Ordering};
+use loom::sync::{Arc, Condvar, Mutex};
+
+#[derive(Default)]
+struct Inside {
+    pages: Vec<Page>,
+    next: u64,
+    report: Report,
+    notice: Notice,
+}
+
+/// A file of one page with a frame.
+struct OnePage {
+    inside: Mutex<Inside>,
+    /// References; the driver's own is one of them.
+    refs: AtomicU32,
+    armed: AtomicBool,
+    event: Mutex<bool>,
+    wake: Condvar,
+    /// A source that is never armed: the control.
+    deaf: bool,
+}
+
+impl OnePage {
+    fn held(holders: u32, deaf: bool) -> Arc<Self> {
+        Arc::new(Self {
+            inside: Mutex::new(Inside { pages: vec![Page::Host], ..Inside::default() }),
+            refs: AtomicU32::new(1 + holders),
+            armed: AtomicBool::new(false),
+            event: Mutex::new(false),
+            wake: Condvar::new(),
+            deaf,
+        })
+    }
+
+    fn fire(&self) {
+        *self.event.lock().unwrap() = true;
+        self.wake.notify_all();
+    }
+
+    /// Drops a reference, as the kernel does; the event is the source's.
+    fn put(&self) {
+        let left = self.refs.fetch_sub(1, Ordering::AcqRel) - 1;
+        fence(Ordering::SeqCst);
+        if left == 1 && self.armed.load(Ordering::Relaxed) {
+            self.fire();
+        }
+    }
+
+    /// Takes a reference as a scanner does: not from zero.
+    fn try_get(&self) -> bool {
+        let mut seen = self.refs.load(Ordering::Relaxed);
+        while seen != 0 {
+            match self.refs.compare_exchange(seen, seen + 1, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    fn state(&self) -> Page {
+        self.inside.lock().unwrap().pages[0]
+    }
+}
+
+impl File for OnePage {
+    fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
+        let mut inside = self.inside.lock().unwrap();
+        let Inside { pages, next, report, notice } = &mut *inside;
+        change(&mut Book { pages, next, report, notice })
+    }
+
+    fn frame(&self, _: u64) -> Option<u64> {
+        Some(7)
+    }
+
+    fn allocate(&self, _: u64) -> Result<(), Error> {
+        unreachable!("the page has its frame")
+    }
+
+    fn release(&self, _: u64) {
+        unreachable!("nobody frees it")
+    }
+
+    fn freeze(&self, _: u64) -> Freeze {
+        match self.refs.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Freeze::Frozen,
+            Err(_) => Freeze::Busy,
+        }
+    }
+
+    fn thaw(&self, _: u64) {
+        assert_eq!(self.refs.swap(1, Ordering::AcqRel), 0, "thawed what was not frozen");
+    }
+
+    fn shut(&self, _: Span) {}
+
+    fn wake(&self) {}
+
+    fn tell(&self, _: bool) {}
+
+    fn arm(&self, _: u64) {
+        if !self.deaf {
+            self.armed.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn disarm(&self, _: u64) {
+        self.armed.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Sleeps until the event, however long that is.
+struct Waiter(Arc<OnePage>);
+
+impl Thread for Waiter {
+    fn now(&self) -> u64 {
+        0
+    }
+
+    fn pause(&self, _: u32) -> Wake {
+        let mut event = self.0.event.lock().unwrap();
+        while !*event {
+            event = self.0.wake.wait(event).unwrap();
+        }
+        *event = false;
+        Wake::Elapsed
+    }
+
+    fn breathe(&self) {}
+
+    fn dying(&self) -> bool {
+        false
+    }
+}
+
+fn convert(file: &Arc<OnePage>) -> Result<bool, Stopped> {
+    let thread = Waiter(Arc::clone(file));
+    to_private(&**file, Span::one(0).unwrap(), Aim::Convert, Mode::Wait, &thread, &mut Nobody)
+}
+
+fn bounded(test: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(test);
+}
+
+fn lets_go(file: &Arc<OnePage>) -> loom::thread::JoinHandle<()> {
+    let file = Arc::clone(file);
+    loom::thread::spawn(move || {
+        assert_ne!(file.state(), Page::Held, "private while held");
+        file.put();
+    })
+}
+
+#[test]
+fn no_wake_up_is_lost() {
+    bounded(|| {
+        let file = OnePage::held(1, false);
+        let holder = lets_go(&file);
+        assert_eq!(convert(&file), Ok(true));
+        holder.join().unwrap();
+        assert_eq!((file.state(), file.refs.load(Ordering::Relaxed)), (Page::Held, 0));
+        assert!(!file.armed.load(Ordering::Relaxed), "disarmed");
+    });
+}
+
+#[test]
+fn the_last_of_two_holders_wakes() {
+    bounded(|| {
+        let file = OnePage::held(2, false);
+        let holders = [lets_go(&file), lets_go(&file)];
+        assert_eq!(convert(&file), Ok(true));
+        for holder in holders {
+            holder.join().unwrap();
+        }
+        assert_eq!(file.state(), Page::Held);
+    });
+}
+
+/// The control: where the source is not armed, the same race is one that loom finds.
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_source_that_is_never_armed_is_noticed() {
+    bounded(|| {
+        let file = OnePage::held(1, true);
+        let holder = lets_go(&file);
+        let _ = convert(&file);
+        holder.join().unwrap();
+    });
+}
+
+#[test]
+fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
+    bounded(|| {
+        let file = OnePage::held(1, false);
+        let holder = lets_go(&file);
+        let scanner = {
+            let file = Arc::clone(&file);
+            loom::thread::spawn(move || {
+                if file.try_get() {
+                    assert_ne!(file.state(), Page::Held, "private while held");
+                    file.put();
+                }
+            })
+        };
+        assert_eq!(convert(&file), Ok(true));
+        holder.join().unwrap();
+        scanner.join().unwrap();
+        assert_eq!((file.state(), file.refs.load(Ordering::Relaxed)), (Page::Held, 0));
+    });
+}
+
+#[test]
+fn cancelling_races_with_the_event_and_leaves_one_of_two_states() {
+    bounded(|| {
+        let file = OnePage::held(1, false);
+        let holder = lets_go(&file);
+        let canceller = {
+            let file = Arc::clone(&file);
+            loom::thread::spawn(move || {
+                cancel(&*file);
+                file.fire();
+            })
+        };
+        let result = convert(&file);
+        holder.join().unwrap();
+        canceller.join().unwrap();
+        let seen = (file.state(), file.refs.load(Ordering::Relaxed), file.armed.load(Ordering::Relaxed));
+        match result {
+            Ok(_) => assert_eq!(seen, (Page::Held, 0, false)),
+            Err(stopped) => {
+                assert_eq!(stopped, Stopped { error: Error::Cancelled, page: 0 });
+                assert_eq!(seen, (Page::Host, 1, false));
+            }
+        }
+        let report = file.inside.lock().unwrap().report;
+        assert_eq!((report.begun, report.waiting), (report.ended, 0));
+    });
+}
+
+/// Requirement 60: an event that comes late, or for nothing, is a try more at most.
+#[test]
+fn an_event_beside_a_disarmed_source_harms_nobody() {
+    bounded(|| {
+        let file = OnePage::held(0, false);
+        let late = {
+            let file = Arc::clone(&file);
+            loom::thread::spawn(move || file.fire())
+        };
+        assert_eq!(convert(&file), Ok(true));
+        late.join().unwrap();
+        assert_eq!(file.state(), Page::Held);
+    });
+}
