@@ -48,11 +48,14 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
     let hostile = optional("hostile", real("hostile", "tests/hostile/Kbuild"), &mut missing, || {
         kernel_module(env, tools, &env.root.join("tests/hostile"), "fh_hostile", &[])
     })?;
+    let slow = env.out.join("kbuild/fh_hostile/fh_slow.ko");
     let places = [
         (guest, "lib/guest.bin"),
         (vmm, "bin/freehold-vmm"),
         (module, "lib/freehold.ko"),
-        (hostile, "lib/fh_hostile.ko"),
+        (hostile.clone(), "lib/fh_hostile.ko"),
+        // The same build makes the slow disk.
+        (hostile.and(Some(slow)), "lib/fh_slow.ko"),
     ];
     for (file, path) in places {
         if let Some(file) = file {

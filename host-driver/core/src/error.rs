@@ -10,6 +10,8 @@ pub enum Error {
     NoEntry,
     /// A signal or `immediate_exit` ended the call (`EINTR`).
     Interrupted,
+    /// A signal ended the call, which the kernel repeats unless it runs a handler (`EINTR` then): `ERESTARTNOHAND`.
+    Restart,
     /// The hypervisor broke its word (`EIO`).
     Io,
     /// The vCPU is not initialised (`ENOEXEC`).
@@ -73,6 +75,7 @@ impl Error {
             Self::TimedOut => 110,
             Self::InProgress => 115,
             Self::Cancelled => 125,
+            Self::Restart => 514,
             Self::Poisoned => 133,
         }
     }

@@ -410,7 +410,17 @@ fn convert_range(file: FileRef, arg: usize) -> Result<(), Error> {
     let Err(Stopped { error, page }) = moved else { return Ok(()) };
     ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
     sys::copy_out(arg, &ask)?;
-    Err(error)
+    // A wait without an end goes on after a stop, a freeze or a debugger's look.
+    Err(if ask.timeout_ms == 0 { resumed(error) } else { error })
+}
+
+/// The error of a call that says the same when it is repeated.
+pub(crate) fn resumed(error: Error) -> Error {
+    if error == Error::Interrupted {
+        Error::Restart
+    } else {
+        error
+    }
 }
 
 fn set_attributes(file: FileRef, arg: usize) -> Result<(), Error> {

@@ -292,7 +292,7 @@ impl Vm {
             let how = if private { Conversion::ToPrivate(span, Mode::Wait) } else { Conversion::ToShared(span) };
             let moved = file::convert(file, how);
             file.put();
-            moved.map_err(|stopped| stopped.error)?;
+            moved.map_err(|stopped| file::resumed(stopped.error))?;
             gfn = gfn.saturating_add(span.count());
         }
         Ok(())

@@ -43,6 +43,13 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   switch      what survives a run, and what an exit shows
   gmem-convert  conversions in every mode, by either ioctl
+  gmem-files    what a guest_memfd is, in each state
+  gmem-fd FD    the program that `gmem-files` executes
+  gmem-holders  who holds a page blocks its conversion
+  gmem-maps     who only maps it does not
+  gmem-lives    ends of waiters, limits, dumps, scanners
+  gmem-stress [SECONDS [SEED]]  all of it at once
+  core-sink     the program that `gmem-lives` has a dump piped into
   noel2       what must not be there without el2
 ";
 
@@ -64,7 +71,9 @@ fn main() {
                 stage = text.to_string_lossy().into_owned();
                 continue;
             }
-            (lexopt::Arg::Value(text), "fuzz") if numbers.len() < 2 => number(&text.to_string_lossy()),
+            (lexopt::Arg::Value(text), "fuzz" | "gmem-fd" | "gmem-stress") if numbers.len() < 2 => {
+                number(&text.to_string_lossy())
+            }
             _ => None,
         };
         match given {
@@ -89,6 +98,19 @@ fn main() {
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
         "switch" => or_report("world-switch", switch::all()),
         "gmem-convert" => or_report(guest_memfd::STEP.0, guest_memfd::convert::all()),
+        "gmem-files" => or_report(guest_memfd::STEP.0, guest_memfd::files::all()),
+        "gmem-holders" => or_report(guest_memfd::STEP.0, guest_memfd::holders::all()),
+        "gmem-maps" => or_report(guest_memfd::STEP.0, guest_memfd::mappings::all()),
+        "gmem-lives" => or_report(guest_memfd::STEP.0, guest_memfd::lives::all()),
+        "gmem-fd" => {
+            let fd = numbers.first().and_then(|fd| i32::try_from(*fd).ok()).unwrap_or(-1);
+            or_report(guest_memfd::STEP.0, guest_memfd::files::executed(fd));
+        }
+        "gmem-stress" => {
+            let seconds = numbers.first().copied().unwrap_or(60);
+            or_report(guest_memfd::STEP.0, guest_memfd::stress::all(seconds, numbers.get(1).copied()));
+        }
+        "core-sink" => or_report(guest_memfd::STEP.0, guest_memfd::lives::core_sink()),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
     }

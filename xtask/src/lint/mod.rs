@@ -3,6 +3,7 @@
 
 mod imports;
 mod once;
+mod requirements;
 mod size;
 mod source;
 mod text;
@@ -30,6 +31,7 @@ pub(crate) fn works() -> Vec<Work> {
         check("lint/paths", text::paths),
         check("lint/unsafe", source::unsafe_code),
         check("lint/one-place", once::check),
+        check("lint/requirements", requirements::check),
         check("lint/size", size::check),
         check("lint/format", |env| {
             ran(cmd::cargo(&env.root).args(["fmt", "--all", "--check", "--", "--color", "never"]))

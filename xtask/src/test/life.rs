@@ -51,11 +51,23 @@ const JOBS: [Job; 10] = [
 ];
 
 /// Jobs of the suite `guest-memfd`.
-const GUEST_MEMFD: [Job; 1] = [job("guest-memfd/convert", "gmem-convert")];
+const GUEST_MEMFD: [Job; 4] = [
+    job("guest-memfd/files", "gmem-convert"),
+    job("guest-memfd/holders", "gmem-holders"),
+    Job { append: " fh.seconds=60", ..job("guest-memfd/stress", "gmem-stress") },
+    Job { append: " fh.seconds=600", limit: HOUR, long: true, ..job("guest-memfd/stress-600", "gmem-stress") },
+];
 
 /// Files, conversions, and whoever holds or maps a page.
 pub(super) fn guest_memfd_works() -> Vec<Work> {
-    GUEST_MEMFD.into_iter().map(|job| Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter()).collect()
+    GUEST_MEMFD
+        .into_iter()
+        .map(|job| {
+            let long = job.long;
+            let work = Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter();
+            if long { work.only_long() } else { work }
+        })
+        .collect()
 }
 
 /// The main job and the others; one whose file is not there fails.

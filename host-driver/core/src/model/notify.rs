@@ -173,3 +173,27 @@ fn a_speculative_holder_only_delays() {
     assert_eq!(thread.sleeps.get(), 51);
     file.check();
 }
+
+/// Requirements 8 to 11: the window between the unmapping and the outcome, as wide as a test wants it. A host fault
+/// waits, a touch of the guest's waits, a hole is refused; both ends are counted.
+#[test]
+fn the_window_serves_no_fault_and_no_touch() {
+    let file = held();
+    let window = || {
+        let report = file.report.get();
+        assert_eq!((report.begun, report.ended), (1, 0), "begun and not ended");
+        for page in 0..4 {
+            assert_eq!(file.store(page), HostFault::Wait);
+            assert!(!file.with_frame(page, |frame| frame.mapped), "nothing old is mapped");
+        }
+        let touched = crate::drain::begin(&file, span(0, 1), Aim::Touch);
+        assert!(matches!(touched, crate::drain::Begun::Wait(0)), "{touched:?}");
+        assert_eq!(punch(&file, span(0, 4)), Err(Error::Busy));
+        let report = file.report.get();
+        assert_eq!((report.begun, report.ended), (2, 1), "the touch began and ended");
+    };
+    let thread = Sleeper::of(vec![Box::new(window), Box::new(|| file.let_go(2))]);
+    assert_eq!(to_private(&file, span(0, 4), Aim::Convert, Mode::Wait, &thread, &mut Nobody), Ok(true));
+    file.check();
+    assert_eq!(file.report.get().ended, 2);
+}

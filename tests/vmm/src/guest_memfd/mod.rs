@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The suite `guest-memfd`: files, conversions, and whoever holds or maps a page (I5, I6, I8).
 
+mod calls;
 pub(crate) mod convert;
+pub(crate) mod files;
+pub(crate) mod holders;
+pub(crate) mod lives;
+pub(crate) mod mappings;
 mod rig;
+pub(crate) mod stress;
 
 use crate::report::Step;
 

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What happens to whoever waits, and to the host around it: kill, stop, freeze, exit, the OOM killer, limits, core dumps,
+//! and the kernel's own scanners.
+
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::STEP;
+use super::calls::{Child, call, fd, forked, tell, told};
+use super::rig::{PATIENCE, Rig, bytes, in_pipe, open_attempts, until_pending};
+use crate::gmem::converted;
+use crate::machine::new_gmem;
+use crate::sys::{self, errno_name};
+
+const GROUPS: &str = "/sys/fs/cgroup";
+
+/// Runs every part.
+pub(crate) fn all() -> Result<(), String> {
+    ends_of_a_waiter()?;
+    stopped()?;
+    frozen()?;
+    out_of_memory()?;
+    charged()?;
+    core_dump()?;
+    scanners()
+}
+
+/// A child that waits for a page which this process, and not the child, holds by a pipe.
+fn waiting(rig: &Rig, pipe: &(OwnedFd, OwnedFd)) -> Child {
+    let child = forked(|| {
+        for end in [fd(&pipe.0), fd(&pipe.1)] {
+            let _ = call(libc::SYS_close, &[end]);
+        }
+        waits(rig)
+    });
+    STEP.same("a child waits", "pending at 0x1000", until_pending(&rig.gmem));
+    child
+}
+
+fn waits(rig: &Rig) -> u8 {
+    match rig.gmem.to_private(0, rig.size(), 0) {
+        Ok(()) => 10,
+        Err((libc::EINTR, _)) => 11,
+        Err(_) => 12,
+    }
+}
+
+/// The waiter is gone: its attempt is over, and the file is as it was.
+fn undone(case: &str, rig: &Rig) {
+    let start = Instant::now();
+    while open_attempts(&rig.gmem) != "0 of some" && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    STEP.same(&format!("{case}: its attempt is over"), "0 of some", open_attempts(&rig.gmem));
+    STEP.same(&format!("{case}: every page is as before"), "[]", format!("{:?}", rig.damaged()));
+}
+
+fn ends_of_a_waiter() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let pipe = in_pipe(rig.map.at(bytes(1)));
+    let child = waiting(&rig, &pipe);
+    child.signal(libc::SIGKILL);
+    STEP.same("kill -9", "signal 9", child.end());
+    undone("kill -9", &rig);
+    let child = waiting(&rig, &pipe);
+    child.signal(libc::SIGTERM);
+    STEP.same("a deadly signal", "signal 15", child.end());
+    undone("a deadly signal", &rig);
+    let (begun, begins) = sys::pipe();
+    let child = forked(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                tell(&begins);
+                rig.gmem.to_private(0, rig.size(), 0)
+            });
+            while rig.gmem.pending().is_ok_and(|p| p.pending == 0) {
+                std::thread::yield_now();
+            }
+            // SAFETY: ends every thread of the child.
+            unsafe { libc::_exit(5) }
+        })
+    });
+    STEP.same("exit with a thread that waits: begun", true, told(&begun));
+    STEP.same("exit with a thread that waits", "exit 5", child.end());
+    undone("exit with a thread that waits", &rig);
+    drop(pipe);
+    STEP.same("afterwards it converts", "0", converted(rig.gmem.to_private_now(0, rig.size())));
+    Ok(())
+}
+
+fn state_of(child: &Child) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    text.rsplit(") ").next().unwrap_or_default().chars().next().map(String::from).unwrap_or_default()
+}
+
+fn wait_for(mut is: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if is() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// A waiter that is stopped does not hold the pages meanwhile, and waits on when it is continued.
+fn stopped() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let pipe = in_pipe(rig.map.at(bytes(1)));
+    let child = waiting(&rig, &pipe);
+    child.signal(libc::SIGSTOP);
+    STEP.same("stopped", true, wait_for(|| state_of(&child) == "T"));
+    undone("stopped", &rig);
+    child.signal(libc::SIGCONT);
+    STEP.same("continued: it waits again", "pending at 0x1000", until_pending(&rig.gmem));
+    drop(pipe);
+    STEP.same("continued: and is through", "exit 10", child.end());
+    Ok(())
+}
+
+struct Group(String);
+
+impl Group {
+    fn new(name: &str) -> Result<Self, String> {
+        let path = format!("{GROUPS}/{name}");
+        std::fs::create_dir_all(&path).map_err(|e| format!("{path}: {e}"))?;
+        Ok(Self(path))
+    }
+
+    fn set(&self, what: &str, value: &str) -> Result<(), String> {
+        let path = format!("{}/{what}", self.0);
+        std::fs::write(&path, value).map_err(|e| format!("{path}: {e}"))
+    }
+
+    fn get(&self, what: &str) -> String {
+        std::fs::read_to_string(format!("{}/{what}", self.0)).unwrap_or_default()
+    }
+
+    /// A number of a file of `key value` lines.
+    fn field(&self, what: &str, key: &str) -> u64 {
+        let text = self.get(what);
+        text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Moves the calling process into the group; for a child, which allocates nothing of its own.
+    fn join(&self, path: &std::ffi::CStr) -> bool {
+        // SAFETY: a valid path.
+        let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY) };
+        fd >= 0 && sys::write_from(&Raw(fd), c"0".as_ptr().cast(), 1) == Ok(1)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+struct Raw(i32);
+
+impl AsRawFd for Raw {
+    fn as_raw_fd(&self) -> i32 {
+        self.0
+    }
+}
+
+fn frozen() -> Result<(), String> {
+    let group = Group::new("frozen")?;
+    let rig = Rig::new(4)?;
+    let pipe = in_pipe(rig.map.at(bytes(1)));
+    let child = waiting(&rig, &pipe);
+    group.set("cgroup.procs", &child.id().to_string())?;
+    group.set("cgroup.freeze", "1")?;
+    STEP.same("frozen", true, wait_for(|| group.field("cgroup.events", "frozen") == 1));
+    undone("frozen", &rig);
+    group.set("cgroup.freeze", "0")?;
+    STEP.same("thawed: it waits again", "pending at 0x1000", until_pending(&rig.gmem));
+    drop(pipe);
+    STEP.same("thawed: and is through", "exit 10", child.end());
+    Ok(())
+}
+
+/// The memory cgroup kills a process that waits.
+fn out_of_memory() -> Result<(), String> {
+    let group = Group::new("oom")?;
+    group.set("memory.max", "33554432")?;
+    let rig = Rig::new(4)?;
+    let pipe = in_pipe(rig.map.at(bytes(1)));
+    let child = forked(|| {
+        if !group.join(c"/sys/fs/cgroup/oom/cgroup.procs") {
+            return 1;
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| rig.gmem.to_private(0, rig.size(), 0));
+            while rig.gmem.pending().is_ok_and(|p| p.pending == 0) {
+                std::thread::yield_now();
+            }
+            let mut kept = Vec::new();
+            for _ in 0..128 {
+                kept.push(vec![1u8; 1 << 20]);
+            }
+            std::hint::black_box(&kept);
+            // SAFETY: ends every thread of the child.
+            unsafe { libc::_exit(2) }
+        })
+    });
+    STEP.same("the OOM killer", "signal 9", child.end());
+    let kills = group.field("memory.events", "oom_kill");
+    STEP.judged("the OOM killer: it was it", "1 or more", kills, kills >= 1);
+    undone("the OOM killer", &rig);
+    drop(pipe);
+    Ok(())
+}
+
+/// Pages are charged to whoever brings them; a limit is ENOMEM for the caller, and nobody is killed for it.
+fn charged() -> Result<(), String> {
+    const MIB: u64 = 1 << 20;
+    let group = Group::new("charged")?;
+    group.set("memory.max", "67108864")?;
+    let rig = Rig::new(1)?;
+    let small = new_gmem(&rig.vm, 16 * MIB).map_err(errno_name)?;
+    let large = new_gmem(&rig.vm, 128 * MIB).map_err(errno_name)?;
+    let (done, says_done) = sys::pipe();
+    let (go, say_go) = sys::pipe();
+    let keep = libc::FALLOC_FL_KEEP_SIZE;
+    let child = forked(|| {
+        if !group.join(c"/sys/fs/cgroup/charged/cgroup.procs") {
+            return 1;
+        }
+        let some = sys::fallocate(&small, keep, 0, 16 << 20);
+        tell(&says_done);
+        let _ = told(&go);
+        let frozen = small.to_private_now(0, 16 * MIB);
+        tell(&says_done);
+        let _ = told(&go);
+        let much = sys::fallocate(&large, keep, 0, 128 << 20);
+        u8::from(some == Ok(0)) | u8::from(frozen.is_ok()) << 1 | u8::from(much == Err(libc::ENOMEM)) << 2
+    });
+    let current = || group.get("memory.current").trim().parse::<u64>().unwrap_or(0);
+    STEP.same("charge: allocated", true, told(&done));
+    let held = current();
+    STEP.judged("charge: 16 MiB are its group's", "16 MiB or more", held, held >= 16 * MIB);
+    tell(&say_go);
+    STEP.same("charge: frozen", true, told(&done));
+    let frozen = current();
+    STEP.judged("charge: frozen, they still are", "16 MiB or more", frozen, frozen >= 16 * MIB);
+    tell(&say_go);
+    STEP.same("charge: served, frozen, refused at the limit", "exit 7", child.end());
+    STEP.same("charge: nobody was killed", 0, group.field("memory.events", "oom_kill"));
+    drop((small, large));
+    let back = wait_for(|| current() < 8 * MIB);
+    STEP.same("charge: closed, it is back", true, back);
+    Ok(())
+}
+
+/// The dump of a process that has the file mapped stands still halfway: it holds no page, and will show none.
+fn core_dump() -> Result<(), String> {
+    const PATTERN: &str = "/proc/sys/kernel/core_pattern";
+    let old = std::fs::read_to_string(PATTERN).unwrap_or_default();
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    for file in ["/tmp/core.started", "/tmp/core.go", "/tmp/core.said"] {
+        let _ = std::fs::remove_file(file);
+    }
+    std::fs::write(PATTERN, format!("|{} core-sink", me.display())).map_err(|e| format!("{PATTERN}: {e}"))?;
+    let rig = Rig::new(64)?;
+    for page in 0..64 {
+        rig.map.store(bytes(page) + 8, SECRET);
+    }
+    let child = forked(|| {
+        let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the structure is alive during the call.
+        unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const limit) };
+        std::hint::black_box(rig.map.load(8));
+        // Control: this word of the stack must be in the dump.
+        let control = std::hint::black_box([CONTROL; 16]);
+        std::hint::black_box(&control);
+        // SAFETY: ends the child with a dump.
+        unsafe { libc::abort() }
+    });
+    STEP.same("core dump: it has begun", true, wait_for(|| std::path::Path::new("/tmp/core.started").exists()));
+    STEP.same("core dump: convert at once", "0", converted(rig.gmem.to_private_now(0, rig.size())));
+    std::fs::write("/tmp/core.go", "").map_err(|e| e.to_string())?;
+    STEP.same("core dump: its end", "signal 6", child.end());
+    let said = || std::fs::read_to_string("/tmp/core.said").unwrap_or_default();
+    let _ = wait_for(|| !said().is_empty());
+    STEP.same("core dump: shows the stack and not the file", "control true, secret false", said());
+    std::fs::write(PATTERN, old.trim()).map_err(|e| format!("{PATTERN}: {e}"))?;
+    Ok(())
+}
+
+const SECRET: u64 = 0x7e1f_5ec2_e7c0_ded0;
+const CONTROL: u64 = 0x00c0_4712_01b1_7e55;
+
+/// The program that a dump is piped into: says that it is there, waits, and looks through the dump.
+pub(crate) fn core_sink() -> Result<(), String> {
+    std::fs::write("/tmp/core.started", "").map_err(|e| e.to_string())?;
+    wait_for(|| std::path::Path::new("/tmp/core.go").exists());
+    let mut dump = Vec::new();
+    std::io::stdin().read_to_end(&mut dump).map_err(|e| e.to_string())?;
+    let has = |word: u64| dump.chunks_exact(8).any(|bytes| bytes == word.to_le_bytes());
+    let said = format!("control {}, secret {}", has(CONTROL), has(SECRET));
+    std::fs::write("/tmp/core.new", said).map_err(|e| e.to_string())?;
+    std::fs::rename("/tmp/core.new", "/tmp/core.said").map_err(|e| e.to_string())
+}
+
+/// The kernel's own scanners take references for a moment: a conversion takes a little longer, and never fails for good.
+fn scanners() -> Result<(), String> {
+    const ROUNDS: u64 = 40;
+    let rig = Rig::new(32)?;
+    let frames: Vec<u64> = {
+        let hostile = crate::hostile::Hostile::open()?;
+        (0..4).filter_map(|page| hostile.pfn_of(rig.map.at(bytes(page))).ok()).collect()
+    };
+    STEP.same("scanners: frames of the host's pages", 4, frames.len());
+    let (stop, looks) = (AtomicBool::new(false), AtomicU64::new(0));
+    let failed = std::thread::scope(|scope| {
+        let spin = |look: Box<dyn Fn() + Send>| {
+            let (stop, looks) = (&stop, &looks);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    look();
+                    looks.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        };
+        spin(Box::new(|| {
+            let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
+            let _ = std::fs::write("/proc/sys/vm/drop_caches", "1");
+        }));
+        spin(Box::new(|| {
+            for file in ["/proc/kpageflags", "/proc/kpagecount", "/proc/kpagecgroup"] {
+                let mut buffer = vec![0u8; 1 << 20];
+                let _ = std::fs::File::open(file).map(|mut f| while f.read(&mut buffer).is_ok_and(|got| got > 0) {});
+            }
+        }));
+        spin(Box::new(move || {
+            for pfn in &frames {
+                let address = format!("{:#x}", pfn << 12);
+                let _ = std::fs::write("/sys/devices/system/memory/soft_offline_page", address);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }));
+        let mut failed = Vec::new();
+        for _ in 0..ROUNDS {
+            let there = converted(rig.gmem.to_private(0, rig.size(), 120_000));
+            std::thread::sleep(Duration::from_millis(5));
+            let back = converted(rig.gmem.to_shared(0, rig.size()));
+            if there != "0" || back != "0" {
+                failed.push((there, back));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        failed
+    });
+    STEP.same("scanners: conversions that failed", "[]", format!("{failed:?}"));
+    let looks = looks.load(Ordering::Relaxed);
+    STEP.judged("scanners: looked meanwhile", "3 times or more", looks, looks >= 3);
+    STEP.same("scanners: contents are kept", "[]", format!("{:?}", rig.damaged()));
+    Ok(())
+}

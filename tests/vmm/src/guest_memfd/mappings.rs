@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What only maps a page never blocks its conversion, and never survives it; who asks the kernel for it is refused.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::STEP;
+use super::calls::{self, call, fd, forked, tell, told};
+use super::rig::{PAGE, PAGE_BYTES, PATIENCE, Rig, bytes, open_attempts};
+use crate::gmem::converted;
+use crate::probe::probe_here;
+use crate::sys::{self, Mapping, errno_name, last_errno, outcome};
+
+/// Runs every part.
+pub(crate) fn all() -> Result<(), String> {
+    kinds()?;
+    child()?;
+    moved()?;
+    locked()?;
+    advice()?;
+    other_ways()?;
+    loops()
+}
+
+/// Converts at once, looks through `at`, and converts back.
+fn passes(case: &str, rig: &Rig, at: *mut u8) {
+    STEP.same(&format!("{case}: at once"), "0", converted(rig.gmem.to_private_now(0, rig.size())));
+    STEP.same(&format!("{case}: through it a load"), "SIGBUS", probe_here(at, false));
+    STEP.same(&format!("{case}: a store"), "SIGBUS", probe_here(at, true));
+    STEP.same(&format!("{case}: back"), "0", converted(rig.gmem.to_shared(0, rig.size())));
+    STEP.same(&format!("{case}: then a load"), "done", probe_here(at, false));
+    STEP.same(&format!("{case}: contents are kept"), "[]", format!("{:?}", rig.damaged()));
+}
+
+fn raw_map(rig: &Rig, protection: i32, flags: i32) -> Result<*mut u8, i32> {
+    let size = bytes(rig.pages);
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, protection, flags, std::os::fd::AsRawFd::as_raw_fd(&rig.gmem), 0)
+    };
+    if at == libc::MAP_FAILED { Err(last_errno()) } else { Ok(at.cast()) }
+}
+
+fn kinds() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    let second = Mapping::new(&rig.gmem, 0, bytes(4), both).map_err(errno_name)?;
+    STEP.same("a second mapping: sees the same", rig.map.load(0), second.load(0));
+    passes("a second mapping", &rig, second.at(0));
+    for (case, flags) in [
+        ("MAP_POPULATE", libc::MAP_SHARED | libc::MAP_POPULATE),
+        ("MAP_LOCKED", libc::MAP_SHARED | libc::MAP_LOCKED),
+        ("MAP_SHARED_VALIDATE", libc::MAP_SHARED_VALIDATE),
+        ("MAP_NORESERVE", libc::MAP_SHARED | libc::MAP_NORESERVE),
+    ] {
+        let at = raw_map(&rig, both, flags).map_err(errno_name)?;
+        probe_here(at, false);
+        passes(case, &rig, at);
+        // SAFETY: the mapping just made, of which nobody holds a borrow.
+        unsafe { libc::munmap(at.cast(), bytes(4)) };
+    }
+    Ok(())
+}
+
+/// A forked child has touched the page: its entry goes as the parent's does.
+fn child() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let (ready, say_ready) = sys::pipe();
+    let (go, say_go) = sys::pipe();
+    let at = rig.map.at(0) as usize;
+    let child = forked(|| {
+        let first = probe_here(at as *mut u8, true) == "done";
+        tell(&say_ready);
+        let _ = told(&go);
+        u8::from(first) | u8::from(probe_here(at as *mut u8, false) == "SIGBUS") << 1
+    });
+    STEP.same("a child has touched it", true, told(&ready));
+    rig.map.store(0, super::rig::word(0));
+    STEP.same("a child: at once", "0", converted(rig.gmem.to_private_now(0, rig.size())));
+    tell(&say_go);
+    STEP.same("a child: could before, meets SIGBUS after", "exit 3", child.end());
+    STEP.same("a child: the file is as before", "0", converted(rig.gmem.to_shared(0, rig.size())));
+    STEP.same("a child: contents are kept", "[]", format!("{:?}", rig.damaged()));
+    Ok(())
+}
+
+fn moved() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    let at = raw_map(&rig, both, libc::MAP_SHARED).map_err(errno_name)?;
+    probe_here(at, false);
+    let grown = call(libc::SYS_mremap, &[at as u64, 4 * PAGE, 8 * PAGE, 1]);
+    STEP.same("mremap: to grow it", "EFAULT", outcome(grown));
+    let target = raw_map(&rig, both, libc::MAP_SHARED).map_err(errno_name)?;
+    // MREMAP_MAYMOVE | MREMAP_FIXED
+    let there = call(libc::SYS_mremap, &[at as u64, 4 * PAGE, 4 * PAGE, 3, target as u64]);
+    STEP.same("mremap: moved", true, there == Ok(target as i64));
+    passes("mremap", &rig, target);
+    // SAFETY: the mapping just moved, of which nobody holds a borrow.
+    unsafe { libc::munmap(target.cast(), bytes(4)) };
+    Ok(())
+}
+
+/// Locked, and touched on another CPU, whose batch of pages to lock is never drained by anybody.
+fn locked() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let cpus = sys::cpus();
+    let at = rig.map.at(0) as usize;
+    for (case, lock) in [
+        ("mlock", 0),
+        ("mlockall, current", libc::MCL_CURRENT),
+        ("mlockall, future", libc::MCL_FUTURE),
+        ("mlockall, on fault", libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT),
+    ] {
+        let done = if lock == 0 {
+            call(libc::SYS_mlock, &[at as u64, 4 * PAGE])
+        } else {
+            call(libc::SYS_mlockall, &[u64::from(lock.cast_unsigned())])
+        };
+        STEP.same(&format!("{case}: done"), "0", outcome(done));
+        let late = Mapping::new(&rig.gmem, 0, bytes(4), libc::PROT_READ).map_err(errno_name)?;
+        let there = late.at(0) as usize;
+        std::thread::scope(|scope| {
+            let toucher = scope.spawn(move || {
+                sys::pin_to(cpus - 1);
+                probe_here(at as *mut u8, false);
+                probe_here(there as *mut u8, false);
+            });
+            let _ = toucher.join();
+        });
+        passes(&format!("{case}, touched on another CPU"), &rig, at as *mut u8);
+        drop(late);
+        let _ = call(libc::SYS_munlockall, &[]);
+    }
+    Ok(())
+}
+
+fn advice() -> Result<(), String> {
+    const POPULATE_READ: i32 = 22;
+    const POPULATE_WRITE: i32 = 23;
+    const COLLAPSE: i32 = 25;
+    let rig = Rig::new(4)?;
+    let at = rig.map.at(0);
+    for (case, advice, expected) in [
+        ("MADV_NORMAL", libc::MADV_NORMAL, "0"),
+        ("MADV_RANDOM", libc::MADV_RANDOM, "0"),
+        ("MADV_SEQUENTIAL", libc::MADV_SEQUENTIAL, "0"),
+        ("MADV_WILLNEED", libc::MADV_WILLNEED, "0"),
+        ("MADV_DONTNEED", libc::MADV_DONTNEED, "0"),
+        ("MADV_POPULATE_READ", POPULATE_READ, "0"),
+        ("MADV_POPULATE_WRITE", POPULATE_WRITE, "0"),
+        ("MADV_COLD", libc::MADV_COLD, "0"),
+        ("MADV_PAGEOUT", libc::MADV_PAGEOUT, "0"),
+        ("MADV_MERGEABLE", libc::MADV_MERGEABLE, "0"),
+        ("MADV_HUGEPAGE", libc::MADV_HUGEPAGE, "0"),
+        ("MADV_DONTFORK", libc::MADV_DONTFORK, "0"),
+        ("MADV_DOFORK", libc::MADV_DOFORK, "0"),
+        ("MADV_DODUMP", libc::MADV_DODUMP, "EINVAL"),
+        ("MADV_FREE", libc::MADV_FREE, "EINVAL"),
+        ("MADV_COLLAPSE", COLLAPSE, "EINVAL"),
+    ] {
+        STEP.same(case, expected, outcome(calls::madvise(at, bytes(4), advice)));
+        passes(case, &rig, at);
+    }
+    STEP.same("to private for advice", "0", converted(rig.gmem.to_private_now(0, rig.size())));
+    for (case, advice) in [("MADV_POPULATE_READ", POPULATE_READ), ("MADV_POPULATE_WRITE", POPULATE_WRITE)] {
+        STEP.same(&format!("{case} of a private page"), "EFAULT", outcome(calls::madvise(at, PAGE_BYTES, advice)));
+    }
+    let locked = call(libc::SYS_mlock, &[at as u64, PAGE]);
+    STEP.same("mlock of a private page", "ENOMEM", outcome(locked));
+    STEP.same("and the load after it", "SIGBUS", probe_here(at, false));
+    Ok(())
+}
+
+/// While pages are private every other way in is refused, and the host lives.
+fn other_ways() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let at = rig.map.at(0);
+    let buffer = [0u8; 64];
+    let (reader, writer) = sys::pipe();
+    let memory = std::fs::File::options().read(true).write(true).open("/proc/self/mem").map_err(|e| e.to_string())?;
+    let local = libc::iovec { iov_base: buffer.as_ptr().cast_mut().cast(), iov_len: 64 };
+    let remote = libc::iovec { iov_base: at.cast(), iov_len: 64 };
+    let me = u64::from(std::process::id());
+    let vectors = [me, (&raw const local) as u64, 1, (&raw const remote) as u64, 1, 0];
+    let here = buffer.as_ptr() as u64;
+    let ways = || -> Vec<(&'static str, Result<i64, i32>)> {
+        let _ = sys::write_from(&writer, buffer.as_ptr(), 64);
+        vec![
+            ("write(2) from it", sys::write_from(&writer, at, 64)),
+            ("read(2) into it", sys::read_to(&reader, at, 64)),
+            ("process_vm_readv", call(libc::SYS_process_vm_readv, &vectors)),
+            ("process_vm_writev", call(libc::SYS_process_vm_writev, &vectors)),
+            ("/proc/self/mem, read", call(libc::SYS_pread64, &[fd(&memory), here, 64, at as u64])),
+            ("/proc/self/mem, write", call(libc::SYS_pwrite64, &[fd(&memory), here, 64, at as u64])),
+            ("vmsplice of it", sys::vmsplice(&writer, at, 64)),
+            ("futex on it", call(libc::SYS_futex, &[at as u64, 1, 1])),
+        ]
+    };
+    // Control: while it is the host's each of them goes through.
+    for (case, result) in ways() {
+        STEP.judged(
+            &format!("{case}: the host's page"),
+            "0 or 64",
+            outcome(result),
+            result == Ok(64) || result == Ok(0),
+        );
+    }
+    drop((reader, writer));
+    let (reader, writer) = sys::pipe();
+    STEP.same("other ways: to private", "0", converted(rig.gmem.to_private(0, rig.size(), 60_000)));
+    let _ = sys::write_from(&writer, buffer.as_ptr(), 64);
+    for (case, result, expected) in [
+        ("write(2) from it", sys::write_from(&writer, at, 64), "EFAULT"),
+        ("read(2) into it", sys::read_to(&reader, at, 64), "EFAULT"),
+        ("process_vm_readv", call(libc::SYS_process_vm_readv, &vectors), "EFAULT"),
+        ("process_vm_writev", call(libc::SYS_process_vm_writev, &vectors), "EFAULT"),
+        ("/proc/self/mem, read", call(libc::SYS_pread64, &[fd(&memory), here, 64, at as u64]), "EIO"),
+        ("/proc/self/mem, write", call(libc::SYS_pwrite64, &[fd(&memory), here, 64, at as u64]), "EIO"),
+        ("vmsplice of it", sys::vmsplice(&writer, at, 64), "EFAULT"),
+        ("futex on it", call(libc::SYS_futex, &[at as u64, 1, 1]), "EFAULT"),
+    ] {
+        STEP.same(&format!("{case}: a private page"), expected, outcome(result));
+    }
+    traced(&rig)
+}
+
+/// A debugger peeks and pokes at a child that has the file mapped.
+fn traced(rig: &Rig) -> Result<(), String> {
+    let (never, write_end) = sys::pipe();
+    let at = rig.map.at(0) as u64;
+    let child = forked(|| u8::from(told(&never)));
+    let pid = u64::from(child.id());
+    let ask = |request: i32, address: u64, data: u64| {
+        call(libc::SYS_ptrace, &[u64::from(request.cast_unsigned()), pid, address, data])
+    };
+    STEP.same("ptrace: attach", "0", outcome(ask(libc::PTRACE_ATTACH, 0, 0)));
+    let mut status = 0;
+    // SAFETY: waits for our own child to stop.
+    unsafe { libc::waitpid(i32::try_from(pid).unwrap_or(0), &raw mut status, 0) };
+    let mut word = 0u64;
+    STEP.same("ptrace: peek at a private page", "EIO", outcome(ask(libc::PTRACE_PEEKDATA, at, (&raw mut word) as u64)));
+    STEP.same("ptrace: poke at a private page", "EIO", outcome(ask(libc::PTRACE_POKEDATA, at, 1)));
+    STEP.same("ptrace: to shared", "0", converted(rig.gmem.to_shared(0, rig.size())));
+    STEP.same("ptrace: then peek", "0", outcome(ask(libc::PTRACE_PEEKDATA, at, (&raw mut word) as u64)));
+    let _ = ask(libc::PTRACE_DETACH, 0, 0);
+    drop(write_end);
+    child.signal(libc::SIGKILL);
+    child.end();
+    Ok(())
+}
+
+/// Threads that look at the pages by every way without end: a conversion goes through between their looks.
+fn loops() -> Result<(), String> {
+    const ROUNDS: u64 = 60;
+    let rig = Rig::new(8)?;
+    let stop = AtomicBool::new(false);
+    let looks = AtomicU64::new(0);
+    let size = bytes(8);
+    let at = rig.map.at(0) as usize;
+    let files = ["/proc/self/smaps", "/proc/self/pagemap"];
+    let failed = std::thread::scope(|scope| {
+        let spin = |look: Box<dyn Fn() + Send>| {
+            let (stop, looks) = (&stop, &looks);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    look();
+                    looks.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        };
+        spin(Box::new(move || {
+            let _ = sys::read_own(at as *mut u8, size);
+        }));
+        spin(Box::new(move || {
+            let memory = std::fs::File::open("/proc/self/mem").map(|file| {
+                let mut buffer = [0u8; PAGE_BYTES];
+                std::os::unix::fs::FileExt::read_at(&file, &mut buffer, at as u64)
+            });
+            drop(memory);
+        }));
+        spin(Box::new(move || {
+            for advice in [libc::MADV_DONTNEED, 23, libc::MADV_COLD, libc::MADV_PAGEOUT] {
+                let _ = calls::madvise(at as *mut u8, size, advice);
+            }
+        }));
+        spin(Box::new(move || {
+            for file in files {
+                let _ = std::fs::File::open(file).map(|mut file| std::io::Read::read(&mut file, &mut [0u8; 8192]));
+            }
+        }));
+        let mut failed = Vec::new();
+        let mut rounds = 0;
+        let start = Instant::now();
+        while rounds < ROUNDS || (looks.load(Ordering::Relaxed) < ROUNDS && start.elapsed() < PATIENCE) {
+            rounds += 1;
+            let there = converted(rig.gmem.to_private(0, rig.size(), 60_000));
+            let back = converted(rig.gmem.to_shared(0, rig.size()));
+            if there != "0" || back != "0" {
+                failed.push((there, back));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        failed
+    });
+    STEP.same("lookers: conversions that failed", "[]", format!("{failed:?}"));
+    let looks = looks.load(Ordering::Relaxed);
+    STEP.judged("lookers: looked meanwhile", &format!("{ROUNDS} times or more"), looks, looks >= ROUNDS);
+    STEP.same("lookers: contents are kept", "[]", format!("{:?}", rig.damaged()));
+    STEP.same("lookers: as many attempts have ended as begun", "0 of some", open_attempts(&rig.gmem));
+    Ok(())
+}
