@@ -36,6 +36,12 @@ impl Statuses {
         status <= 0 && status > -128 && self.0 & Self::one(status).0 != 0
     }
 
+    /// How many are in it.
+    #[must_use]
+    pub const fn len(self) -> u32 {
+        self.0.count_ones()
+    }
+
     /// Whether it is empty.
     #[must_use]
     pub const fn is_empty(self) -> bool {

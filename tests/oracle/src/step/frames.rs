@@ -12,7 +12,7 @@ use crate::state::State;
 const FRAMES_END: u64 = 1 << 40;
 
 /// Frame numbers from here on are RAM on no machine; guest frame numbers from here on are beyond every VM.
-const FRAMES_NEAR: u64 = 1 << 28;
+pub(super) const FRAMES_NEAR: u64 = 1 << 28;
 
 /// The VM that a handle names.
 pub(super) fn named(state: &impl State, who: Who) -> Result<(u8, Vm), Statuses> {

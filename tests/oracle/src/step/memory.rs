@@ -4,7 +4,7 @@
 use freehold_uapi::hvc::{self, Record};
 
 use super::change;
-use super::frames::{countable, each, each_gfn, gift, in_ram, loan, named, run};
+use super::frames::{FRAMES_NEAR, countable, each, each_gfn, gift, in_ram, loan, named, run};
 use super::host::{result, unless};
 use super::vcpu;
 use crate::op::{Env, Who};
@@ -103,7 +103,8 @@ fn total(records: &[Record]) -> u64 {
 pub(super) fn decide_list(s: &impl State, who: Who, list: u64, records: u64, flags: u64, env: &Env<'_>) -> Outcome {
     let mut no = flags_of(flags, hvc::DONATE_REVOCABLE)
         .when(records == 0, hvc::ZERO_COUNT)
-        .when(records > hvc::MAX_RECORDS, hvc::COUNT_TOO_LARGE);
+        .when(records > hvc::MAX_RECORDS, hvc::COUNT_TOO_LARGE)
+        .when(list >= FRAMES_NEAR, hvc::NOT_MEMORY);
     let (slot, vm) = match named(s, who) {
         Ok(found) => found,
         Err(e) => return Outcome::refused(no.and(e)),
