@@ -37,6 +37,19 @@
 //! }
 //! ```
 //!
+//! A permit is neither copied nor made up:
+//!
+//! ```compile_fail,E0599
+//! # use freehold_mem::lock::Permit;
+//! fn twice(permit: &mut Permit) -> Permit {
+//!     permit.clone()
+//! }
+//! ```
+//! ```compile_fail,E0423
+//! # use freehold_mem::lock::Permit;
+//! let forged = Permit(());
+//! ```
+//!
 //! It does not know how a CPU waits: that is the [`Mutex`] of whoever builds the world. That each CPU
 //! makes one permit per entry to EL2, and no second one, is the trap loop's to keep.
 

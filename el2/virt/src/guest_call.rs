@@ -166,7 +166,9 @@ mod tests {
     fn queries_answer_what_the_abi_says() {
         assert_eq!(call(guest::VENDOR_UID, 9, 9, 9), Outcome::Return(guest::PKVM_UID.map(u64::from)));
         assert_eq!(call(guest::HYP_MEMINFO, 0, 0, 0), Outcome::Return([4096, 1, 0, 0]));
-        assert_eq!(call(guest::HYP_MEMINFO, 0, 0, 1), INVALID);
+        for [x1, x2, x3] in [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]] {
+            assert_eq!(call(guest::HYP_MEMINFO, x1, x2, x3), INVALID);
+        }
         assert_eq!(call(guest::PSCI_FEATURES, u64::from(guest::PSCI_SYSTEM_OFF), 0, 0), status(guest::OK));
         assert_eq!(call(guest::PSCI_SYSTEM_OFF, 0, 0, 0), Outcome::Off);
         assert_eq!(call(guest::PSCI_SYSTEM_RESET, 0, 0, 0), Outcome::Reset);
@@ -199,7 +201,10 @@ mod tests {
             assert_eq!(call(id, ipa, 0, 0), INVALID, "{id:#x} {ipa:#x}");
         }
         assert_eq!(call(guest::MEM_SHARE, 0x10_0000, 1, 7), INVALID, "reserved argument");
-        assert_eq!(call(guest::MEM_RELINQUISH, 0x10_0000, 1, 0), INVALID, "reserved argument");
+        assert_eq!(call(guest::MEM_UNSHARE, 0x20_0000, 1, 7), INVALID, "reserved argument");
+        for (x2, x3) in [(1, 0), (0, 1), (1, 1)] {
+            assert_eq!(call(guest::MEM_RELINQUISH, 0x10_0000, x2, x3), INVALID, "reserved arguments");
+        }
     }
 
     #[test]

@@ -178,6 +178,15 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_its_number() {
+        for number in [0, 1, 2, 63] {
+            let slot = Slot::new(number).unwrap();
+            assert_eq!((slot.index(), usize::from(slot.raw())), (number, number));
+        }
+        assert_eq!(Slot::new(64), None);
+    }
+
+    #[test]
     fn numbers_that_name_no_vm_are_refused() {
         for word in [0, 1, 63, 0xffff, 1 << 16 | 64, 1 << 16 | 0xffff, 1 << 56, u64::MAX] {
             assert_eq!(Handle::decode(word), Err(Refused::WrongHandle), "{word:#x}");

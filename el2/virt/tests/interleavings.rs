@@ -72,6 +72,23 @@ fn a_vcpu_runs_on_one_cpu() {
 }
 
 #[test]
+fn a_vcpu_is_seen_with_its_block() {
+    loom::model(|| {
+        let cells = Arc::new([VmCell::new(zero)]);
+        let handle = Vms::new(&*cells).reserve().map(Reserved::publish).unwrap();
+        let maker = {
+            let cells = Arc::clone(&cells);
+            thread::spawn(move || Vms::new(&*cells).create_vcpu(handle, first(), 7))
+        };
+        match Vms::new(&*cells).claim(handle, first(), Purpose::Run) {
+            Ok(claim) => assert_eq!(claim.block(), 7),
+            Err(why) => assert_eq!(why, Refused::WrongVcpu),
+        }
+        maker.join().unwrap();
+    });
+}
+
+#[test]
 fn no_vcpu_runs_in_a_dying_vm() {
     loom::model(|| {
         let (cells, handle) = machine();

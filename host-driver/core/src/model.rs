@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 mod drain;
+mod edges;
 mod life;
 mod notify;
 mod sleeper;
@@ -58,6 +59,10 @@ struct World {
     /// A request of the guest: first guest frame and count, and which way.
     request: RefCell<Option<(u64, u64, crate::exit::Request)>>,
     calls: Cell<u64>,
+    /// The functions called, in order.
+    functions: RefCell<Vec<u32>>,
+    /// List frames taken from the kernel.
+    lists_taken: Cell<u64>,
 }
 
 fn status(status: i64) -> [u64; 5] {
@@ -132,6 +137,7 @@ impl World {
         if !self.dying.get() {
             return status(hvc::WRONG_STATE);
         }
+        assert!((1..=hvc::MAX_RUN).contains(&count), "el2 is asked for {count} frames at once");
         let mut done = 0;
         for pfn in pfn..pfn + count {
             if done == self.burst.get() {
@@ -188,6 +194,7 @@ impl Conduit for Below {
     fn call(&self, function: u32, [_, a, b, c, _]: [u64; 5]) -> [u64; 5] {
         let world = &self.0;
         world.calls.set(world.calls.get() + 1);
+        world.functions.borrow_mut().push(function);
         match function {
             hvc::VM_CREATE => {
                 // x1 flags, x2 address size, x3 first frame, x4 count.
@@ -290,6 +297,7 @@ impl Lists for Kernel {
     type List = Page4k;
     fn list(&self) -> Option<Page4k> {
         let pfn = self.0.take_frames(1);
+        self.0.lists_taken.set(self.0.lists_taken.get() + 1);
         self.0.lists.borrow_mut().insert(pfn, Vec::new());
         Some(Page4k(self.0.clone(), pfn))
     }

@@ -165,3 +165,45 @@ impl Span {
         self.first..self.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_owns_what_it_was_given_and_what_it_lent() {
+        let draining = |origin| Page::Draining { origin, attempt: 1 };
+        for page in [Page::Given, Page::Lent, draining(Origin::Lent)] {
+            assert!(page.is_the_guests(), "{page:?}");
+        }
+        let origins = [Origin::Host, Origin::Held, Origin::Vacant].map(draining);
+        for page in [Page::Host, Page::Held, Page::Vacant, Page::Lost].into_iter().chain(origins) {
+            assert!(!page.is_the_guests(), "{page:?}");
+        }
+    }
+
+    #[test]
+    fn a_span_is_not_empty_and_ends_before_the_last_number() {
+        assert_eq!(Span::new(3, 0), None);
+        assert_eq!(Span::new(u64::MAX, 1), None);
+        assert_eq!(Span::new(u64::MAX - 1, 1).map(Span::end), Some(u64::MAX));
+        assert_eq!(Span::one(7), Span::new(7, 1));
+    }
+
+    #[test]
+    fn spans_that_touch_do_not_meet_and_a_span_covers_itself() {
+        let span = |first, count| Span::new(first, count).unwrap();
+        assert!(!span(0, 4).meets(span(4, 4)) && !span(4, 4).meets(span(0, 4)));
+        assert!(span(0, 5).meets(span(4, 4)) && span(4, 4).meets(span(0, 5)));
+        assert!(span(2, 4).covers(span(2, 4)) && span(2, 4).covers(span(3, 2)));
+        assert!(!span(2, 4).covers(span(1, 4)) && !span(2, 4).covers(span(3, 4)));
+    }
+
+    #[test]
+    fn parts_cover_a_span_in_order_and_none_is_too_long() {
+        let span = Span::new(3, 10).unwrap();
+        let parts: Vec<_> = span.parts(4).map(|part| (part.first(), part.count())).collect();
+        assert_eq!(parts, [(3, 4), (7, 4), (11, 2)]);
+        assert_eq!(span.pages().count(), 10);
+    }
+}

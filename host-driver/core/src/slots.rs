@@ -211,6 +211,14 @@ mod tests {
     }
 
     #[test]
+    fn every_slot_is_popped_once() {
+        let mut slots = Slots::new();
+        slots.add(slot(5, 0x80, 8, 16, 1)).unwrap();
+        slots.add(slot(31, 0x100, 0, 8, 2)).unwrap();
+        assert_eq!([slots.pop(), slots.pop(), slots.pop()].map(|slot| slot.map(|s| s.id)), [Some(5), Some(31), None]);
+    }
+
+    #[test]
     fn lookups_go_both_ways() {
         let mut slots = Slots::new();
         slots.add(slot(0, 0x80, 8, 16, 1)).unwrap();
@@ -219,6 +227,8 @@ mod tests {
         assert!(slots.of_gfn(0x7f).is_none());
         let found = slots.of_pages(&1, Span::new(10, 2).unwrap()).unwrap();
         assert_eq!(found.gfn_of(10), Some(0x82));
+        assert_eq!([7, 8, 23, 24].map(|page| found.gfn_of(page)), [None, Some(0x80), Some(0x8f), None]);
+        assert_eq!([0x7f, 0x80, 0x8f, 0x90].map(|gfn| found.page(gfn)), [None, Some(8), Some(23), None]);
         assert!(slots.of_pages(&1, Span::new(23, 2).unwrap()).is_none());
         assert!(slots.of_pages(&2, Span::new(10, 2).unwrap()).is_none());
     }

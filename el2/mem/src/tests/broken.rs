@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where ledger and tables disagree, `el2` stops rather than hand out a frame twice (I1).
 
-use super::rig::{GUEST_RAM, RAM, Rig, pfn};
-use crate::{Kind, State};
+use super::rig::{GUEST_RAM, RAM, Rig, gfn, pfn};
+use crate::pte::{self, Form};
+use crate::{Attributes, Entry, Kind, State};
 
 const FREE: u64 = RAM + 512;
 
@@ -42,7 +43,7 @@ fn a_free_pool_frame_can_not_be_a_guests() {
     // Whichever frame the pool gives next, its record says something else.
     let vm = rig.guests[0].vm();
     for frame in RAM..RAM + 16 {
-        lie(&mut rig, frame, State::Private { vm, gfn: super::rig::gfn(1), revocable: false });
+        lie(&mut rig, frame, State::Private { vm, gfn: gfn(1), revocable: false });
     }
     let Rig { host, guests, m } = &mut rig;
     let _ = guests[0].take_frame(host, m);
@@ -54,4 +55,38 @@ fn a_fault_on_a_frame_that_is_the_hosts_but_not_mapped_is_el2s_own_mistake() {
     let mut rig = rig();
     lie(&mut rig, FREE, State::Host);
     let _ = rig.host.view(crate::Claim::new(crate::Ipa::new(FREE << 12).unwrap()), &rig.m);
+}
+
+/// Makes the host's page at `frame` map another one.
+fn bend(rig: &mut Rig, frame: u64, to: u64) {
+    let Form::Table(level2) = pte::form(rig.m.word(Entry::of(rig.host.root(), frame >> 18))) else { panic!("no RAM") };
+    let Form::Table(level3) = pte::form(rig.m.word(Entry::of(level2, frame >> 9))) else { panic!("a block") };
+    rig.m.words.insert(Entry::of(level3, frame), pte::host_page(pfn(to), Attributes::Combined));
+}
+
+#[test]
+#[should_panic(expected = "fatal: OneOwner")]
+fn a_host_page_that_maps_another_frame_is_not_taken_for_the_frame() {
+    let mut rig = rig();
+    bend(&mut rig, FREE + 3, FREE + 4);
+    let _ = rig.donate(0, FREE + 3, GUEST_RAM + 3, 1);
+}
+
+#[test]
+#[should_panic(expected = "fatal: OneOwner")]
+fn a_host_page_that_maps_another_frame_is_not_taken_for_one_that_came_back() {
+    let mut rig = rig();
+    rig.share(0, GUEST_RAM, 1).unwrap();
+    rig.die(0);
+    bend(&mut rig, FREE, FREE + 4);
+    let _ = rig.reclaim(0, FREE, 1);
+}
+
+#[test]
+#[should_panic(expected = "fatal: OneOwner")]
+fn a_guest_frame_that_maps_another_frame_is_not_unmapped_for_it() {
+    let mut rig = rig();
+    let vm = rig.guests[0].vm();
+    lie(&mut rig, FREE, State::Private { vm, gfn: gfn(GUEST_RAM + 1), revocable: true });
+    let _ = rig.revoke(0, FREE);
 }

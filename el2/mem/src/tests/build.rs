@@ -115,7 +115,9 @@ fn what_can_not_be_described_is_refused() {
     assert_eq!(MemoryMap::new(31).err(), Some(MapError::BadSpace));
     assert_eq!(MemoryMap::new(44).err(), Some(MapError::BadSpace));
     let mut map = map();
-    assert_eq!(map.add_bank(run(RAM + 4095, 1)), Err(MapError::BanksMeet));
+    for (from, count) in [(RAM + 4095, 1), (RAM + 4095, 2), (RAM - 1, 2), (RAM - 1, RAM_FRAMES + 2)] {
+        assert_eq!(map.add_bank(run(from, count)), Err(MapError::BanksMeet), "{from:#x} {count}");
+    }
     assert_eq!(map.add_bank(run(BEYOND - 1, 2)), Err(MapError::BeyondSpace));
     assert_eq!(map.add_hole(run(RAM - 1, 2)), Err(MapError::HoleInRam));
     assert_eq!(map.add_hole(run(BEYOND, 1)), Err(MapError::BeyondSpace));

@@ -34,6 +34,8 @@ pub(crate) struct Fake {
     pub(crate) contents: BTreeMap<Pfn, u64>,
     pub(crate) lists: BTreeMap<Pfn, Vec<u64>>,
     pub(crate) dirty: bool,
+    /// Tables with words that a walker may not see yet.
+    unseen: BTreeSet<Pfn>,
     pub(crate) host_broadcasts: u64,
     pub(crate) vm_broadcasts: Vec<u8>,
     /// Set while a guest lends: only then may a frame be reachable from both sides.
@@ -131,7 +133,7 @@ impl Fake {
         for at in mine {
             self.broken.remove(&at);
         }
-        self.dirty = false;
+        self.publish_tables();
     }
 }
 
@@ -181,13 +183,16 @@ impl TableMemory for Fake {
                     );
                 }
             }
-            if !leaf
-                && let Form::Table(child) = pte::form(new)
-                && owner != 0
-            {
-                self.tables.insert(child, owner);
+            if !leaf && let Form::Table(child) = pte::form(new) {
+                // At boot nobody walks the host's tables yet.
+                let walked = owner != 0 || self.host_root.is_some();
+                assert!(!walked || !self.unseen.contains(&child), "{child:?} is linked before its words can be seen");
+                if owner != 0 {
+                    self.tables.insert(child, owner);
+                }
             }
         }
+        self.unseen.insert(at.table());
         self.words.insert(at, new);
         if new == 0 {
             self.words.remove(&at);
@@ -200,10 +205,12 @@ impl TableMemory for Fake {
         assert!(self.host_root.is_none() || !self.host_reaches(frame), "cleared while the host reaches it");
         self.wipe(frame);
         self.tables.remove(&frame);
+        self.unseen.insert(frame);
         self.dirty = true;
     }
 
     fn publish_tables(&mut self) {
+        self.unseen.clear();
         self.dirty = false;
     }
 }

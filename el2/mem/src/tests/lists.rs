@@ -48,6 +48,9 @@ fn nothing_may_appear_twice() {
         [(a + 7, g + 30, 1), (a + 20, g + 20, 1), (a, g, 8)],
         [(a, g, 8), (a + 20, g + 20, 4), (a + 40, g + 4, 20)],
         [(a, g, 1), (a, g, 1), (a, g, 1)],
+        // Those that meet stand apart by their lengths.
+        [(a, g, 1), (a + 9, g + 100, 2), (a + 20, g, 3)],
+        [(a, g, 1), (a + 9, g + 100, 2), (a, g + 20, 3)],
     ] {
         assert_eq!(rig.donate_list(0, PAGE, &list, 3), Err(Refused::Twice), "{list:x?}");
     }
@@ -69,6 +72,7 @@ fn a_record_is_checked_like_a_run() {
     ] {
         assert_eq!(rig.donate_list(0, PAGE, &[(a + 1, g + 1, 1), record], 2), Err(why), "{record:x?}");
     }
+    assert_eq!(rig.donate_list(0, PAGE, &[(RAM + 1024, g + 512, 512)], 1), Ok(512), "the longest");
     assert_eq!(rig.donate_list(0, PAGE, &[], 0), Err(Refused::ZeroCount));
     assert_eq!(rig.donate_list(0, PAGE, &[], 257), Err(Refused::CountTooLarge));
     assert_eq!(rig.donate_list(0, PAGE, &[], u64::MAX), Err(Refused::CountTooLarge));

@@ -3,6 +3,7 @@
 
 mod broken;
 mod build;
+mod edges;
 mod fake;
 mod life;
 mod lists;

@@ -102,7 +102,26 @@ fn a_cpu_is_started_once() {
     assert_eq!(r.arrive(2), Some(Entry { pc: 0x1000, context: 1 }), "the second call changed nothing");
     assert_eq!(r.smc(0, 0, [ON, 0x100, 0x2000, 2], &mut fw), Reply::Status(code::ALREADY_ON));
     assert_eq!(r.smc(0, 0, [ON, 0, 0x2000, 2], &mut fw), Reply::Status(code::ALREADY_ON), "the boot CPU");
-    assert_eq!(fw.started.len(), 1);
+    assert_eq!(fw.started, [(0x100, 2)], "the CPU that was named, and once");
+}
+
+#[test]
+fn return_codes_are_those_of_the_standard() {
+    use code::*;
+    let all = [SUCCESS, NOT_SUPPORTED, INVALID_PARAMETERS, DENIED, ALREADY_ON, ON_PENDING, INVALID_ADDRESS];
+    assert_eq!(all, [0, -1, -2, -3, -4, -5, -9]);
+}
+
+#[test]
+fn power_off_and_reset_are_not_asked_for_first() {
+    // Both are mandatory, also where firmware is too old to be asked which functions it has.
+    for id in [0x8400_0008, 0x8400_0009] {
+        let s = slots();
+        let mut fw = Fake { lacks: Some(id), ..Fake::default() };
+        let _ = relay(&s).smc(0, 0, [id, 0, 0, 0], &mut fw);
+        assert_eq!((fw.quiesced, fw.calls.len()), (1, 1));
+        assert_eq!(fw.calls[0][0], id);
+    }
 }
 
 #[test]

@@ -123,6 +123,8 @@ fn what_cannot_be_described_ends_the_vcpu() {
     let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
     assert_eq!(run(&mut vcpu, &mut r, DABT | TRANSLATION, 0x900_0000), crash(Crash::NoSyndrome));
     assert_eq!(run(&mut vcpu, &mut r, IABT | TRANSLATION, 0x900_0000), crash(Crash::NoSyndrome));
+    let described = IABT | ISV | WRITE | TRANSLATION;
+    assert_eq!(run(&mut vcpu, &mut r, described, 0x900_0000), crash(Crash::NoSyndrome), "a fetch is no access");
     assert_eq!(run(&mut vcpu, &mut r, DABT | STAGE1_WALK | 5, 0x900_0000), crash(Crash::Walk));
     assert_eq!(run(&mut vcpu, &mut r, syndrome(3, 5), 0x8010_4000), crash(Crash::Poisoned));
     assert_eq!(run(&mut vcpu, &mut r, DABT | 0x10, 0x8000_0000), crash(Crash::Abort));
@@ -164,6 +166,7 @@ fn a_request_is_asked_again_until_it_is_accepted() {
     assert_eq!(hvc(&mut vcpu, &mut r, x), Next::Leave(Exit::Request(request)));
     assert_eq!(r.pc, 0x8000_0000, "on the HVC");
     assert_eq!(vcpu.request(2), Ok(request));
+    assert_eq!(vcpu.request(1), Ok(Request { count: 1, ..request }), "as many as the host accepts");
     assert_eq!(vcpu.request(0), Err(Refused::Memory(freehold_mem::Refused::ZeroCount)));
     assert_eq!(vcpu.request(3), Err(Refused::Memory(freehold_mem::Refused::CountTooLarge)));
     // The host runs it without an answer: nothing happened, and its word for a load goes nowhere.

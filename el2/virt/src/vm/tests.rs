@@ -167,6 +167,17 @@ fn a_slot_without_generations_rests() {
 }
 
 #[test]
+fn more_claims_than_can_be_counted_are_refused() {
+    let c = cells(1);
+    let vms = Vms::new(&c);
+    let handle = live(vms);
+    let full = Word { generation: handle.generation(), phase: Phase::Live, claims: CLAIMS_MASK };
+    c[0].word.store(full.pack(), core::sync::atomic::Ordering::SeqCst);
+    assert_eq!(vms.claim(handle, vcpu(0), Purpose::Run).err(), Some(Refused::VcpuBusy));
+    assert_eq!(Word::unpack(c[0].word.load(core::sync::atomic::Ordering::SeqCst)), full);
+}
+
+#[test]
 fn run_and_destroy_race_to_one_winner() {
     for _ in 0..200 {
         let c = cells(1);

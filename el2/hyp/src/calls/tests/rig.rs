@@ -107,8 +107,20 @@ impl Fatal for Memory {
     }
 }
 
+/// What another CPU does while this one waits for a lock, once.
+type Meanwhile = Arc<Std<Option<Box<dyn FnOnce() + Send>>>>;
+
 /// A lock of the development machine.
-pub(super) struct Lock<T>(Std<T>);
+pub(super) struct Lock<T> {
+    value: Std<T>,
+    meanwhile: Meanwhile,
+}
+
+impl<T> Lock<T> {
+    fn new(value: T) -> Self {
+        Self { value: Std::new(value), meanwhile: Meanwhile::default() }
+    }
+}
 
 impl<T> Mutex for Lock<T> {
     type Value = T;
@@ -117,7 +129,9 @@ impl<T> Mutex for Lock<T> {
     where
         T: 'a;
     fn acquire(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap()
+        let other = self.meanwhile.lock().unwrap().take();
+        other.into_iter().for_each(|what| what());
+        self.value.lock().unwrap()
     }
 }
 
@@ -170,6 +184,7 @@ type Act = Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
 pub(super) struct Rig {
     pub(super) memory: Memory,
     world: World<Lock<Host<'static>>, Lock<GuestSlot>, MAX_VMS>,
+    meanwhile: Meanwhile,
     cells: Vec<VmCell<AtomicU64>>,
     pub(super) blocks: Std<BTreeMap<u64, Block>>,
     script: Std<VecDeque<Act>>,
@@ -196,15 +211,17 @@ impl Rig {
         let tables = Pfn::new(CARVE_OUT).unwrap();
         let mut host = Host::build(map, tables, storage, Attributes::Combined, &mut memory).unwrap();
         host.mark_no_map(run_of(NO_MAP, 4), &memory);
-        let guests = core::array::from_fn(|slot| {
-            Lock(Std::new(GuestSlot::new(VmSlot::new(u8::try_from(slot).unwrap()).unwrap())))
-        });
+        let guests =
+            core::array::from_fn(|slot| Lock::new(GuestSlot::new(VmSlot::new(u8::try_from(slot).unwrap()).unwrap())));
         for frame in RAM..RAM + 6 * 512 {
             memory.write(frame, 0, 0x1057_da7a);
         }
+        let host = Lock::new(host);
+        let meanwhile = Arc::clone(&host.meanwhile);
         let rig = Self {
             memory,
-            world: World::new(Lock(Std::new(host)), guests),
+            world: World::new(host, guests),
+            meanwhile,
             cells: (0..MAX_VMS).map(|_| VmCell::new(|| AtomicU64::new(0))).collect(),
             blocks: Std::default(),
             script: Std::default(),
@@ -224,6 +241,11 @@ impl Rig {
     /// Lines up what a vCPU does and why it stops then.
     pub(super) fn next(&self, act: impl FnOnce(&mut Fake) -> Stop + Send + 'static) {
         self.script.lock().unwrap().push_back(Box::new(act));
+    }
+
+    /// Lets something happen while the next who wants the host's lock waits for it.
+    pub(super) fn before_host_lock(&self, what: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some(Box::new(what));
     }
 
     /// Makes a call: x0 and x1–x5.

@@ -2,7 +2,7 @@
 //! VMs that run: what the host learns, what a guest gets, and what is left at the end.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use freehold_mem::lock::Permit;
 use freehold_mem::verbs::{el2_revoke_guest, guest_relinquish, guest_share_host, guest_unshare_host};
@@ -325,10 +325,17 @@ fn power_goes_off_over_scrubbed_memory() {
     let rig = &Rig::new();
     let vm = rig.vm(RAM);
     rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 4, 0]);
-    rig.memory.write(MEMORY + 2, 1, SECRET);
+    for frame in [MEMORY + 1, MEMORY + 2, RAM + 15] {
+        rig.memory.write(frame, 1, SECRET);
+    }
+    rig.next(hvc([guest::MEM_SHARE.into(), (GUEST_RAM + 1) << 12, 1, 0]));
+    let _ = rig.run(vm, 0);
+    rig.yes(GUEST_ACCEPT, &[vm, 0, 1]);
     let _ = rig.run(vm, 0);
     assert!(calls::quiesce(rig));
-    assert_eq!(rig.memory.read(MEMORY + 2, 1), 0);
+    for (frame, what) in [(MEMORY + 1, "shared"), (MEMORY + 2, "private"), (RAM + 15, "of the pool")] {
+        assert_eq!(rig.memory.read(frame, 1), 0, "{what}");
+    }
     assert_eq!(rig.no(VCPU_RUN, &[vm, 0, 0]), WRONG_STATE);
     assert!(calls::quiesce(rig), "once more does no harm");
     // Firmware refused after all: the host can still take its frames back.
@@ -358,4 +365,28 @@ fn power_stays_on_while_a_vcpu_runs() {
         run.join().unwrap();
     });
     assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ, "and it runs on");
+}
+
+#[test]
+fn a_handle_is_looked_at_under_the_lock_and_not_before() {
+    let rig = Arc::new(Rig::new());
+    let vm = rig.vm(RAM);
+    let other = Arc::clone(&rig);
+    // Another CPU ends the VM and begins the next one in its slot.
+    rig.before_host_lock(move || {
+        other.end(vm, &[], RAM, 16);
+        other.vm(RAM);
+    });
+    assert_eq!(rig.call(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 1, 0]).0, STALE_HANDLE);
+    let next = vm + (1 << 16);
+    rig.yes(MEM_DONATE, &[next, MEMORY, GUEST_RAM, 1, 0]);
+}
+
+#[test]
+fn no_vm_begins_where_the_machine_closed_while_its_lock_was_waited_for() {
+    let rig = Arc::new(Rig::new());
+    let other = Arc::clone(&rig);
+    rig.before_host_lock(move || assert!(calls::quiesce(&*other)));
+    assert_eq!(rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 16]).0, NO_VMS);
+    assert_eq!(rig.vms().count(), 0);
 }
