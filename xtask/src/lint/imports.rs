@@ -49,6 +49,11 @@ const RULES: &[Rule] = &[
     Rule { package: "freehold-driver-core", ours: &["freehold-uapi"], others: Some(&[]) },
     Rule { package: "freehold-driver-linux", ours: &["freehold-driver-core", "freehold-uapi"], others: Some(&[]) },
     Rule { package: "freehold-oracle", ours: &["freehold-uapi"], others: None },
+    Rule {
+        package: "freehold-states",
+        ours: &["freehold-mem", "freehold-driver-core", "freehold-uapi"],
+        others: Some(&[]),
+    },
     Rule { package: "freehold-trace", ours: &["freehold-mem"], others: Some(&[]) },
     Rule {
         package: "freehold-model",
@@ -57,7 +62,7 @@ const RULES: &[Rule] = &[
     },
     Rule { package: "freehold-guest", ours: &["freehold-uapi"], others: None },
     Rule { package: "freehold-vmm", ours: &["freehold-uapi", "freehold-guest"], others: None },
-    Rule { package: "xtask", ours: &["freehold-uapi"], others: None },
+    Rule { package: "xtask", ours: &["freehold-uapi", "freehold-states"], others: None },
 ];
 
 /// Each dependency that no rule allows.

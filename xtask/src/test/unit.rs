@@ -10,13 +10,14 @@ use super::{Context, Item, Verdict, Work};
 use crate::cmd;
 
 /// Crates with tests, and which of their targets are built for this machine.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("freehold-uapi", &[]),
     ("freehold-mem", &[]),
     ("freehold-virt", &[]),
     ("freehold-el2", &["--lib"]),
     ("freehold-driver-core", &[]),
     ("freehold-oracle", &[]),
+    ("freehold-states", &[]),
     ("freehold-trace", &[]),
     ("freehold-model", &["--lib"]),
     ("xtask", &[]),
