@@ -50,8 +50,10 @@
 //! let forged = Permit(());
 //! ```
 //!
-//! It does not know how a CPU waits: that is the [`Mutex`] of whoever builds the world. That each CPU
-//! makes one permit per entry to EL2, and no second one, is the trap loop's to keep.
+//! It does not know how a CPU waits: that is the [`Mutex`] of whoever builds the world, which may use a [`line`]. That
+//! each CPU makes one permit per entry to EL2, and no second one, is the trap loop's to keep.
+
+pub mod line;
 
 use core::fmt;
 use core::ops::DerefMut;

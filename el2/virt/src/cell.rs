@@ -2,9 +2,34 @@
 //! The one atomic word that this crate's state is made of, as a port.
 //!
 //! Every load acquires and every store releases: what was written before a state word changed is seen by whoever
-//! sees the change. A model checker supplies its own word; the shipped one is [`core::sync::atomic::AtomicU64`].
+//! sees the change. A model checker supplies its own [`Atomic`] and gets the orderings from here; the shipped one is
+//! [`core::sync::atomic::AtomicU64`].
 
 use core::sync::atomic::{AtomicU64, Ordering};
+
+/// An atomic word whose user states the orderings.
+pub trait Atomic {
+    /// Reads the word.
+    fn read(&self, order: Ordering) -> u64;
+    /// Writes the word.
+    fn write(&self, value: u64, order: Ordering);
+    /// Replaces `from` by `to`; `Err` holds what was found instead.
+    fn swap(&self, from: u64, to: u64, done: Ordering, failed: Ordering) -> Result<u64, u64>;
+}
+
+impl Atomic for AtomicU64 {
+    fn read(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    fn write(&self, value: u64, order: Ordering) {
+        Self::store(self, value, order);
+    }
+
+    fn swap(&self, from: u64, to: u64, done: Ordering, failed: Ordering) -> Result<u64, u64> {
+        self.compare_exchange(from, to, done, failed)
+    }
+}
 
 /// An atomic word with acquire loads and release stores.
 pub trait Cell {
@@ -16,16 +41,16 @@ pub trait Cell {
     fn exchange(&self, from: u64, to: u64) -> Result<(), u64>;
 }
 
-impl Cell for AtomicU64 {
+impl<A: Atomic> Cell for A {
     fn load(&self) -> u64 {
-        AtomicU64::load(self, Ordering::Acquire)
+        self.read(Ordering::Acquire)
     }
 
     fn store(&self, value: u64) {
-        AtomicU64::store(self, value, Ordering::Release);
+        self.write(value, Ordering::Release);
     }
 
     fn exchange(&self, from: u64, to: u64) -> Result<(), u64> {
-        self.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
+        self.swap(from, to, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
     }
 }
