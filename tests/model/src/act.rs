@@ -18,19 +18,28 @@ pub enum Act {
         /// x0–x3.
         x: [u64; 4],
     },
-    /// A data abort: a translation fault at an address of the guest's.
+    /// A load, or a store of a value. It goes through where a translation is at hand, and faults elsewhere.
+    Access {
+        /// The address.
+        ipa: u64,
+        /// Bytes: 1, 2, 4 or 8.
+        size: u8,
+        /// What is stored.
+        store: Option<u64>,
+        /// Whether the syndrome describes it.
+        described: bool,
+    },
+    /// A fault at an address, whether or not a translation is at hand by now.
     Abort {
         /// The address.
         ipa: u64,
-        /// Whether it was a store, of this.
-        store: Option<u64>,
     },
-    /// An instruction abort.
+    /// A fetch, which goes through as an access does.
     Fetch {
         /// The address.
         ipa: u64,
     },
-    /// A stage-1 walk that found no table.
+    /// A stage-1 walk, which goes through as an access does.
     Walk {
         /// The address of the table.
         ipa: u64,
@@ -51,14 +60,32 @@ pub enum Act {
 const HVC: u64 = 0x16 << 26;
 const FETCH: u64 = 0x20 << 26;
 const DATA: u64 = 0x24 << 26;
-/// Valid syndrome, 4 bytes, register x5, translation fault of level 3.
-const LOAD: u64 = DATA | 1 << 24 | 2 << 22 | 5 << 16 | 7;
+/// Translation fault of level 3.
+const FAULT: u64 = 7;
+const DESCRIBED: u64 = 1 << 24;
 const WRITE: u64 = 1 << 6;
 const STAGE1_WALK: u64 = 1 << 7;
+/// The register that loads and stores use.
+const REGISTER: usize = 5;
 
 impl Act {
-    /// Does it to the registers, and says why the guest stopped.
-    pub(crate) fn perform(self, registers: &mut Registers) -> Stop {
+    /// Where it touches memory, and whether it writes there.
+    pub(crate) const fn touches(self) -> Option<(u64, bool)> {
+        match self {
+            Self::Access { ipa, store, .. } => Some((ipa, store.is_some())),
+            Self::Fetch { ipa } | Self::Walk { ipa } => Some((ipa, false)),
+            Self::Interrupt
+            | Self::Hvc { .. }
+            | Self::Abort { .. }
+            | Self::Trap { .. }
+            | Self::SError
+            | Self::BadState
+            | Self::HostBusy => None,
+        }
+    }
+
+    /// Does to the registers what stops the guest, and says why it stopped.
+    pub(crate) fn stop(self, registers: &mut Registers) -> Stop {
         match self {
             Self::Interrupt => Stop::Interrupt,
             Self::Hvc { imm, x } => {
@@ -68,13 +95,18 @@ impl Act {
                 registers.pc = registers.pc.wrapping_add(4);
                 Stop::Trap(Trap { esr: HVC | u64::from(imm), far: 0, hpfar: 0 })
             }
-            Self::Abort { ipa, store: None } => at(LOAD, ipa),
-            Self::Abort { ipa, store: Some(value) } => {
-                registers.x[5] = value;
-                at(LOAD | WRITE, ipa)
+            Self::Access { ipa, size, store, described } => {
+                let syndrome = if described { DESCRIBED } else { 0 };
+                let write = if store.is_some() { WRITE } else { 0 };
+                if let Some(value) = store {
+                    registers.x[REGISTER] = value;
+                }
+                let width = u64::from(size.max(1).ilog2()) << 22;
+                at(DATA | syndrome | width | (REGISTER as u64) << 16 | write | FAULT, ipa)
             }
-            Self::Fetch { ipa } => at(FETCH | 7, ipa),
-            Self::Walk { ipa } => at(DATA | STAGE1_WALK | 7, ipa),
+            Self::Abort { ipa } => at(DATA | FAULT, ipa),
+            Self::Fetch { ipa } => at(FETCH | FAULT, ipa),
+            Self::Walk { ipa } => at(DATA | STAGE1_WALK | FAULT, ipa),
             Self::Trap { esr } => Stop::Trap(Trap { esr, far: 0, hpfar: 0 }),
             Self::SError => Stop::SError,
             Self::BadState => Stop::BadState,

@@ -6,24 +6,38 @@
 //! enter by `freehold_el2::calls::serve` with registers, guests are scripts of [`Act`]s. The rig knows no rule about who
 //! may own what, but for what no order of calls may ever do to a machine: whoever is still in the TLB reaches a frame.
 #![forbid(unsafe_code)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "of what the oracle may say, a comparison wants one thing")]
 
 mod act;
+mod agree;
 mod board;
+mod cases;
+mod cells;
+mod digest;
 mod label;
 mod lock;
+mod lockstep;
+mod op;
 mod picture;
 mod platform;
 mod ports;
 mod rig;
+mod search;
+pub mod small;
 mod tlb;
 mod turns;
 mod vcpus;
 
 pub use act::Act;
+pub use agree::agree;
 pub use board::{Fault, Layout};
+pub use cases::{CASES, Case};
 pub use label::Label;
+pub use lockstep::{Cell, Decide, Lockstep, Tally};
+pub use op::Op;
 pub use picture::{FrameView, Picture, VcpuView, VmView};
 pub use rig::{Answer, Rig};
+pub use search::Report;
 
 #[cfg(test)]
 mod tests;

@@ -33,13 +33,16 @@ pub(crate) struct Open<'r> {
     block: Block,
 }
 
-/// Whether this entry forgets what the CPU cached of the VM.
+/// Whose tables a guest runs on, and whether this entry forgets what the CPU cached of its VM.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flushes(bool);
+pub(crate) struct Regime {
+    vmid: Vmid,
+    flushes: bool,
+}
 
 impl<'r> Loaded<'r> for Open<'r> {
     type Registers = Registers;
-    type Regime = Flushes;
+    type Regime = Regime;
 
     fn claim(&mut self) -> &mut Claimed<'r, AtomicU64> {
         turns::point();
@@ -50,13 +53,17 @@ impl<'r> Loaded<'r> for Open<'r> {
         (&mut self.block.registers, &mut self.block.vcpu)
     }
 
-    fn run(&mut self, regime: &Flushes) -> Stop {
+    fn run(&mut self, regime: &Regime) -> Stop {
         turns::point();
-        self.cpu.rig.entered(self.cpu.number, regime.0);
-        let act = self.cpu.rig.next_act(self.cpu.number);
-        let stop = act.perform(&mut self.block.registers);
-        turns::point();
-        stop
+        let rig = self.cpu.rig;
+        rig.entered(self.cpu.number, regime.flushes);
+        loop {
+            let act = rig.next_act(self.cpu.number);
+            let goes_through = act.touches().is_some_and(|(ipa, write)| rig.guest_touches(regime.vmid, ipa, write));
+            if !goes_through {
+                return act.stop(&mut self.block.registers);
+            }
+        }
     }
 }
 
@@ -74,7 +81,7 @@ impl<'r> Platform for Cpu<'r> {
     type Machine = Ports<'r>;
     type HostLock = Lock<Host<'static>>;
     type GuestLock = Lock<GuestSlot>;
-    type Regime = Flushes;
+    type Regime = Regime;
     type Loaded<'a>
         = Open<'a>
     where
@@ -129,8 +136,8 @@ impl<'r> Platform for Cpu<'r> {
         Open { cpu: *self, claim, frame, block }
     }
 
-    fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, flush: bool) -> Flushes {
-        Flushes(flush)
+    fn regime(&self, _: (Pfn, u32), vmid: Vmid, _: VcpuIndex, flushes: bool) -> Regime {
+        Regime { vmid, flushes }
     }
 
     fn raw_ids(&self) -> RawIds {

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use freehold_el2::calls::{self, GuestSlot};
 use freehold_mem::lock::{Permit, World};
-use freehold_mem::{Attributes, Host, Life, MemoryMap, Pfn, PfnRun, State, VmSlot};
+use freehold_mem::{Attributes, Host, Life, MemoryMap, Pfn, PfnRun, State, VmSlot, Vmid};
 use freehold_uapi::hvc;
-use freehold_virt::handle::MAX_VMS;
+use freehold_virt::handle::{Handle, MAX_VMS, VcpuIndex};
+use freehold_virt::vm::Purpose;
 
 use crate::act::Act;
 use crate::board::{Board, Fault, Layout};
@@ -70,7 +71,7 @@ impl Rig {
     #[must_use]
     pub fn new(layout: Layout, fault: Fault) -> Self {
         let board = Board::new(layout, fault);
-        let mut map = MemoryMap::new(32).expect("an address space");
+        let mut map = MemoryMap::new(40).expect("an address space");
         map.add_bank(run(Board::RAM, Board::HOST - Board::RAM + board.layout.frames)).expect("a bank");
         map.add_carve_out(run(Board::RAM, Board::HOST - Board::RAM)).expect("a carve-out");
         let words = usize::try_from(map.needs().words).expect("a machine that fits");
@@ -231,27 +232,53 @@ impl Rig {
         }
     }
 
-    /// The guest of a VM writes to a watched guest frame; says to how many frames the write may go.
-    pub fn guest_write(&self, vm: u64, gfn: u64) -> u32 {
-        let frames = self.guest_reaches(vm, gfn);
-        for number in (0..self.board.layout.watched.len()).filter(|number| frames >> number & 1 != 0) {
-            self.board.set_label(self.board.frame(number), Label::of_vm(vm));
+    /// The first words of a frame, if it is RAM behind the carve-out.
+    pub(crate) fn words(&self, frame: u64, count: usize) -> Vec<u64> {
+        let is_there = frame.checked_sub(Board::HOST).is_some_and(|at| at < self.board.layout.frames);
+        (0..if is_there { count.min(512) } else { 0 }).map(|index| self.board.read(frame, index)).collect()
+    }
+
+    /// A guest touches an address. `false` if no translation is at hand.
+    pub(crate) fn guest_touches(&self, vmid: Vmid, ipa: u64, write: bool) -> bool {
+        let slot = usize::from(vmid.raw()).wrapping_sub(1);
+        let frames = self.guest_reaches(slot, ipa >> 12);
+        let handle = self.board.vms().handles().find(|handle| handle.slot().index() == slot);
+        if let Some(handle) = handle.filter(|_| write) {
+            for number in (0..self.board.layout.watched.len()).filter(|number| frames >> number & 1 != 0) {
+                self.board.set_label(self.board.frame(number), Label::of_vm(handle.encode()));
+            }
         }
-        frames.count_ones()
+        frames != 0
     }
 
     /// What the guest of a VM may read at a watched guest frame.
     #[must_use]
     pub fn guest_read(&self, vm: u64, gfn: u64) -> Vec<Label> {
-        let frames = self.guest_reaches(vm, gfn);
+        let frames = self.guest_reaches(usize::try_from(vm & 0xffff).expect("sixteen bits"), gfn);
         let numbers = (0..self.board.layout.watched.len()).filter(|number| frames >> number & 1 != 0);
         numbers.map(|number| self.board.label(self.board.frame(number))).collect()
     }
 
-    fn guest_reaches(&self, vm: u64, gfn: u64) -> u64 {
-        let slot = usize::try_from(vm & 0xffff).expect("sixteen bits");
+    fn guest_reaches(&self, slot: usize, gfn: u64) -> u64 {
         let place = self.board.layout.gfns.iter().position(|watched| *watched == gfn);
         place.filter(|_| slot < self.board.layout.vms).map_or(0, |place| self.board.tlb().guest(slot, place))
+    }
+
+    /// x0–x3 of a VM's vCPU 0, as its guest will find them.
+    #[must_use]
+    pub fn guest_registers(&self, vm: u64) -> Option<[u64; 4]> {
+        let handle = Handle::decode(vm).ok()?;
+        let vms = self.board.vms();
+        let claim = vms.claim(handle, VcpuIndex::BOOT, Purpose::Answer).ok()?;
+        let frame = claim.block();
+        let blocks = self.board.blocks();
+        let block = blocks.iter().find(|(at, _)| *at == frame).map(|(_, block)| &block.registers.x)?;
+        Some([block[0], block[1], block[2], block[3]])
+    }
+
+    /// The VMs that live or die: slot and handle.
+    pub fn handles(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.board.vms().handles().map(|handle| (handle.slot().index(), handle.encode()))
     }
 
     /// Operations that changed the machine so far; a refused call adds none.

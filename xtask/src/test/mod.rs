@@ -5,6 +5,7 @@
 
 pub(crate) mod boot;
 mod life;
+mod model;
 mod report;
 mod skips;
 mod unit;
@@ -141,6 +142,7 @@ fn suites() -> Vec<Suite> {
         suite("lint", 120, 1, false, lint::works()),
         suite("unit", 90, 1, false, unit::works()),
         suite("image", 120, 1, false, audit::works()),
+        suite("model", 180, 2, false, model::works()),
         suite("boot", 90, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),

@@ -37,8 +37,8 @@ fn life(rig: &Rig) -> Option<String> {
     let first = rig.first_frame();
     let vm = vm(rig, 4);
     yes(rig, hvc::MEM_DONATE, [vm, first, GFN, 1, 0]);
+    rig.script(0, &[Act::Access { ipa: GFN << 12, size: 4, store: Some(1), described: true }]);
     yes(rig, hvc::VCPU_RUN, [vm, 0, 0, 0, 0]);
-    rig.guest_write(vm, GFN);
     yes(rig, hvc::MEM_DONATE, [vm, first + 1, GFN + 1, 1, 0]);
     let mut found = wrong(rig);
     for call in [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {

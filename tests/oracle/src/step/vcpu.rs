@@ -58,14 +58,21 @@ pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: 
         hvc::REG_X0..=hvc::REG_X3 => Statuses::NONE,
         hvc::REG_PC => Statuses::NONE.when(!value.is_multiple_of(4), hvc::UNALIGNED),
         hvc::REG_PSTATE => Statuses::NONE.when(value != START, hvc::DENIED),
-        // MPIDR is read only; of any other register a host knows nothing.
-        _ => Statuses::one(hvc::DENIED),
+        // MPIDR is read only.
+        hvc::REG_MPIDR => Statuses::one(hvc::DENIED),
+        reg => no_register(reg),
     };
     match find(s, who, index) {
         Ok((_, vm, _, vcpu)) => no = no.and(too_late(&vm, &vcpu)),
         Err(e) => no = no.and(e),
     }
     unless(no, Done::Host(NOTHING))
+}
+
+/// A number that the host may neither set nor read by: one of the guest's own registers, or none at all.
+fn no_register(reg: u64) -> Statuses {
+    let own = reg > hvc::REG_X3 && reg <= 30;
+    Statuses::one(if own { hvc::DENIED } else { hvc::BAD_ARGUMENT })
 }
 
 /// A vCPU's registers are the host's until the first run.
@@ -80,7 +87,7 @@ fn too_late(vm: &Vm, vcpu: &Vcpu) -> Statuses {
 
 pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outcome {
     let unknown = !hvc::REGS.iter().any(|r| u64::try_from(r.value) == Ok(reg));
-    let no = Statuses::NONE.when(unknown, hvc::DENIED);
+    let no = if unknown { no_register(reg) } else { Statuses::NONE };
     let value = Done::Host([Value::Any, NOTHING[1], NOTHING[2], NOTHING[3]]);
     match find(s, who, index) {
         Err(e) => Outcome::refused(no.and(e)),

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cases of the suite `model`, each with the numbers that it must come to: a world that shrank is a finding.
+
+use freehold_oracle::{Call, Done, Env, Op as Said, Outcome, Statuses, decide};
+use freehold_uapi::hvc;
+
+use crate::board::Fault;
+use crate::cells;
+use crate::lockstep::Decide;
+use crate::search::Report;
+use crate::small::{self, Lattice, Shape, Small};
+
+/// One case.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What it shows.
+    pub what: &'static str,
+    /// Runs it; what was seen, or what is wrong.
+    pub run: fn() -> Result<String, String>,
+}
+
+/// All cases.
+pub const CASES: &[Case] = &[
+    Case {
+        name: "lockstep-1x1x2",
+        what: "one page, one VM, two guest frames: every call and every act, right and wrong",
+        run: || expect(small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?, [1_372, 222_946, 184]),
+    },
+    Case {
+        name: "lockstep-2x1x2",
+        what: "two pages, one VM, two guest frames: the same",
+        run: || expect(small::exhaust::<9, 1, 2>(full(2, 1, 2), Fault::None, decide)?, [13_341, 2_333_559, 186]),
+    },
+    Case {
+        name: "lockstep-2x2x2",
+        what: "two pages, two VMs, two guest frames: all that moves pages, and what is refused about it",
+        run: || expect(small::exhaust::<13, 2, 2>(owners(2, 2, 2), Fault::None, decide)?, [60_476, 5_125_414, 72]),
+    },
+    Case {
+        name: "lockstep-3x2x2",
+        what: "three pages, two VMs, two guest frames: the same",
+        run: || expect(small::exhaust::<14, 2, 2>(owners(3, 2, 2), Fault::None, decide)?, [0, 0, 0]),
+    },
+    Case { name: "cells", what: "every documented outcome of every call is hit, or has its reason", run: cells },
+    Case { name: "controls", what: "each planted fault, of the machine or of the oracle, is found", run: controls },
+];
+
+const fn full(pages: u64, vms: u8, gfns: u64) -> Shape {
+    Shape { pages, vms, gfns, lattice: Lattice::Full }
+}
+
+const fn owners(pages: u64, vms: u8, gfns: u64) -> Shape {
+    Shape { pages, vms, gfns, lattice: Lattice::Owners }
+}
+
+/// States, transitions and cells must be as they were when this was written.
+fn expect(report: Report, [states, transitions, cells]: [u64; 3]) -> Result<String, String> {
+    let seen = [report.states as u64, report.tally.transitions, report.tally.cells.len() as u64];
+    if seen == [states, transitions, cells] {
+        Ok(report.text())
+    } else {
+        Err(format!(
+            "{}states, transitions, cells: {seen:?}, and not {:?}: if the world was meant to change, say so here",
+            report.text(),
+            [states, transitions, cells]
+        ))
+    }
+}
+
+fn cells() -> Result<String, String> {
+    let mut tally = small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?.tally;
+    tally.add(&small::exhaust::<12, 2, 1>(owners(1, 2, 1), Fault::None, decide)?.tally);
+    cells::judge(&tally)
+}
+
+type Tiny = Small<8, 1, 1>;
+
+/// A control: something is wrong, and the search must say so.
+fn find(name: &str, fault: Fault, wrong: Decide<Tiny>) -> Result<String, String> {
+    match small::exhaust::<8, 1, 1>(owners(1, 1, 1), fault, wrong) {
+        Ok(report) => Err(format!("{name}: not found in {} transitions", report.tally.transitions)),
+        Err(found) => Ok(format!("{name}: after {found}")),
+    }
+}
+
+fn controls() -> Result<String, String> {
+    let found = [
+        find("the host's TLB is not invalidated", Fault::KeepsHostTlb, decide)?,
+        find("a VM's TLB is not invalidated", Fault::KeepsVmTlb, decide)?,
+        find("another VM's TLB is invalidated", Fault::WrongVmTlb, decide)?,
+        find("a scrub that does nothing", Fault::NoScrub, decide)?,
+        find("a scrub that stops half way", Fault::HalfScrub, decide)?,
+        find("an oracle that takes frames of a living VM back", Fault::None, reclaims_alive)?,
+        find("an oracle that never takes a revocable frame", Fault::None, never_revokes)?,
+        find("an oracle that lets a mapped guest frame be backed", Fault::None, maps_twice)?,
+    ];
+    Ok(found.join("\n"))
+}
+
+/// The outcome, but where it is refused for this reason alone it is done.
+fn without(outcome: Outcome, reason: i64) -> Outcome {
+    if outcome.refused == Statuses::one(reason) {
+        Outcome::done(Done::Host([freehold_oracle::Value::Any; 4]))
+    } else {
+        outcome
+    }
+}
+
+fn reclaims_alive(world: &Tiny, op: &Said, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    match op {
+        Said::Host { call: Call::VmReclaim { .. }, .. } => without(outcome, hvc::WRONG_STATE),
+        _ => outcome,
+    }
+}
+
+fn never_revokes(world: &Tiny, op: &Said, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    if outcome.done == Some(Done::Revoked) { Outcome::done(Done::Injected) } else { outcome }
+}
+
+fn maps_twice(world: &Tiny, op: &Said, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    match op {
+        Said::Host { call: Call::MemDonate { .. }, .. } => without(outcome, hvc::GFN_POISONED),
+        _ => outcome,
+    }
+}

@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One operation, carried out by the shipped code and by the oracle, and everything compared.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use freehold_oracle::{Act, Call, Done, Env, Op as Said, Outcome, World, apply, decide};
+use freehold_oracle::{Owner, Pending, State, Stray, VcpuLife, Who};
+use freehold_uapi::hvc::{self, Record};
+
+use crate::agree::agree;
+use crate::op::{self, Op};
+use crate::rig::{Answer, Rig};
+
+/// The specification, so that a wrong one can be tried.
+pub type Decide<W> = fn(&W, &Said, &Env<'_>) -> Outcome;
+
+/// Machine and specification side by side. `World`'s pages are the last frame of `el2`'s and then all watched frames.
+pub struct Lockstep<'r, W> {
+    rig: &'r Rig,
+    decide: Decide<W>,
+    lists: &'r [&'r [Record]],
+}
+
+/// What an operation came to: its kind, and the status or exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cell {
+    /// Host call, guest act or access.
+    pub what: &'static str,
+    /// Status, exit or effect.
+    pub outcome: &'static str,
+}
+
+/// What became of a call or an access that both did alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Taken {
+    cell: Cell,
+    /// Of what the guest did, if it ran.
+    inner: Option<Cell>,
+    /// Whether it was done, so that the world may be another.
+    done: bool,
+}
+
+/// How often what was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Operations, refused ones included.
+    pub transitions: u64,
+    /// Refused ones.
+    pub refused: u64,
+    /// How often each cell was hit.
+    pub cells: BTreeMap<Cell, u64>,
+}
+
+impl Tally {
+    fn note(&mut self, taken: Taken) {
+        self.transitions += 1;
+        self.refused += u64::from(!taken.done);
+        for cell in [Some(taken.cell), taken.inner].into_iter().flatten() {
+            *self.cells.entry(cell).or_default() += 1;
+        }
+    }
+
+    /// Takes in what another has counted.
+    pub fn add(&mut self, other: &Self) {
+        self.transitions += other.transitions;
+        self.refused += other.refused;
+        for (cell, times) in &other.cells {
+            *self.cells.entry(*cell).or_default() += times;
+        }
+    }
+}
+
+/// Exits that are a guest's requests.
+const ASKS: [u64; 3] = [hvc::EXIT_SHARE, hvc::EXIT_UNSHARE, hvc::EXIT_RELINQUISH];
+
+impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C: usize>
+    Lockstep<'r, World<P, V, U, G, C>>
+{
+    /// Brings the two together.
+    #[must_use]
+    pub fn new(rig: &'r Rig, lists: &'r [&'r [Record]]) -> Self {
+        Self { rig, decide, lists }
+    }
+
+    /// The same with another specification.
+    #[must_use]
+    pub fn with(self, decide: Decide<World<P, V, U, G, C>>) -> Self {
+        Self { decide, ..self }
+    }
+
+    /// The world of a machine that was just made or reset.
+    ///
+    /// # Panics
+    /// If the world is not of the machine's size.
+    #[must_use]
+    pub fn world(&self) -> World<P, V, U, G, C> {
+        let layout = self.rig.layout();
+        let mut world = World::new(self.rig.first_frame() - 1, layout.gfns.first().copied().unwrap_or_default());
+        assert!(layout.watched.len() + 1 == P && layout.frames + 1 == P as u64, "every frame is watched");
+        assert!(layout.gfns.len() == G && layout.vms == V && U == 1, "the world is the machine's");
+        world.pages[0].owner = Owner::El2;
+        for page in world.pages.iter_mut().rev().take(usize::try_from(layout.no_map).expect("few")) {
+            page.owner = Owner::NoMap;
+        }
+        world
+    }
+
+    /// The machine alone does it.
+    fn real(&self, op: &Op) -> Answer {
+        match *op {
+            Op::Host(call) => self.rig.call(0, call.id(), op::registers(&call, |who| self.handle(who))),
+            Op::List { who, frame, list, records, flags } => {
+                let words: Vec<u64> = self.lists[list].iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
+                self.rig.host_write_words(frame, &words);
+                let answer = self.rig.call(0, hvc::MEM_DONATE_LIST, [self.handle(who), frame, records, flags, 0]);
+                self.rig.host_write(frame);
+                answer
+            }
+            Op::Run { who, vcpu, mmio, act } => {
+                self.rig.forget_script(0);
+                self.rig.script(0, &[op::act(act)]);
+                self.rig.call(0, hvc::VCPU_RUN, [self.handle(who), vcpu, mmio, 0, 0])
+            }
+            Op::Ask { who, act } => {
+                let answer = self.real(&Op::Run { who, vcpu: 0, mmio: 0, act });
+                if answer.is_success() && ASKS.contains(&answer.x[0]) {
+                    self.real(&Op::Host(Call::GuestAccept { vm: who, vcpu: 0, count: answer.x[2] }));
+                    self.real(&Op::Run { who, vcpu: 0, mmio: 0, act: Act::Interrupt });
+                }
+                answer
+            }
+            Op::Touch { frame, write, from } => self.touch(frame, write, from),
+        }
+    }
+
+    /// 0: it went through, 1: it went through after the frame was taken, 2: a fault was injected.
+    fn touch(&self, frame: u64, write: bool, from: Stray) -> Answer {
+        let go = || if write { self.rig.host_write(frame) } else { self.rig.host_read(frame).is_some() };
+        let kernel = from == Stray::Kernel;
+        let status = if go() {
+            0
+        } else if self.rig.host_abort(frame, kernel) {
+            assert!(go(), "the access should be made again, and faults again");
+            1
+        } else {
+            2
+        };
+        Answer { status, x: [0; 4] }
+    }
+
+    /// The handle by which the host names a VM.
+    fn handle(&self, who: Who) -> u64 {
+        match who {
+            Who::Slot(slot) => {
+                self.rig.handles().find(|(at, _)| *at == usize::from(slot)).map_or(0, |(_, handle)| handle)
+            }
+            // The rig was warmed up: the first VM has ended.
+            Who::Ended => 1 << 16,
+            Who::Never => 1 << 16 | 64,
+        }
+    }
+
+    /// Lets a first VM live and end, so that there is a handle of an ended one. What a faulty machine does to it is
+    /// not looked at.
+    ///
+    /// # Errors
+    /// If the machine refuses.
+    pub fn warm_up(&self, pool: u64) -> Result<(), String> {
+        let answer = self.rig.call(0, hvc::VM_CREATE, [hvc::VM_PROTECTED, 32, pool, 1, 0]);
+        if !answer.is_success() {
+            return Err(format!("no first VM: {}", answer.name()));
+        }
+        self.rig.reset()?;
+        drop(self.rig.complaints());
+        Ok(())
+    }
+
+    /// Makes the machine what a sequence of operations makes of a new one.
+    ///
+    /// # Errors
+    /// If it can not be reset, or stops.
+    pub fn replay<'o>(&self, path: impl Iterator<Item = &'o Op>) -> Result<(), String> {
+        self.rig.reset()?;
+        path.into_iter().try_for_each(|op| self.caught(op).map(|_| ()))
+    }
+
+    fn caught(&self, op: &Op) -> Result<Answer, String> {
+        catch_unwind(AssertUnwindSafe(|| self.real(op))).map_err(|panic| {
+            let said = panic.downcast_ref::<String>().map(String::as_str);
+            said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it stopped").to_owned()
+        })
+    }
+
+    /// Compares the machine with a world.
+    ///
+    /// # Errors
+    /// The first difference, or what no machine may ever see.
+    pub fn compare(&self, world: &World<P, V, U, G, C>) -> Result<(), String> {
+        if let Some(what) = self.rig.complaints().into_iter().next() {
+            return Err(what);
+        }
+        let picture = self.rig.picture();
+        picture.judge()?;
+        agree(&picture, world)
+    }
+
+    /// Both do `op`; `world` becomes what it is afterwards.
+    ///
+    /// # Errors
+    /// The first difference, in one line.
+    pub fn step(&self, world: &mut World<P, V, U, G, C>, op: &Op) -> Result<Tally, String> {
+        let mut tally = Tally::default();
+        let Op::Ask { who, act } = *op else {
+            self.one(world, op, &mut tally)?;
+            return Ok(tally);
+        };
+        self.one(world, &Op::Run { who, vcpu: 0, mmio: 0, act }, &mut tally)?;
+        let Who::Slot(slot) = who else { return Ok(tally) };
+        if let Pending::Request { count, .. } = world.vcpu(slot, 0).pending {
+            self.one(world, &Op::Host(Call::GuestAccept { vm: who, vcpu: 0, count: count.into() }), &mut tally)?;
+            self.one(world, &Op::Run { who, vcpu: 0, mmio: 0, act: Act::Interrupt }, &mut tally)?;
+        }
+        Ok(tally)
+    }
+
+    fn one(&self, world: &mut World<P, V, U, G, C>, op: &Op, tally: &mut Tally) -> Result<(), String> {
+        let changes = self.rig.changes();
+        let list = self.found(op);
+        let answer = self.caught(op)?;
+        let taken = match *op {
+            Op::Run { who, vcpu, mmio, act } => self.run(world, Call::VcpuRun { vm: who, vcpu, mmio }, act, answer)?,
+            Op::Touch { frame, write, from } => self.touched(world, frame, write, from, answer)?,
+            Op::Host(call) => self.called(world, call, &list, answer)?,
+            Op::List { who, frame, list, records, flags } => {
+                let call = Call::MemDonateList { vm: who, list: frame, records, flags };
+                self.called(world, call, self.lists[list], answer)?
+            }
+            Op::Ask { .. } => return Err("a request is several operations".to_owned()),
+        };
+        if !taken.done && self.rig.changes() != changes {
+            return Err(format!("refused with {}, and yet something was written", answer.name()));
+        }
+        self.compare(world)?;
+        tally.note(taken);
+        Ok(())
+    }
+
+    /// The records that a list frame holds which nobody wrote for this operation.
+    fn found(&self, op: &Op) -> Vec<Record> {
+        let Op::Host(Call::MemDonateList { list, records, .. }) = *op else { return Vec::new() };
+        let words = self.rig.words(list, usize::try_from(records.saturating_mul(2)).unwrap_or(usize::MAX));
+        words.as_chunks::<2>().0.iter().map(|[pfn, gfn_count]| Record { pfn: *pfn, gfn_count: *gfn_count }).collect()
+    }
+
+    fn env<'e>(&self, world: &World<P, V, U, G, C>, call: &Call, list: &'e [Record]) -> Env<'e> {
+        let free = (0..).zip(&world.vms).find(|(_, vm)| !vm.exists()).map_or(0, |(slot, _)| slot);
+        Env { slot: free, need: need(world, call, list), list, ..Env::CALM }
+    }
+
+    fn called(
+        &self,
+        world: &mut World<P, V, U, G, C>,
+        call: Call,
+        list: &[Record],
+        answer: Answer,
+    ) -> Result<Taken, String> {
+        let env = self.env(world, &call, list);
+        let said = Said::Host { cpu: 0, call };
+        let outcome = (self.decide)(world, &said, &env);
+        let mut x = answer.x;
+        if call == Call::Version {
+            // The machine has fewer slots than el2 has room for.
+            x[2] = x[2].min(V as u64);
+        }
+        if !outcome.permits(answer.status, x) {
+            return Err(format!("el2 answers {} {:x?}, oracle permits {outcome:x?}", answer.name(), answer.x));
+        }
+        if answer.status == hvc::NEED_PAGES {
+            let free = self.free_of(world, &call);
+            if answer.x != [env.need.saturating_sub(free), 0, 0, 0] {
+                return Err(format!("it wants {:x?} more pages, of {} and {free} free", answer.x, env.need));
+            }
+        } else if !answer.is_success() && answer.x != [0; 4] {
+            return Err(format!("{} with results {:x?}", answer.name(), answer.x));
+        }
+        if answer.is_success() {
+            apply(world, &said, &env);
+        }
+        let cell = Cell { what: op::name(call.id()), outcome: answer.name() };
+        Ok(Taken { cell, inner: None, done: answer.is_success() })
+    }
+
+    fn free_of(&self, world: &World<P, V, U, G, C>, call: &Call) -> u64 {
+        match *call {
+            Call::VmCreate { count, .. } => count,
+            _ => vm_of(call).map_or(0, |slot| world.vm(slot).free.into()),
+        }
+    }
+
+    fn touched(
+        &self,
+        world: &mut World<P, V, U, G, C>,
+        pfn: u64,
+        write: bool,
+        from: Stray,
+        answer: Answer,
+    ) -> Result<Taken, String> {
+        let said = Said::Touch { pfn, write, from };
+        let outcome = (self.decide)(world, &said, &Env::CALM);
+        let seen = match answer.status {
+            0 => Done::Allowed,
+            1 => Done::Revoked,
+            _ => Done::Injected,
+        };
+        if outcome.done != Some(seen) {
+            return Err(format!("the access: el2 {seen:?}, oracle {:?}", outcome.done));
+        }
+        apply(world, &said, &Env::CALM);
+        let effect = match seen {
+            Done::Allowed => "goes through",
+            Done::Revoked => "takes the frame",
+            _ => "faults",
+        };
+        let cell = Cell { what: if write { "host write" } else { "host read" }, outcome: effect };
+        Ok(Taken { cell, inner: None, done: seen != Done::Injected })
+    }
+
+    fn run(&self, world: &mut World<P, V, U, G, C>, call: Call, act: Act, answer: Answer) -> Result<Taken, String> {
+        let entry = Said::Host { cpu: 0, call };
+        let outcome = (self.decide)(world, &entry, &Env::CALM);
+        let taken =
+            |outcome, inner| Taken { cell: Cell { what: "VCPU_RUN", outcome }, inner, done: answer.is_success() };
+        if !answer.is_success() {
+            let good = outcome.refused.has(answer.status) && answer.x == [0; 4];
+            return if good {
+                Ok(taken(answer.name(), None))
+            } else {
+                Err(format!("the run is refused with {}, oracle permits {outcome:x?}", answer.name()))
+            };
+        }
+        let exit = exit_name(answer.x[0]);
+        match outcome.done {
+            Some(Done::Exit(_)) if outcome.permits(0, answer.x) => {
+                apply(world, &entry, &Env::CALM);
+                return Ok(taken(exit, None));
+            }
+            Some(Done::Entered(found)) => {
+                apply(world, &entry, &Env::CALM);
+                if let (Some((x0, x1)), Act::Interrupt) = (found, act) {
+                    let real = self.registers(call);
+                    if real != Some([x0, x1, 0, 0]) {
+                        return Err(format!("the guest finds {real:x?}, oracle says {x0:x} {x1:x}"));
+                    }
+                }
+            }
+            _ => return Err(format!("the run exits with {exit} {:x?}, oracle permits {outcome:x?}", answer.x)),
+        }
+        let inner = self.acted(world, call, act, answer)?;
+        Ok(taken(exit, Some(inner)))
+    }
+
+    /// What the guest did once it ran, and how it came out.
+    fn acted(&self, world: &mut World<P, V, U, G, C>, call: Call, act: Act, answer: Answer) -> Result<Cell, String> {
+        let env = Env { asked: if ASKS.contains(&answer.x[0]) { answer.x[2] } else { u64::MAX }, ..Env::CALM };
+        let said = Said::Guest { cpu: 0, act };
+        let outcome = (self.decide)(world, &said, &env);
+        let what = act_name(act);
+        let goes_on = answer.x == [hvc::EXIT_IRQ, 0, 0, 0];
+        if let Some(Done::Exit(_)) = outcome.done
+            && outcome.permits(0, answer.x)
+        {
+            apply(world, &said, &env);
+            return Ok(Cell { what, outcome: exit_name(answer.x[0]) });
+        }
+        if !goes_on {
+            return Err(format!("{act:x?} exits with {:x?}, oracle permits {outcome:x?}", answer.x));
+        }
+        let registers = self.registers(call).ok_or("a guest without registers")?;
+        let status = registers[0].cast_signed();
+        let outcome = match outcome.done {
+            _ if outcome.refused.has(status) && status < 0 && registers[1..] == [0; 3] => "refused",
+            Some(Done::Answered(values)) if values.iter().zip(registers).all(|(v, x)| v.permits(x)) => "answered",
+            Some(Done::Allowed) => {
+                apply(world, &said, &env);
+                "goes through"
+            }
+            _ => return Err(format!("{act:x?} returns {registers:x?}, oracle permits {outcome:x?}")),
+        };
+        apply(world, &Said::Guest { cpu: 0, act: Act::Interrupt }, &env);
+        Ok(Cell { what, outcome })
+    }
+
+    fn registers(&self, call: Call) -> Option<[u64; 4]> {
+        let slot = vm_of(&call)?;
+        self.rig.guest_registers(self.handle(Who::Slot(slot)))
+    }
+}
+
+/// The VM that a call names, if it is one that stands in a slot.
+fn vm_of(call: &Call) -> Option<u8> {
+    let slot = core::cell::Cell::new(None);
+    op::registers(call, |who| {
+        if let Who::Slot(named) = who {
+            slot.set(Some(named));
+        }
+        0
+    });
+    slot.get()
+}
+
+/// Pool pages that a call needs: those of tables are counted by what the VM has used of its pool so far, which holds
+/// for worlds whose guest frames all lie under one table.
+fn need<const P: usize, const V: usize, const U: usize, const G: usize, const C: usize>(
+    world: &World<P, V, U, G, C>,
+    call: &Call,
+    _list: &[Record],
+) -> u64 {
+    match *call {
+        // A root of two frames starts at an even one.
+        Call::VmCreate { ipa_bits: 40, pfn, .. } => pfn % 2 + 2,
+        Call::VmCreate { .. } | Call::VcpuCreate { .. } => 1,
+        Call::MemDonate { .. } | Call::MemDonateList { .. } => {
+            let Some(slot) = vm_of(call) else { return 0 };
+            let vm = world.vm(slot);
+            let root_and_vcpus = 1 + u32::from(world.vcpu(slot, 0).life != VcpuLife::Absent);
+            if vm.pool.saturating_sub(vm.free) > root_and_vcpus { 0 } else { 2 }
+        }
+        _ => 0,
+    }
+}
+
+/// Name of an exit.
+fn exit_name(reason: u64) -> &'static str {
+    hvc::EXITS.iter().find(|item| item.value.cast_unsigned() == reason).map_or("an unknown exit", |item| item.name)
+}
+
+/// Name of what a guest does.
+fn act_name(act: Act) -> &'static str {
+    match act {
+        Act::Access { store: None, .. } => "guest load",
+        Act::Access { store: Some(_), .. } => "guest store",
+        Act::Walk { .. } => "guest walk",
+        Act::Call { id, .. } => {
+            freehold_uapi::guest::CALLS.iter().find(|call| call.id == id).map_or("unknown guest call", |call| call.name)
+        }
+        Act::Wfi => "guest wfi",
+        Act::Interrupt => "interrupt",
+        Act::Kicked => "kick",
+        Act::BadState => "guest bad state",
+        Act::Abort => "guest abort",
+    }
+}
