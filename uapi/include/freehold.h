@@ -158,6 +158,7 @@
 #define FREEHOLD_COUNTER 0xc008f503U
 #define FREEHOLD_OUTCOME 0x8040f504U
 #define FREEHOLD_CANCEL 0xf505U
+#define FREEHOLD_POPULATE 0xc040f506U
 
 struct freehold_record {
 	__u64 pfn;
@@ -184,6 +185,14 @@ struct freehold_pending {
 	__u64 completed;
 	__u64 begun;
 	__u64 ended;
+};
+
+struct freehold_populate {
+	__u64 offset;
+	__u64 size;
+	__u64 source;
+	__u64 error_offset;
+	__u64 reserved[4];
 };
 
 struct freehold_outcome {

@@ -153,6 +153,19 @@ structs! {
         /// And have ended; as many, when nothing is under way.
         ended: u64,
     }
+    /// Argument of [`FREEHOLD_POPULATE`]: contents for private offsets that have none.
+    Populate = "freehold_populate" {
+        /// First byte in the file, page aligned.
+        offset: u64,
+        /// Bytes, a multiple of the page size, not 0.
+        size: u64,
+        /// Address of the contents in the VMM.
+        source: u64,
+        /// Out: first offset that is why it was refused.
+        error_offset: u64,
+        /// Zero.
+        reserved: [u64; 4],
+    }
     /// Answer of [`FREEHOLD_OUTCOME`]: how a conversion with [`CONVERT_NOTIFY`] ended.
     Outcome = "freehold_outcome" {
         /// First byte that was asked for.
@@ -219,6 +232,9 @@ items! {
     /// `guest_memfd`: every conversion of the file to private that is pending gives up with `ECANCELED`, within a
     /// millisecond. What a guest asked for goes on.
     FREEHOLD_CANCEL = ioc(NONE, FREEHOLD_MAGIC, 0x05, 0);
+    /// `guest_memfd`: copies contents into private offsets that have none, before the VM's first run. `EEXIST` at an offset
+    /// that has a page or is not private, `EPERM` after the first run. All or nothing, but for what `el2` refuses.
+    FREEHOLD_POPULATE = ioc(READ | WRITE, FREEHOLD_MAGIC, 0x06, 64);
 }
 
 items! {

@@ -81,6 +81,7 @@ fn our_ioctl_numbers_are_what_the_kernel_headers_make() {
         ("FREEHOLD_COUNTER", "_IOWR(0xF5, 3, __u64)"),
         ("FREEHOLD_OUTCOME", "_IOR(0xF5, 4, struct freehold_outcome)"),
         ("FREEHOLD_CANCEL", "_IO(0xF5, 5)"),
+        ("FREEHOLD_POPULATE", "_IOWR(0xF5, 6, struct freehold_populate)"),
     ] {
         writeln!(source, "_Static_assert({name} == {made}, \"{name}\");").unwrap();
     }

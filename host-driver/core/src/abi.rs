@@ -262,6 +262,21 @@ fn attributed(first: u64, size: u64, attributes: u64, flags: u64) -> Result<(Spa
     Ok((span, attributes == io::KVM_MEMORY_ATTRIBUTE_PRIVATE))
 }
 
+/// Decodes `FREEHOLD_POPULATE` for a file of `pages`.
+///
+/// # Errors
+/// `Invalid` for a bad alignment, range, source or reserved field.
+pub fn populated(ask: &io::Populate, pages: u64) -> Result<Span, Error> {
+    if ask.reserved != [0; 4] || ask.source.checked_add(ask.size).is_none() {
+        return Err(Error::Invalid);
+    }
+    let span = file_range(ask.offset, ask.size)?;
+    if span.end() > pages {
+        return Err(Error::Invalid);
+    }
+    Ok(span)
+}
+
 /// Decodes `KVM_SET_MEMORY_ATTRIBUTES`: the guest frames, and whether they are to be private.
 ///
 /// # Errors
@@ -527,5 +542,22 @@ mod tests {
         let mut reserved = good;
         reserved.reserved[10] = 1;
         assert_eq!(Conversion::of_attributes(&reserved, 3), Err(Error::Invalid));
+    }
+
+    #[test]
+    fn populate_arguments() {
+        let good = io::Populate { offset: 0x1000, size: 0x2000, source: 0x123, error_offset: 9, reserved: [0; 4] };
+        assert_eq!(populated(&good, 3), Ok(Span::new(1, 2).unwrap()));
+        for bad in [
+            io::Populate { offset: 1, ..good },
+            io::Populate { size: 1, ..good },
+            io::Populate { size: 0, ..good },
+            io::Populate { offset: 0x2000, ..good },
+            io::Populate { offset: u64::MAX - 0xfff, ..good },
+            io::Populate { source: u64::MAX - 0xfff, ..good },
+            io::Populate { reserved: [0, 0, 0, 1], ..good },
+        ] {
+            assert_eq!(populated(&bad, 3), Err(Error::Invalid), "{bad:?}");
+        }
     }
 }

@@ -148,6 +148,43 @@ pub fn cancel<F: File>(file: &F) {
     file.change(|book| book.report.cancelled = *book.next);
 }
 
+/// Brings frames to private offsets that have none, has `copy` fill each, and lets `giver` give them. No host mapping of
+/// them ever exists. No lock is held while `copy` runs, which may sleep.
+///
+/// # Errors
+/// `Exists` at a page that has a frame or is not private, `Again` at one that another attempt has, what `copy` says, and
+/// where; every page that was not given is what it was before.
+pub fn populate<F: File, T: Thread>(
+    file: &F,
+    span: Span,
+    thread: &T,
+    mut copy: impl FnMut(u64) -> Result<(), Error>,
+    giver: &mut impl Giver<F>,
+) -> Result<(), Stopped> {
+    let mut attempt = match begin(file, span, Aim::Populate) {
+        Begun::Attempt(attempt) => attempt,
+        Begun::Nothing => return Ok(()),
+        Begun::Wait(page) => return Err(Stopped { error: Error::Again, page }),
+        Begun::Refused(error, page) => return Err(Stopped { error, page }),
+    };
+    let mut patience = Patience { thread, mode: Mode::Wait, pause: FIRST_PAUSE };
+    let filled = freeze_all(file, &mut attempt, &mut patience).and_then(|()| {
+        span.pages().try_for_each(|page| {
+            thread.breathe();
+            let done = if thread.dying() { Err(Error::Interrupted) } else { copy(page) };
+            done.map_err(|error| Stopped { error, page })
+        })
+    });
+    if let Err(stopped) = filled {
+        attempt.finish(file, 0, Rest::Restore);
+        return Err(stopped);
+    }
+    let given = giver.give(file, &attempt);
+    let page = attempt.nth(file, span.first(), given.count).unwrap_or(span.first());
+    attempt.finish(file, given.count, given.rest);
+    given.error.map_or(Ok(()), |error| Err(Stopped { error, page }))
+}
+
 /// Runs `act` on each part of `span`, each in one hold of the lock.
 fn in_parts<F: File, E>(
     file: &F,

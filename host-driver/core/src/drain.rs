@@ -23,6 +23,8 @@ pub enum Aim {
     Bind,
     /// `fallocate` on private offsets: takes vacant pages, passes over all else.
     Reserve,
+    /// The VMM brings contents: takes vacant pages, refuses all else.
+    Populate,
 }
 
 enum Verdict {
@@ -38,11 +40,12 @@ impl Aim {
             (_, Page::Lost) => Verdict::Refuse(Error::Poisoned),
             (Self::Convert | Self::Touch, Page::Host) => Verdict::Take(Origin::Host),
             (Self::Touch | Self::Bind, Page::Held) => Verdict::Take(Origin::Held),
-            (Self::Touch | Self::Reserve, Page::Vacant) => Verdict::Take(Origin::Vacant),
+            (Self::Touch | Self::Reserve | Self::Populate, Page::Vacant) => Verdict::Take(Origin::Vacant),
+            (Self::Populate, Page::Host | Page::Lent | Page::Held | Page::Given) => Verdict::Refuse(Error::Exists),
             (Self::Unshare, Page::Lent) => Verdict::Take(Origin::Lent),
             (Self::Convert, Page::Lent) => Verdict::Refuse(Error::Denied),
             (Self::Bind | Self::Reserve, Page::Draining { .. }) => Verdict::Pass,
-            (Self::Convert | Self::Touch | Self::Unshare, Page::Draining { .. }) => Verdict::Wait,
+            (Self::Convert | Self::Touch | Self::Unshare | Self::Populate, Page::Draining { .. }) => Verdict::Wait,
             (Self::Unshare, Page::Host | Page::Held | Page::Vacant | Page::Given) => Verdict::Refuse(Error::Io),
             (Self::Convert, Page::Held | Page::Vacant | Page::Given)
             | (Self::Touch, Page::Lent | Page::Given)
@@ -53,7 +56,7 @@ impl Aim {
 
     /// Whether a frame is brought where there is none. A hole that is converted stays one.
     const fn brings_frames(self) -> bool {
-        matches!(self, Self::Touch | Self::Reserve)
+        matches!(self, Self::Touch | Self::Reserve | Self::Populate)
     }
 
     /// Whether its end counts as a completed conversion.

@@ -63,6 +63,8 @@ struct World {
     functions: RefCell<Vec<u32>>,
     /// List frames taken from the kernel.
     lists_taken: Cell<u64>,
+    /// Allocations of any kind that still go well; none means all do.
+    memory: Cell<Option<u64>>,
 }
 
 fn status(status: i64) -> [u64; 5] {
@@ -74,6 +76,18 @@ fn ok(value: u64) -> [u64; 5] {
 }
 
 impl World {
+    /// Whether the next allocation goes well.
+    fn has_memory(&self) -> bool {
+        match self.memory.get() {
+            Some(0) => false,
+            Some(left) => {
+                self.memory.set(Some(left - 1));
+                true
+            }
+            None => true,
+        }
+    }
+
     fn take_frames(&self, count: u64) -> u64 {
         let first = self.next_pfn.get();
         // A hole between any two runs, so that only one allocation is contiguous.
@@ -236,6 +250,9 @@ impl Conduit for Below {
 
 impl pool::Frames for World {
     fn take(&self, order: u32) -> Option<Run> {
+        if !self.has_memory() {
+            return None;
+        }
         let count = 1 << order;
         Some(Run { pfn: self.take_frames(count), count })
     }
@@ -296,6 +313,9 @@ impl pool::Frames for Kernel {
 impl Lists for Kernel {
     type List = Page4k;
     fn list(&self) -> Option<Page4k> {
+        if !self.0.has_memory() {
+            return None;
+        }
         let pfn = self.0.take_frames(1);
         self.0.lists_taken.set(self.0.lists_taken.get() + 1);
         self.0.lists.borrow_mut().insert(pfn, Vec::new());
@@ -427,7 +447,7 @@ impl File for Model {
     }
 
     fn allocate(&self, page: u64) -> Result<(), Error> {
-        if self.no_memory.get() {
+        if self.no_memory.get() || !self.world.has_memory() {
             return Err(Error::NoMemory);
         }
         assert!(self.frame(page).is_none());

@@ -11,6 +11,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/gfp.h>
+#include <linux/highmem.h>
 #include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/page-flags.h>
@@ -160,6 +161,21 @@ void fhc_file_shut(struct fh_file *f, u64 first, u64 count)
 			cond_resched();
 	}
 	unmap_mapping_range(mapping_of(f), first << PAGE_SHIFT, count << PAGE_SHIFT, 1);
+}
+
+/* Copies a page of the caller's memory into a frame that is the attempt's alone. */
+bool fhc_file_fill(struct fh_file *f, u64 index, unsigned long from)
+{
+	struct page *page = index < f->pages ? f->frames[index] : NULL;
+	unsigned long left;
+	void *to;
+
+	if (WARN_ON_ONCE(!page || page_count(page)))
+		return false;
+	to = kmap_local_page(page);
+	left = copy_from_user(to, (const void __user *)from, PAGE_SIZE);
+	kunmap_local(to);
+	return left == 0;
 }
 
 void fhc_file_wake(struct fh_file *f)

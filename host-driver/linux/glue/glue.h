@@ -116,6 +116,7 @@ FH_C(void, fhc_file_release, struct fh_file *file, u64 page);
 FH_C(int, fhc_file_freeze, struct fh_file *file, u64 page);
 FH_C(void, fhc_file_thaw, struct fh_file *file, u64 page);
 FH_C(void, fhc_file_shut, struct fh_file *file, u64 first, u64 count);
+FH_C(bool, fhc_file_fill, struct fh_file *file, u64 page, unsigned long from);
 FH_C(void, fhc_file_wake, struct fh_file *file);
 
 /* vm.c */

@@ -52,6 +52,7 @@ extern "C" {
     fn fhc_file_thaw(file: *mut RawFile, page: u64);
     fn fhc_file_shut(file: *mut RawFile, first: u64, count: u64);
     fn fhc_file_wake(file: *mut RawFile);
+    fn fhc_file_fill(file: *mut RawFile, page: u64, from: usize) -> bool;
     fn fhc_vm_alive(id: u64) -> bool;
 }
 
@@ -334,6 +335,7 @@ extern "C" fn fh_file_ioctl(raw: *mut RawFile, state: *mut FileState, cmd: u32, 
         io::FREEHOLD_CONVERT => convert_range(file, arg),
         io::KVM_SET_MEMORY_ATTRIBUTES2 => set_attributes(file, arg),
         io::FREEHOLD_PENDING => pending(file, arg),
+        io::FREEHOLD_POPULATE => populate(file, arg),
         io::FREEHOLD_OUTCOME => outcome(file, arg),
         io::FREEHOLD_CANCEL if arg != 0 => Err(Error::Invalid),
         io::FREEHOLD_CANCEL => {
@@ -423,6 +425,27 @@ pub(crate) fn resumed(error: Error) -> Error {
     }
 }
 
+fn populate(file: FileRef, arg: usize) -> Result<(), Error> {
+    let mut ask: io::Populate = sys::copy_in(arg)?;
+    let span = abi::populated(&ask, file.len())?;
+    let copy = |page: u64| {
+        let at = page.saturating_sub(span.first()).saturating_mul(abi::PAGE_SIZE);
+        let from = usize::try_from(ask.source.saturating_add(at)).map_err(|_| Error::Fault)?;
+        // SAFETY: the file is alive by the invariant; the core fills only frames of its own attempt, which are frozen.
+        let done = unsafe { fhc_file_fill(file.raw.as_ptr(), page, from) };
+        done.then_some(()).ok_or(Error::Fault)
+    };
+    let mut giver = Unrun { vm: None };
+    let moved = convert::populate(&file, span, &Caller, copy, &mut giver);
+    if let Some(vm) = giver.vm {
+        vm.put();
+    }
+    let Err(Stopped { error, page }) = moved else { return Ok(()) };
+    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
+    sys::copy_out(arg, &ask)?;
+    Err(error)
+}
+
 fn set_attributes(file: FileRef, arg: usize) -> Result<(), Error> {
     let mut ask: io::MemoryAttributes2 = sys::copy_in(arg)?;
     let moved = convert(file, Conversion::of_attributes(&ask, file.len())?);
@@ -449,5 +472,23 @@ impl Giver<FileRef> for Bound {
             Ok(None) => Nobody.give(file, attempt),
             Err(error) => Given { count: 0, rest: Rest::Restore, error: Some(error) },
         }
+    }
+}
+
+/// Gives to the VM that the file is bound to, while no vCPU of it ran: what was copied counts then.
+struct Unrun {
+    /// As [`Bound`]'s.
+    vm: Option<Vm>,
+}
+
+impl Giver<FileRef> for Unrun {
+    fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Given {
+        let Some(vm) = Vm::find(file.owner()) else { return Nobody.give(file, attempt) };
+        self.vm = Some(vm);
+        let given = vm.prepare_unrun(file, attempt.span(), |gfn| match gfn {
+            Some(gfn) => ToVm { el2: &EL2, vm: vm.handle(), kernel: &vm, thread: &Caller, gfn }.give(file, attempt),
+            None => Nobody.give(file, attempt),
+        });
+        given.unwrap_or_else(|error| Given { count: 0, rest: Rest::Restore, error: Some(error) })
     }
 }

@@ -121,6 +121,7 @@ plain!(
     io::Convert,
     io::Pending,
     io::Outcome,
+    io::Populate,
     io::MemoryAttributes,
     io::MemoryAttributes2,
 );

@@ -181,6 +181,23 @@ impl Vm {
         })
     }
 
+    /// As [`Vm::prepare`], and runs `give` with that, under the lock that a first run takes, so that none comes between.
+    pub(crate) fn prepare_unrun<R>(
+        self,
+        file: &FileRef,
+        span: Span,
+        give: impl FnOnce(Option<u64>) -> R,
+    ) -> Result<R, Error> {
+        self.living(|inner| {
+            if inner.life == Life::Ran {
+                return Err(Error::Denied);
+            }
+            let Some(slot) = inner.slots.of_pages(file, span) else { return Ok(give(None)) };
+            self.declare(slot)?;
+            Ok(give(slot.gfn_of(span.first())))
+        })
+    }
+
     fn declare(self, slot: &mut Slot<FileRef>) -> Result<(), Error> {
         if !slot.declared {
             let (gfn, count) = (slot.gfn, slot.pages.count());

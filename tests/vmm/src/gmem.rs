@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use freehold_uapi::ioctl::{
     CONVERT_NOTIFY, CONVERT_NOW, CONVERT_TO_PRIVATE, CONVERT_TO_SHARED, CONVERT_WAIT, Convert, FREEHOLD_CANCEL,
-    FREEHOLD_CONVERT, FREEHOLD_OUTCOME, FREEHOLD_PENDING, KVM_SET_MEMORY_ATTRIBUTES2, MemoryAttributes2, Outcome,
-    Pending,
+    FREEHOLD_CONVERT, FREEHOLD_OUTCOME, FREEHOLD_PENDING, FREEHOLD_POPULATE, KVM_SET_MEMORY_ATTRIBUTES2,
+    MemoryAttributes2, Outcome, Pending, Populate,
 };
 
 use crate::sys::{self, Mapping};
@@ -80,6 +80,14 @@ impl Gmem {
     /// Upstream's proposed call on the file.
     pub(crate) fn attributes(&self, mut ask: MemoryAttributes2) -> Result<(), (i32, u64)> {
         match sys::ioctl(self, KVM_SET_MEMORY_ATTRIBUTES2, &mut ask) {
+            Ok(_) => Ok(()),
+            Err(error) => Err((error, ask.error_offset)),
+        }
+    }
+
+    /// Copies contents into private offsets that have none.
+    pub(crate) fn populate(&self, mut ask: Populate) -> Result<(), (i32, u64)> {
+        match sys::ioctl(self, FREEHOLD_POPULATE, &mut ask) {
             Ok(_) => Ok(()),
             Err(error) => Err((error, ask.error_offset)),
         }

@@ -97,11 +97,12 @@ pub(crate) fn open() -> Result<Kvm, String> {
 
 /// Creates a `guest_memfd` that starts host mappable.
 pub(crate) fn new_gmem(vm: &VmFd, bytes: u64) -> Result<Gmem, i32> {
-    let ask = kvm_create_guest_memfd {
-        size: bytes,
-        flags: abi::GUEST_MEMFD_FLAG_MMAP | abi::GUEST_MEMFD_FLAG_INIT_SHARED,
-        ..Default::default()
-    };
+    make_gmem(vm, bytes, abi::GUEST_MEMFD_FLAG_MMAP | abi::GUEST_MEMFD_FLAG_INIT_SHARED)
+}
+
+/// Creates a `guest_memfd`.
+pub(crate) fn make_gmem(vm: &VmFd, bytes: u64, flags: u64) -> Result<Gmem, i32> {
+    let ask = kvm_create_guest_memfd { size: bytes, flags, ..Default::default() };
     vm.create_guest_memfd(ask).map(Gmem::new).map_err(|e| e.errno())
 }
 
@@ -129,16 +130,39 @@ impl Machine {
 
     /// As [`Machine::new`], with memory that is there already.
     pub(crate) fn over(plan: Plan, gmem: Option<Arc<Gmem>>) -> Result<Self, String> {
+        Self::with(plan, gmem, abi::GUEST_MEMFD_FLAG_INIT_SHARED, |_, ram, program| {
+            ram.copy_in(0, program);
+            Ok(())
+        })
+    }
+
+    /// As [`Machine::new`], with memory that is private from the start: `write` brings the program, before there is a slot.
+    pub(crate) fn populated(
+        plan: Plan,
+        write: impl FnOnce(&Gmem, &Mapping, &[u8]) -> Result<(), String>,
+    ) -> Result<Self, String> {
+        Self::with(plan, None, 0, write)
+    }
+
+    fn with(
+        plan: Plan,
+        gmem: Option<Arc<Gmem>>,
+        flags: u64,
+        write: impl FnOnce(&Gmem, &Mapping, &[u8]) -> Result<(), String>,
+    ) -> Result<Self, String> {
         let program = std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))?;
         let kvm = open()?;
         let vm = kvm.create_vm_with_type(VM_TYPE).map_err(|e| err("CREATE_VM", e.errno()))?;
         let gmem = match gmem {
             Some(gmem) => gmem,
-            None => Arc::new(new_gmem(&vm, plan.bytes).map_err(|e| err("CREATE_GUEST_MEMFD", e))?),
+            None => Arc::new(
+                make_gmem(&vm, plan.bytes, abi::GUEST_MEMFD_FLAG_MMAP | flags)
+                    .map_err(|e| err("CREATE_GUEST_MEMFD", e))?,
+            ),
         };
         let bytes = usize::try_from(plan.bytes).map_err(|e| e.to_string())?;
         let ram = gmem.map(bytes).map_err(|e| err("mmap of the guest_memfd", e))?;
-        ram.copy_in(0, &program);
+        write(&gmem, &ram, &program)?;
         set_slot(&vm, 0, proto::RAM_BASE, plan.bytes, &gmem, 0).map_err(|e| err("SET_USER_MEMORY_REGION2", e))?;
         let vcpu = new_vcpu(&vm, 0)?;
         for (id, value) in [

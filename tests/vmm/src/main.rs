@@ -48,6 +48,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   gmem-holders  who holds a page blocks its conversion
   gmem-maps     who only maps it does not
   gmem-lives    ends of waiters, limits, dumps, scanners
+  gmem-populate  contents by a call, for pages that are never mapped
   gmem-stress [SECONDS [SEED]]  all of it at once
   core-sink     the program that `gmem-lives` has a dump piped into
   noel2       what must not be there without el2
@@ -99,6 +100,7 @@ fn main() {
         "switch" => or_report("world-switch", switch::all()),
         "gmem-convert" => or_report(guest_memfd::STEP.0, guest_memfd::convert::all()),
         "gmem-files" => or_report(guest_memfd::STEP.0, guest_memfd::files::all()),
+        "gmem-populate" => or_report(guest_memfd::STEP.0, guest_memfd::populate::all()),
         "gmem-holders" => or_report(guest_memfd::STEP.0, guest_memfd::holders::all()),
         "gmem-maps" => or_report(guest_memfd::STEP.0, guest_memfd::mappings::all()),
         "gmem-lives" => or_report(guest_memfd::STEP.0, guest_memfd::lives::all()),

@@ -2,7 +2,7 @@
 //! The engine's rules, one by one.
 
 use super::*;
-use crate::convert::{empty, punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
+use crate::convert::{empty, populate, punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
 use crate::drain::{begin, Aim, Begun, Rest, Step};
 use crate::end::reclaim_pages;
 use crate::file::{any, CHUNK};
@@ -391,6 +391,7 @@ fn each_aim_takes_only_its_own_states() {
         (Aim::Unshare, ["EIO", "take", "EIO", "EIO", "EIO", "wait", "EHWPOISON"]),
         (Aim::Bind, ["pass", "pass", "take", "pass", "pass", "pass", "EHWPOISON"]),
         (Aim::Reserve, ["pass", "pass", "pass", "take", "pass", "pass", "EHWPOISON"]),
+        (Aim::Populate, ["EEXIST", "EEXIST", "EEXIST", "take", "EEXIST", "wait", "EHWPOISON"]),
     ];
     for (aim, row) in expected {
         for (state, want) in states.into_iter().zip(row) {
@@ -405,6 +406,7 @@ fn each_aim_takes_only_its_own_states() {
                 Begun::Wait(0) => "wait",
                 Begun::Refused(Error::Denied, 0) => "EPERM",
                 Begun::Refused(Error::Io, 0) => "EIO",
+                Begun::Refused(Error::Exists, 0) => "EEXIST",
                 Begun::Refused(Error::Poisoned, 0) => "EHWPOISON",
                 other @ (Begun::Wait(_) | Begun::Refused(..)) => panic!("{other:?}"),
             };
@@ -464,4 +466,97 @@ fn reserve_brings_frames_and_keeps_who_may_map() {
     assert!(file.frame(0).is_some() && file.frame(1).is_some());
     reserve(&file, span(0, 2), &Sleeper::default()).unwrap();
     file.check();
+}
+
+#[test]
+fn populating_fills_what_was_never_mapped_and_donates_it() {
+    let world = world();
+    let file = Model::new(&world, 4, Page::Vacant);
+    let (thread, below, kernel) = (Sleeper::default(), el2(&world), Kernel(world.clone()));
+    let copy = |page: u64| {
+        assert!(!file.locked.get(), "may sleep");
+        assert_eq!(file.store(page), HostFault::Refuse);
+        file.with_frame(page, |frame| frame.dirty = true);
+        Ok(())
+    };
+    assert_eq!(populate(&file, span(1, 2), &thread, copy, &mut giver(&below, &kernel, &thread, 1)), Ok(()));
+    let states: Vec<_> = (0..4).map(|page| file.state(page)).collect();
+    assert_eq!(states, [Page::Vacant, Page::Given, Page::Given, Page::Vacant]);
+    assert!(file.with_frame(1, |frame| frame.dirty));
+    file.check();
+}
+
+#[test]
+fn a_failed_copy_leaves_no_frame() {
+    let world = world();
+    let file = Model::new(&world, 4, Page::Vacant);
+    let thread = Sleeper::default();
+    let copy = |page| if page == 2 { Err(Error::Fault) } else { Ok(()) };
+    let stopped = populate(&file, span(0, 4), &thread, copy, &mut Nobody);
+    assert_eq!(stopped, Err(Stopped { error: Error::Fault, page: 2 }));
+    assert!(world.frames.borrow().is_empty());
+    assert!((0..4).all(|page| file.state(page) == Page::Vacant));
+    file.no_memory.set(true);
+    let stopped = populate(&file, span(0, 4), &thread, |_| Ok(()), &mut Nobody);
+    assert_eq!(stopped, Err(Stopped { error: Error::NoMemory, page: 0 }));
+    file.no_memory.set(false);
+    thread.kill_after.set(Some(6));
+    let stopped = populate(&file, span(0, 4), &thread, |_| Ok(()), &mut Nobody);
+    assert_eq!(stopped.map_err(|s| s.error), Err(Error::Interrupted));
+    assert!(world.frames.borrow().is_empty());
+    file.check();
+}
+
+/// Each allocation of each move fails once: the file is as before, or its exact prefix has moved, and a second try with
+/// memory completes it.
+#[test]
+fn memory_that_runs_out_at_any_step_leaves_a_state_that_is_documented() {
+    const PAGES: u64 = 300;
+    let mut failed = 0;
+    for aim in [Aim::Convert, Aim::Populate, Aim::Reserve, Aim::Touch] {
+        // Each of the first, and some of those that are alike.
+        for fails_at in (0..8).chain((8..PAGES + 20).step_by(17)) {
+            let world = world();
+            world.pool_free.set(0);
+            let initial = if aim == Aim::Convert { Page::Host } else { Page::Vacant };
+            let file = Model::new(&world, PAGES as usize, initial);
+            if aim == Aim::Convert {
+                (0..PAGES).for_each(|page| assert_eq!(file.store(page), HostFault::Map));
+            }
+            let (thread, below, kernel) = (Sleeper::default(), el2(&world), Kernel(world.clone()));
+            let all = if aim == Aim::Touch { span(0, 1) } else { span(0, PAGES) };
+            let act = || {
+                let mut give = giver(&below, &kernel, &thread, 0);
+                match aim {
+                    Aim::Populate => populate(&file, all, &thread, |_| Ok(()), &mut give),
+                    Aim::Reserve => reserve(&file, all, &thread).map_err(|error| Stopped { error, page: 0 }),
+                    Aim::Convert | Aim::Touch | Aim::Unshare | Aim::Bind => {
+                        to_private(&file, all, aim, Mode::Now, &thread, &mut give).map(|_| ())
+                    }
+                }
+            };
+            world.memory.set(Some(fails_at));
+            let result = act();
+            world.memory.set(None);
+            file.check();
+            let given = world.owned.borrow().len() as u64;
+            match result {
+                Ok(()) => continue,
+                Err(stopped) => {
+                    failed += 1;
+                    assert_eq!(stopped.error, Error::NoMemory, "{aim:?} at {fails_at}");
+                    assert!(aim == Aim::Reserve || given == 0 || stopped.page == given, "{aim:?} at {fails_at}");
+                    for page in given..all.end() {
+                        assert_eq!(file.state(page), initial, "{aim:?} at {fails_at}: page {page}");
+                        assert_eq!(file.frame(page).is_some(), initial == Page::Host);
+                    }
+                }
+            }
+            if aim != Aim::Populate || given == 0 {
+                assert_eq!(act(), Ok(()), "{aim:?} at {fails_at}, again");
+                file.check();
+            }
+        }
+    }
+    assert!(failed > 40, "only {failed} allocations failed");
 }

@@ -93,6 +93,9 @@ fn no_seals() -> Result<(), String> {
         pad2: [0; 14],
     };
     STEP.same("nor bound", "EINVAL", outcome(ioctl(&rig.vm, KVM_SET_USER_MEMORY_REGION2, &mut region)));
+    let path = format!("/proc/self/fd/{}", rig.gmem.as_raw_fd());
+    let again = std::fs::File::open(path).map_or_else(|e| errno_name(e.raw_os_error().unwrap_or(0)), |_| "0".into());
+    STEP.same("opened once more by its name in /proc", "ENXIO", again);
     region.guest_memfd = 9999;
     STEP.same("nor is no descriptor", "EBADF", outcome(ioctl(&rig.vm, KVM_SET_USER_MEMORY_REGION2, &mut region)));
     Ok(())

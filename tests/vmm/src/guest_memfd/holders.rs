@@ -22,6 +22,7 @@ pub(crate) fn all() -> Result<(), String> {
     direct_io()?;
     registered()?;
     zero_copy()?;
+    each_page()?;
     for_ever()
 }
 
@@ -201,6 +202,21 @@ fn queued(socket: &std::net::TcpStream) -> usize {
     // SAFETY: the kernel writes one integer, and it is alive.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ as _, &raw mut left) };
     if done == 0 { usize::try_from(left).unwrap_or(0) } else { 0 }
+}
+
+/// Whichever page is held, it is the one that is named, and the others are as they were.
+fn each_page() -> Result<(), String> {
+    let rig = Rig::new(8)?;
+    for page in 0..8 {
+        let pipe = in_pipe(rig.map.at(bytes(page)));
+        let case = format!("page {page} of 8");
+        let now = converted(rig.gmem.to_private_now(0, rig.size()));
+        STEP.same(&format!("{case} held: at once"), format!("EAGAIN at {:#x}", page * PAGE), now);
+        STEP.same(&format!("{case} held: nothing has changed"), "[]", format!("{:?}", rig.damaged()));
+        drop(pipe);
+        passes(&format!("{case} let go"), &rig);
+    }
+    Ok(())
 }
 
 /// A holder that never lets go costs the caller its deadline, and nothing else.

@@ -18,6 +18,7 @@ pub(crate) fn all() -> Result<(), String> {
     moved()?;
     locked()?;
     advice()?;
+    no_userfaultfd()?;
     other_ways()?;
     loops()
 }
@@ -169,6 +170,22 @@ fn advice() -> Result<(), String> {
     let locked = call(libc::SYS_mlock, &[at as u64, PAGE]);
     STEP.same("mlock of a private page", "ENOMEM", outcome(locked));
     STEP.same("and the load after it", "SIGBUS", probe_here(at, false));
+    Ok(())
+}
+
+/// Nobody can make a fault of the file's wait for a process of theirs.
+fn no_userfaultfd() -> Result<(), String> {
+    const UFFDIO_API: u32 = 0xc018_aa3f;
+    const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+    let rig = Rig::new(1)?;
+    let uffd = call(libc::SYS_userfaultfd, &[0]).map(sys::owned).map_err(errno_name)?;
+    let mut api = [0xaa_u64, 0, 0];
+    STEP.same("userfaultfd: its handshake", "0", outcome(sys::ioctl(&uffd, UFFDIO_API, &mut api)));
+    for (case, mode) in [("missing", 1), ("write-protect", 2), ("minor", 4)] {
+        let mut ask = [rig.map.at(0) as u64, PAGE, mode, 0];
+        let done = outcome(sys::ioctl(&uffd, UFFDIO_REGISTER, &mut ask));
+        STEP.same(&format!("userfaultfd: {case}"), "EINVAL", done);
+    }
     Ok(())
 }
 

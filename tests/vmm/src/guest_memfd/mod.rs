@@ -7,6 +7,7 @@ pub(crate) mod files;
 pub(crate) mod holders;
 pub(crate) mod lives;
 pub(crate) mod mappings;
+pub(crate) mod populate;
 mod rig;
 pub(crate) mod stress;
 

@@ -33,7 +33,7 @@ impl Dice {
     /// A range of the fought-for pages, in bytes.
     fn range(&mut self) -> (u64, u64) {
         let first = self.roll(PAGES);
-        let count = 1 + self.roll((PAGES - first).min(8));
+        let count = 1 + self.roll((PAGES - first).min(4));
         ((FIRST + first) * PAGE, count * PAGE)
     }
 
@@ -135,7 +135,8 @@ pub(crate) fn all(seconds: u64, seed: Option<u64>) -> Result<(), String> {
 
 fn convert(gmem: &Gmem, _: &Mapping, tally: &Tally, dice: &mut Dice) {
     let (offset, size) = dice.range();
-    let result = match dice.roll(4) {
+    std::thread::sleep(Duration::from_micros(dice.roll(500)));
+    let result = match dice.roll(8) {
         0 => gmem.to_private_now(offset, size),
         1 => gmem.to_private(offset, size, 1 + dice.roll(20)),
         2 => gmem.to_private_notify(offset, size, 1 + dice.roll(20)),
