@@ -155,9 +155,9 @@ fn convert(file: &Arc<OnePage>) -> Result<bool, Stopped> {
     to_private(&**file, Span::one(0).unwrap(), Aim::Convert, Mode::Wait, &thread, &mut Nobody)
 }
 
-fn bounded(test: impl Fn() + Sync + Send + 'static) {
+fn bounded(preemptions: usize, test: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(preemptions);
     model.check(test);
 }
 
@@ -171,7 +171,7 @@ fn lets_go(file: &Arc<OnePage>) -> loom::thread::JoinHandle<()> {
 
 #[test]
 fn no_wake_up_is_lost() {
-    bounded(|| {
+    bounded(3, || {
         let file = OnePage::held(1, false);
         let holder = lets_go(&file);
         assert_eq!(convert(&file), Ok(true));
@@ -183,7 +183,7 @@ fn no_wake_up_is_lost() {
 
 #[test]
 fn the_last_of_two_holders_wakes() {
-    bounded(|| {
+    bounded(2, || {
         let file = OnePage::held(2, false);
         let holders = [lets_go(&file), lets_go(&file)];
         assert_eq!(convert(&file), Ok(true));
@@ -198,7 +198,7 @@ fn the_last_of_two_holders_wakes() {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn a_source_that_is_never_armed_is_noticed() {
-    bounded(|| {
+    bounded(3, || {
         let file = OnePage::held(1, true);
         let holder = lets_go(&file);
         let _ = convert(&file);
@@ -208,7 +208,7 @@ fn a_source_that_is_never_armed_is_noticed() {
 
 #[test]
 fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
-    bounded(|| {
+    bounded(2, || {
         let file = OnePage::held(1, false);
         let holder = lets_go(&file);
         let scanner = {
@@ -229,7 +229,7 @@ fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
 
 #[test]
 fn cancelling_races_with_the_event_and_leaves_one_of_two_states() {
-    bounded(|| {
+    bounded(2, || {
         let file = OnePage::held(1, false);
         let holder = lets_go(&file);
         let canceller = {
@@ -258,7 +258,7 @@ fn cancelling_races_with_the_event_and_leaves_one_of_two_states() {
 /// Requirement 60: an event that comes late, or for nothing, is a try more at most.
 #[test]
 fn an_event_beside_a_disarmed_source_harms_nobody() {
-    bounded(|| {
+    bounded(3, || {
         let file = OnePage::held(0, false);
         let late = {
             let file = Arc::clone(&file);
