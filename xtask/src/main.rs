@@ -14,6 +14,7 @@ mod image;
 mod initramfs;
 mod lint;
 mod live;
+mod mutants;
 mod qemu;
 mod run;
 mod scan;
@@ -77,6 +78,8 @@ enum Command {
     Test(test::TestArgs),
     /// Checks house rules, format and clippy, and prints the size of the trusted base
     Lint,
+    /// Plants faults in a copy of the tree: some test must fail for each
+    Mutants(mutants::MutantsArgs),
     /// Writes the C header and docs/abi.md from the tables of the ABI
     Gen,
     /// Boots a job of tests/initramfs, for development
@@ -185,6 +188,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&env, &args),
         Command::Test(args) => test::run(&env, &args),
         Command::Lint => test::run(&env, &test::TestArgs::only("lint")),
+        Command::Mutants(args) => mutants::run(&env, &args),
         Command::Gen => generate::run(&env).map(|()| ExitCode::SUCCESS),
         Command::DevBoot(args) => dev_boot(&env, args),
     }

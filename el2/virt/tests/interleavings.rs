@@ -305,6 +305,24 @@ fn a_cpu_is_started_once_where_the_winner_said() {
 }
 
 #[test]
+fn a_cpu_that_arrives_goes_where_it_was_started_for() {
+    loom::model(|| {
+        let slots = Arc::new([0u64, 1].map(|mpidr| Slot::off(Affinity::of_mpidr(mpidr), zero)));
+        let starts = AtomicUsize::new(0);
+        let relay = Relay::new(&*slots, Platform::default(), false);
+        let start = |pc: u64| relay.smc(0, 0, [0xC400_0003, 1, pc, pc + 1], &mut Starts(&starts));
+        assert_eq!(start(0x1000), Reply::Status(code::SUCCESS));
+        let arrival = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || Relay::new(&*slots, Platform::default(), false).arrive(1))
+        };
+        let again = start(0x2000);
+        assert!(matches!(again, Reply::Status(code::ON_PENDING | code::ALREADY_ON)), "{again:?}");
+        assert_eq!(arrival.join().unwrap(), Some(Entry { pc: 0x1000, context: 0x1001 }));
+    });
+}
+
+#[test]
 fn a_cpu_that_is_refused_to_leave_can_still_be_reached() {
     loom::model(|| {
         let slots = Arc::new([0u64, 1].map(|mpidr| Slot::off(Affinity::of_mpidr(mpidr), zero::<false>)));

@@ -20,7 +20,7 @@ use anyhow::{Result, bail};
 use crate::builds::{self, Parts};
 use crate::env::Env;
 use crate::setup::{self, Tools};
-use crate::{Usage, audit, lint, ui};
+use crate::{Usage, audit, lint, mutants, ui};
 use report::Report;
 
 /// What the user may choose.
@@ -143,6 +143,7 @@ fn suites() -> Vec<Suite> {
         suite("unit", 90, 1, false, unit::works()),
         suite("image", 120, 1, false, audit::works()),
         suite("model", 180, 2, false, model::works()),
+        suite("mutants", 90, 1, false, mutants::works()),
         suite("boot", 90, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),

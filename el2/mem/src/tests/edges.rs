@@ -2,7 +2,7 @@
 //! Limits and numbers that every other test takes for granted: what mutants of the code survived by.
 
 use super::rig::{GUEST_RAM, RAM, RAM2, Rig, gfn};
-use crate::{Claim, GfnRun, Kind, PAGE_SIZE, PfnRun, Refused};
+use crate::{Claim, GfnRun, Kind, Needs, PAGE_SIZE, PfnRun, Refused};
 
 #[test]
 fn pages_are_4096_bytes() {
@@ -23,6 +23,21 @@ fn neighbours_do_not_meet_whichever_comes_first() {
     let (one, next) = (GfnRun::decode(8, 4).unwrap(), GfnRun::decode(12, 4).unwrap());
     assert!(!one.meets(&next) && !next.meets(&one) && one.meets(&one));
     assert_eq!((one.count(), one.frames().count()), (4, 4));
+}
+
+#[test]
+fn what_a_machine_needs_is_its_tables_and_its_words_in_whole_frames() {
+    let needs = |table_frames, words| Needs { table_frames, table_align: 1, words }.frames();
+    assert_eq!([needs(3, 0), needs(3, 1), needs(3, 512), needs(3, 513)], [3, 4, 4, 5]);
+}
+
+#[test]
+fn a_list_may_lie_in_a_frame_that_the_host_has_lent() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Protected, RAM, 16);
+    rig.with_vm(1, Kind::Ordinary, RAM + 16, 16);
+    rig.lend(1, RAM + 300, GUEST_RAM, 1, true).unwrap();
+    assert_eq!(rig.donate_list(0, RAM + 300, &[(RAM + 512, GUEST_RAM, 1)], 1), Ok(1));
 }
 
 #[test]

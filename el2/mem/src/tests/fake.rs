@@ -172,6 +172,7 @@ impl TableMemory for Fake {
             }
             if leaf && new & 2 != 0 && !self.sharing {
                 let Leaf::Page(pfn) = pte::leaf(new) else { panic!("not a page") };
+                assert!(owner != 0 || self.content(pfn) != SECRET, "I4: {pfn:?} is mapped for the host with a secret");
                 assert!(
                     owner == 0 || !self.host_reaches(pfn),
                     "I2: {pfn:?} is mapped for {owner} while the host reaches it"

@@ -105,6 +105,34 @@ fn a_cpu_is_started_once() {
     assert_eq!(fw.started, [(0x100, 2)], "the CPU that was named, and once");
 }
 
+/// Firmware on a machine whose CPUs are faster than the call that starts them.
+struct Eager<'s>(&'s [Slot<AtomicU64>], Option<Entry>);
+
+impl Firmware for Eager<'_> {
+    fn call(&mut self, _: [u64; 4]) -> [u64; 4] {
+        [0; 4]
+    }
+    fn cpu_on(&mut self, _: Affinity, cpu: usize) -> i64 {
+        self.1 = Relay::new(self.0, Platform::default(), false).arrive(cpu);
+        code::SUCCESS
+    }
+    fn suspend(&mut self, _: SuspendKind, _: u64, _: usize) -> i64 {
+        code::DENIED
+    }
+    fn quiesce(&mut self) -> bool {
+        true
+    }
+    fn reopen(&mut self) {}
+}
+
+#[test]
+fn a_cpu_that_arrives_at_once_finds_where_it_goes() {
+    let s = slots();
+    let mut fw = Eager(&s, None);
+    assert_eq!(relay(&s).smc(0, 0, [ON, 1, 0x1000, 7], &mut fw), Reply::Status(code::SUCCESS));
+    assert_eq!(fw.1, Some(Entry { pc: 0x1000, context: 7 }));
+}
+
 #[test]
 fn return_codes_are_those_of_the_standard() {
     use code::*;

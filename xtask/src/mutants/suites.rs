@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The suites that may kill a fault: parts of what CI runs, chosen so that little has to be built for each.
+
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::tree::Tree;
+use crate::cmd;
+
+/// Name, and what `cargo test` is told.
+type Suite = (&'static str, &'static [&'static str]);
+
+const SUITES: [Suite; 6] = [
+    ("mem", &["--package", "freehold-mem", "--lib"]),
+    // The lock order: programs that must not compile.
+    ("mem-types", &["--package", "freehold-mem", "--doc"]),
+    ("virt", &["--package", "freehold-virt", "--lib"]),
+    ("virt-loom", &["--package", "freehold-virt", "--test", "interleavings"]),
+    ("hyp", &["--package", "freehold-el2", "--lib"]),
+    ("driver", &["--package", "freehold-driver-core", "--lib"]),
+];
+
+/// No suite takes a tenth of it, its build included; a fault that makes one hang is dead.
+const LIMIT: Duration = Duration::from_secs(300);
+/// What `timeout` exits with.
+const TIMED_OUT: i32 = 124;
+
+/// What the suite of this name is told.
+pub(super) fn named(name: &str) -> Option<&'static [&'static str]> {
+    SUITES.iter().find(|suite| suite.0 == name).map(|suite| suite.1)
+}
+
+/// What became of a fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// A test failed.
+    Killed {
+        /// The first one that did.
+        by: String,
+    },
+    /// It does not compile; the first error.
+    Refused(String),
+    /// All tests passed.
+    Survived,
+}
+
+/// The suites, over one copy of the tree.
+pub(super) struct Killers<'t> {
+    tree: &'t Tree,
+}
+
+impl<'t> Killers<'t> {
+    pub(super) fn new(tree: &'t Tree) -> Self {
+        Self { tree }
+    }
+
+    /// Runs a suite on the tree as it is.
+    pub(super) fn try_to_kill(&self, name: &str) -> Result<Outcome> {
+        let out = self.run(name)?;
+        judge(name, out.status.code(), &String::from_utf8_lossy(&out.stdout), &String::from_utf8_lossy(&out.stderr))
+    }
+
+    /// Runs a suite that must pass, for there is no fault in the tree.
+    pub(super) fn must_pass(&self, name: &str) -> Result<()> {
+        match self.try_to_kill(name)? {
+            Outcome::Survived => Ok(()),
+            Outcome::Killed { by } => bail!("{by} fails without any fault: what it kills would show nothing"),
+            Outcome::Refused(error) => bail!("{name} does not compile without any fault: {error}"),
+        }
+    }
+
+    fn run(&self, name: &str) -> Result<Output> {
+        let Some(arguments) = named(name) else { bail!("no suite `{name}`") };
+        let mut command = self.tree.cargo();
+        command.arg("test").args(arguments);
+        let mut command: Command = cmd::bounded(&command, LIMIT);
+        command.stdin(Stdio::null()).output().context("cannot start cargo")
+    }
+}
+
+/// Reads the outcome out of what `cargo test` said.
+fn judge(suite: &str, code: Option<i32>, stdout: &str, stderr: &str) -> Result<Outcome> {
+    if code == Some(0) {
+        if !stdout.lines().any(|l| l.starts_with("test result: ok. ") && !l.starts_with("test result: ok. 0 passed")) {
+            bail!("{suite}: no test ran");
+        }
+        return Ok(Outcome::Survived);
+    }
+    if code == Some(TIMED_OUT) {
+        return Ok(Outcome::Killed { by: format!("{suite}: it never ends") });
+    }
+    let failed = stdout.lines().find_map(|l| l.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    if let Some(test) = failed {
+        return Ok(Outcome::Killed { by: format!("{suite}: {test}") });
+    }
+    if stderr.contains("could not compile") {
+        let error = stderr.lines().find(|l| l.starts_with("error")).unwrap_or("error");
+        return Ok(Outcome::Refused(error.to_owned()));
+    }
+    // A test that takes the whole process with it: an abort, or a stack that ran over.
+    if stderr.contains("process didn't exit successfully") {
+        return Ok(Outcome::Killed { by: format!("{suite}: it stops the test program") });
+    }
+    bail!("{suite} could not run:\n{}", cmd::tail(stderr, 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "test a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
+
+    #[test]
+    fn each_outcome_is_told_from_the_others() {
+        let judge = |code, stdout, stderr| judge("s", Some(code), stdout, stderr).unwrap();
+        assert_eq!(judge(0, GOOD, ""), Outcome::Survived);
+        let failed = "test a ... ok\ntest m::b ... FAILED\ntest result: FAILED. 1 passed; 1 failed\n";
+        assert_eq!(judge(101, failed, "error: test failed"), Outcome::Killed { by: "s: m::b".to_owned() });
+        let refused = "warning: x\nerror[E0499]: cannot borrow\nerror: could not compile `p` (lib)";
+        assert_eq!(judge(101, "", refused), Outcome::Refused("error[E0499]: cannot borrow".to_owned()));
+        assert!(matches!(judge(124, GOOD, ""), Outcome::Killed { by } if by.ends_with("never ends")));
+        assert!(matches!(judge(101, "", "process didn't exit successfully: x"), Outcome::Killed { .. }));
+    }
+
+    #[test]
+    fn a_suite_that_could_not_run_or_has_no_tests_shows_nothing() {
+        assert!(judge("s", Some(101), "", "error: no such package").is_err());
+        assert!(judge("s", Some(0), "test result: ok. 0 passed; 0 failed", "").is_err());
+    }
+}
