@@ -191,7 +191,7 @@ items! {
     EXIT_MMIO = 2;
     /// The guest touched RAM that is not backed yet. x2: guest frame number, and nothing else.
     EXIT_MEM_FAULT = 3;
-    /// The guest waits for an interrupt. No payload.
+    /// The guest waits for an interrupt. x2: with a `VM_GIC`, when its next timer fires by the counter; 0: none does.
     EXIT_WFI = 4;
     /// The guest asks to share. x2: first guest frame; x3: count. Answer with [`GUEST_ACCEPT`].
     EXIT_SHARE = 5;
@@ -355,4 +355,16 @@ calls! {
     rets("done": "frames moved; the guest learns the number");
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_BUSY, NO_REQUEST, ZERO_COUNT, COUNT_TOO_LARGE, GFN_NOT_MAPPED, SHARED, GFN_POISONED);
     when("host, after an EXIT_SHARE, EXIT_UNSHARE or EXIT_RELINQUISH of that vCPU");
+    /// Gives a VM a `GICv3`: 64 KB of distributor and 128 KB of redistributor for each vCPU, one behind the other. RAM that lies there comes first.
+    VM_GIC = BASE + 17;
+    args("handle": "VM", "distributor": "first guest frame, at 64 KB", "redistributors": "first guest frame, at 64 KB");
+    rets();
+    errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, UNALIGNED, GFN_OUT_OF_RANGE);
+    when("host, before the VM's first run");
+    /// Sets the wire of an SPI of a VM that has a `GICv3`.
+    VM_IRQ = BASE + 18;
+    args("handle": "VM", "intid": "32 to 255", "level": "0 low, 1 high");
+    rets("wake": "vCPUs, one bit each, that waited for an interrupt and have one now");
+    errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, BAD_ARGUMENT);
+    when("host, until VM_DESTROY");
 }

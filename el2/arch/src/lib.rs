@@ -14,6 +14,7 @@ pub mod cache;
 pub mod entry;
 pub mod fatal;
 pub mod features;
+pub mod gicr;
 pub mod host;
 pub mod image;
 pub mod inject;

@@ -70,6 +70,8 @@ pub struct PerCpu {
     index: AtomicUsize,
     /// Affinity of this CPU, or `NO_CPU`.
     pub mpidr: AtomicU64,
+    /// Address of its redistributor, or 0.
+    pub(crate) redistributor: AtomicUsize,
     /// Branches that the vectors run to overwrite the branch history; 0 where it is not needed.
     pub bhb_loops: AtomicU32,
     /// Events.
@@ -83,6 +85,7 @@ impl PerCpu {
             emergency_top: AtomicUsize::new(0),
             index: AtomicUsize::new(0),
             mpidr: AtomicU64::new(NO_CPU),
+            redistributor: AtomicUsize::new(0),
             bhb_loops: AtomicU32::new(0),
             counters: Counters {
                 entries: Counter::new(),

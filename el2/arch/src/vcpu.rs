@@ -12,7 +12,9 @@ use core::sync::atomic::AtomicU64;
 use freehold_mem::{PAGE_SIZE, Pfn, Vmid};
 use freehold_virt::handle::VcpuIndex;
 use freehold_virt::sysreg::RawIds;
+use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vgic::Lists;
 use freehold_virt::vm::Claimed;
 use spin::mutex::SpinMutex;
 
@@ -71,15 +73,21 @@ impl<'a> Loaded<'a> {
         (&mut self.block.context, &mut self.block.vcpu)
     }
 
-    /// Runs the vCPU until it exits. `regime` was made by [`regime`] while this claim was held.
-    pub fn run(&mut self, regime: &Regime) -> RawExit {
+    /// The virtual timer, as it was at the last exit.
+    pub fn timer(&self) -> Timer {
+        self.block.context.timer()
+    }
+
+    /// Runs the vCPU until it exits. `regime` was made by [`regime`] while this claim was held; `lists` is for a guest
+    /// that has an interrupt controller.
+    pub fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> RawExit {
         let Some(own) = HOSTS.get(percpu::this_cpu().index()) else {
             fatal::defect("a CPU without a record");
         };
         let mut kept = own.lock();
         // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds; EL2 runs
         // with DAIF masked from the host's trap on, under the host's stage 2.
-        unsafe { switch::enter(&mut self.block.context, &mut kept, &regime.0) }
+        unsafe { switch::enter(&mut self.block.context, &mut kept, &regime.0, lists) }
     }
 }
 
@@ -113,6 +121,18 @@ pub fn raw_ids() -> RawIds {
         ctr: read_sysreg!("ctr_el0"),
         clidr: read_sysreg!("clidr_el1"),
     }
+}
+
+/// The counter, which host and guests read too.
+pub fn now() -> u64 {
+    // Not read before what was decided earlier.
+    crate::barrier::registers_in_effect();
+    read_sysreg!("cntvct_el0")
+}
+
+/// How many list registers this CPU has.
+pub fn list_registers() -> usize {
+    switch::list_registers()
 }
 
 /// Whether a physical interrupt or `SError` waits for this CPU's host.

@@ -11,6 +11,7 @@ use freehold_uapi::hvc;
 use crate::Refused;
 use crate::handle::{Handle, VcpuIndex};
 use crate::vcpu::HostRegister;
+use crate::vgic::Intid;
 
 /// A decoded call.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,24 @@ pub enum Call {
         vm: Handle,
         /// Where.
         run: Claim<GfnRun>,
+    },
+    /// Where a VM's interrupt controller is.
+    VmGic {
+        /// Which VM.
+        vm: Handle,
+        /// First guest frame of the distributor; [`crate::vgic::Window`] decides.
+        distributor: u64,
+        /// First guest frame of the first redistributor.
+        redistributors: u64,
+    },
+    /// The wire of an SPI.
+    VmIrq {
+        /// Which VM.
+        vm: Handle,
+        /// Which interrupt.
+        spi: Intid,
+        /// Whether it is high.
+        high: bool,
     },
     /// The end of a VM.
     VmDestroy {
@@ -165,6 +184,8 @@ impl Call {
                 Self::VmCreate { ipa_bits, pool: frames(x3, x4)? }
             }
             hvc::VM_RANGE => Self::VmRange { vm: Handle::decode(x1)?, run: guest_frames(x2, x3)? },
+            hvc::VM_GIC => Self::VmGic { vm: Handle::decode(x1)?, distributor: x2, redistributors: x3 },
+            hvc::VM_IRQ => Self::VmIrq { vm: Handle::decode(x1)?, spi: Intid::spi(x2)?, high: level(x3)? },
             hvc::VM_DESTROY => Self::VmDestroy { vm: Handle::decode(x1)? },
             hvc::VM_RECLAIM => Self::VmReclaim { vm: Handle::decode(x1)?, run: frames(x2, x3)? },
             hvc::POOL_TOPUP => Self::PoolTopup { vm: Handle::decode(x1)?, run: frames(x2, x3)? },
@@ -214,6 +235,10 @@ fn lot(pfn: u64, gfn: u64, count: u64) -> Result<Claim<Lot>, Refused> {
 /// A count is bounded before anything is computed with it.
 fn bounded(count: u64) -> Result<u64, Refused> {
     if count > hvc::MAX_RUN { Err(freehold_mem::Refused::CountTooLarge.into()) } else { Ok(count) }
+}
+
+fn level(word: u64) -> Result<bool, Refused> {
+    if word <= 1 { Ok(word == 1) } else { Err(Refused::BadArgument) }
 }
 
 fn revocable(flags: u64) -> Result<bool, Refused> {

@@ -126,8 +126,8 @@ pub enum Exit {
     },
     /// RAM that is not backed.
     MemFault(Gfn),
-    /// The guest waits.
-    Wfi,
+    /// The guest waits, until this time of the counter at the latest; zero: for an interrupt of the host's.
+    Wfi(u64),
     /// The guest wants something done with its memory.
     Request(Request),
     /// The guest switched itself off.
@@ -151,7 +151,7 @@ impl Exit {
                 [hvc::EXIT_MMIO, ipa, width.bytes() | hvc::MMIO_WRITE, width.cut(data)]
             }
             Self::MemFault(gfn) => [hvc::EXIT_MEM_FAULT, gfn.raw(), 0, 0],
-            Self::Wfi => [hvc::EXIT_WFI, 0, 0, 0],
+            Self::Wfi(deadline) => [hvc::EXIT_WFI, deadline, 0, 0],
             Self::Request(Request { wish, first, count }) => {
                 let reason = match wish {
                     Wish::Share => hvc::EXIT_SHARE,

@@ -98,6 +98,8 @@ use Show::{Is, Signed, UpTo};
 /// EL0 and EL1 `AArch64` only; FP and Advanced SIMD; DIT; CSV2 without `SCXTNUM`; CSV3. No SVE, RAS, GIC, AMU, MPAM.
 const PFR0: Fields =
     &[(0, Is(1)), (4, Is(1)), (16, Signed(1)), (20, Signed(1)), (48, UpTo(1)), (56, UpTo(1)), (60, UpTo(1))];
+/// `ID_AA64PFR0_EL1.GIC`: the system registers of `GICv3`, of a VM that has one.
+const GIC_REGISTERS: u64 = 1 << 24;
 /// BTI, SSBS. No MTE, SME, NMI, GCS.
 const PFR1: Fields = &[(0, UpTo(1)), (4, UpTo(2))];
 /// All but TME: instructions only, none of which traps or has state of its own.
@@ -173,20 +175,28 @@ fn view(raw: u64, fields: Fields) -> u64 {
 pub struct IdView<'a> {
     raw: &'a RawIds,
     ipa_bits: u32,
+    /// The VM has an interrupt controller.
+    gic: bool,
 }
 
 impl<'a> IdView<'a> {
     /// The view of a VM whose address space has `ipa_bits` bits.
     #[must_use]
     pub const fn new(raw: &'a RawIds, ipa_bits: u32) -> Self {
-        Self { raw, ipa_bits }
+        Self { raw, ipa_bits, gic: false }
+    }
+
+    /// The same, and whether the VM has an interrupt controller.
+    #[must_use]
+    pub const fn with_gic(self, gic: bool) -> Self {
+        Self { gic, ..self }
     }
 
     /// The ID register with this `CRm` and op2 (op0 3, op1 0, `CRn` 0): zero where nothing is shown.
     #[must_use]
     pub fn id(&self, crm: u8, op2: u8) -> u64 {
         match (crm, op2) {
-            (4, 0) => view(self.raw.pfr0, PFR0),
+            (4, 0) => view(self.raw.pfr0, PFR0) | if self.gic { GIC_REGISTERS } else { 0 },
             (4, 1) => view(self.raw.pfr1, PFR1),
             (6, 0) => view(self.raw.isar0, ISAR0),
             (6, 1) => view(self.raw.isar1, ISAR1),
@@ -346,6 +356,14 @@ mod tests {
         assert_eq!(ids.id(4, 0), 0x00ff_0011, "no FP stays no FP");
         assert_eq!(ids.id(7, 0), 0xff00_0001, "no granule stays none; 36 bits are all there are");
         assert_eq!(ids.id(6, 0) | ids.id(6, 1) | ids.id(6, 2) | ids.id(7, 1) | ids.id(7, 2), 0);
+    }
+
+    #[test]
+    fn a_gic_is_shown_to_a_vm_that_has_one() {
+        let raw = RawIds::default();
+        for (gic, field) in [(false, 0), (true, 1)] {
+            assert_eq!(IdView::new(&raw, 40).with_gic(gic).id(4, 0) >> 24 & 0xf, field);
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Register {
     pub fn physical(encoding: Encoding) -> Option<Self> {
         [Self::Value, Self::Control, Self::Compare]
             .into_iter()
-            .zip(0..)
+            .zip(0..3)
             .find_map(|(register, op2)| (encoding == Encoding::new(3, 3, 14, 2, op2)).then_some(register))
     }
 }

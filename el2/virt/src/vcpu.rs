@@ -13,6 +13,7 @@ use crate::exit::{Crash, Exit, Request, Width, Wish};
 use crate::guest_call::{self, Backing, Outcome, Space};
 use crate::registers::Registers;
 use crate::sysreg::{self, Access, IdView, Verdict};
+use crate::timer::Timer;
 
 /// A load outside RAM that the host has to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct Vcpu {
     pending: Pending,
     /// The guest's `CSSELR_EL1`.
     cache: u64,
+    /// The guest's physical timer.
+    physical: Timer,
 }
 
 /// A synchronous exception of the guest, as the hardware described it.
@@ -98,7 +101,12 @@ impl Vcpu {
     /// A vCPU that has asked for nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { pending: Pending::None, cache: 0 }
+        Self { pending: Pending::None, cache: 0, physical: Timer::new() }
+    }
+
+    /// The guest's physical timer, which is emulated.
+    pub const fn physical_timer(&mut self) -> &mut Timer {
+        &mut self.physical
     }
 
     /// What the vCPU waits for.
@@ -156,7 +164,7 @@ impl Vcpu {
             class::WFX => {
                 registers.advance();
                 // TI: 0 WFI, 1 WFE, 2 WFIT, 3 WFET. An event never has to be waited for.
-                if trap.esr & 1 == 0 { Next::Leave(Exit::Wfi) } else { Next::Resume }
+                if trap.esr & 1 == 0 { Next::Leave(Exit::Wfi(0)) } else { Next::Resume }
             }
             class::HVC => self.hypercall(trap.esr, registers, space),
             class::SMC => {

@@ -73,7 +73,7 @@ impl Machine {
             }
             self.interrupts[1].wait();
             self.waits.fetch_add(1, Ordering::Relaxed);
-            self.change(|vgic| vgic.save(vcpu(1), &mut lists, 0));
+            self.change(|vgic| vgic.save(vcpu(1), &mut lists));
         }
     }
 
@@ -86,7 +86,7 @@ impl Machine {
             }
             let mut sleeps = false;
             self.change(|vgic| {
-                let kicks = vgic.save(vcpu(1), &mut lists, 0);
+                let kicks = vgic.save(vcpu(1), &mut lists);
                 sleeps = !vgic.wakes(vcpu(1), OPEN);
                 if sleeps {
                     vgic.sleeps(vcpu(1));
@@ -126,7 +126,7 @@ fn moves(wait: fn(&Machine, u64)) {
         let other = Arc::clone(&machine);
         let holder = thread::spawn(move || {
             other.interrupts[0].wait();
-            other.change(|vgic| vgic.save(vcpu(0), &mut lists, 0));
+            other.change(|vgic| vgic.save(vcpu(0), &mut lists));
         });
         machine.change(|vgic| vgic.write(Frame::Distributor, 0x6140, Width::Double, 1, 2));
         holder.join().unwrap();

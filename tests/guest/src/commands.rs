@@ -3,7 +3,7 @@
 
 use crate::proto::*;
 use crate::sysreg::counter;
-use crate::{device, fp, hidden, hypercall, ids, memory, mmio, secret, state, trap};
+use crate::{device, fp, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, trap};
 use core::arch::asm;
 
 /// Serves commands until one ends the VM.
@@ -80,6 +80,10 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
             let ((), esr) = trap::catching(|| jump(a));
             [0, esr, 0]
         }
+        CMD_GIC => [interrupts::set_up(), 0, 0],
+        CMD_IPI => interrupts::send_to_self(a),
+        CMD_TICKS => interrupts::ticks(a, b, c),
+        CMD_SPI => interrupts::wait_for_spi(),
         _ => [UNKNOWN_COMMAND, 0, 0],
     }
 }

@@ -13,6 +13,7 @@ mod fp;
 mod hidden;
 mod hypercall;
 mod ids;
+mod interrupts;
 mod memory;
 mod mmio;
 mod mmu;

@@ -157,6 +157,32 @@ pub const CMD_RESET: u64 = 23;
 pub const CMD_LOAD_PAIR: u64 = 24;
 /// Jumps to arg0. r1 = `ESR_EL1` of the fault. Outside RAM this ends the guest.
 pub const CMD_JUMP: u64 = 25;
+/// Sets the interrupt controller up and looks at what it says of itself. r0 = what is wrong, one bit each.
+pub const CMD_GIC: u64 = 26;
+/// Sends itself SGI [`SGI`] arg0 times. r0 = times that it did not come at once, r1 = ticks that all took.
+pub const CMD_IPI: u64 = 27;
+/// arg0 periods of arg1 ticks of a timer, as `TICK_*` in arg2 says. r0 = what went wrong, r1 = most ticks late, r2 = ticks that all took.
+pub const CMD_TICKS: u64 = 28;
+/// Waits by WFI for SPI [`SPI`], makes one store to [`REG_SCRATCH`] while it is active. r0 = INTID that came, r1 = what came after its end.
+pub const CMD_SPI: u64 = 29;
+/// [`CMD_TICKS`]: the virtual timer, waited for by WFI.
+pub const TICK_WAIT: u64 = 0;
+/// [`CMD_TICKS`]: the virtual timer, as an exception in a loop that makes no exit.
+pub const TICK_TAKEN: u64 = 1;
+/// [`CMD_TICKS`]: the physical timer, waited for by WFI.
+pub const TICK_PHYSICAL: u64 = 2;
+/// [`CMD_TICKS`]: the physical timer, as an exception in a loop that makes no exit.
+pub const TICK_PHYSICAL_TAKEN: u64 = 3;
+/// The SGI, and the SPI, that the payload uses.
+pub const SGI: u64 = 7;
+/// See [`SGI`].
+pub const SPI: u64 = 40;
+/// What an acknowledgement returns when nothing is pending.
+pub const NO_INTERRUPT: u64 = 1023;
+/// Guest frame of the distributor, where there is one.
+pub const GICD_GFN: u64 = 0x8000;
+/// Guest frame of the first redistributor.
+pub const GICR_GFN: u64 = 0x8100;
 /// Answer to a command that the payload does not know (r0).
 pub const UNKNOWN_COMMAND: u64 = u64::MAX;
 

@@ -4,7 +4,7 @@
 
 use crate::proto::{REG_PANIC_ELR, REG_PANIC_ESR, REG_PANIC_FAR};
 use crate::sysreg::{read, write};
-use crate::{device, hypercall};
+use crate::{device, hypercall, interrupts};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -35,6 +35,9 @@ pub(crate) fn catching<T>(probe: impl FnOnce() -> T) -> (T, u64) {
 #[unsafe(no_mangle)]
 extern "C" fn guest_exception(return_address: u64) -> u64 {
     let (esr, elr) = (read!("esr_el1"), read!("elr_el1"));
+    if interrupts::taken() {
+        return elr;
+    }
     if !EXPECTED.load(Ordering::SeqCst) {
         device::write64(REG_PANIC_ESR, esr);
         device::write64(REG_PANIC_ELR, elr);

@@ -22,9 +22,16 @@ const ELSEWHERE: &[(&str, &[&str], &str)] = &[
     ),
     ("MEM_SHARE", &["NO_MAP", "EL2_OWNED", "FOREIGN", "SHARED", "GFN_MAPPED", "NEED_PAGES", "SUCCESS"], ORDINARY),
     ("MEM_UNSHARE", &["GFN_NOT_MAPPED", "SUCCESS"], ORDINARY),
+    (
+        "VM_GIC",
+        &["WRONG_HANDLE", "STALE_HANDLE", "WRONG_STATE", "UNALIGNED", "GFN_OUT_OF_RANGE", "SUCCESS"],
+        INTERRUPTS,
+    ),
+    ("VM_IRQ", &["WRONG_HANDLE", "STALE_HANDLE", "WRONG_STATE", "BAD_ARGUMENT", "SUCCESS"], INTERRUPTS),
 ];
 
 const BUSY: &str = "one call at a time; the case `interleavings`";
+const INTERRUPTS: &str = "interrupts are no part of these worlds; unit tests of freehold-el2 and freehold-virt";
 const ORDINARY: &str = "no ordinary VM is served yet, and a protected one is refused first";
 
 /// Every outcome of every host call, as documented: hit, or with a reason.

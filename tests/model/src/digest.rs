@@ -104,7 +104,7 @@ fn renamed<const P: usize, const V: usize, const U: usize, const G: usize, const
         if world.vms[old].life == Life::Dying {
             // Nobody can see any more what the VM could see.
             let Vm { life, used, protected, pool, guest, borrowed, .. } = new.vms[at];
-            new.vms[at] = Vm { life, used, protected, pool, guest, borrowed, ipa_bits: 0, free: 0 };
+            new.vms[at] = Vm { life, used, protected, pool, guest, borrowed, ipa_bits: 0, free: 0, gic: false };
             new.ranges[at] = [None; RANGES];
             new.marks[at] = [Mark::None; G];
             new.vcpus[at] = [Vcpu::default(); U];

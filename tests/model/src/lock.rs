@@ -17,6 +17,28 @@ impl<T> Lock<T> {
     }
 }
 
+/// A lock that is taken last and under which nothing else happens: nobody needs to be let in.
+#[derive(Debug)]
+pub(crate) struct Leaf<T>(Std<T>);
+
+impl<T> Leaf<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(Std::new(value))
+    }
+}
+
+impl<T> Mutex for Leaf<T> {
+    type Value = T;
+    type Guard<'a>
+        = MutexGuard<'a, T>
+    where
+        T: 'a;
+
+    fn acquire(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<T> Mutex for Lock<T> {
     type Value = T;
     type Guard<'a>

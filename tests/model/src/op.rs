@@ -73,6 +73,8 @@ pub(crate) fn registers(call: &Call, handle: impl Fn(Who) -> u64) -> [u64; 5] {
         }
         Call::MemDonateList { vm, list, records, flags } => [handle(vm), list, records, flags, 0],
         Call::GuestAccept { vm, vcpu, count } => [handle(vm), vcpu, count, 0, 0],
+        Call::VmGic { vm, distributor, redistributors } => [handle(vm), distributor, redistributors, 0, 0],
+        Call::VmIrq { vm, intid, level } => [handle(vm), intid, level, 0, 0],
     }
 }
 

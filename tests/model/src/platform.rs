@@ -7,12 +7,15 @@ use freehold_el2::calls::{GuestSlot, Loaded, Platform, Stop};
 use freehold_mem::lock::{Permit, World};
 use freehold_mem::{Host, Pfn, Vmid};
 use freehold_uapi::hvc;
-use freehold_virt::handle::{MAX_VMS, VcpuIndex};
+use freehold_virt::board::Board;
+use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::sysreg::RawIds;
+use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
-use crate::lock::Lock;
+use crate::lock::{Leaf, Lock};
 use crate::ports::Ports;
 use crate::rig::Rig;
 use crate::turns;
@@ -53,7 +56,11 @@ impl<'r> Loaded<'r> for Open<'r> {
         (&mut self.block.registers, &mut self.block.vcpu)
     }
 
-    fn run(&mut self, regime: &Regime) -> Stop {
+    fn timer(&self) -> Timer {
+        Timer::new()
+    }
+
+    fn run(&mut self, regime: &Regime, _: Option<&mut Lists>) -> Stop {
         turns::point();
         let rig = self.cpu.rig;
         rig.entered(self.cpu.number, regime.flushes);
@@ -81,6 +88,7 @@ impl<'r> Platform for Cpu<'r> {
     type Machine = Ports<'r>;
     type HostLock = Lock<Host<'static>>;
     type GuestLock = Lock<GuestSlot>;
+    type BoardLock = Leaf<Board>;
     type Regime = Regime;
     type Loaded<'a>
         = Open<'a>
@@ -94,6 +102,20 @@ impl<'r> Platform for Cpu<'r> {
     fn world(&self) -> &World<Self::HostLock, Self::GuestLock, MAX_VMS> {
         &self.rig.world
     }
+
+    fn board(&self, slot: Slot) -> &Leaf<Board> {
+        self.rig.boards.get(slot.index()).expect("a slot's board")
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+
+    fn list_registers(&self) -> usize {
+        4
+    }
+
+    fn interrupt(&self, _: u32) {}
 
     fn vms(&self) -> Vms<'_, AtomicU64> {
         turns::point();

@@ -15,7 +15,7 @@ use freehold_virt::vm::Purpose;
 use crate::act::Act;
 use crate::board::{Board, Fault, Layout};
 use crate::label::Label;
-use crate::lock::Lock;
+use crate::lock::{Leaf, Lock};
 use crate::platform::Cpu;
 use crate::ports::Ports;
 
@@ -27,6 +27,7 @@ pub(crate) const CPUS: usize = 2;
 pub struct Rig {
     pub(crate) board: Board,
     pub(crate) world: World<Lock<Host<'static>>, Lock<GuestSlot>, MAX_VMS>,
+    pub(crate) boards: [Leaf<freehold_virt::board::Board>; MAX_VMS],
     scripts: [Mutex<VecDeque<Act>>; CPUS],
     /// Per CPU: entries into guests, and how many of them forgot what was cached.
     entries: [[AtomicU64; 2]; CPUS],
@@ -94,6 +95,7 @@ impl Rig {
         let rig = Self {
             board,
             world: World::new(Lock::new(host), guests),
+            boards: [const { Leaf::new(freehold_virt::board::Board::new()) }; MAX_VMS],
             scripts: core::array::from_fn(|_| Mutex::default()),
             entries: [const { [const { AtomicU64::new(0) }; 2] }; CPUS],
             no_vms: AtomicBool::new(false),

@@ -104,6 +104,16 @@ pub enum Call {
         vcpu: u64,
         count: u64,
     },
+    VmGic {
+        vm: Who,
+        distributor: u64,
+        redistributors: u64,
+    },
+    VmIrq {
+        vm: Who,
+        intid: u64,
+        level: u64,
+    },
     /// An identifier that names no call.
     Unknown {
         id: u32,
@@ -133,6 +143,8 @@ impl Call {
             hvc::MEM_SHARE => Self::MemShare { vm: who(x1), pfn: x2, gfn: x3, count: x4, flags: x5 },
             hvc::MEM_UNSHARE => Self::MemUnshare { vm: who(x1), gfn: x2, count: x3 },
             hvc::GUEST_ACCEPT => Self::GuestAccept { vm: who(x1), vcpu: x2, count: x3 },
+            hvc::VM_GIC => Self::VmGic { vm: who(x1), distributor: x2, redistributors: x3 },
+            hvc::VM_IRQ => Self::VmIrq { vm: who(x1), intid: x2, level: x3 },
             id => Self::Unknown { id },
         }
     }
@@ -146,7 +158,8 @@ impl Call {
             Self::MemDonateList { records, .. } => Some(records.saturating_mul(hvc::MAX_RUN)),
             Self::Version | Self::Counter { .. } | Self::VmCreate { .. } | Self::VmRange { .. } => None,
             Self::VmDestroy { .. } | Self::PoolTopup { .. } | Self::VcpuCreate { .. } | Self::VcpuSetReg { .. } => None,
-            Self::VcpuGetReg { .. } | Self::VcpuRun { .. } | Self::VcpuKick { .. } | Self::Unknown { .. } => None,
+            Self::VcpuGetReg { .. } | Self::VcpuRun { .. } | Self::VcpuKick { .. } => None,
+            Self::VmGic { .. } | Self::VmIrq { .. } | Self::Unknown { .. } => None,
         }
     }
 
@@ -171,6 +184,8 @@ impl Call {
             Self::MemShare { .. } => hvc::MEM_SHARE,
             Self::MemUnshare { .. } => hvc::MEM_UNSHARE,
             Self::GuestAccept { .. } => hvc::GUEST_ACCEPT,
+            Self::VmGic { .. } => hvc::VM_GIC,
+            Self::VmIrq { .. } => hvc::VM_IRQ,
             Self::Unknown { id } => id,
         }
     }

@@ -137,6 +137,8 @@ pub struct Vm {
     pub guest: u32,
     /// Guest frames that borrow a page of the host.
     pub borrowed: u32,
+    /// It has a `GICv3`. What that does is not specified here.
+    pub gic: bool,
 }
 
 /// A vCPU's life.

@@ -220,7 +220,9 @@ impl World {
         let gfn = self.gfn(random);
         let vcpu = if random.one_in(6) { random.next() } else { random.below(2) };
         let call = match random.below(100) {
-            0..4 => Call(BASE + 17 + u32::try_from(random.below(0x6f)).unwrap_or(0), vec![handle, pfn, gfn, count]),
+            0..2 => Call(BASE + 19 + u32::try_from(random.below(0x6d)).unwrap_or(0), vec![handle, pfn, gfn, count]),
+            2..3 => Call(VM_GIC, vec![handle, 16 * random.below(0x2000), 16 * random.below(0x2000)]),
+            3..4 => Call(VM_IRQ, vec![handle, random.below(300), random.below(2)]),
             4..6 => Call(VERSION, vec![]),
             6..9 => Call(COUNTER, vec![random.below(20), random.below(6)]),
             9..12 => {
@@ -246,7 +248,7 @@ impl World {
             96..98 => Call(GUEST_ACCEPT, vec![handle, vcpu, count]),
             _ => {
                 let wild = random.next() | 0x8000_0000_0000_0000;
-                Call(BASE + u32::try_from(random.below(17)).unwrap_or(0), vec![handle, wild, wild, wild, wild])
+                Call(BASE + u32::try_from(random.below(19)).unwrap_or(0), vec![handle, wild, wild, wild, wild])
             }
         };
         call.into()

@@ -12,6 +12,7 @@ mod fuzz;
 mod gmem;
 mod guest_memfd;
 mod hostile;
+mod interrupts;
 mod ioctls;
 mod kill;
 mod leaks;

@@ -150,7 +150,7 @@ pub(crate) fn all() -> Result<(), String> {
 }
 
 fn unknown(bench: &Bench) {
-    bench.refuse("unknown number: first free", BASE + 17, &[], NOT_SUPPORTED);
+    bench.refuse("unknown number: first free", BASE + 19, &[], NOT_SUPPORTED);
     bench.refuse("unknown number: last of the range", 0xC600_00FF, &[1, 2, 3], NOT_SUPPORTED);
     bench.refuse("unknown counter", COUNTER, &[0xffff, 0], BAD_ARGUMENT);
     bench.refuse("counter of no CPU", COUNTER, &[COUNTER_ENTRIES, 4096], BAD_ARGUMENT);
@@ -178,7 +178,7 @@ fn creation(bench: &Bench) {
 
 fn handles(bench: &Bench) {
     let pfn = bench.memory.first;
-    let calls: [(u32, &[u64]); 14] = [
+    let calls: [(u32, &[u64]); 16] = [
         (VM_RANGE, &[GFN, 1]),
         (VM_DESTROY, &[]),
         (VM_RECLAIM, &[pfn, 1]),
@@ -193,6 +193,8 @@ fn handles(bench: &Bench) {
         (MEM_SHARE, &[pfn, GFN, 1, 0]),
         (MEM_UNSHARE, &[GFN, 1]),
         (GUEST_ACCEPT, &[0, 1]),
+        (VM_GIC, &[0x8000, 0x8100]),
+        (VM_IRQ, &[40, 1]),
     ];
     for (call, rest) in calls {
         let with = |handle: u64| [&[handle], rest].concat();
@@ -211,6 +213,12 @@ fn ranges(bench: &Bench) {
     bench.refuse("donate: before any range", MEM_DONATE, &[a, bench.memory.first, GFN, 1, 0], GFN_OUT_OF_RANGE);
     bench.accept("range", VM_RANGE, &[a, GFN, RANGE]);
     bench.accept("range of B", VM_RANGE, &[bench.b, GFN, RANGE]);
+    bench.refuse("interrupt: no controller", VM_IRQ, &[a, 40, 1], WRONG_STATE);
+    bench.refuse("interrupt: an SGI", VM_IRQ, &[a, 15, 1], BAD_ARGUMENT);
+    bench.refuse("interrupt: a timer's", VM_IRQ, &[a, 27, 1], BAD_ARGUMENT);
+    bench.refuse("interrupt: neither high nor low", VM_IRQ, &[a, 40, 2], BAD_ARGUMENT);
+    bench.refuse("controller: not at 64 KB", VM_GIC, &[a, 0x8001, 0x8100], UNALIGNED);
+    bench.refuse("controller: beyond the address size", VM_GIC, &[a, 0x8000, 1 << 28], GFN_OUT_OF_RANGE);
     bench.refuse("range: overlap", VM_RANGE, &[a, GFN + RANGE - 1, 2], BAD_RANGE);
 }
 

@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use freehold_uapi::hvc::*;
 
 use crate::hostile::Hostile;
+use crate::interrupts;
 use crate::proto::{self, *};
 use crate::raw::{Arena, end, resting, settle, status_name};
 use crate::report::Step;
 
-const STEP: Step = Step("world-switch");
+pub(crate) const STEP: Step = Step("world-switch");
 const GFN: u64 = RAM_BASE >> 12;
 /// Declared RAM; only the first 512 frames are donated before the first run.
 const FRAMES: u64 = 1024;
@@ -29,9 +30,13 @@ enum Stopped {
 }
 
 /// One VM made by raw calls, and everything that was seen of it.
-struct Bench<'h> {
+pub(crate) struct Bench<'h> {
     hostile: &'h Hostile,
-    handle: u64,
+    pub(crate) handle: u64,
+    /// The VM has an interrupt controller; whether its SPI is to be raised when it waits, and whom that woke.
+    gic: bool,
+    pub(crate) raises: bool,
+    pub(crate) woke: Vec<u64>,
     pool: Arena,
     memory: Arena,
     more: Vec<Arena>,
@@ -40,7 +45,7 @@ struct Bench<'h> {
     results: BTreeMap<u64, u64>,
     console: String,
     /// Runs, by exit reason.
-    exits: BTreeMap<u64, usize>,
+    pub(crate) exits: BTreeMap<u64, usize>,
     compared: u32,
     /// Bytes of the host's vectors that a run changed.
     differ: u64,
@@ -51,7 +56,7 @@ struct Bench<'h> {
 }
 
 impl<'h> Bench<'h> {
-    fn new(hostile: &'h Hostile) -> Result<Self, String> {
+    pub(crate) fn new(hostile: &'h Hostile, gic: bool) -> Result<Self, String> {
         let image = std::fs::read("/lib/guest.bin").map_err(|e| format!("/lib/guest.bin: {e}"))?;
         let (pool, memory) = (Arena::new(hostile, 6)?, Arena::new(hostile, 9)?);
         for (pfn, page) in memory.all().zip(image.chunks(4096)) {
@@ -76,11 +81,18 @@ impl<'h> Bench<'h> {
                 return Err(format!("call {call:#x}: {}", status_name(status)));
             }
         }
+        if gic {
+            let status = hostile.call(VM_GIC, &[handle, GICD_GFN, GICR_GFN]);
+            STEP.same("a VM gets an interrupt controller", "SUCCESS", status_name(status));
+        }
         donate(hostile, handle, &memory, GFN)?;
         let expected = proto::hash_words(image.get(HASH_FROM..).unwrap_or_default());
         let mut bench = Self {
             hostile,
             handle,
+            gic,
+            raises: false,
+            woke: Vec::new(),
             pool,
             memory,
             more: Vec::new(),
@@ -95,10 +107,15 @@ impl<'h> Bench<'h> {
             leaked: 0,
         };
         let stopped = bench.go()?;
-        STEP.same("a guest boots", format!("{:?}", Stopped::Asks), format!("{stopped:?}"));
-        STEP.same("it runs what was written", format!("{expected:#x}"), format!("{:#x}", bench.result(REG_BOOT_HASH)));
-        STEP.same("its stage 1 is on, its FP computes", BOOT_STAGE1 | BOOT_FP, bench.result(REG_BOOT_FACTS));
-        STEP.same("it prints", BOOT_LINE, bench.console.trim_end());
+        let case = |what: &str| format!("{what}{}", if gic { ", with a controller" } else { "" });
+        STEP.same(&case("a guest boots"), format!("{:?}", Stopped::Asks), format!("{stopped:?}"));
+        STEP.same(
+            &case("it runs what was written"),
+            format!("{expected:#x}"),
+            format!("{:#x}", bench.result(REG_BOOT_HASH)),
+        );
+        STEP.same(&case("its stage 1 is on, its FP computes"), BOOT_STAGE1 | BOOT_FP, bench.result(REG_BOOT_FACTS));
+        STEP.same(&case("it prints"), BOOT_LINE, bench.console.trim_end());
         Ok(bench)
     }
 
@@ -115,7 +132,8 @@ impl<'h> Bench<'h> {
             }
             match x[1] {
                 EXIT_MMIO if self.device(x[2], x[3], x[4]) => return Ok(Stopped::Asks),
-                EXIT_MMIO | EXIT_IRQ | EXIT_WFI => {}
+                EXIT_WFI => self.waits(),
+                EXIT_MMIO | EXIT_IRQ => {}
                 EXIT_MEM_FAULT => self.back(x[2])?,
                 reason => return Ok(Stopped::Ended(reason, x[2])),
             }
@@ -138,6 +156,7 @@ impl<'h> Bench<'h> {
         self.answer = 0;
         *self.exits.entry(x[1]).or_default() += 1;
         let payload = match x[1] {
+            EXIT_WFI if self.gic => 1,
             EXIT_IRQ | EXIT_WFI => 0,
             EXIT_MEM_FAULT | EXIT_SYSTEM | EXIT_CRASH => 1,
             EXIT_MMIO if x[3] & MMIO_WRITE == 0 => 2,
@@ -153,12 +172,22 @@ impl<'h> Bench<'h> {
         Ok(x)
     }
 
+    /// The guest waits: for its timer, which it looks for itself, or for the SPI.
+    fn waits(&mut self) {
+        if core::mem::take(&mut self.raises) {
+            self.woke.push(self.hostile.raw(VM_IRQ.into(), &[self.handle, SPI, 1])[1]);
+        } else if self.gic {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+    }
+
     /// Serves one device access; whether the guest asks for a command.
     fn device(&mut self, ipa: u64, bits: u64, data: u64) -> bool {
         let register = ipa.wrapping_sub(DEVICE);
         if bits & MMIO_WRITE != 0 {
             match register {
                 REG_CONSOLE => self.console.push(char::from(data as u8)),
+                REG_SCRATCH if self.gic => drop(self.hostile.call(VM_IRQ, &[self.handle, SPI, 0])),
                 _ => drop(self.results.insert(register, data)),
             }
             return false;
@@ -180,7 +209,7 @@ impl<'h> Bench<'h> {
     }
 
     /// Has the guest do a command; its results. The guest must be asking.
-    fn command(&mut self, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
+    pub(crate) fn command(&mut self, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
         self.arguments = arguments;
         self.answer = command;
         for register in [REG_RESULT0, REG_RESULT1, REG_RESULT2] {
@@ -196,16 +225,18 @@ impl<'h> Bench<'h> {
     }
 
     /// Has the guest do a command that counts what is wrong.
-    fn clean(&mut self, case: &str, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
+    pub(crate) fn clean(&mut self, case: &str, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
         let results = self.command(command, arguments)?;
         STEP.judged(case, "0 wrong", format!("{} wrong ({results:x?})", results[0]), results[0] == 0);
         Ok(results)
     }
 
-    fn close(self) {
+    pub(crate) fn close(self) {
         let mut frames: Vec<u64> = self.memory.all().chain(self.pool.all()).collect();
         frames.extend(self.more.iter().flat_map(Arena::all));
-        STEP.same("every frame comes back", 0, end(self.hostile, self.handle, &frames));
+        let case =
+            if self.gic { "every frame comes back, of the one with a controller" } else { "every frame comes back" };
+        STEP.same(case, 0, end(self.hostile, self.handle, &frames));
         for arena in self.more.iter().chain([&self.memory, &self.pool]) {
             let _ = self.hostile.free(arena.first);
         }
@@ -230,7 +261,7 @@ fn donate(hostile: &Hostile, handle: u64, arena: &Arena, gfn: u64) -> Result<(),
 pub(crate) fn all() -> Result<(), String> {
     let hostile = Hostile::open()?;
     let before = resting(&hostile);
-    let mut bench = Bench::new(&hostile)?;
+    let mut bench = Bench::new(&hostile, false)?;
     let hash = bench.command(CMD_HASH, [0; 3])?[0];
     bench.clean("vectors of the guest survive 100 exits", CMD_FP, [100, 0, 0])?;
     bench.clean("registers of the guest survive 100 exits", CMD_STATE, [100, 0, 0])?;
@@ -274,6 +305,7 @@ pub(crate) fn all() -> Result<(), String> {
     let again = bench.run_once(false)?[0].cast_signed();
     STEP.same("and it runs no more", "WRONG_STATE", status_name(again));
     bench.close();
+    interrupts::all(&hostile)?;
     settle(STEP, "counters at rest", &hostile, &before);
     Ok(())
 }

@@ -11,11 +11,12 @@ use super::gic::HostGic;
 use super::keys::Keys;
 use super::partitions::HostPartitions;
 use super::profiling::HostProfiling;
-use super::timer::GuestTimer;
 use super::traps::HostTraps;
+use super::vgic::GuestGic;
 use crate::features::Ids;
 use crate::inject;
 use freehold_virt::registers::Registers;
+use freehold_virt::timer::Timer;
 
 /// EL1h, everything masked: the state of a vCPU before its first instruction.
 const RESET_PSTATE: u64 = 0x3c5;
@@ -34,6 +35,10 @@ pub(super) struct ExitRegisters {
     pub(super) hpfar: u64,
     /// Not zero: an SError was deferred to the end of the switch.
     pub(super) deferred: u64,
+    /// Not zero: EL2's own interrupts were let through.
+    pub(super) own: u64,
+    /// Not zero: an interrupt is pending that is not EL2's own.
+    pub(super) wanted: u64,
 }
 
 /// Everything that a vCPU is while it does not run.
@@ -46,7 +51,8 @@ pub struct GuestContext {
     pub(super) exit: ExitRegisters,
     pub(super) el1: El1State,
     pub(super) keys: Keys,
-    pub(super) timer: GuestTimer,
+    pub(super) timer: Timer,
+    pub(super) gic: GuestGic,
     pub(super) fp: GuestFp,
 }
 
@@ -58,12 +64,19 @@ impl GuestContext {
             x: [0; 31],
             pc: 0,
             pstate: RESET_PSTATE,
-            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0, deferred: 0 },
+            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0, deferred: 0, own: 0, wanted: 0 },
             el1: El1State::reset(),
             keys: Keys::new(),
-            timer: GuestTimer::new(),
+            timer: Timer::new(),
+            gic: GuestGic::new(),
             fp: GuestFp::new(),
         }
+    }
+
+    /// The virtual timer, as it was at the last exit.
+    #[must_use]
+    pub const fn timer(&self) -> Timer {
+        self.timer
     }
 
     /// Whether PSTATE names a state that a guest may run in.

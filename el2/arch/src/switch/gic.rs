@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The GIC's CPU interface around a guest: the host's priority mask is opened so that every interrupt
-//! of the host ends the run, and the guest reaches no register of the interface.
-//!
-//! List registers stay empty and ICH_HCR_EL2.En clear: virtual interrupts are not delivered yet.
+//! of the host ends the run. A guest without an interrupt controller reaches no register of the interface; for one
+//! that has one, [`super::vgic`] loads it.
 
 use crate::features::Ids;
 
@@ -23,7 +22,7 @@ impl HostGic {
         Self { priority_mask: 0, sre: 0 }
     }
 
-    /// Unmasks all priorities and takes the interface away from EL1.
+    /// Unmasks all priorities and takes the interface away from EL1, until a guest's is loaded.
     pub(super) fn open(&mut self, ids: &Ids) {
         if !ids.has_gic_registers() {
             return;

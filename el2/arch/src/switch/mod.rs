@@ -25,14 +25,17 @@ mod profiling;
 mod stage2;
 mod timer;
 mod traps;
+mod vgic;
 
 pub use context::{GuestContext, HostContext};
 pub use stage2::GuestRegime;
 pub(crate) use stage2::with_other_stage2;
+pub(crate) use vgic::list_registers;
 
 use crate::features::Ids;
 use crate::{barrier, vectors};
 use entry::Cause;
+use freehold_virt::vgic::Lists;
 
 /// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
 const CLASS_FP: u64 = 0x07;
@@ -46,6 +49,8 @@ pub enum ExitKind {
     Sync,
     /// A physical interrupt is pending for the host.
     Interrupt,
+    /// An interrupt of EL2's own brought the guest out: a timer's, or maintenance of the list registers.
+    Own,
     /// An SError came while the guest ran, or the guest's last accesses caused it.
     SError,
     /// The guest runs, or would run, in a state that is not served: AArch32, or above EL1.
@@ -82,13 +87,19 @@ pub fn host_is_busy() -> bool {
 
 /// Runs the guest in `ctx` until it exits, and puts the host back.
 ///
-/// An interrupt that is pending already, or a host that must not be left, returns at once.
+/// An interrupt that is pending already, or a host that must not be left, returns at once. `lists` is what a guest with
+/// an interrupt controller has in its CPU interface; without one it has none.
 ///
 /// # Safety
 /// `regime` names complete stage-2 tables and the VMID of the VM that `ctx` belongs to, and they
 /// stay so for the length of the call. The caller handles a trap of the host on this CPU: DAIF is
 /// masked and the host's stage 2 and registers are in force.
-pub unsafe fn enter(ctx: &mut GuestContext, host: &mut HostContext, regime: &GuestRegime) -> RawExit {
+pub unsafe fn enter(
+    ctx: &mut GuestContext,
+    host: &mut HostContext,
+    regime: &GuestRegime,
+    mut lists: Option<&mut Lists>,
+) -> RawExit {
     if !ctx.is_servable() {
         return RawExit::bare(ExitKind::BadState);
     }
@@ -103,9 +114,9 @@ pub unsafe fn enter(ctx: &mut GuestContext, host: &mut HostContext, regime: &Gue
         return RawExit::bare(ExitKind::Interrupt);
     }
     leave_host(host, &ids);
-    load_guest(ctx, host, regime, &ids);
+    load_guest(ctx, host, regime, lists.as_deref_mut(), &ids);
     let cause = run(ctx, host, &ids);
-    save_guest(ctx, &ids);
+    save_guest(ctx, lists, &ids);
     return_to_host(ctx, host, &ids);
     exit_of(cause, ctx)
 }
@@ -122,7 +133,7 @@ fn leave_host(host: &mut HostContext, ids: &Ids) {
 }
 
 /// Loads everything of the guest but its general registers and, until first use, its vectors.
-fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids: &Ids) {
+fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, lists: Option<&mut Lists>, ids: &Ids) {
     ctx.el1.stop_walks();
     ctx.el1.load_all_but_regime();
     host.el2.apply_guest_traps(ids);
@@ -134,7 +145,11 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids:
         stage2::forget_sibling_here();
     }
     ctx.el1.start_walks();
-    ctx.timer.load();
+    if let Some(lists) = lists {
+        ctx.gic.load(lists);
+        timer::limit(lists.deadline());
+    }
+    timer::load(ctx.timer);
     ctx.keys.load(ids);
     barrier::registers_in_effect();
 }
@@ -160,8 +175,13 @@ fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
 }
 
 /// Saves what the guest has, and leaves none of it where nothing will overwrite it.
-fn save_guest(ctx: &mut GuestContext, ids: &Ids) {
-    ctx.timer.save_and_stop();
+fn save_guest(ctx: &mut GuestContext, lists: Option<&mut Lists>, ids: &Ids) {
+    ctx.timer = timer::save_and_stop();
+    ctx.exit.own = lists.is_some().into();
+    if let Some(lists) = lists {
+        timer::lift_limit();
+        ctx.gic.save(lists);
+    }
     ctx.keys.save(ids);
     ctx.el1.save();
     errors::forget_virtual(ids);
@@ -180,6 +200,8 @@ fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
     }
     host.partitions.show(ids);
     host.profiling.resume(ids);
+    // Before the host's priorities are masked again: one that it masks is still the host's.
+    ctx.exit.wanted = read_sysreg!("isr_el1") & ISR_PENDING;
     host.gic.close(ids);
     ctx.exit.deferred = host.errors.put_back(ids).into();
     barrier::registers_in_effect();
@@ -187,9 +209,12 @@ fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
 
 fn exit_of(cause: Cause, ctx: &mut GuestContext) -> RawExit {
     let deferred = core::mem::take(&mut ctx.exit.deferred) != 0;
+    // Whatever EL2 lets through fell when the guest's state was taken off.
+    let own = ctx.exit.own != 0 && ctx.exit.wanted == 0;
     let kind = match cause {
         _ if deferred || cause.has_serror() => ExitKind::SError,
         Cause::SYNC if ctx.is_servable() => ExitKind::Sync,
+        Cause::IRQ | Cause::FIQ if ctx.is_servable() && own => ExitKind::Own,
         Cause::IRQ | Cause::FIQ if ctx.is_servable() => ExitKind::Interrupt,
         Cause::SERROR => ExitKind::SError,
         _ => ExitKind::BadState,

@@ -7,6 +7,7 @@
 //! source is tested on the development machine.
 
 mod abort;
+mod interrupts;
 mod memory;
 mod power;
 mod vcpu;
@@ -20,11 +21,14 @@ use freehold_mem::lock::{Mutex, Permit, World};
 use freehold_mem::{Guest, Host, Machine, Pfn, VmSlot, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::Refused;
+use freehold_virt::board::Board;
 use freehold_virt::call::{Call, Reply};
-use freehold_virt::handle::{Handle, MAX_VMS, SERVED_VCPUS, VcpuIndex};
+use freehold_virt::handle::{Handle, MAX_VMS, SERVED_VCPUS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::RawIds;
+use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Trap, Vcpu};
+use freehold_virt::vgic::{Kicks, Lists};
 use freehold_virt::vm::{Claimed, Vms};
 
 /// Most CPUs that a VM's turns are kept of; the binary checks that the machine has no more.
@@ -40,12 +44,14 @@ pub struct GuestSlot {
     pub memory: Guest,
     /// Which of its vCPUs ran last on each CPU.
     last: [Option<VcpuIndex>; MAX_CPUS],
+    /// Whether it has an interrupt controller: its board is looked at only then.
+    has_gic: bool,
 }
 
 impl GuestSlot {
     /// The slot, without a VM.
     pub const fn new(slot: VmSlot) -> Self {
-        Self { memory: Guest::new(slot), last: [None; MAX_CPUS] }
+        Self { memory: Guest::new(slot), last: [None; MAX_CPUS], has_gic: false }
     }
 
     /// Whether what a CPU has cached of the VM may be of another vCPU than `vcpu`, so that it must be flushed. From
@@ -68,9 +74,15 @@ impl GuestSlot {
         }
     }
 
-    /// Forgets where the vCPUs of the slot's former VM ran: its translations are gone.
-    fn forget_turns(&mut self) {
+    /// Whether it has an interrupt controller.
+    pub(crate) const fn has_gic(&self) -> bool {
+        self.has_gic
+    }
+
+    /// Forgets the slot's former VM: where its vCPUs ran, whose translations are gone, and what it had.
+    fn forget(&mut self) {
         self.last = [None; MAX_CPUS];
+        self.has_gic = false;
     }
 }
 
@@ -81,6 +93,8 @@ pub enum Stop {
     Trap(Trap),
     /// A physical interrupt is pending for the host.
     Interrupt,
+    /// An interrupt of EL2's own brought it out.
+    Own,
     /// An `SError`.
     SError,
     /// A state that is not served: `AArch32`, or above EL1.
@@ -99,8 +113,10 @@ pub trait Loaded<'a> {
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64>;
     /// The registers, and what the vCPU waits for.
     fn parts(&mut self) -> (&mut Self::Registers, &mut Vcpu);
-    /// Runs it until it stops.
-    fn run(&mut self, regime: &Self::Regime) -> Stop;
+    /// Its virtual timer, as it was when it stopped.
+    fn timer(&self) -> Timer;
+    /// Runs it until it stops, with these list registers if its VM has an interrupt controller.
+    fn run(&mut self, regime: &Self::Regime, lists: Option<&mut Lists>) -> Stop;
 }
 
 /// The machine as the handlers see it.
@@ -111,6 +127,8 @@ pub trait Platform {
     type HostLock: Mutex<Value = Host<'static>>;
     /// The lock around a VM's.
     type GuestLock: Mutex<Value = GuestSlot>;
+    /// The lock around a VM's board. It is the last one that is taken.
+    type BoardLock: Mutex<Value = Board>;
     /// How a VM translates addresses.
     type Regime;
     /// A loaded vCPU.
@@ -122,6 +140,8 @@ pub trait Platform {
     fn machine(&self) -> Self::Machine;
     /// The locks.
     fn world(&self) -> &World<Self::HostLock, Self::GuestLock, MAX_VMS>;
+    /// The board of the VM in this slot.
+    fn board(&self, slot: Slot) -> &Self::BoardLock;
     /// Who lives in which slot.
     fn vms(&self) -> Vms<'_, AtomicU64>;
     /// Whether VMs can run here.
@@ -132,6 +152,12 @@ pub trait Platform {
     fn set_closing(&self, closing: bool);
     /// Number of this CPU, below [`MAX_CPUS`].
     fn cpu(&self) -> usize;
+    /// The counter.
+    fn now(&self) -> u64;
+    /// How many list registers this CPU has.
+    fn list_registers(&self) -> usize;
+    /// Interrupts other CPUs, by number, for their host, so that their guests come out.
+    fn interrupt(&self, cpus: u32);
     /// Whether an interrupt waits for the host on this CPU.
     fn host_is_wanted(&self) -> bool;
     /// Makes a vCPU that was just reset in a frame of its VM's pool; returns what its claim will know it by.
@@ -165,6 +191,10 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
         }
         Call::VmCreate { ipa_bits, pool } => vm::create(p, permit, ipa_bits, pool),
         Call::VmRange { vm, run } => vm::range(p, permit, vm, run),
+        Call::VmGic { vm, distributor, redistributors } => {
+            interrupts::declare(p, permit, vm, distributor, redistributors)
+        }
+        Call::VmIrq { vm, spi, high } => interrupts::set(p, vm, spi, high),
         Call::VmDestroy { vm } => vm::destroy(p, permit, vm),
         Call::VmReclaim { vm, run } => vm::reclaim(p, permit, vm, run),
         Call::PoolTopup { vm, run } => vm::top_up(p, permit, vm, run),
@@ -192,6 +222,14 @@ pub const fn clears_all(id: u32) -> bool {
 fn version(p: &impl Platform) -> Reply {
     let slots = if p.serves_vms() { MAX_VMS as u64 } else { 0 };
     Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, SERVED_VCPUS as u64])
+}
+
+/// Gives kicks. The answer to the host says whom it has to wake.
+pub(crate) fn give(p: &impl Platform, kicks: Kicks) -> u64 {
+    if kicks.cpus != 0 {
+        p.interrupt(kicks.cpus);
+    }
+    kicks.sleepers.into()
 }
 
 /// Does something under the host's lock and the VM's. The handle is checked under them, so that the slot can not get

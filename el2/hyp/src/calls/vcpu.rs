@@ -3,7 +3,7 @@
 
 use super::{Loaded, Platform, with_both, with_guest};
 use freehold_mem::Life;
-use freehold_mem::lock::Permit;
+use freehold_mem::lock::{Mutex, Permit};
 use freehold_virt::Refused;
 use freehold_virt::call::Reply;
 use freehold_virt::handle::{Handle, VcpuIndex};
@@ -19,6 +19,7 @@ pub(super) fn create(p: &impl Platform, permit: &mut Permit, vm: Handle, index: 
         }
         let frame = guest.memory.take_frame(host, &mut p.machine())?;
         p.vms().create_vcpu(vm, index, p.create_vcpu(frame));
+        p.board(vm.slot()).acquire().add_vcpu();
         Ok(Reply::done())
     })
 }

@@ -4,10 +4,11 @@
 //! Keeps I8: the slot is free again when the last frame went back, and its handle is stale from then on.
 
 use super::{Platform, with_both, with_guest};
-use freehold_mem::lock::Permit;
+use freehold_mem::lock::{Mutex, Permit};
 use freehold_mem::verbs::{el2_return_host, host_donate_el2, host_reclaim};
 use freehold_mem::{Claim, GfnRun, Kind, PfnRun, Refused as Memory};
 use freehold_virt::Refused;
+use freehold_virt::board::Board;
 use freehold_virt::call::Reply;
 use freehold_virt::handle::Handle;
 
@@ -32,7 +33,8 @@ pub(super) fn create(
     let (host, guest) = both.get();
     let checked = host_donate_el2::check_birth(host, &mut guest.memory, pool, Kind::Protected, ipa_bits)?;
     checked.commit(&mut p.machine());
-    guest.forget_turns();
+    guest.forget();
+    *p.board(slot.handle().slot()).acquire() = Board::new();
     Ok(Reply::value(slot.publish().encode()))
 }
 

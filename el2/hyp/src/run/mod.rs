@@ -5,6 +5,7 @@
 //! the vCPU's block. The loop ends at the first physical interrupt, so the host's CPU is never held (I7). Takes the VM's
 //! lock only to look at its memory, and the host's as well only for the guest's own calls.
 
+mod interrupts;
 mod space;
 
 use crate::calls::{Loaded, Platform, Stop, with_guest};
@@ -41,17 +42,31 @@ pub(crate) fn run<P: Platform>(
     let (registers, vcpu) = loaded.parts();
     vcpu.complete(answer, registers);
     loaded.claim().ran();
+    let mut vmcr = 0;
     loop {
         if loaded.claim().take_kick() {
             return Ok(leave(Exit::Kicked));
         }
-        let next = match loaded.run(&turn.regime) {
+        let stop = if turn.has_gic {
+            interrupts::run(p, vm, index, &mut loaded, &turn.regime, &mut vmcr)
+        } else {
+            loaded.run(&turn.regime, None)
+        };
+        let next = match stop {
+            Stop::Own => Next::Resume,
             Stop::Trap(trap) => {
                 // It trapped, so it was entered; an interrupt alone does not say that.
                 if turn.flushes {
                     turn = keep(p, permit, vm, index)?;
                 }
-                decide(p, permit, vm, turn.ipa_bits, &mut loaded, trap)?
+                if turn.has_gic && interrupts::system_register(p, vm, index, &mut loaded, trap) {
+                    Next::Resume
+                } else {
+                    match decide(p, permit, vm, &turn, &mut loaded, trap)? {
+                        Next::Leave(exit) if turn.has_gic => interrupts::keep(p, vm, index, &mut loaded, exit, vmcr),
+                        next @ (Next::Leave(_) | Next::Resume) => next,
+                    }
+                }
             }
             Stop::Interrupt => Next::Leave(Exit::Irq),
             Stop::SError => Next::Leave(Exit::Crash(Crash::Abort)),
@@ -71,6 +86,7 @@ pub(crate) fn run<P: Platform>(
 struct Turn<R> {
     regime: R,
     ipa_bits: u32,
+    has_gic: bool,
     /// Each entry drops what this CPU has cached of the VM.
     flushes: bool,
 }
@@ -93,7 +109,8 @@ fn begin<P: Platform>(
         }
         guest.memory.start()?;
         let flushes = guest.begin_turn(p.cpu(), index);
-        Ok(Turn { regime: p.regime(root, guest.memory.vmid(), index, flushes), ipa_bits: root.1, flushes })
+        let regime = p.regime(root, guest.memory.vmid(), index, flushes);
+        Ok(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes })
     })
 }
 
@@ -102,7 +119,8 @@ fn keep<P: Platform>(p: &P, permit: &mut Permit, vm: Handle, index: VcpuIndex) -
     with_guest(p, permit, vm, |guest| {
         let root = guest.memory.root().ok_or(Refused::WrongState)?;
         guest.keep_turn(p.cpu(), index);
-        Ok(Turn { regime: p.regime(root, guest.memory.vmid(), index, false), ipa_bits: root.1, flushes: false })
+        let regime = p.regime(root, guest.memory.vmid(), index, false);
+        Ok(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes: false })
     })
 }
 
@@ -111,13 +129,13 @@ fn decide<'a, P: Platform>(
     p: &'a P,
     permit: &mut Permit,
     vm: Handle,
-    ipa_bits: u32,
+    turn: &Turn<P::Regime>,
     loaded: &mut P::Loaded<'a>,
     trap: Trap,
 ) -> Result<Next, Refused> {
     let class = trap.esr >> 26 & 0x3f;
     let raw_ids = if class == CLASS_SYSREG { p.raw_ids() } else { RawIds::default() };
-    let ids = IdView::new(&raw_ids, ipa_bits);
+    let ids = IdView::new(&raw_ids, turn.ipa_bits).with_gic(turn.has_gic);
     let (registers, vcpu) = loaded.parts();
     let (world, slot, machine) = (p.world(), vm.slot().index(), p.machine());
     Ok(match class {

@@ -17,7 +17,7 @@ use arrayvec::ArrayVec;
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_arch::phys::{self, Fresh};
-use freehold_arch::{cache, fatal, features, host, image, mmu, percpu, tlb, uart};
+use freehold_arch::{cache, fatal, features, gicr, host, image, mmu, percpu, tlb, uart};
 use freehold_mem::lock::World;
 use freehold_mem::{Attributes, Host, Machine as Ports, MapError, MemoryMap, PAGE_SIZE, Pfn, PfnRun};
 use freehold_virt::psci::{Affinity, Slot};
@@ -59,7 +59,7 @@ fn run<K: Kind>(dtb_address: usize) -> Result<Infallible, Stop> {
         &mut uart::Uart,
         &Facts { machine: &machine, own: &own, ledger: &ledger, payload, ipa_bits: host::ipa_bits() },
     );
-    start_host::<K>(memory, cpus, matches!(machine.gic, Gic::V3 { .. }), payload, host_dtb)
+    start_host::<K>(memory, cpus, find_redistributors(&machine)?, payload, host_dtb)
 }
 
 /// Refuses a core that cannot do what the tables need.
@@ -106,6 +106,24 @@ fn use_console(machine: &Machine) -> Result<(), Stop> {
     map_or_stop(console as usize, (console + PAGE) as usize, mmu::Kind::Device)?;
     uart::set_base(console as usize);
     Ok(())
+}
+
+/// Finds each CPU's redistributor; `false` where VMs can not have interrupts.
+fn find_redistributors(machine: &Machine) -> Result<bool, Stop> {
+    let Gic::V3 { redistributors, .. } = &machine.gic else { return Ok(false) };
+    for region in redistributors {
+        let inside = region.end <= 1 << host::ipa_bits() && region.start.is_multiple_of(PAGE_SIZE);
+        if !inside || machine.banks.iter().any(|bank| layout::overlap(bank, region)) {
+            return Err(Stop::with(
+                "redistributors lie in RAM, out of range, or not at a page",
+                "address",
+                region.start,
+            ));
+        }
+        map_or_stop(region.start as usize, region.end as usize, mmu::Kind::Device)?;
+        gicr::find(region.start as usize, region.end as usize);
+    }
+    Ok(gicr::all_found())
 }
 
 /// Gives every CPU its record: the boot CPU has number 0.

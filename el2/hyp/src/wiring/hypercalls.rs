@@ -5,6 +5,8 @@ use super::{Kind, counters, statics};
 use crate::calls::{self, GuestSlot, Loaded, Platform, Stop};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
+use freehold_arch::gicr;
+use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::this_cpu;
 use freehold_arch::switch::{self, ExitKind, GuestContext};
 use freehold_arch::vcpu::{self, Regime};
@@ -12,9 +14,12 @@ use freehold_arch::vectors::HostFrame;
 use freehold_mem::lock::Permit;
 use freehold_mem::{Pfn, VmSlot, Vmid};
 use freehold_uapi::hvc;
-use freehold_virt::handle::VcpuIndex;
+use freehold_virt::board::Board;
+use freehold_virt::handle::{Slot, VcpuIndex};
 use freehold_virt::sysreg::RawIds;
+use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Trap, Vcpu};
+use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
 const _: () = assert!(freehold_arch::percpu::MAX_CPUS <= calls::MAX_CPUS, "every CPU's turns are kept");
@@ -85,11 +90,16 @@ impl<'a> Loaded<'a> for Here<'a> {
         self.0.parts()
     }
 
-    fn run(&mut self, regime: &Regime) -> Stop {
-        let exit = self.0.run(regime);
+    fn timer(&self) -> Timer {
+        self.0.timer()
+    }
+
+    fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> Stop {
+        let exit = self.0.run(regime, lists);
         match exit.kind {
             ExitKind::Sync => Stop::Trap(Trap { esr: exit.esr, far: exit.far, hpfar: exit.hpfar }),
             ExitKind::Interrupt => Stop::Interrupt,
+            ExitKind::Own => Stop::Own,
             ExitKind::SError => Stop::SError,
             ExitKind::BadState => Stop::BadState,
             ExitKind::HostBusy => Stop::HostBusy,
@@ -101,6 +111,7 @@ impl<K: Kind> Platform for El2<K> {
     type Machine = K::Machine;
     type HostLock = K::HostLock;
     type GuestLock = K::GuestLock;
+    type BoardLock = Ticket<Board>;
     type Regime = Regime;
     type Loaded<'a> = Here<'a>;
 
@@ -110,6 +121,13 @@ impl<K: Kind> Platform for El2<K> {
 
     fn world(&self) -> &statics::Locks<K> {
         &statics::machine::<K>().world
+    }
+
+    fn board(&self, slot: Slot) -> &Ticket<Board> {
+        match statics::BOARDS.get(slot.index()) {
+            Some(board) => board,
+            None => freehold_arch::fatal::defect("a VM slot without a board"),
+        }
     }
 
     fn vms(&self) -> Vms<'_, AtomicU64> {
@@ -130,6 +148,18 @@ impl<K: Kind> Platform for El2<K> {
 
     fn cpu(&self) -> usize {
         this_cpu().index()
+    }
+
+    fn now(&self) -> u64 {
+        vcpu::now()
+    }
+
+    fn list_registers(&self) -> usize {
+        vcpu::list_registers()
+    }
+
+    fn interrupt(&self, cpus: u32) {
+        gicr::interrupt(cpus);
     }
 
     fn host_is_wanted(&self) -> bool {

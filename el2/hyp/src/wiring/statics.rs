@@ -5,8 +5,10 @@ use super::Kind;
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, AtomicU64};
 use freehold_arch::host::Alike;
+use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::MAX_CPUS;
 use freehold_mem::lock::World;
+use freehold_virt::board::Board;
 use freehold_virt::psci::{Relay, Slot};
 use freehold_virt::smc::Platform;
 use freehold_virt::vm::VmCell;
@@ -46,6 +48,9 @@ pub(crate) static CLOSING: AtomicBool = AtomicBool::new(false);
 
 /// Who lives in which slot.
 pub(crate) static VMS: [VmCell<AtomicU64>; VM_SLOTS] = [VmCell::NEW; VM_SLOTS];
+
+/// The board of each slot's VM.
+pub(crate) static BOARDS: [Ticket<Board>; VM_SLOTS] = [const { Ticket::new(Board::new()) }; VM_SLOTS];
 
 /// Where a binary keeps the sealed machine.
 pub struct Home<K: Kind>(Once<Machine<K>>);

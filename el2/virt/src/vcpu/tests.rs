@@ -238,7 +238,7 @@ fn system_registers_go_through_the_policy() {
 #[test]
 fn wfi_waits_wfe_does_not_and_smc_is_unknown() {
     let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
-    assert_eq!(run(&mut vcpu, &mut r, 0x01 << 26, 0), Next::Leave(Exit::Wfi));
+    assert_eq!(run(&mut vcpu, &mut r, 0x01 << 26, 0), Next::Leave(Exit::Wfi(0)));
     assert_eq!(run(&mut vcpu, &mut r, 0x01 << 26 | 1, 0), Next::Resume);
     assert_eq!(run(&mut vcpu, &mut r, 0x17 << 26, 0), Next::Resume);
     assert_eq!((r.x[0], r.pc), (u64::MAX, 0x8000_000c));

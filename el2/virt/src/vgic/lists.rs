@@ -33,11 +33,22 @@ pub struct Lists {
     used: usize,
     control: u64,
     holds_timer: bool,
+    deadline: Option<u64>,
+    vmcr: u64,
+    ends: u32,
 }
 
 impl Lists {
     /// Nothing loaded.
-    pub const EMPTY: Self = Self { entries: [0; MAX_LISTS], used: 0, control: ENABLE, holds_timer: false };
+    pub const EMPTY: Self = Self {
+        entries: [0; MAX_LISTS],
+        used: 0,
+        control: ENABLE,
+        holds_timer: false,
+        deadline: None,
+        vmcr: 0,
+        ends: 0,
+    };
 
     /// The `ICH_LR<n>_EL2` in use. The CPU writes back what became of them.
     pub fn entries(&mut self) -> &mut [u64] {
@@ -55,6 +66,27 @@ impl Lists {
     #[must_use]
     pub const fn holds_timer(&self) -> bool {
         self.holds_timer
+    }
+
+    /// When the guest has to come out at the latest, by the counter: its physical timer fires then.
+    #[must_use]
+    pub const fn deadline(&self) -> Option<u64> {
+        self.deadline
+    }
+
+    pub(crate) fn until(&mut self, deadline: Option<u64>) {
+        self.deadline = deadline;
+    }
+
+    /// Notes what else the CPU says at an exit: `ICH_VMCR_EL2`, and `ICH_HCR_EL2.EOIcount`.
+    pub fn note(&mut self, vmcr: u64, ends: u32) {
+        (self.vmcr, self.ends) = (vmcr, ends);
+    }
+
+    /// `ICH_VMCR_EL2` at the exit.
+    #[must_use]
+    pub const fn vmcr(&self) -> u64 {
+        self.vmcr
     }
 
     fn push(&mut self, entry: u64) {
@@ -92,14 +124,14 @@ impl Vgic {
         lists
     }
 
-    /// Folds the list registers back, as the CPU left them; `ends` is `ICH_HCR_EL2.EOIcount`. The vCPU is out. What it
-    /// gives up may be another one's by now.
-    pub fn save(&mut self, vcpu: VcpuIndex, lists: &mut Lists, ends: u32) -> Kicks {
+    /// Folds the list registers back, as the CPU left them. The vCPU is out. What it gives up may be another one's
+    /// by now.
+    pub fn save(&mut self, vcpu: VcpuIndex, lists: &mut Lists) -> Kicks {
         let me = vcpu.index();
         let mut kicks = Kicks::NONE;
         self.put(vcpu, Place::Out);
         // Only these can have been ended without a list register. The last one acknowledged is the first one ended.
-        for _ in 0..ends.min(31) {
+        for _ in 0..lists.ends.min(31) {
             let Some(ended) = self.first(me, Want::Stranded) else { break };
             kicks = kicks.and(self.deactivate(vcpu, ended.intid.number().into()));
         }

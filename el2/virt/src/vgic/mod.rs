@@ -130,7 +130,7 @@ impl Vgic {
 
     /// One SPI that [`Self::resample`] asked for and that the guest is done with.
     pub fn take_ended(&mut self) -> Option<Intid> {
-        (1u32..).zip(&mut self.spis).find_map(|(n, bank)| {
+        (1u32..8).zip(&mut self.spis).find_map(|(n, bank)| {
             let bit = Bits(bank.ended).next()?;
             bank.ended &= bank.ended.wrapping_sub(1);
             Some(Intid::in_bank(n, bit))
@@ -293,7 +293,7 @@ impl Vgic {
     /// Everything that is ready for the vCPU, or that it has acknowledged and that is in no list register.
     fn candidates(&self, me: usize, want: Want) -> impl Iterator<Item = Candidate> + '_ {
         let local = self.locals.get(me);
-        let banks = local.map(|local| (0, &local.bank)).into_iter().chain((1u32..).zip(&self.spis));
+        let banks = local.map(|local| (0, &local.bank)).into_iter().chain((1u32..8).zip(&self.spis));
         let groups = if local.is_some_and(|local| !local.sleeps) { self.groups } else { 0 };
         banks.flat_map(move |(n, bank)| {
             let shared = (n as usize).checked_sub(1);

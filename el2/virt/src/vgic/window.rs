@@ -5,8 +5,9 @@ use super::Frame;
 use crate::Refused;
 use crate::handle::VcpuIndex;
 
-/// Bytes of a frame.
+/// Bytes of a frame, and granules.
 const FRAME: u64 = 0x1_0000;
+const GRANULES: u64 = 16;
 
 /// The addresses of the frames, as the host declared them before the first run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,17 +17,20 @@ pub struct Window {
 }
 
 impl Window {
-    /// Takes the addresses of the distributor and of the first redistributor. Where they overlap the distributor is met.
+    /// Takes the first guest frames of the distributor and of the redistributors. Where they overlap the distributor
+    /// is met, and where either overlaps RAM, the RAM is.
     ///
     /// # Errors
-    /// `Unaligned` for one that is no multiple of 64 KB, `BadArgument` for one beyond `ipa_bits`.
+    /// `Unaligned` for one that is not at 64 KB; `GfnOutOfRange` for one of which not even two frames fit.
     pub fn new(distributor: u64, redistributors: u64, ipa_bits: u32) -> Result<Self, Refused> {
-        let end = 1u64.unbounded_shl(ipa_bits).saturating_sub(FRAME.saturating_mul(2));
-        match (distributor | redistributors).is_multiple_of(FRAME) {
-            false => Err(Refused::Unaligned),
-            true if distributor > end || redistributors > end => Err(Refused::BadArgument),
-            true => Ok(Self { distributor, redistributors }),
+        if !(distributor | redistributors).is_multiple_of(GRANULES) {
+            return Err(Refused::Unaligned);
         }
+        let last = (1u64.unbounded_shl(ipa_bits) >> 12).saturating_sub(GRANULES.saturating_mul(2));
+        if distributor > last || redistributors > last {
+            return Err(freehold_mem::Refused::GfnOutOfRange.into());
+        }
+        Ok(Self { distributor: distributor << 12, redistributors: redistributors << 12 })
     }
 
     /// The frame and the offset in it that an address means in a VM with so many vCPUs.

@@ -44,6 +44,8 @@ pub(super) fn decide(state: &impl State, call: &Call, env: &Env<'_>) -> Outcome 
         }
         Call::MemUnshare { vm, gfn, count } => memory::decide_unshare(state, vm, gfn, count),
         Call::GuestAccept { vm, vcpu, count } => memory::decide_accept(state, vm, vcpu, count, env),
+        Call::VmGic { vm, distributor, redistributors } => vm::decide_gic(state, vm, distributor, redistributors),
+        Call::VmIrq { vm, intid, level } => vm::decide_irq(state, vm, intid, level),
         Call::Unknown { .. } => Outcome::refused(Statuses::one(hvc::NOT_SUPPORTED)),
     }
 }
@@ -51,7 +53,8 @@ pub(super) fn decide(state: &impl State, call: &Call, env: &Env<'_>) -> Outcome 
 pub(super) fn apply(state: &mut impl State, cpu: u8, call: &Call, env: &Env<'_>) {
     match *call {
         Call::Version | Call::Counter { .. } | Call::VcpuSetReg { .. } | Call::VcpuGetReg { .. } => {}
-        Call::Unknown { .. } => {}
+        Call::VmIrq { .. } | Call::Unknown { .. } => {}
+        Call::VmGic { vm, .. } => vm::gic(state, vm),
         Call::VmCreate { flags, ipa_bits, pfn, count } => vm::create(state, flags, ipa_bits, pfn, count, env),
         Call::VmRange { vm, gfn, count } => vm::range(state, vm, gfn, count),
         Call::VmDestroy { vm } => vm::destroy(state, vm),

@@ -77,6 +77,43 @@ pub(super) fn range(s: &mut impl State, who: Who, gfn: u64, count: u64) {
     }
 }
 
+/// Guest frames of 64 KB, and of the distributor or the first redistributor with the frame behind it.
+const GIC_FRAMES: u64 = 16;
+const GIC_LEAST: u64 = 32;
+
+pub(super) fn decide_gic(s: &impl State, who: Who, distributor: u64, redistributors: u64) -> Outcome {
+    let odd = !distributor.is_multiple_of(GIC_FRAMES) || !redistributors.is_multiple_of(GIC_FRAMES);
+    let (_, vm) = match named(s, who) {
+        Ok(found) => found,
+        Err(e) => return Outcome::refused(e),
+    };
+    let last = frames_of(vm.ipa_bits).saturating_sub(GIC_LEAST);
+    let no = Statuses::NONE
+        .when(vm.life != Life::Open, hvc::WRONG_STATE)
+        .when(odd, hvc::UNALIGNED)
+        .when(distributor > last || redistributors > last, hvc::GFN_OUT_OF_RANGE);
+    unless(no, Done::Host(NOTHING))
+}
+
+pub(super) fn gic(s: &mut impl State, who: Who) {
+    if let Ok((slot, vm)) = named(s, who) {
+        s.set_vm(slot, Vm { gic: true, ..vm });
+    }
+}
+
+pub(super) fn decide_irq(s: &impl State, who: Who, intid: u64, level: u64) -> Outcome {
+    let no = Statuses::NONE.when(!(32..256).contains(&intid) || level > 1, hvc::BAD_ARGUMENT);
+    let (_, vm) = match named(s, who) {
+        Ok(found) => found,
+        Err(e) => return Outcome::refused(no.and(e)),
+    };
+    // Whom it wakes is not specified here.
+    unless(
+        no.when(!vm.alive() || !vm.gic, hvc::WRONG_STATE),
+        Done::Host([Value::Any, NOTHING[1], NOTHING[2], NOTHING[3]]),
+    )
+}
+
 pub(super) fn decide_destroy(s: &impl State, who: Who) -> Outcome {
     let (slot, vm) = match named(s, who) {
         Ok(found) => found,

@@ -178,6 +178,27 @@ fn every_documented_error_can_be_produced_and_no_other() {
     seen.handles(rig, MEM_UNSHARE, stale, &[GUEST_RAM, 1]);
     seen.no(rig, MEM_UNSHARE, &[a, GUEST_RAM, 1], WRONG_STATE);
 
+    // Interrupts
+    seen.handles(rig, VM_GIC, stale, &[0x10, 0x20]);
+    seen.no(rig, VM_GIC, &[a, 0x10, 0x20], WRONG_STATE);
+    for (distributor, redistributors, expected) in [
+        (1, 0, UNALIGNED),
+        (0, 8, UNALIGNED),
+        (u64::MAX, 0, UNALIGNED),
+        (1 << 28, 0, GFN_OUT_OF_RANGE),
+        (0, (1 << 28) - 16, GFN_OUT_OF_RANGE),
+        (0, 1 << 60, GFN_OUT_OF_RANGE),
+    ] {
+        seen.no(rig, VM_GIC, &[b, distributor, redistributors], expected);
+    }
+    seen.handles(rig, VM_IRQ, stale, &[32, 1]);
+    seen.no(rig, VM_IRQ, &[b, 32, 1], WRONG_STATE);
+    for (intid, level) in
+        [(0, 1), (15, 1), (16, 1), (27, 1), (31, 0), (256, 1), (1 << 32 | 32, 1), (32, 2), (32, 1 << 63)]
+    {
+        seen.no(rig, VM_IRQ, &[b, intid, level], BAD_ARGUMENT);
+    }
+
     // Answers
     seen.handles(rig, GUEST_ACCEPT, stale, &[0, 1]);
     seen.no(rig, GUEST_ACCEPT, &[a, 9, 1], WRONG_VCPU);
@@ -267,6 +288,8 @@ fn reclaiming(rig: &Rig, seen: &mut Seen, stale: u64, a: u64, b: u64) {
         (MEM_DONATE, &[RAM + 2000, GUEST_RAM + 16, 1, 0]),
         (MEM_DONATE_LIST, &[RAM + 2000, 1, 0]),
         (GUEST_ACCEPT, &[0, 1]),
+        (VM_GIC, &[0x10, 0x20]),
+        (VM_IRQ, &[32, 1]),
     ] {
         seen.no(rig, id, &[&[a], rest].concat(), WRONG_STATE);
     }
@@ -294,7 +317,7 @@ fn slots_run_out() {
 #[test]
 fn an_unknown_call_is_not_supported() {
     let rig = Rig::new();
-    for id in [0, BASE - 1, BASE + 17, CALL_UID, u32::MAX, 0xC400_0003] {
+    for id in [0, BASE - 1, BASE + 19, CALL_UID, u32::MAX, 0xC400_0003] {
         assert_eq!(rig.no(id, &[1, 2, 3, 4, 5]), NOT_SUPPORTED);
     }
 }

@@ -10,10 +10,13 @@ use freehold_mem::lock::{Mutex, Permit, World};
 use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
 use freehold_mem::{Attributes, Entry, Host, MemoryMap, PAGE_SIZE, Pfn, PfnRun, VmSlot, Vmid};
 use freehold_uapi::hvc;
-use freehold_virt::handle::{MAX_VMS, VcpuIndex};
+use freehold_virt::board::Board;
+use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::RawIds;
+use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, VmCell, Vms};
 
 use crate::calls::{self, GuestSlot, Loaded, Platform, Stop};
@@ -194,6 +197,15 @@ pub(super) struct Rig {
     pub(super) busy: AtomicBool,
     pub(super) closing: AtomicBool,
     pub(super) cpu: AtomicU64,
+    boards: Vec<Lock<Board>>,
+    /// The time, and what a vCPU's virtual timer says at its exits.
+    pub(super) now: AtomicU64,
+    pub(super) timer: Std<Timer>,
+    /// List registers of each entry of a VM with an interrupt controller, and the masks of its interface.
+    pub(super) lists: Std<Vec<Vec<u64>>>,
+    pub(super) masks: AtomicU64,
+    /// CPUs that were interrupted.
+    pub(super) interrupted: AtomicU64,
 }
 
 fn run_of(first: u64, count: u64) -> PfnRun {
@@ -231,6 +243,12 @@ impl Rig {
             busy: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             cpu: AtomicU64::new(0),
+            boards: (0..MAX_VMS).map(|_| Lock::new(Board::new())).collect(),
+            now: AtomicU64::new(1000),
+            timer: Std::default(),
+            lists: Std::default(),
+            masks: AtomicU64::new(0),
+            interrupted: AtomicU64::new(0),
         };
         // A slot's word is zero until somebody looked at it: let that be over, so that words can be compared.
         let all: Vec<_> = (0..MAX_VMS).map(|_| rig.vms().reserve()).collect();
@@ -290,6 +308,9 @@ impl Rig {
             text.push(std::format!("{:?}", guest.get()));
         }
         text.push(std::format!("{:?}", self.cells));
+        // The others are as their VM's creation leaves them.
+        let boards = self.boards.iter().map(|board| board.acquire().clone());
+        text.extend(boards.enumerate().filter(|(_, b)| *b != Board::new()).map(|b| std::format!("{b:?}")));
         (self.memory.picture(), text, self.blocks.lock().unwrap().clone())
     }
 
@@ -335,7 +356,16 @@ impl<'a> Loaded<'a> for Open<'a> {
     fn parts(&mut self) -> (&mut Fake, &mut Vcpu) {
         (&mut self.block.registers, &mut self.block.vcpu)
     }
-    fn run(&mut self, sibling: &bool) -> Stop {
+    fn timer(&self) -> Timer {
+        *self.rig.timer.lock().unwrap()
+    }
+    fn run(&mut self, sibling: &bool, lists: Option<&mut Lists>) -> Stop {
+        if let Some(lists) = lists {
+            self.rig.lists.lock().unwrap().push(lists.entries().to_vec());
+            // The guest ends whatever it is given at once.
+            lists.entries().iter_mut().for_each(|entry| *entry &= !(3 << 62));
+            lists.note(self.rig.masks.load(Ordering::Relaxed), 0);
+        }
         self.rig.regimes.lock().unwrap().push(*sibling);
         let act = self.rig.script.lock().unwrap().pop_front();
         act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers))
@@ -352,6 +382,7 @@ impl Platform for Rig {
     type Machine = Memory;
     type HostLock = Lock<Host<'static>>;
     type GuestLock = Lock<GuestSlot>;
+    type BoardLock = Lock<Board>;
     type Regime = bool;
     type Loaded<'a> = Open<'a>;
 
@@ -361,8 +392,20 @@ impl Platform for Rig {
     fn world(&self) -> &World<Self::HostLock, Self::GuestLock, MAX_VMS> {
         &self.world
     }
+    fn board(&self, slot: Slot) -> &Lock<Board> {
+        &self.boards[slot.index()]
+    }
     fn vms(&self) -> Vms<'_, AtomicU64> {
         Vms::new(&self.cells)
+    }
+    fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+    fn list_registers(&self) -> usize {
+        4
+    }
+    fn interrupt(&self, cpus: u32) {
+        self.interrupted.fetch_or(cpus.into(), Ordering::Relaxed);
     }
     fn serves_vms(&self) -> bool {
         self.serves_vms.load(Ordering::Relaxed)

@@ -129,7 +129,8 @@ impl Rig {
         let cpu = &mut self.cpus[n];
         assert!(cpu.inside);
         cpu.inside = false;
-        let kicks = self.vgic.save(vcpu(n), &mut cpu.lists, core::mem::take(&mut cpu.ends));
+        cpu.lists.note(0, core::mem::take(&mut cpu.ends));
+        let kicks = self.vgic.save(vcpu(n), &mut cpu.lists);
         assert_eq!(kicks.cpus >> n & 1, 0, "nobody is told of what he does himself");
         self.give(kicks);
     }

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The virtual CPU interface of a guest that has an interrupt controller: list registers, masks and active priorities.
+//!
+//! Guarantees that nothing of a guest is left in it for the next one, and that it is off outside of guests. What the
+//! list registers hold was decided by `freehold_virt::vgic`. Source: Arm IHI 0069, 12.4.
+
+use crate::{barrier, gicr};
+use freehold_virt::vgic::{Lists, MAX_LISTS};
+
+/// ICH_HCR_EL2.TDIR: ICC_DIR_EL1 traps.
+const TRAP_DEACTIVATE: u64 = 1 << 14;
+/// ICH_VTR_EL2.TDS: there is that trap.
+const HAS_TRAP: u64 = 1 << 19;
+
+/// What is kept of the interface beside the list registers.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct GuestGic {
+    vmcr: u64,
+    group0: [u64; 4],
+    group1: [u64; 4],
+}
+
+macro_rules! numbered {
+    ($read:ident, $write:ident, $($n:literal = $register:literal),+ $(,)?) => {
+        fn $read(n: usize) -> u64 {
+            match n {
+                $($n => read_sysreg!($register),)+
+                _ => 0,
+            }
+        }
+
+        fn $write(n: usize, value: u64) {
+            match n {
+                $($n => write_sysreg!($register, value),)+
+                _ => {}
+            }
+        }
+    };
+}
+
+numbered!(
+    list,
+    set_list,
+    0 = "s3_4_c12_c12_0",
+    1 = "s3_4_c12_c12_1",
+    2 = "s3_4_c12_c12_2",
+    3 = "s3_4_c12_c12_3",
+    4 = "s3_4_c12_c12_4",
+    5 = "s3_4_c12_c12_5",
+    6 = "s3_4_c12_c12_6",
+    7 = "s3_4_c12_c12_7",
+    8 = "s3_4_c12_c13_0",
+    9 = "s3_4_c12_c13_1",
+    10 = "s3_4_c12_c13_2",
+    11 = "s3_4_c12_c13_3",
+    12 = "s3_4_c12_c13_4",
+    13 = "s3_4_c12_c13_5",
+    14 = "s3_4_c12_c13_6",
+    15 = "s3_4_c12_c13_7",
+);
+numbered!(group0, set_group0, 0 = "s3_4_c12_c8_0", 1 = "s3_4_c12_c8_1", 2 = "s3_4_c12_c8_2", 3 = "s3_4_c12_c8_3",);
+numbered!(group1, set_group1, 0 = "s3_4_c12_c9_0", 1 = "s3_4_c12_c9_1", 2 = "s3_4_c12_c9_2", 3 = "s3_4_c12_c9_3",);
+
+/// ICH_VTR_EL2.
+fn kind() -> u64 {
+    read_sysreg!("s3_4_c12_c11_1")
+}
+
+/// How many list registers this CPU has. Only with a GICv3.
+pub(crate) fn list_registers() -> usize {
+    ((kind() & 0x1f) as usize).wrapping_add(1).min(MAX_LISTS)
+}
+
+/// How many registers of active priorities each group has: 32 preemption levels in each.
+fn priority_registers() -> usize {
+    match kind() >> 26 & 7 {
+        0..=4 => 1,
+        5 => 2,
+        _ => 4,
+    }
+}
+
+impl GuestGic {
+    pub(super) const fn new() -> Self {
+        Self { vmcr: 0, group0: [0; 4], group1: [0; 4] }
+    }
+
+    /// Loads the interface. EL2's own interrupts are let through on this CPU, and that of the virtual timer is kept
+    /// active if the guest has it, before the timer starts.
+    pub(super) fn load(&self, lists: &mut Lists) {
+        gicr::allow_own(lists.holds_timer());
+        write_sysreg!("s3_4_c12_c11_7", self.vmcr);
+        for ((n, group0), group1) in (0..priority_registers()).zip(&self.group0).zip(&self.group1) {
+            set_group0(n, *group0);
+            set_group1(n, *group1);
+        }
+        for (n, entry) in (0..MAX_LISTS).zip(lists.entries()) {
+            set_list(n, *entry);
+        }
+        let trap = if kind() & HAS_TRAP != 0 { TRAP_DEACTIVATE } else { 0 };
+        write_sysreg!("s3_4_c12_c11_0", lists.control() | trap); // ICH_HCR_EL2
+    }
+
+    /// Takes the guest's state out of the interface and switches it off. The virtual timer is stopped already.
+    pub(super) fn save(&mut self, lists: &mut Lists) {
+        let ends = read_sysreg!("s3_4_c12_c11_0") >> 27 & 0x1f;
+        write_sysreg!("s3_4_c12_c11_0", 0);
+        barrier::registers_in_effect();
+        for (n, entry) in (0..MAX_LISTS).zip(lists.entries()) {
+            *entry = list(n);
+            set_list(n, 0);
+        }
+        for ((n, kept0), kept1) in (0..priority_registers()).zip(&mut self.group0).zip(&mut self.group1) {
+            (*kept0, *kept1) = (group0(n), group1(n));
+            set_group0(n, 0);
+            set_group1(n, 0);
+        }
+        self.vmcr = read_sysreg!("s3_4_c12_c11_7");
+        write_sysreg!("s3_4_c12_c11_7", 0);
+        lists.note(self.vmcr, ends as u32);
+        if lists.holds_timer() {
+            gicr::release_timer();
+        }
+    }
+}

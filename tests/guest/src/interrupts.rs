@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Interrupts of a guest that has a controller: from itself, from its timers, from its host; polled with interrupts
+//! masked, and taken as exceptions.
+
+use crate::device;
+use crate::proto::*;
+use crate::sysreg::{counter, read, write};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+const GICD: u64 = GICD_GFN << 12;
+const GICR: u64 = GICR_GFN << 12;
+const SGI_FRAME: u64 = GICR + 0x1_0000;
+const VIRTUAL: u64 = 27;
+const PHYSICAL: u64 = 30;
+/// ISR_EL1.I.
+const PENDING: u64 = 1 << 7;
+
+/// 0 while interrupts are not let through; else 1 more than were taken as exceptions.
+static TAKEN: AtomicU64 = AtomicU64::new(CLOSED);
+const CLOSED: u64 = 0;
+const OPEN: u64 = 1;
+/// What the last one was.
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+fn load(address: u64) -> u64 {
+    let value: u64;
+    // SAFETY: a register of the interrupt controller, outside RAM.
+    unsafe { asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack)) };
+    value & 0xffff_ffff
+}
+
+fn store(address: u64, value: u64) {
+    // SAFETY: as in `load`.
+    unsafe { asm!("str {:w}, [{}]", in(reg) value, in(reg) address, options(nostack)) };
+}
+
+fn wait() {
+    // SAFETY: WFI changes no register.
+    unsafe { asm!("wfi", options(nostack)) };
+}
+
+fn acknowledge() -> u64 {
+    read!("s3_0_c12_c12_0")
+}
+
+fn end(interrupt: u64) {
+    write!("s3_0_c12_c12_1", interrupt);
+}
+
+/// Wakes the redistributor, puts everything in group 1, enables what is used here.
+pub(crate) fn set_up() -> u64 {
+    write!("s3_0_c12_c12_5", 1); // ICC_SRE_EL1
+    store(GICD, 2);
+    store(GICR + 0x14, 0);
+    store(SGI_FRAME + 0x80, u64::MAX);
+    store(SGI_FRAME + 0x100, 1 << SGI | 1 << VIRTUAL | 1 << PHYSICAL);
+    store(GICD + 0x80 + 4 * (SPI / 32), 1 << (SPI % 32));
+    store(GICD + 0x100 + 4 * (SPI / 32), 1 << (SPI % 32));
+    write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1
+    write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
+    let facts = [
+        load(GICD + 0xffe8) == 0x3b,
+        load(GICR + 0xffe8) == 0x3b,
+        load(GICD) == 0x52,
+        load(GICR + 0x14) == 0,
+        load(GICR + 8) & 1 << 4 != 0,
+        load(GICR + 12) == read!("mpidr_el1") & 0xff_ffff,
+        load(SGI_FRAME + 0x100) == 1 << SGI | 1 << VIRTUAL | 1 << PHYSICAL,
+        load(GICD + 0x100) == 0,
+        read!("id_aa64pfr0_el1") >> 24 & 0xf == 1,
+        read!("isr_el1") & PENDING == 0,
+        acknowledge() == NO_INTERRUPT,
+    ];
+    facts.iter().enumerate().filter(|(_, holds)| !**holds).fold(0, |all, (n, _)| all | 1 << n)
+}
+
+/// Sends SGIs to this CPU: each is pending when the write is done.
+pub(crate) fn send_to_self(times: u64) -> [u64; 3] {
+    let start = counter();
+    let mut wrong = 0;
+    for _ in 0..times {
+        write!("s3_0_c12_c11_5", SGI << 24 | 1);
+        let pending = read!("isr_el1") & PENDING != 0;
+        let got = acknowledge();
+        if got == SGI {
+            end(got);
+        }
+        wrong += u64::from(!pending || got != SGI || acknowledge() != NO_INTERRUPT);
+    }
+    [wrong, counter() - start, 0]
+}
+
+/// Arms a timer by its comparator.
+fn arm(physical: bool, at: u64) {
+    if physical {
+        write!("cntp_cval_el0", at);
+        write!("cntp_ctl_el0", 1);
+    } else {
+        write!("cntv_cval_el0", at);
+        write!("cntv_ctl_el0", 1);
+    }
+}
+
+fn disarm(interrupt: u64) {
+    match interrupt {
+        VIRTUAL => write!("cntv_ctl_el0", 0),
+        PHYSICAL => write!("cntp_ctl_el0", 0),
+        _ => {}
+    }
+}
+
+/// Counts periods of a timer; never early, once each, and nothing else.
+pub(crate) fn ticks(periods: u64, period: u64, how: u64) -> [u64; 3] {
+    let physical = how == TICK_PHYSICAL || how == TICK_PHYSICAL_TAKEN;
+    let expected = if physical { PHYSICAL } else { VIRTUAL };
+    let start = counter();
+    let (mut wrong, mut latest) = (0, 0);
+    for _ in 0..periods {
+        let at = counter() + period;
+        let got = if how == TICK_TAKEN || how == TICK_PHYSICAL_TAKEN {
+            take(|| arm(physical, at))
+        } else {
+            arm(physical, at);
+            poll()
+        };
+        let now = counter();
+        disarm(expected);
+        if got < NO_INTERRUPT && how != TICK_TAKEN && how != TICK_PHYSICAL_TAKEN {
+            end(got);
+        }
+        wrong += u64::from(got != expected || now < at || acknowledge() != NO_INTERRUPT);
+        latest = now.saturating_sub(at).max(latest);
+    }
+    [wrong, latest, counter() - start]
+}
+
+/// Waits for an interrupt and acknowledges it.
+fn poll() -> u64 {
+    loop {
+        wait();
+        match acknowledge() {
+            NO_INTERRUPT => {}
+            got => return got,
+        }
+    }
+}
+
+/// Lets interrupts through until one was taken; which.
+fn take(cause: impl FnOnce()) -> u64 {
+    TAKEN.store(OPEN, Ordering::SeqCst);
+    // SAFETY: the vectors are installed, and take interrupts while `TAKEN` is open.
+    unsafe { asm!("msr daifclr, #2", options(nostack)) };
+    cause();
+    while TAKEN.load(Ordering::SeqCst) == OPEN {
+        core::hint::spin_loop();
+    }
+    // SAFETY: masked again, as everything here is written for.
+    unsafe { asm!("msr daifset, #2", options(nostack)) };
+    let times = TAKEN.swap(CLOSED, Ordering::SeqCst);
+    if times == OPEN + 1 { LAST.load(Ordering::SeqCst) } else { NO_INTERRUPT }
+}
+
+/// Deals with an exception if it is an interrupt that is waited for.
+pub(crate) fn taken() -> bool {
+    let times = TAKEN.load(Ordering::SeqCst);
+    if times == CLOSED || read!("isr_el1") & PENDING == 0 {
+        return false;
+    }
+    let got = acknowledge();
+    disarm(got);
+    if got < NO_INTERRUPT {
+        end(got);
+    }
+    LAST.store(got, Ordering::SeqCst);
+    TAKEN.store(times + 1, Ordering::SeqCst);
+    true
+}
+
+/// Waits for the host's interrupt. A level stays until the host lets it fall.
+pub(crate) fn wait_for_spi() -> [u64; 3] {
+    let got = poll();
+    device::write64(REG_SCRATCH, got);
+    end(got);
+    [got, acknowledge(), 0]
+}

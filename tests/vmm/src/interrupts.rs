@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A guest with an interrupt controller, past the driver: what EL2 serves itself, and what the host is asked for.
+
+use freehold_uapi::hvc::*;
+
+use crate::hostile::Hostile;
+use crate::proto::*;
+use crate::raw::status_name;
+use crate::switch::{Bench, STEP};
+
+/// Periods of a timer.
+const PERIODS: u64 = 20;
+/// Most rounds until one of them was not disturbed: the machine may be loaded.
+const ROUNDS: usize = 20;
+/// Ticks of each: 1 ms at 62.5 MHz.
+const PERIOD: u64 = 62_500;
+
+/// Runs the cases on one VM.
+pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
+    let mut bench = Bench::new(hostile, true)?;
+    let late = hostile.call(VM_GIC, &[bench.handle, GICD_GFN, GICR_GFN]);
+    STEP.same("a VM that runs gets no other controller", "WRONG_STATE", status_name(late));
+    for forged in [SGI, 27, 30] {
+        let status = hostile.call(VM_IRQ, &[bench.handle, forged, 1]);
+        STEP.same(&format!("the host forges no interrupt {forged}"), "BAD_ARGUMENT", status_name(status));
+    }
+    bench.clean("the controller is what it says", CMD_GIC, [0; 3])?;
+    let mmio = exits(&bench, EXIT_MMIO);
+    bench.clean("100 SGIs come at once", CMD_IPI, [100, 0, 0])?;
+    let mut commands = 1;
+    for (case, how) in [("the virtual timer ends a wait", TICK_WAIT), ("the physical timer ends a wait", TICK_PHYSICAL)]
+    {
+        bench.clean(case, CMD_TICKS, [PERIODS, PERIOD, how])?;
+        commands += 1;
+    }
+    for (name, how) in [("virtual", TICK_TAKEN), ("physical", TICK_PHYSICAL_TAKEN)] {
+        commands += spins(&mut bench, name, how)?;
+    }
+    // Command, three arguments and three results of each command; the next one was asked for already.
+    STEP.same("the host saw no access to it", commands * 7, exits(&bench, EXIT_MMIO) - mmio);
+    bench.raises = true;
+    let [got, after, _] = bench.command(CMD_SPI, [0; 3])?;
+    STEP.same(
+        "the host's interrupt ends a wait",
+        format!("{SPI}, then {NO_INTERRUPT}"),
+        format!("{got}, then {after}"),
+    );
+    STEP.same("the host learns whom to wake", "[1]", format!("{:?}", bench.woke));
+    bench.close();
+    Ok(())
+}
+
+/// A guest that makes no exit by itself takes its timer's interrupts. Were EL2's own interrupts not there, each of them
+/// would need one of the host's to bring the guest out: some round has fewer of these. The number of rounds.
+fn spins(bench: &mut Bench<'_>, name: &str, how: u64) -> Result<usize, String> {
+    let periods = usize::try_from(PERIODS).unwrap_or(0);
+    let mut least = usize::MAX;
+    let mut rounds = 0;
+    while least >= periods && rounds < ROUNDS {
+        let before = exits(bench, EXIT_IRQ);
+        bench.clean(&format!("the {name} timer is taken as an exception"), CMD_TICKS, [PERIODS, PERIOD, how])?;
+        least = least.min(exits(bench, EXIT_IRQ) - before);
+        rounds += 1;
+    }
+    let case = format!("the {name} timer needs no interrupt of the host's");
+    STEP.judged(&case, "fewer of them than periods in some round", format!("{least} for {periods}"), least < periods);
+    Ok(rounds)
+}
+
+fn exits(bench: &Bench<'_>, reason: u64) -> usize {
+    bench.exits.get(&reason).copied().unwrap_or(0)
+}
