@@ -28,19 +28,19 @@ pub(crate) fn all() -> Result<(), String> {
 }
 
 /// A child that waits for a page which this process, and not the child, holds by a pipe.
-fn waiting(rig: &Rig, pipe: &(OwnedFd, OwnedFd)) -> Child {
+fn waiting(rig: &Rig, pipe: &(OwnedFd, OwnedFd), timeout_ms: u64) -> Child {
     let child = forked(|| {
         for end in [fd(&pipe.0), fd(&pipe.1)] {
             let _ = call(libc::SYS_close, &[end]);
         }
-        waits(rig)
+        waits(rig, timeout_ms)
     });
     STEP.same("a child waits", "pending at 0x1000", until_pending(&rig.gmem));
     child
 }
 
-fn waits(rig: &Rig) -> u8 {
-    match rig.gmem.to_private(0, rig.size(), 0) {
+fn waits(rig: &Rig, timeout_ms: u64) -> u8 {
+    match rig.gmem.to_private(0, rig.size(), timeout_ms) {
         Ok(()) => 10,
         Err((libc::EINTR, _)) => 11,
         Err(_) => 12,
@@ -60,11 +60,11 @@ fn undone(case: &str, rig: &Rig) {
 fn ends_of_a_waiter() -> Result<(), String> {
     let rig = Rig::new(4)?;
     let pipe = in_pipe(rig.map.at(bytes(1)));
-    let child = waiting(&rig, &pipe);
+    let child = waiting(&rig, &pipe, 0);
     child.signal(libc::SIGKILL);
     STEP.same("kill -9", "signal 9", child.end());
     undone("kill -9", &rig);
-    let child = waiting(&rig, &pipe);
+    let child = waiting(&rig, &pipe, 0);
     child.signal(libc::SIGTERM);
     STEP.same("a deadly signal", "signal 15", child.end());
     undone("a deadly signal", &rig);
@@ -110,7 +110,7 @@ fn wait_for(mut is: impl FnMut() -> bool) -> bool {
 fn stopped() -> Result<(), String> {
     let rig = Rig::new(4)?;
     let pipe = in_pipe(rig.map.at(bytes(1)));
-    let child = waiting(&rig, &pipe);
+    let child = waiting(&rig, &pipe, 0);
     child.signal(libc::SIGSTOP);
     STEP.same("stopped", true, wait_for(|| state_of(&child) == "T"));
     undone("stopped", &rig);
@@ -118,6 +118,14 @@ fn stopped() -> Result<(), String> {
     STEP.same("continued: it waits again", "pending at 0x1000", until_pending(&rig.gmem));
     drop(pipe);
     STEP.same("continued: and is through", "exit 10", child.end());
+    STEP.same("continued: back", "0", converted(rig.gmem.to_shared(0, rig.size())));
+    let pipe = in_pipe(rig.map.at(bytes(1)));
+    let child = waiting(&rig, &pipe, 100_000);
+    child.signal(libc::SIGSTOP);
+    STEP.same("stopped, with a deadline", true, wait_for(|| state_of(&child) == "T"));
+    child.signal(libc::SIGCONT);
+    STEP.same("stopped, with a deadline: EINTR", "exit 11", child.end());
+    undone("stopped, with a deadline", &rig);
     Ok(())
 }
 
@@ -171,7 +179,7 @@ fn frozen() -> Result<(), String> {
     let group = Group::new("frozen")?;
     let rig = Rig::new(4)?;
     let pipe = in_pipe(rig.map.at(bytes(1)));
-    let child = waiting(&rig, &pipe);
+    let child = waiting(&rig, &pipe, 0);
     group.set("cgroup.procs", &child.id().to_string())?;
     group.set("cgroup.freeze", "1")?;
     STEP.same("frozen", true, wait_for(|| group.field("cgroup.events", "frozen") == 1));
