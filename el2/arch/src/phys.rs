@@ -21,7 +21,7 @@ fn address(frame: Pfn) -> usize {
 }
 
 fn descriptor(at: Entry) -> &'static AtomicU64 {
-    let place = (address(at.table()) | 8 * usize::from(at.index())) as *const AtomicU64;
+    let place = (address(at.table()) | (8 * usize::from(at.index()))) as *const AtomicU64;
     // SAFETY: an `Entry` is made by `mem` only, of a frame that its ledger holds as a table of EL2;
     // all RAM is mapped read-write, and table words are accessed atomically by everyone.
     unsafe { &*place }
