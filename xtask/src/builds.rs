@@ -113,6 +113,40 @@ pub(crate) fn el2(env: &Env) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// The debug el2s, each with Debian's kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    /// As shipped, and watched.
+    pub sound: PathBuf,
+    /// With a fault that must be found.
+    pub broken: PathBuf,
+}
+
+/// Builds both.
+///
+/// # Errors
+/// If one does not build.
+pub(crate) fn all_watched(env: &Env, tools: &Tools) -> Result<Watched> {
+    ui::stage("build el2-watch", |_| {
+        let sound = watched(env, tools, "el2-watch")?;
+        Ok(Watched { sound, broken: watched(env, tools, "el2-watch-broken")? })
+    })
+}
+
+/// Builds the debug el2 called `name`, and bundles it with Debian's kernel.
+///
+/// # Errors
+/// If it does not build.
+pub(crate) fn watched(env: &Env, tools: &Tools, name: &str) -> Result<PathBuf> {
+    let elf = build(env, "freehold-el2-watch", BARE, &["--bin", name])?;
+    let out = env.out.join(format!("{name}.bin"));
+    let flat = image::flatten(&std::fs::read(elf)?, BLOCK, Extent::Memory).context("the debug el2")?;
+    image::write_whole(&out, &flat)?;
+    let bundle = env.out.join(format!("freehold-{name}.img"));
+    image::bundle(&out, &tools.kernel, &bundle)?;
+    Ok(bundle)
+}
+
 fn guest(env: &Env) -> Result<PathBuf> {
     let elf = build(env, "freehold-guest", BARE, &[])?;
     let out = env.out.join("guest.bin");

@@ -112,6 +112,9 @@ struct DevBootArgs {
     /// Boots this file instead of freehold.img; `stock` is Debian's kernel by itself
     #[arg(long)]
     kernel: Option<PathBuf>,
+    /// Boots this debug el2 of tests/watch
+    #[arg(long, value_name = "NAME")]
+    watch: Option<String>,
     /// A machine without EL2
     #[arg(long)]
     no_el2: bool,
@@ -215,7 +218,10 @@ fn dev_boot(env: &Env, args: DevBootArgs) -> Result<ExitCode> {
     let kernel = match &args.kernel {
         Some(stock) if stock.as_os_str() == "stock" => tools.kernel.clone(),
         Some(other) => other.clone(),
-        None => env.out.join("freehold.img"),
+        None => match &args.watch {
+            Some(name) => builds::watched(env, &tools, name)?,
+            None => env.out.join("freehold.img"),
+        },
     };
     let mut machine = Machine::new(&kernel, &own);
     (machine.cpu, machine.smp, machine.memory, machine.gic) = (args.cpu, args.smp, args.memory, args.gic);

@@ -26,21 +26,21 @@ const GFN: u64 = proto::RAM_BASE >> 12;
 const RANGE: u64 = 0x1000;
 
 /// A small generator with a seed that can be printed and given again.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 11) % limit.max(1)
     }
 
-    fn one_in(&mut self, chances: u64) -> bool {
+    pub(crate) fn one_in(&mut self, chances: u64) -> bool {
         self.below(chances) == 0
     }
 }
@@ -82,19 +82,20 @@ impl Model {
     }
 }
 
-struct World {
-    blocks: Vec<Arena>,
+pub(crate) struct World {
+    pub(crate) blocks: Vec<Arena>,
     carve_outs: [(u64, u64); 2],
     model: Mutex<Model>,
 }
 
 /// One call: function and arguments.
-struct Call(u32, Vec<u64>);
+#[derive(Clone)]
+pub(crate) struct Call(pub(crate) u32, pub(crate) Vec<u64>);
 
 /// A call, and the runs of the list that it names.
-struct Chosen {
-    call: Call,
-    runs: Vec<(u64, u64)>,
+pub(crate) struct Chosen {
+    pub(crate) call: Call,
+    pub(crate) runs: Vec<(u64, u64)>,
 }
 
 impl From<Call> for Chosen {
@@ -104,6 +105,33 @@ impl From<Call> for Chosen {
 }
 
 impl World {
+    /// The module's frames, and where the carve-outs are.
+    pub(crate) fn new(hostile: &Hostile) -> Result<Self, String> {
+        let carve_out = |i| (hostile.counter(COUNTER_CARVEOUT_BASE, i), hostile.counter(COUNTER_CARVEOUT_FRAMES, i));
+        Ok(Self {
+            blocks: (0..BLOCKS).map(|_| Arena::new(hostile, 9)).collect::<Result<_, _>>()?,
+            carve_outs: [carve_out(0), carve_out(1)],
+            model: Mutex::default(),
+        })
+    }
+
+    /// Lets calls of [`Self::wild`] name a VM.
+    pub(crate) fn knows(&self, handle: u64) {
+        let mut model = self.model.lock().expect("model");
+        model.vms.insert(handle, Belief::default());
+        model.ever.push(handle);
+        if model.ever.len() > 512 {
+            // Of those that are gone a few would do; all of them would be too many to look at when it is over.
+            let Model { ever, vms, .. } = &mut *model;
+            ever.retain(|handle| vms.contains_key(handle));
+        }
+    }
+
+    /// A VM is gone.
+    pub(crate) fn forgets(&self, handle: u64) {
+        self.model.lock().expect("model").vms.remove(&handle);
+    }
+
     fn arena(&self, random: &mut Random, most: u64) -> (u64, u64) {
         let index = usize::try_from(random.below(self.blocks.len() as u64)).unwrap_or(0);
         let block = &self.blocks[index];
@@ -215,6 +243,11 @@ impl World {
         {
             return chosen;
         }
+        self.wild(hostile, list, random)
+    }
+
+    /// A call that is not aimed at all, but spares what the host needs.
+    pub(crate) fn wild(&self, hostile: &Hostile, list: u64, random: &mut Random) -> Chosen {
         let (pfn, count) = self.frames(random);
         let handle = self.handle(random);
         let gfn = self.gfn(random);
@@ -410,12 +443,7 @@ pub(crate) fn all(seed: Option<u64>, calls: Option<u64>) -> Result<(), String> {
     let seed = seed.unwrap_or_else(entropy);
     println!("hvc-fuzz: seed {seed:#x}");
     let before = resting(&hostile);
-    let carve_out = |i| (hostile.counter(COUNTER_CARVEOUT_BASE, i), hostile.counter(COUNTER_CARVEOUT_FRAMES, i));
-    let world = World {
-        blocks: (0..BLOCKS).map(|_| Arena::new(&hostile, 9)).collect::<Result<_, _>>()?,
-        carve_outs: [carve_out(0), carve_out(1)],
-        model: Mutex::default(),
-    };
+    let world = World::new(&hostile)?;
     let cpus = sys::cpus();
     let tallies: Vec<Result<Tally, String>> = std::thread::scope(|scope| {
         let world = &world;
@@ -457,11 +485,19 @@ pub(crate) fn all(seed: Option<u64>, calls: Option<u64>) -> Result<(), String> {
         format!("{}% of {calls}, seed {seed:#x}", succeeded * 100 / calls.max(1)),
         succeeded * 4 >= calls,
     );
-    finish(&hostile, world, before);
+    finish(STEP, &hostile, world, &before, |_| Vec::new());
     Ok(())
 }
 
-fn finish(hostile: &Hostile, world: World, before: Vec<(&'static str, u64)>) {
+/// Ends every VM, and sees that all is as it was. `more` says which frames a VM may have beside those that the host can
+/// not read.
+pub(crate) fn finish(
+    step: Step,
+    hostile: &Hostile,
+    world: World,
+    before: &[(&'static str, u64)],
+    more: impl Fn(u64) -> Vec<u64>,
+) {
     let model = world.model.into_inner().expect("model");
     let frames: Vec<u64> = world.blocks.iter().flat_map(Arena::all).collect();
     let foreign: Vec<u64> = hostile.unreachable().into_iter().filter(|pfn| frames.contains(pfn)).collect();
@@ -469,12 +505,14 @@ fn finish(hostile: &Hostile, world: World, before: Vec<(&'static str, u64)>) {
         if ![SUCCESS, WRONG_STATE].contains(&hostile.call(VM_DESTROY, &[handle])) {
             continue;
         }
-        end(hostile, handle, &foreign);
+        // What its guest had lent to the host can be read.
+        let all: Vec<u64> = foreign.iter().copied().chain(more(handle)).collect();
+        end(hostile, handle, &all);
     }
-    STEP.same("every frame is back", "", runs(&hostile.unreachable()));
+    step.same("every frame is back", "", runs(&hostile.unreachable()));
     for block in &world.blocks {
-        STEP.same("frames freed", "0", sys::outcome(hostile.free(block.first)));
+        step.same("frames freed", "0", sys::outcome(hostile.free(block.first)));
     }
-    settle(STEP, "el2's books are as before", hostile, &before);
-    STEP.same("el2 answers", "SUCCESS", status_name(hostile.call(VERSION, &[])));
+    settle(step, "el2's books are as before", hostile, before);
+    step.same("el2 answers", "SUCCESS", status_name(hostile.call(VERSION, &[])));
 }

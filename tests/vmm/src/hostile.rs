@@ -181,16 +181,18 @@ impl Hostile {
 
     /// Every frame of RAM that the host's linear map can not reach, in order.
     pub(crate) fn unreachable(&self) -> Vec<u64> {
-        let mut all = Vec::new();
-        for (first, count) in ram() {
-            let mut out = vec![0u64; 0x8000];
-            let mut ask = Sweep { first, count, out: out.as_mut_ptr() as u64, room: out.len() as u64, found: 0 };
-            sys::ioctl(self, number::<Sweep>(READ_WRITE, 7), &mut ask).expect("sweep");
-            let found = usize::try_from(ask.found).expect("a count");
-            assert!(found <= out.len(), "{found} unreachable frames");
-            all.extend_from_slice(&out[..found]);
-        }
-        all
+        ram().into_iter().flat_map(|(first, count)| self.unreachable_of(first, count)).collect()
+    }
+
+    /// Those of one range.
+    pub(crate) fn unreachable_of(&self, first: u64, count: u64) -> Vec<u64> {
+        let mut out = vec![0u64; 0x8000];
+        let mut ask = Sweep { first, count, out: out.as_mut_ptr() as u64, room: out.len() as u64, found: 0 };
+        sys::ioctl(self, number::<Sweep>(READ_WRITE, 7), &mut ask).expect("sweep");
+        let found = usize::try_from(ask.found).expect("a count");
+        assert!(found <= out.len(), "{found} unreachable frames");
+        out.truncate(found);
+        out
     }
 }
 

@@ -24,6 +24,7 @@ mod proto;
 mod raw;
 mod refusals;
 mod report;
+mod soak;
 mod switch;
 mod sys;
 
@@ -42,6 +43,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   ioctls      bad input to the driver
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
+  soak SEED SECONDS  random calls with guests that run, a while
   switch      what survives a run, and what an exit shows
   gmem-convert  conversions in every mode, by either ioctl
   gmem-files    what a guest_memfd is, in each state
@@ -73,7 +75,7 @@ fn main() {
                 stage = text.to_string_lossy().into_owned();
                 continue;
             }
-            (lexopt::Arg::Value(text), "fuzz" | "gmem-fd" | "gmem-stress") if numbers.len() < 2 => {
+            (lexopt::Arg::Value(text), "fuzz" | "soak" | "gmem-fd" | "gmem-stress") if numbers.len() < 2 => {
                 number(&text.to_string_lossy())
             }
             _ => None,
@@ -98,6 +100,7 @@ fn main() {
         "ioctls" => or_report("ioctls", ioctls::all()),
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
+        "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
         "switch" => or_report("world-switch", switch::all()),
         "gmem-convert" => or_report(guest_memfd::STEP.0, guest_memfd::convert::all()),
         "gmem-files" => or_report(guest_memfd::STEP.0, guest_memfd::files::all()),

@@ -61,6 +61,19 @@ const RULES: &[Rule] = &[
         others: Some(&[]),
     },
     Rule { package: "freehold-guest", ours: &["freehold-uapi"], others: None },
+    Rule {
+        package: "freehold-el2-watch",
+        ours: &[
+            "freehold-mem",
+            "freehold-virt",
+            "freehold-arch",
+            "freehold-uapi",
+            "freehold-el2",
+            "freehold-trace",
+            "freehold-oracle",
+        ],
+        others: Some(WIRING),
+    },
     Rule { package: "freehold-vmm", ours: &["freehold-uapi", "freehold-guest"], others: None },
     Rule { package: "xtask", ours: &["freehold-uapi", "freehold-states"], others: None },
 ];

@@ -124,7 +124,7 @@ fn other_job(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
 }
 
 /// One item per case, and one for the boot as a whole.
-fn cases(context: &Context<'_>, name: &str, outcome: &Outcome) -> Vec<Item> {
+pub(super) fn cases(context: &Context<'_>, name: &str, outcome: &Outcome) -> Vec<Item> {
     let at = context.env.shown(&log(context, name));
     let mut items = Vec::new();
     for case in &outcome.cases {

@@ -9,6 +9,7 @@ mod model;
 mod report;
 mod skips;
 mod unit;
+mod watch;
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::builds::{self, Parts};
+use crate::builds::{self, Parts, Watched};
 use crate::env::Env;
 use crate::setup::{self, Tools};
 use crate::{Usage, audit, lint, mutants, ui};
@@ -85,6 +86,8 @@ pub(crate) struct Context<'c> {
     pub env: &'c Env,
     /// Tools; only where a suite boots something.
     pub boot: Option<(Tools, Parts)>,
+    /// The debug el2s; only where a suite boots them.
+    pub watched: Option<Watched>,
     /// What the user picked.
     pub filter: Option<&'c str>,
 }
@@ -146,6 +149,7 @@ fn suites() -> Vec<Suite> {
         suite("mutants", 90, 1, false, mutants::works()),
         suite("boot", 90, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
+        suite("watch", 150, 2, true, watch::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
     ]
 }
@@ -173,9 +177,13 @@ pub(crate) fn run(env: &Env, args: &TestArgs) -> Result<ExitCode> {
     } else {
         None
     };
+    let watched = match &boot {
+        Some((tools, _)) if chosen.iter().any(|s| s.name == "watch") => Some(builds::all_watched(env, tools)?),
+        Some(_) | None => None,
+    };
     let mut report = Report::new(args.json);
     report.preparation(begin.elapsed(), BUILD_BUDGET);
-    let context = Context { env, boot, filter: args.filter.as_deref() };
+    let context = Context { env, boot, watched, filter: args.filter.as_deref() };
     for suite in &chosen {
         report.begin(suite.name);
         let begin = Instant::now();

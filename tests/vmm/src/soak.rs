@@ -1,0 +1,502 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A hostile host that keeps at it: calls from every CPU for a while, with guests that run and ask for things.
+//!
+//! A light model aims most calls at what should succeed; the others are the wild ones of [`crate::fuzz`]. A thread
+//! flips words of the lists that are being donated, between values that name frames of the module only. Whether `el2`
+//! is right is judged by the `el2` that watches itself; here it must live, and give everything back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use freehold_uapi::hvc::*;
+
+use crate::fuzz::{Call, Chosen, Random, World, finish};
+use crate::hostile::{Hostile, How};
+use crate::machine::entropy;
+use crate::proto;
+use crate::raw::{Arena, resting, status_name};
+use crate::report::Step;
+use crate::sys;
+
+const STEP: Step = Step("soak");
+const SECONDS: u64 = 60;
+const GFN: u64 = proto::RAM_BASE >> 12;
+/// Guest frames that the guest's program is about, behind the one that holds it.
+const PLAY: u64 = 32;
+/// Frames of RAM that an aimed VM declares.
+const RANGE: u64 = 0x1000;
+/// VMs that live at a time, at least.
+const LIVE: usize = 6;
+/// Calls that an aimed VM lives for.
+const AGE: u64 = 400;
+/// Records of a list that is flipped meanwhile.
+const RECORDS: u64 = 4;
+
+core::arch::global_asm!(
+    ".balign 8",
+    ".global fh_soak_begin",
+    "fh_soak_begin:",
+    // x0: seed. Live: x19 random number, x20 first guest frame to play with.
+    "    mov     x19, x0",
+    "    movz    x20, #{ram}, lsl #16",
+    "    movk    x20, #0x1000",
+    "1:  eor     x19, x19, x19, lsl #13",
+    "    eor     x19, x19, x19, lsr #7",
+    "    eor     x19, x19, x19, lsl #17",
+    "    ubfx    x1, x19, #20, #5",
+    "    add     x1, x20, x1, lsl #12",
+    "    ubfx    x4, x19, #30, #3",
+    "    mov     x2, xzr",
+    "    mov     x3, xzr",
+    "    movz    w0, #0xc600, lsl #16",
+    "    cbz     x4, 2f",
+    "    cmp     x4, #1",
+    "    b.eq    3f",
+    "    cmp     x4, #2",
+    "    b.eq    4f",
+    "    cmp     x4, #3",
+    "    b.eq    5f",
+    "    cmp     x4, #4",
+    "    b.eq    6f",
+    "    str     x19, [x1]",
+    "    b       1b",
+    "2:  movk    w0, #{share}",
+    "    hvc     #0",
+    "    b       1b",
+    "3:  movk    w0, #{unshare}",
+    "    hvc     #0",
+    "    b       1b",
+    "4:  movk    w0, #{relinquish}",
+    "    hvc     #0",
+    "    b       1b",
+    "5:  ldr     x5, [x1]",
+    "    b       1b",
+    // A device below RAM.
+    "6:  movz    x6, #0x0900, lsl #16",
+    "    ldr     w5, [x6]",
+    "    b       1b",
+    "    .balign 8",
+    ".global fh_soak_end",
+    "fh_soak_end:",
+    ram = const proto::RAM_BASE >> 16,
+    share = const freehold_uapi::guest::MEM_SHARE & 0xffff,
+    unshare = const freehold_uapi::guest::MEM_UNSHARE & 0xffff,
+    relinquish = const freehold_uapi::guest::MEM_RELINQUISH & 0xffff,
+);
+
+unsafe extern "C" {
+    static fh_soak_begin: u64;
+    static fh_soak_end: u64;
+}
+
+/// The guest's program.
+fn program() -> &'static [u64] {
+    let (begin, end) = (&raw const fh_soak_begin, &raw const fh_soak_end);
+    let words = (end.addr() - begin.addr()) / 8;
+    // SAFETY: the assembly above stands between the two symbols, aligned, and nobody writes there.
+    unsafe { std::slice::from_raw_parts(begin, words) }
+}
+
+/// What a guest waits for.
+#[derive(Clone, Copy, PartialEq)]
+enum Wants {
+    Nothing,
+    Frame(u64),
+    Answer(u64),
+}
+
+/// A VM as the threads believe it to be.
+struct Belief {
+    dying: bool,
+    ranged: bool,
+    vcpu: bool,
+    program: bool,
+    start: bool,
+    running: bool,
+    dead: bool,
+    age: u64,
+    next_gfn: u64,
+    wants: Wants,
+    guest: Vec<u64>,
+    pool: Vec<u64>,
+}
+
+impl Belief {
+    fn new(pool: Vec<u64>) -> Self {
+        Self {
+            dying: false,
+            ranged: false,
+            vcpu: false,
+            program: false,
+            start: false,
+            running: false,
+            dead: false,
+            age: 0,
+            next_gfn: PLAY + 1,
+            wants: Wants::Nothing,
+            guest: Vec::new(),
+            pool,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    vms: BTreeMap<u64, Belief>,
+    given: BTreeSet<u64>,
+}
+
+struct Soak {
+    world: World,
+    model: Mutex<Model>,
+    /// One list at a time is flipped: its frame, and the block that its records name.
+    flipped: Mutex<(Arena, Arena)>,
+    over: AtomicBool,
+    calls: AtomicU64,
+    good: AtomicU64,
+}
+
+/// One CPU.
+struct Cpu<'s> {
+    number: usize,
+    soak: &'s Soak,
+    hostile: Hostile,
+    list: u64,
+    random: Random,
+}
+
+impl Model {
+    fn some(&self, random: &mut Random, which: impl Fn(&Belief) -> bool) -> Option<u64> {
+        let all: Vec<u64> = self.vms.iter().filter(|(_, vm)| which(vm)).map(|(handle, _)| *handle).collect();
+        all.get(usize::try_from(random.below(all.len() as u64)).unwrap_or(0)).copied()
+    }
+
+    fn free_run(&self, blocks: &[Arena], count: u64, random: &mut Random) -> Option<u64> {
+        (0..16).find_map(|_| {
+            let block = &blocks[usize::try_from(random.below(blocks.len() as u64)).unwrap_or(0)];
+            let pfn = block.first + random.below(block.frames - count);
+            self.given.range(pfn..pfn + count).next().is_none().then_some(pfn)
+        })
+    }
+
+    fn give(&mut self, handle: u64, frames: impl Iterator<Item = u64>, guest: bool) {
+        let Some(vm) = self.vms.get_mut(&handle) else { return };
+        for pfn in frames {
+            self.given.insert(pfn);
+            if guest { &mut vm.guest } else { &mut vm.pool }.push(pfn);
+        }
+    }
+
+    fn take(&mut self, handle: u64, pfn: u64) {
+        self.given.remove(&pfn);
+        if let Some(vm) = self.vms.get_mut(&handle) {
+            vm.guest.retain(|frame| *frame != pfn);
+            vm.pool.retain(|frame| *frame != pfn);
+        }
+    }
+}
+
+impl Cpu<'_> {
+    /// A call that should succeed, if no other CPU comes in between.
+    fn aimed(&mut self) -> Option<Call> {
+        let mut model = self.soak.model.lock().expect("model");
+        let random = &mut self.random;
+        let blocks = &self.soak.world.blocks;
+        if model.vms.values().filter(|vm| !vm.dying).count() < LIVE {
+            let count = 16 + random.below(16);
+            if let Some(pfn) = model.free_run(blocks, count, random) {
+                return Some(Call(VM_CREATE, vec![VM_PROTECTED, 32 + random.below(9), pfn, count]));
+            }
+        }
+        if random.one_in(4)
+            && let Some(handle) = model.some(random, |vm| vm.dying)
+        {
+            let vm = &model.vms[&handle];
+            let from = if vm.guest.is_empty() { &vm.pool } else { &vm.guest };
+            return from.last().map(|pfn| Call(VM_RECLAIM, vec![handle, *pfn, 1]));
+        }
+        let apart = !random.one_in(16);
+        let handle = model.some(random, |vm| !(vm.dying || apart && vm.running))?;
+        let free = model.free_run(blocks, 8, random);
+        let vm = model.vms.get_mut(&handle)?;
+        vm.age += 1;
+        if !vm.ranged {
+            return Some(Call(VM_RANGE, vec![handle, GFN, RANGE]));
+        }
+        if !vm.vcpu {
+            return Some(Call(VCPU_CREATE, vec![handle, 0]));
+        }
+        if !vm.program {
+            let pfn = free?;
+            self.hostile.fill(pfn, program()).ok()?;
+            return Some(Call(MEM_DONATE, vec![handle, pfn, GFN, 1, 0]));
+        }
+        if !vm.start {
+            return Some(Call(VCPU_SET_REG, vec![handle, 0, REG_PC, proto::RAM_BASE]));
+        }
+        if vm.age < 8 {
+            return Some(Call(VCPU_SET_REG, vec![handle, 0, REG_X0, random.next() | 1]));
+        }
+        if vm.dead || vm.age > AGE {
+            return Some(Call(VM_DESTROY, vec![handle]));
+        }
+        let revocable = u64::from(random.one_in(8));
+        match (vm.wants, random.below(16)) {
+            (_, 0) => Some(Call(VCPU_KICK, vec![handle, 0])),
+            (_, 1) => Some(Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR])),
+            (_, 2) => Some(Call(POOL_TOPUP, vec![handle, free?, 1 + random.below(2)])),
+            (_, 3) if vm.next_gfn + 8 < RANGE => {
+                let count = 1 + random.below(8);
+                vm.next_gfn += count;
+                Some(Call(MEM_DONATE, vec![handle, free?, GFN + vm.next_gfn - count, count, revocable]))
+            }
+            (Wants::Frame(gfn), _) => Some(Call(MEM_DONATE, vec![handle, free?, gfn, 1, revocable])),
+            (Wants::Answer(count), _) => Some(Call(GUEST_ACCEPT, vec![handle, 0, count])),
+            (Wants::Nothing, _) => {
+                vm.running = true;
+                Some(Call(VCPU_RUN, vec![handle, 0, random.next()]))
+            }
+        }
+    }
+
+    /// A call that should succeed and changes no translation.
+    fn light(&mut self) -> Option<Call> {
+        let model = self.soak.model.lock().expect("model");
+        let random = &mut self.random;
+        let handle = model.some(random, |vm| !vm.dying && vm.vcpu)?;
+        let fresh = model.some(random, |vm| !vm.dying && vm.vcpu && vm.age < 8);
+        Some(match (random.below(4), fresh) {
+            (0, Some(fresh)) => Call(VCPU_SET_REG, vec![fresh, 0, REG_X1, random.next()]),
+            (1, Some(fresh)) => Call(VCPU_GET_REG, vec![fresh, 0, REG_X1]),
+            (2, _) => Call(VCPU_KICK, vec![handle, 0]),
+            _ => Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR]),
+        })
+    }
+
+    /// Donates a list whose words are being flipped; frames that are gone after it were taken by it.
+    fn flipped(&mut self) {
+        let both = self.soak.flipped.lock().expect("list");
+        let (list, arena) = (both.0.first, &both.1);
+        let Some(handle) = self.soak.model.lock().expect("model").some(&mut self.random, |vm| !vm.dying && vm.ranged)
+        else {
+            return;
+        };
+        let (over, flips) = (AtomicBool::new(false), AtomicU64::new(0));
+        let mut random = Random(self.random.next() | 1);
+        let x = std::thread::scope(|scope| {
+            let (over, flips, hostile) = (&over, &flips, &self.hostile);
+            let elsewhere = (self.number + 1) % sys::cpus();
+            scope.spawn(move || {
+                sys::pin_to(elsewhere);
+                let Ok(page) = hostile.map(list, 1) else { return flips.store(u64::MAX, Ordering::Relaxed) };
+                // At first every record in turn, so that none is left of another call.
+                for turn in 0.. {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let record = if turn < RECORDS { turn } else { random.next() % RECORDS };
+                    let pfn = arena.first + random.next() % (arena.frames - 8);
+                    let run = Record::new(pfn, GFN + 0x800 + random.next() % 0x700, 1 + random.next() % 8);
+                    page.store(16 * record as usize, run.pfn);
+                    page.store(16 * record as usize + 8, run.gfn_count);
+                    flips.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            while flips.load(Ordering::Relaxed) < RECORDS {
+                std::thread::yield_now();
+            }
+            let x = self.made(&Call(MEM_DONATE_LIST, vec![handle, list, RECORDS, 0]));
+            over.store(true, Ordering::Relaxed);
+            x
+        });
+        if x[0].cast_signed() == SUCCESS {
+            let gone = self.hostile.unreachable_of(arena.first, arena.frames);
+            let mut model = self.soak.model.lock().expect("model");
+            let new: Vec<u64> = gone.into_iter().filter(|pfn| !model.given.contains(pfn)).collect();
+            model.give(handle, new.into_iter(), true);
+        }
+    }
+
+    /// Makes a call and counts it.
+    fn made(&self, Call(function, arguments): &Call) -> [u64; 18] {
+        let x = self.hostile.raw((*function).into(), arguments);
+        self.soak.calls.fetch_add(1, Ordering::Relaxed);
+        self.soak.good.fetch_add(u64::from(x[0].cast_signed() == SUCCESS), Ordering::Relaxed);
+        x
+    }
+
+    fn one(&mut self) {
+        if self.random.one_in(512) {
+            return self.flipped();
+        }
+        if self.random.one_in(64) {
+            // A stray access; of a revocable frame, it takes the frame.
+            let block = &self.soak.world.blocks[usize::try_from(self.random.below(4)).unwrap_or(0)];
+            let store = self.random.one_in(2).then_some(0);
+            drop(self.hostile.access(block.first + self.random.below(block.frames), How::Linear, store));
+            return;
+        }
+        // Calls that change translations are the slow ones under emulation: they are the smaller part.
+        let aimed = match self.random.below(16) {
+            0..7 => self.light(),
+            7..9 => self.aimed(),
+            _ => None,
+        };
+        let chosen = match aimed {
+            Some(call) => Chosen { call, runs: Vec::new() },
+            None => self.soak.world.wild(&self.hostile, self.list, &mut self.random),
+        };
+        let x = self.made(&chosen.call);
+        self.learn(&chosen, &x);
+    }
+
+    fn learn(&self, Chosen { call: Call(function, arguments), runs }: &Chosen, x: &[u64; 18]) {
+        let status = x[0].cast_signed();
+        let mut model = self.soak.model.lock().expect("model");
+        let handle = arguments.first().copied().unwrap_or(0);
+        match (*function, status) {
+            (VM_CREATE, SUCCESS) => {
+                let frames = arguments[2]..arguments[2] + arguments[3];
+                model.given.extend(frames.clone());
+                model.vms.insert(x[1], Belief::new(frames.collect()));
+                self.soak.world.knows(x[1]);
+            }
+            (POOL_TOPUP, SUCCESS) => model.give(handle, arguments[1]..arguments[1] + arguments[2], false),
+            (MEM_DONATE, SUCCESS) => model.give(handle, arguments[1]..arguments[1] + x[1], true),
+            (MEM_DONATE_LIST, SUCCESS) => {
+                let frames = runs.iter().flat_map(|(pfn, count)| *pfn..pfn.saturating_add(*count));
+                model.give(handle, frames.take(usize::try_from(x[1]).unwrap_or(0)), true);
+            }
+            (VM_RECLAIM, SUCCESS) => (arguments[1]..arguments[1] + x[1]).for_each(|pfn| model.take(handle, pfn)),
+            (VM_RECLAIM, HOST_OWNED | FOREIGN) if arguments[2] == 1 => model.take(handle, arguments[1]),
+            _ => {}
+        }
+        let gone = matches!(status, WRONG_HANDLE | STALE_HANDLE);
+        let empty = |vm: &Belief| vm.dying && vm.guest.is_empty() && vm.pool.is_empty();
+        if gone || model.vms.get(&handle).is_some_and(empty) {
+            if let Some(vm) = model.vms.remove(&handle) {
+                for pfn in vm.guest.iter().chain(&vm.pool) {
+                    model.given.remove(pfn);
+                }
+            }
+            self.soak.world.forgets(handle);
+            return;
+        }
+        if let Some(vm) = model.vms.get_mut(&handle) {
+            vm.learn(*function, arguments, status, x);
+        }
+    }
+}
+
+impl Belief {
+    fn learn(&mut self, function: u32, arguments: &[u64], status: i64, x: &[u64; 18]) {
+        match (function, status) {
+            (VM_DESTROY, SUCCESS | WRONG_STATE) => self.dying = true,
+            (VM_RECLAIM, WRONG_STATE) => self.dying = false,
+            // A guest frame is left that nobody remembers.
+            (VM_RECLAIM, GUEST_FRAMES_LEFT) => self.guest.extend(self.pool.last()),
+            (VM_RANGE, SUCCESS | BAD_RANGE | WRONG_STATE) => self.ranged = true,
+            (VCPU_CREATE, SUCCESS | VCPU_EXISTS | WRONG_STATE) => self.vcpu = true,
+            (MEM_DONATE, SUCCESS | GFN_MAPPED) if arguments[2] == GFN => self.program = true,
+            (VCPU_SET_REG, SUCCESS) if arguments[2] == REG_PC => self.start = true,
+            (VCPU_SET_REG, WRONG_STATE) => (self.start, self.age) = (true, self.age.max(8)),
+            (VCPU_RUN, _) => {
+                self.running = false;
+                self.after_run(status, x);
+            }
+            (MEM_DONATE, SUCCESS | GFN_MAPPED | GFN_POISONED) if self.wants == Wants::Frame(arguments[2]) => {
+                self.wants = Wants::Nothing;
+            }
+            (MEM_DONATE, NEED_PAGES) => self.age += 20,
+            (GUEST_ACCEPT, _) => self.wants = Wants::Nothing,
+            _ => {}
+        }
+    }
+
+    fn after_run(&mut self, status: i64, x: &[u64; 18]) {
+        self.wants = match (status, x[1]) {
+            (SUCCESS, EXIT_MEM_FAULT) => Wants::Frame(x[2]),
+            (SUCCESS, EXIT_SHARE | EXIT_UNSHARE | EXIT_RELINQUISH) => Wants::Answer(x[3]),
+            (SUCCESS, EXIT_CRASH | EXIT_SYSTEM) => {
+                self.dead = true;
+                Wants::Nothing
+            }
+            (WRONG_STATE, _) => {
+                self.dead = true;
+                Wants::Nothing
+            }
+            _ => Wants::Nothing,
+        };
+    }
+}
+
+/// Keeps at it for so many seconds.
+pub(crate) fn all(seed: Option<u64>, seconds: Option<u64>) -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let seed = seed.unwrap_or_else(entropy);
+    let seconds = seconds.unwrap_or(SECONDS);
+    println!("soak: seed {seed:#x}, {seconds} s");
+    let before = resting(&hostile);
+    let soak = Soak {
+        world: World::new(&hostile)?,
+        model: Mutex::default(),
+        flipped: Mutex::new((Arena::new(&hostile, 0)?, Arena::new(&hostile, 6)?)),
+        over: AtomicBool::new(false),
+        calls: AtomicU64::new(0),
+        good: AtomicU64::new(0),
+    };
+    let cpus = sys::cpus();
+    let begin = Instant::now();
+    let ended: Vec<Result<(), String>> = std::thread::scope(|scope| {
+        let soak = &soak;
+        let threads: Vec<_> = (0..cpus)
+            .map(|cpu| {
+                let seed = seed.wrapping_add((cpu as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                scope.spawn(move || one_cpu(soak, cpu, seed))
+            })
+            .collect();
+        for second in 1..=seconds {
+            std::thread::sleep(Duration::from_secs(1));
+            if second % 30 == 0 {
+                println!("soak: {} calls after {second} s", soak.calls.load(Ordering::Relaxed));
+            }
+        }
+        soak.over.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread died".to_string()))).collect()
+    });
+    let took = begin.elapsed();
+    ended.into_iter().collect::<Result<Vec<()>, String>>()?;
+    let (calls, good) = (soak.calls.into_inner(), soak.good.into_inner());
+    let rate = u128::from(calls) * 1000 / took.as_millis().max(1);
+    let share = good * 100 / calls.max(1);
+    STEP.same("CPUs that call", 4, cpus);
+    STEP.judged(
+        "calls, of which about half succeed",
+        "35% to 75%",
+        format!("{calls} calls in {} s, {rate} a second, {share}% succeeded, seed {seed:#x}", took.as_secs()),
+        (35..=75).contains(&share),
+    );
+    let (list, own) = soak.flipped.into_inner().expect("list");
+    let mut world = soak.world;
+    world.blocks.extend([list, own]);
+    let model = soak.model.into_inner().expect("model");
+    finish(STEP, &hostile, world, &before, |handle| {
+        model.vms.get(&handle).map(|vm| vm.guest.clone()).unwrap_or_default()
+    });
+    println!("soak: el2 answers {}", status_name(hostile.call(VERSION, &[])));
+    Ok(())
+}
+
+fn one_cpu(soak: &Soak, cpu: usize, seed: u64) -> Result<(), String> {
+    sys::pin_to(cpu);
+    let hostile = Hostile::open()?;
+    let list = Arena::new(&hostile, 0)?;
+    let mut here = Cpu { number: cpu, soak, hostile, list: list.first, random: Random(seed | 1) };
+    while !soak.over.load(Ordering::Relaxed) {
+        here.one();
+    }
+    // The list frame was named as memory by no call: it is still the host's.
+    here.hostile.free(list.first).map(drop).map_err(|e| format!("list frame: {}", sys::errno_name(e)))
+}

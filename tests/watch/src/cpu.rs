@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is known of the call that one CPU is in.
+
+use freehold_mem::{GfnRun, Guest, Kind, Life, Pfn};
+use freehold_oracle::Outcome;
+use freehold_uapi::hvc;
+
+use crate::judge::Came;
+
+/// Frames that one call can be about: a run, and the frame of a list.
+const NAMED: usize = 520;
+/// RAM ranges of a VM.
+pub const RANGES: usize = 8;
+
+/// What brought the CPU to EL2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// Nothing that is followed.
+    Other,
+    /// A call with x1–x5.
+    Call {
+        /// Function.
+        id: u32,
+        /// Arguments.
+        x: [u64; 5],
+    },
+    /// The host touched a page that is not mapped for it.
+    Abort {
+        /// Its address.
+        page: u64,
+        /// Whether the kernel did so, by an address of its own.
+        kernel: bool,
+    },
+}
+
+/// A VM's books, as far as they can be seen from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Books {
+    /// Where the VM is in its life.
+    pub life: Life,
+    /// What it is.
+    pub kind: Option<Kind>,
+    /// Root table and address bits.
+    pub root: Option<(u64, u32)>,
+    /// Frames that its pool can give.
+    pub pool_free: u32,
+    /// Frames that it owns, and that it borrows.
+    pub frames: (u64, u64),
+    /// Its RAM.
+    pub ram: [Option<GfnRun>; RANGES],
+}
+
+impl Books {
+    /// Of no VM.
+    pub const NONE: Self =
+        Self { life: Life::Free, kind: None, root: None, pool_free: 0, frames: (0, 0), ram: [None; RANGES] };
+
+    /// Of a VM.
+    #[must_use]
+    pub fn of(guest: &Guest) -> Self {
+        let mut ram = guest.ram();
+        Self {
+            life: guest.life(),
+            kind: guest.kind(),
+            root: guest.root().map(|(root, bits)| (root.raw(), bits)),
+            pool_free: guest.pool_free(),
+            frames: guest.frames(),
+            ram: core::array::from_fn(|_| ram.next()),
+        }
+    }
+}
+
+/// What was said of a call when its locks were let go.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict {
+    /// What may come of it.
+    pub outcome: Outcome,
+    /// Whether it was done.
+    pub did: bool,
+}
+
+/// A guest frame that the running guest touched, and what may come of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Touched {
+    /// The guest frame.
+    pub gfn: u64,
+    /// Said when el2 has looked at the VM's memory.
+    pub outcome: Option<Outcome>,
+}
+
+const NO_RECORD: hvc::Record = hvc::Record { pfn: 0, gfn_count: 0 };
+
+/// One CPU.
+#[derive(Debug)]
+pub struct Cpu {
+    /// What brought it here.
+    pub trap: Trap,
+    /// Number of the step that it is.
+    pub step: u64,
+    /// Whether it holds the host's lock.
+    pub holds_host: bool,
+    named: [u64; NAMED],
+    count: usize,
+    list: [hvc::Record; hvc::MAX_RECORDS as usize],
+    listed: usize,
+    /// How often it looked for interrupts, and whether it found one at the last look.
+    pub looks: (u64, bool),
+    /// Whether it was told that the machine closes.
+    pub closing: bool,
+    /// What it knew when it came.
+    pub came: Came,
+    /// What was said of its call under the locks.
+    pub verdict: Option<Verdict>,
+    /// What its guest touched last.
+    pub touched: Option<Touched>,
+    /// How many calls that name the VM of its call had ended when it came, and how many of those that claim a vCPU.
+    pub ended: [u64; 2],
+}
+
+impl Cpu {
+    /// Outside of EL2.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "only a static holds one")]
+    pub const fn new() -> Self {
+        Self {
+            trap: Trap::Other,
+            step: 0,
+            holds_host: false,
+            named: [0; NAMED],
+            count: 0,
+            list: [NO_RECORD; hvc::MAX_RECORDS as usize],
+            listed: 0,
+            looks: (0, false),
+            closing: false,
+            came: Came { slot: None, version: 0, outcome: None },
+            verdict: None,
+            touched: None,
+            ended: [0; 2],
+        }
+    }
+
+    /// Comes to EL2.
+    pub fn begin(&mut self, trap: Trap, step: u64) {
+        (self.trap, self.step, self.count, self.listed) = (trap, step, 0, 0);
+        (self.looks, self.closing) = ((0, false), false);
+        (self.came, self.verdict, self.touched, self.ended) = (Came::default(), None, None, [0; 2]);
+        match trap {
+            Trap::Other => {}
+            Trap::Abort { page, .. } => self.name(page >> 12),
+            Trap::Call { id, x } => match id {
+                hvc::VM_CREATE => self.name_run(x[2], x[3]),
+                hvc::VM_RECLAIM | hvc::POOL_TOPUP => self.name_run(x[1], x[2]),
+                hvc::MEM_DONATE | hvc::MEM_SHARE => self.name_run(x[1], x[3]),
+                hvc::MEM_DONATE_LIST => self.name(x[1]),
+                _ => {}
+            },
+        }
+    }
+
+    /// The call is about this frame.
+    pub fn name(&mut self, pfn: u64) {
+        if let Some(place) = self.named.get_mut(self.count) {
+            *place = pfn;
+            self.count += 1;
+        }
+    }
+
+    fn name_run(&mut self, pfn: u64, count: u64) {
+        if count <= hvc::MAX_RUN
+            && let Some(end) = pfn.checked_add(count)
+        {
+            (pfn..end).for_each(|pfn| self.name(pfn));
+        }
+    }
+
+    /// el2 has copied words of a frame.
+    pub fn copied(&mut self, _frame: Pfn, words: &[u64]) {
+        let (pairs, _) = words.as_chunks::<2>();
+        self.listed = pairs.len().min(self.list.len());
+        for (place, [pfn, gfn_count]) in self.list.iter_mut().zip(pairs) {
+            *place = hvc::Record { pfn: *pfn, gfn_count: *gfn_count };
+        }
+        for at in 0..self.listed {
+            let record = self.list[at];
+            // One frame is the list's own.
+            let room = (NAMED - 1 - self.count.min(NAMED - 1)) as u64;
+            self.name_run(record.pfn, record.count().min(room));
+        }
+    }
+
+    /// The frames that the call is about.
+    #[must_use]
+    pub fn frames(&self) -> &[u64] {
+        &self.named[..self.count]
+    }
+
+    /// The list that el2 has copied.
+    #[must_use]
+    pub fn records(&self) -> &[hvc::Record] {
+        &self.list[..self.listed]
+    }
+}

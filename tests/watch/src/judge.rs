@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Compares a call with what the specification says of it.
+//!
+//! Where a call takes locks, it is judged when the last of them is let go: what changed must be what the specification
+//! changes, and a call that it refuses must have changed nothing. The answer is compared when the CPU leaves. What is
+//! decided without a lock (handles, claims on vCPUs, kicks) is judged by the records as they were when the CPU came and
+//! as they are when it leaves; if they changed meanwhile, or another CPU made a call that names the same VM, any
+//! documented answer will do, and that is counted.
+
+use core::fmt;
+use freehold_oracle::{Act, Call, Done, Env, Life, Op, Outcome, Stray, VcpuLife, Who, apply, decide};
+use freehold_uapi::hvc;
+
+use crate::cpu::{Books, Cpu, Verdict};
+use crate::shadow::Shadow;
+use crate::spec::{View, Vms};
+
+/// What is not as it must be.
+#[derive(Clone, Copy)]
+pub enum Difference {
+    /// The call went through, and must be refused.
+    Went(Outcome),
+    /// The call was refused, and must go through.
+    Refused(Outcome),
+    /// It answered so.
+    Answer {
+        /// x0–x4.
+        x: [u64; 5],
+        /// What it may answer.
+        outcome: Outcome,
+    },
+    /// The VM's books are not what they must be.
+    Books {
+        /// The slot.
+        slot: u8,
+        /// As they must be.
+        must: freehold_oracle::Vm,
+        /// As they are.
+        are: Books,
+    },
+    /// A guest's exit is not what its access makes of it.
+    Exit {
+        /// x0–x4.
+        x: [u64; 5],
+        /// The guest frame that it touched, and what it may make of that.
+        gfn: u64,
+        /// What that may come to.
+        done: Option<Done>,
+    },
+    /// Something in one sentence.
+    Said(&'static str),
+}
+
+impl fmt::Debug for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Went(outcome) => write!(f, "it went through, and must be refused with {:?}", outcome.refused),
+            Self::Refused(outcome) => write!(f, "it changed nothing, and must come to {:x?}", outcome.done),
+            Self::Answer { x, outcome } => {
+                let status = x[0].cast_signed();
+                write!(f, "it answers {status} {:x?}, may be refused with {:?}", &x[1..], outcome.refused)?;
+                write!(f, " or come to {:x?}", outcome.done)
+            }
+            Self::Books { slot, must, are } => write!(f, "slot {slot} must be {must:?}, and is {are:x?}"),
+            Self::Exit { x, gfn, done } => write!(f, "touching {gfn:#x} answers {x:x?}, and must come to {done:x?}"),
+            Self::Said(what) => f.write_str(what),
+        }
+    }
+}
+
+/// Whether a function identifier is of the host's calls.
+#[must_use]
+pub const fn is_ours(id: u32) -> bool {
+    id >= hvc::BASE && id < hvc::BASE + 0x80
+}
+
+fn call_of(vms: &Vms, id: u32, x: [u64; 5]) -> Call {
+    Call::decode(id, x, |handle| vms.who(handle))
+}
+
+/// The slot of a call's VM.
+#[must_use]
+pub fn slot_of(vms: &Vms, id: u32, x: [u64; 5]) -> Option<u8> {
+    if matches!(id, hvc::VERSION | hvc::COUNTER | hvc::VM_CREATE) {
+        return None;
+    }
+    match vms.who(x[0]) {
+        Who::Slot(slot) => Some(slot),
+        Who::Ended | Who::Never => None,
+    }
+}
+
+/// Whether a call claims a vCPU, if only for a moment.
+#[must_use]
+pub const fn claims(id: u32) -> bool {
+    matches!(id, hvc::VCPU_RUN | hvc::VCPU_SET_REG | hvc::VCPU_GET_REG | hvc::GUEST_ACCEPT)
+}
+
+/// A VM's lock is about to be let go, its books having been `then` and being `now`.
+///
+/// # Errors
+/// What is not as it must be.
+pub fn guest(
+    cpu: &mut Cpu,
+    vms: &Vms,
+    pages: &mut Shadow,
+    slot: u8,
+    then: &Books,
+    now: &Books,
+) -> Result<(), Difference> {
+    use crate::cpu::Trap;
+    match cpu.trap {
+        Trap::Call { id, x } if is_ours(id) => {
+            let call = call_of(vms, id, x);
+            if let Call::VcpuRun { .. } = call {
+                run(cpu, vms, pages, slot, then, now)?;
+            } else {
+                one(cpu, vms, pages, slot, &call, then, now)?;
+            }
+        }
+        Trap::Abort { page, kernel } => touch(cpu, vms, pages, page, kernel),
+        // The machine goes off, and its VMs end.
+        Trap::Call { .. } | Trap::Other => {
+            if now.life == freehold_mem::Life::Dying {
+                vms.change(slot, |slot| slot.vm.life = Life::Dying);
+            }
+        }
+    }
+    books(vms, slot, now)
+}
+
+/// A call that takes its locks once.
+fn one(
+    cpu: &mut Cpu,
+    vms: &Vms,
+    pages: &mut Shadow,
+    slot: u8,
+    call: &Call,
+    then: &Books,
+    now: &Books,
+) -> Result<(), Difference> {
+    if cpu.verdict.is_some() {
+        return Err(Difference::Said("it takes the VM's lock twice"));
+    }
+    let need = if let Call::VmCreate { count, .. } = *call {
+        count.saturating_sub(now.pool_free.into())
+    } else {
+        then.pool_free.saturating_sub(now.pool_free).into()
+    };
+    let (looks, wanted) = cpu.looks;
+    let done = if wanted { 32 * looks } else { hvc::MAX_RUN };
+    let op = Op::Host { cpu: 0, call: *call };
+    let env = Env { slot, need, done, list: cpu.records(), ..Env::CALM };
+    let mut view = View { pages: Some(pages), vms, runs: None };
+    let outcome = decide(&view, &op, &env);
+    // What some change does not always show in the VM's books.
+    let hidden = matches!(
+        call,
+        Call::VmReclaim { .. }
+            | Call::VmGic { .. }
+            | Call::MemUnshare { .. }
+            | Call::GuestAccept { .. }
+            | Call::VcpuSetReg { .. }
+    );
+    let did = if hidden { outcome.done.is_some() } else { then != now };
+    let verdict = if did {
+        if outcome.done.is_none() {
+            return Err(Difference::Went(outcome));
+        }
+        apply(&mut view, &op, &env);
+        Verdict { outcome, did: true }
+    } else {
+        // A pool that is too small is the one thing that the specification is told.
+        let short = decide(&view, &op, &Env { need: u64::MAX, ..env });
+        let refused = outcome.refused.and(short.refused);
+        Verdict { outcome: Outcome { refused, done: None, ..outcome }, did: false }
+    };
+    cpu.verdict = Some(verdict);
+    Ok(())
+}
+
+/// One of the looks at a VM's memory that a run takes.
+fn run(cpu: &mut Cpu, vms: &Vms, pages: &mut Shadow, slot: u8, then: &Books, now: &Books) -> Result<(), Difference> {
+    if then != now {
+        let starts = (then.life, now.life) == (freehold_mem::Life::Building, freehold_mem::Life::Running);
+        if !starts || (Books { life: now.life, ..*then }) != *now {
+            return Err(Difference::Said("a run changes the VM's books"));
+        }
+        vms.change(slot, |slot| {
+            slot.vm.life = Life::Ran;
+            slot.vcpus[0].life = VcpuLife::Ran;
+        });
+    }
+    if let Some(touched) = &mut cpu.touched
+        && touched.outcome.is_none()
+    {
+        let act = Act::Access { ipa: touched.gfn << 12, size: 8, store: None, described: true };
+        let view = View { pages: Some(pages), vms, runs: Some((slot, 0)) };
+        touched.outcome = Some(decide(&view, &Op::Guest { cpu: 0, act }, &Env::CALM));
+    }
+    Ok(())
+}
+
+/// The host touched a page that was not mapped for it.
+pub fn touch(cpu: &mut Cpu, vms: &Vms, pages: &mut Shadow, page: u64, kernel: bool) {
+    if cpu.verdict.is_some() {
+        return;
+    }
+    let from = if kernel { Stray::Kernel } else { Stray::User };
+    let op = Op::Touch { pfn: page >> 12, write: false, from };
+    let mut view = View { pages: Some(pages), vms, runs: None };
+    let outcome = decide(&view, &op, &Env::CALM);
+    let did = outcome.done == Some(Done::Revoked);
+    if did {
+        apply(&mut view, &op, &Env::CALM);
+    }
+    cpu.verdict = Some(Verdict { outcome, did });
+}
+
+/// A VM's books against its records.
+fn books(vms: &Vms, slot: u8, now: &Books) -> Result<(), Difference> {
+    use freehold_mem::Life as Real;
+    let Some(records) = vms.slot(slot) else { return Ok(()) };
+    let vm = records.vm;
+    let life = match now.life {
+        Real::Free => Life::Free,
+        Real::Building => Life::Open,
+        Real::Running => Life::Ran,
+        Real::Dying => Life::Dying,
+    };
+    // Of a VM that is being taken apart the free list is not kept any more.
+    let free = life == Life::Dying || u64::from(vm.free) == u64::from(now.pool_free);
+    let frames = (u64::from(vm.guest), u64::from(vm.borrowed)) == now.frames;
+    let range = |run: &Option<freehold_mem::GfnRun>| run.as_ref().map(|run| (run.start().raw(), run.count()));
+    let ram = life == Life::Free || now.ram.iter().zip(&records.ranges).all(|(are, must)| range(are) == *must);
+    if life == vm.life && free && frames && ram { Ok(()) } else { Err(Difference::Books { slot, must: vm, are: *now }) }
+}
+
+/// What a CPU knew when it came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Came {
+    /// The slot that its call names.
+    pub slot: Option<u8>,
+    /// Version of the slot's records.
+    pub version: u64,
+    /// What might come of it.
+    pub outcome: Option<Outcome>,
+}
+
+/// The CPU comes with a call.
+#[must_use]
+pub fn comes(vms: &Vms, id: u32, x: [u64; 5]) -> Came {
+    let slot = slot_of(vms, id, x);
+    let version = slot.and_then(|slot| vms.slot(slot)).map_or(0, |slot| slot.version);
+    Came { slot, version, outcome: Some(unlocked(vms, id, x)) }
+}
+
+/// What the records say of a call without a look at any page.
+fn unlocked(vms: &Vms, id: u32, x: [u64; 5]) -> Outcome {
+    let view = View { pages: None, vms, runs: None };
+    decide(&view, &Op::Host { cpu: 0, call: call_of(vms, id, x) }, &Env::CALM)
+}
+
+/// Whether the documents list the status for the call.
+fn is_documented(id: u32, status: i64) -> bool {
+    let name = hvc::STATUSES.iter().find(|item| item.value == status).map(|item| item.name);
+    let errors = hvc::CALLS.iter().find(|call| call.id == id).map(|call| call.errors);
+    status == hvc::SUCCESS || errors.zip(name).is_some_and(|(errors, name)| errors.contains(&name))
+}
+
+/// What other CPUs did with the VM of a call while it was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Others {
+    /// One made a call that names it.
+    pub called: bool,
+    /// One had a claim on a vCPU of it.
+    pub claimed: bool,
+}
+
+/// The CPU leaves with this in x0–x4. Says whether the answer could be judged.
+///
+/// # Errors
+/// What is not as it must be.
+pub fn answer(cpu: &Cpu, vms: &Vms, id: u32, x: [u64; 5], others: Others) -> Result<bool, Difference> {
+    use crate::cpu::Trap;
+    let Trap::Call { x: arguments, .. } = cpu.trap else { return Ok(true) };
+    let status = x[0].cast_signed();
+    let results = [x[1], x[2], x[3], x[4]];
+    let busy = status == hvc::VCPU_BUSY && others.claimed;
+    let closing = status == hvc::NO_VMS && cpu.closing;
+    if let Some(Verdict { outcome, did }) = cpu.verdict {
+        let short = status == hvc::NEED_PAGES && !did && results[0] != 0 && results[1..] == [0; 3];
+        let listed = outcome.refused.has(status);
+        let right = if did { outcome.permits(status, results) } else { busy || closing || listed };
+        let silent = status == hvc::SUCCESS || short || results == [0; 4];
+        let wrong = Difference::Answer { x, outcome };
+        return if right && silent { Ok(true) } else { Err(wrong) };
+    }
+    if id == hvc::VCPU_RUN && status == hvc::SUCCESS {
+        return exit(cpu, x).map(|()| true);
+    }
+    let before = cpu.came.outcome.unwrap_or(Outcome::refused(freehold_oracle::Statuses::NONE));
+    let after = unlocked(vms, id, arguments);
+    // A value that is counted while others count on is not compared.
+    let counted = id == hvc::COUNTER && status == hvc::SUCCESS;
+    let permits = |outcome: &Outcome| outcome.permits(status, results) || (counted && outcome.done.is_some());
+    if permits(&before) || permits(&after) || busy || closing {
+        return Ok(true);
+    }
+    let version = cpu.came.slot.and_then(|slot| vms.slot(slot)).map_or(0, |slot| slot.version);
+    let changed = slot_of(vms, id, arguments) != cpu.came.slot || version != cpu.came.version;
+    if (changed || others.called) && is_documented(id, status) {
+        return Ok(false);
+    }
+    Err(Difference::Answer { x, outcome: after })
+}
+
+/// A run's exit against the last thing that its guest did.
+fn exit(cpu: &Cpu, x: [u64; 5]) -> Result<(), Difference> {
+    let Some(touched) = cpu.touched else { return Ok(()) };
+    let done = touched.outcome.and_then(|outcome| outcome.done);
+    let right = match done {
+        // The loop looks for a kick before it goes on.
+        Some(Done::Allowed) => x[1] == hvc::EXIT_KICKED,
+        Some(Done::Exit(values)) if values[0].permits(hvc::EXIT_MEM_FAULT) => {
+            values.iter().zip(&x[1..]).all(|(value, x)| value.permits(*x))
+        }
+        // What lies outside RAM depends on more of the syndrome than is looked at.
+        Some(_) => matches!(x[1], hvc::EXIT_CRASH | hvc::EXIT_MMIO),
+        None => true,
+    };
+    if right { Ok(()) } else { Err(Difference::Exit { x, gfn: touched.gfn, done }) }
+}
+
+/// After a run: what its exit leaves of the vCPU. The claim may be another CPU's by now, which is then told nothing for
+/// sure.
+pub fn ran(vms: &Vms, slot: u8, x: [u64; 5]) {
+    if x[0] == 0 && x[1] == hvc::EXIT_CRASH {
+        vms.change(slot, |slot| slot.vcpus[0].life = VcpuLife::Crashed);
+    }
+}

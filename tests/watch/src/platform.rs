@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The platform of the shipped el2, with somebody who hears what the machine tells it.
+
+use core::marker::PhantomData;
+use core::sync::atomic::AtomicU64;
+use freehold_el2::calls::{Loaded, Platform, Stop};
+use freehold_mem::lock::{Permit, World};
+use freehold_mem::{Pfn, Vmid};
+use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::sysreg::RawIds;
+use freehold_virt::timer::Timer;
+use freehold_virt::vcpu::{Pending, Vcpu};
+use freehold_virt::vgic::Lists;
+use freehold_virt::vm::{Claimed, Vms};
+
+/// Who hears.
+pub trait Listener {
+    /// Whether an interrupt waited for the host when el2 looked.
+    fn looked(&self, wanted: bool);
+    /// el2 was told that the machine closes, or not.
+    fn closing(&self, closing: bool);
+    /// A vCPU is about to run, by this root and VMID.
+    fn entering(&self, vmid: u8, root: u64);
+    /// It stopped.
+    fn left(&self, stop: &Stop);
+    /// A vCPU was claimed that waits for this.
+    fn opened(&self, pending: Pending);
+    /// Its claim is about to go, and it waits for this.
+    fn gives_back(&self, pending: Pending);
+}
+
+/// The platform, and who hears.
+#[derive(Debug)]
+pub struct Watched<P, L: 'static> {
+    platform: P,
+    listener: &'static L,
+}
+
+impl<P, L> Watched<P, L> {
+    /// Has `listener` hear what `platform` says.
+    pub const fn new(platform: P, listener: &'static L) -> Self {
+        Self { platform, listener }
+    }
+}
+
+/// How a VM translates addresses.
+#[derive(Debug)]
+pub struct Regime<R> {
+    regime: R,
+    root: u64,
+    vmid: u8,
+}
+
+/// A claimed vCPU.
+#[derive(Debug)]
+pub struct Open<'a, O: Loaded<'a>, L: Listener + 'static> {
+    open: O,
+    listener: &'static L,
+    claim: PhantomData<&'a ()>,
+}
+
+impl<'a, O: Loaded<'a>, L: Listener + 'static> Drop for Open<'a, O, L> {
+    fn drop(&mut self) {
+        self.listener.gives_back(self.open.parts().1.pending());
+    }
+}
+
+impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
+    type Registers = O::Registers;
+    type Regime = Regime<O::Regime>;
+
+    fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
+        self.open.claim()
+    }
+
+    fn parts(&mut self) -> (&mut O::Registers, &mut Vcpu) {
+        self.open.parts()
+    }
+
+    fn timer(&self) -> Timer {
+        self.open.timer()
+    }
+
+    fn run(&mut self, regime: &Regime<O::Regime>, lists: Option<&mut Lists>) -> Stop {
+        self.listener.entering(regime.vmid, regime.root);
+        let stop = self.open.run(&regime.regime, lists);
+        self.listener.left(&stop);
+        stop
+    }
+}
+
+impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
+    type Machine = P::Machine;
+    type HostLock = P::HostLock;
+    type GuestLock = P::GuestLock;
+    type BoardLock = P::BoardLock;
+    type Regime = Regime<P::Regime>;
+    type Loaded<'a>
+        = Open<'a, P::Loaded<'a>, L>
+    where
+        Self: 'a;
+
+    fn machine(&self) -> P::Machine {
+        self.platform.machine()
+    }
+
+    fn world(&self) -> &World<P::HostLock, P::GuestLock, MAX_VMS> {
+        self.platform.world()
+    }
+
+    fn vms(&self) -> Vms<'_, AtomicU64> {
+        self.platform.vms()
+    }
+
+    fn board(&self, slot: Slot) -> &P::BoardLock {
+        self.platform.board(slot)
+    }
+
+    fn now(&self) -> u64 {
+        self.platform.now()
+    }
+
+    fn list_registers(&self) -> usize {
+        self.platform.list_registers()
+    }
+
+    fn interrupt(&self, cpus: u32) {
+        self.platform.interrupt(cpus);
+    }
+
+    fn serves_vms(&self) -> bool {
+        self.platform.serves_vms()
+    }
+
+    fn is_closing(&self) -> bool {
+        let closing = self.platform.is_closing();
+        self.listener.closing(closing);
+        closing
+    }
+
+    fn set_closing(&self, closing: bool) {
+        self.platform.set_closing(closing);
+    }
+
+    fn cpu(&self) -> usize {
+        self.platform.cpu()
+    }
+
+    fn host_is_wanted(&self) -> bool {
+        let wanted = self.platform.host_is_wanted();
+        self.listener.looked(wanted);
+        wanted
+    }
+
+    fn create_vcpu(&self, frame: Pfn) -> u64 {
+        self.platform.create_vcpu(frame)
+    }
+
+    fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Self::Loaded<'a> {
+        let mut open = self.platform.open(claim);
+        self.listener.opened(open.parts().1.pending());
+        Open { open, listener: self.listener, claim: PhantomData }
+    }
+
+    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Self::Regime {
+        let regime = self.platform.regime(root, vmid, index, flush);
+        Regime { regime, root: root.0.raw(), vmid: vmid.raw() }
+    }
+
+    fn host_is_busy(&self) -> bool {
+        self.platform.host_is_busy()
+    }
+
+    fn raw_ids(&self) -> RawIds {
+        self.platform.raw_ids()
+    }
+
+    fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64> {
+        self.platform.counter(permit, counter, index)
+    }
+}

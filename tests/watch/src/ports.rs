@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Ports that let somebody hear what they read for el2, and that can be made to fail on purpose.
+
+use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
+use freehold_mem::{Entry, Machine, Pfn, Vmid};
+
+/// Who hears.
+pub trait Ears {
+    /// el2 has copied the first words of a frame of the host's.
+    fn copied(&self, frame: Pfn, words: &[u64]);
+    /// Whether this store is to be lost: a fault planted to see that it is found. Never, but in a control.
+    fn loses(&self, at: Entry, descriptor: u64) -> bool;
+}
+
+/// The machine, and who hears.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports<M, E> {
+    /// The machine.
+    pub machine: M,
+    /// Who hears.
+    pub ears: E,
+}
+
+impl<M: Machine, E: Ears> TableMemory for Ports<M, E> {
+    fn load(&self, at: Entry) -> u64 {
+        self.machine.load(at)
+    }
+
+    fn store(&mut self, at: Entry, descriptor: u64) {
+        if !self.ears.loses(at, descriptor) {
+            self.machine.store(at, descriptor);
+        }
+    }
+
+    fn clear(&mut self, frame: Pfn) {
+        self.machine.clear(frame);
+    }
+
+    fn publish_tables(&mut self) {
+        self.machine.publish_tables();
+    }
+}
+
+impl<M: Machine, E> Tlb for Ports<M, E> {
+    fn invalidate_host(&mut self) {
+        self.machine.invalidate_host();
+    }
+
+    fn invalidate_vm(&mut self, vmid: Vmid) {
+        self.machine.invalidate_vm(vmid);
+    }
+}
+
+impl<M: Machine, E: Ears> Frames for Ports<M, E> {
+    fn scrub(&mut self, frame: Pfn) {
+        self.machine.scrub(frame);
+    }
+
+    fn settle_for_guest(&mut self, frame: Pfn) {
+        self.machine.settle_for_guest(frame);
+    }
+
+    fn settle_instructions(&mut self) {
+        self.machine.settle_instructions();
+    }
+
+    fn copy_words(&self, frame: Pfn, into: &mut [u64]) {
+        self.machine.copy_words(frame, into);
+        self.ears.copied(frame, into);
+    }
+}
+
+impl<M: Fatal, E> Fatal for Ports<M, E> {
+    fn fatal(&self, what: Broken) -> ! {
+        self.machine.fatal(what)
+    }
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The specification's records of this machine, as far as they are followed: pages, VMs, ranges, poison.
+//!
+//! A page's record is a [`Word`] of the shadow ledger, which stands under the host's lock as the ledger does; a VM's
+//! records are changed by who holds that VM's lock, as the VM is. What a vCPU does is followed on its own.
+
+use core::sync::atomic::{AtomicU8, Ordering};
+use freehold_oracle as oracle;
+use freehold_oracle::{Life, Mark, Owner, Page, State, Vcpu, Vm, Who};
+use freehold_virt::handle::{Handle, MAX_VMS, SERVED_VCPUS};
+use spin::mutex::SpinMutex;
+
+use crate::shadow::{Shadow, Word};
+
+/// RAM ranges that a VM may have.
+pub const RANGES: usize = 8;
+/// Poisoned guest frames that are remembered, of all VMs.
+const POISONED: usize = 1024;
+
+/// One slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// The VM.
+    pub vm: Vm,
+    /// Its ranges.
+    pub ranges: [Option<(u64, u64)>; RANGES],
+    /// Its vCPUs.
+    pub vcpus: [Vcpu; SERVED_VCPUS],
+    /// Generation that its handle has, or that the next one will have.
+    pub generation: u64,
+    /// How often any of this changed.
+    pub version: u64,
+}
+
+impl Slot {
+    const EMPTY: Self = Self {
+        vm: Vm {
+            life: Life::Free,
+            used: false,
+            protected: false,
+            ipa_bits: 0,
+            pool: 0,
+            free: 0,
+            guest: 0,
+            borrowed: 0,
+            gic: false,
+        },
+        ranges: [None; RANGES],
+        vcpus: [Vcpu { life: oracle::VcpuLife::Absent, running: false, kicked: false, pending: oracle::Pending::None };
+            SERVED_VCPUS],
+        generation: 1,
+        version: 0,
+    };
+}
+
+/// The slots, and what was poisoned.
+#[derive(Debug)]
+pub struct Vms {
+    slots: [SpinMutex<Slot>; MAX_VMS],
+    poisoned: SpinMutex<[Option<(u8, u64)>; POISONED]>,
+    /// CPUs of the machine.
+    pub cpus: AtomicU8,
+}
+
+impl Vms {
+    /// No VM, nor was there ever one.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "only a static holds one")]
+    pub const fn new() -> Self {
+        Self {
+            slots: [const { SpinMutex::new(Slot::EMPTY) }; MAX_VMS],
+            poisoned: SpinMutex::new([None; POISONED]),
+            cpus: AtomicU8::new(0),
+        }
+    }
+
+    /// A slot's records.
+    #[must_use]
+    pub fn slot(&self, slot: u8) -> Option<Slot> {
+        self.slots.get(usize::from(slot)).map(|slot| *slot.lock())
+    }
+
+    /// Changes a slot's records.
+    pub fn change(&self, slot: u8, what: impl FnOnce(&mut Slot)) {
+        if let Some(slot) = self.slots.get(usize::from(slot)) {
+            let mut slot = slot.lock();
+            what(&mut slot);
+            slot.version += 1;
+        }
+    }
+
+    /// What a handle names now.
+    #[must_use]
+    pub fn who(&self, handle: u64) -> Who {
+        let Ok(handle) = Handle::decode(handle) else { return Who::Never };
+        let slot = handle.slot().raw();
+        let Some(records) = self.slot(slot) else { return Who::Never };
+        match handle.generation().get().cmp(&records.generation) {
+            core::cmp::Ordering::Less => Who::Ended,
+            core::cmp::Ordering::Equal if records.vm.life != Life::Free => Who::Slot(slot),
+            core::cmp::Ordering::Equal | core::cmp::Ordering::Greater => Who::Never,
+        }
+    }
+}
+
+/// All records, for one operation. Who makes it holds the locks that the operation takes.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// Pages; none while the host's lock is not held, when no operation asks.
+    pub pages: Option<&'a mut Shadow>,
+    /// VMs.
+    pub vms: &'a Vms,
+    /// Slot and vCPU that run, where a guest's act is decided.
+    pub runs: Option<(u8, u8)>,
+}
+
+fn page_of(word: Word) -> Page {
+    let guest = |slot: u8, gfn: u64| Owner::Guest { slot, gfn: u32::try_from(gfn).unwrap_or(u32::MAX) };
+    let of = |owner| Page { owner, ..Page::default() };
+    match word.tag() {
+        Word::NO_MAP => of(Owner::NoMap),
+        Word::HOST => of(Owner::Host),
+        Word::LENT => Page { borrows: u16::try_from(word.payload()).unwrap_or(u16::MAX), ..of(Owner::Host) },
+        Word::EL2 => of(Owner::El2),
+        Word::POOL => of(Owner::Pool { slot: word.vm() }),
+        tag => Page { lent: tag == Word::SHARED, revocable: word.revocable(), ..of(guest(word.vm(), word.payload())) },
+    }
+}
+
+fn word_of(page: &Page) -> Word {
+    match page.owner {
+        Owner::NotMemory | Owner::NoMap => Word::new(Word::NO_MAP, false, 0, 0),
+        Owner::El2 => Word::new(Word::EL2, false, 0, 0),
+        Owner::Host if page.borrows > 0 => Word::new(Word::LENT, false, 0, page.borrows.into()),
+        Owner::Host => Word::new(Word::HOST, false, 0, 0),
+        Owner::Pool { slot } => Word::new(Word::POOL, false, slot, 0),
+        Owner::Guest { slot, gfn } => {
+            Word::new(if page.lent { Word::SHARED } else { Word::PRIVATE }, page.revocable, slot, gfn.into())
+        }
+    }
+}
+
+impl State for View<'_> {
+    fn machine(&self) -> oracle::Machine {
+        oracle::Machine {
+            slots: MAX_VMS as u8,
+            vcpus: SERVED_VCPUS as u8,
+            cpus: self.vms.cpus.load(Ordering::Relaxed),
+            ranges: RANGES as u8,
+            ordinary: false,
+        }
+    }
+
+    fn page(&self, pfn: u64) -> Page {
+        self.pages.as_ref().and_then(|pages| pages.word(pfn)).map(page_of).unwrap_or_default()
+    }
+
+    fn set_page(&mut self, pfn: u64, page: Page) {
+        if let Some(pages) = &mut self.pages {
+            pages.set(pfn, word_of(&page));
+        }
+    }
+
+    fn backing(&self, slot: u8, gfn: u64) -> Option<u64> {
+        self.pages.as_ref().and_then(|pages| pages.find(slot, gfn))
+    }
+
+    fn mark(&self, slot: u8, gfn: u64) -> Mark {
+        if self.vms.poisoned.lock().contains(&Some((slot, gfn))) { Mark::Poisoned } else { Mark::None }
+    }
+
+    fn set_mark(&mut self, slot: u8, gfn: u64, mark: Mark) {
+        let mut poisoned = self.vms.poisoned.lock();
+        let place = match mark {
+            Mark::Poisoned => poisoned.iter_mut().find(|place| place.is_none()),
+            Mark::None | Mark::Borrow { .. } => None,
+        };
+        if let Some(place) = place {
+            *place = Some((slot, gfn));
+        }
+    }
+
+    fn vm(&self, slot: u8) -> Vm {
+        self.vms.slot(slot).map(|slot| slot.vm).unwrap_or_default()
+    }
+
+    fn set_vm(&mut self, slot: u8, vm: Vm) {
+        self.vms.change(slot, |records| records.vm = vm);
+    }
+
+    fn range(&self, slot: u8, n: u8) -> Option<(u64, u64)> {
+        self.vms.slot(slot).and_then(|slot| slot.ranges.get(usize::from(n)).copied().flatten())
+    }
+
+    fn add_range(&mut self, slot: u8, gfn: u64, count: u64) {
+        self.vms.change(slot, |slot| {
+            if let Some(place) = slot.ranges.iter_mut().find(|place| place.is_none()) {
+                *place = Some((gfn, count));
+            }
+        });
+    }
+
+    fn clear_slot(&mut self, slot: u8) {
+        self.vms.change(slot, |slot| {
+            *slot = Slot { generation: slot.generation + 1, version: slot.version, vm: slot.vm, ..Slot::EMPTY };
+        });
+        for place in self.vms.poisoned.lock().iter_mut() {
+            if place.is_some_and(|(of, _)| of == slot) {
+                *place = None;
+            }
+        }
+    }
+
+    fn vcpu(&self, slot: u8, vcpu: u8) -> Vcpu {
+        self.vms.slot(slot).and_then(|slot| slot.vcpus.get(usize::from(vcpu)).copied()).unwrap_or_default()
+    }
+
+    fn set_vcpu(&mut self, slot: u8, vcpu: u8, record: Vcpu) {
+        self.vms.change(slot, |slot| {
+            if let Some(place) = slot.vcpus.get_mut(usize::from(vcpu)) {
+                *place = record;
+            }
+        });
+    }
+
+    fn cpu(&self, _: u8) -> Option<(u8, u8)> {
+        self.runs
+    }
+
+    fn set_cpu(&mut self, _: u8, _: Option<(u8, u8)>) {}
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What goes wrong is found, and said in one line.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::string::String;
+
+use freehold_uapi::hvc::*;
+
+use super::rig::{GUEST_RAM, RAM, Rig};
+use super::storm::{Random, one};
+use crate::watcher::Fault;
+
+/// What the watcher said.
+fn said(rig: &Rig, what: impl FnOnce(&Rig)) -> String {
+    let error = catch_unwind(AssertUnwindSafe(|| what(rig))).expect_err("nothing was found");
+    error.downcast_ref::<String>().cloned().expect("a line")
+}
+
+#[test]
+fn a_lost_store_is_found_by_the_call_that_lost_it() {
+    let rig = Rig::new(Fault::LostStore(50));
+    let line = said(&rig, |rig| {
+        let mut r = Random(7);
+        for _ in 0..50_000 {
+            one(rig, &mut r);
+        }
+    });
+    assert!(line.starts_with("watch: divergence at step "), "{line}");
+    assert_eq!(line.lines().count(), 1);
+}
+
+#[test]
+fn an_answer_that_is_not_the_calls_is_found() {
+    let rig = Rig::new(Fault::None);
+    let line = said(&rig, |rig| {
+        rig.eye.begin(crate::cpu::Trap::Call { id: VM_DESTROY, x: [1 << 16, 0, 0, 0, 0] });
+        rig.eye.end([SUCCESS as u64, 0, 0, 0, 0], false);
+    });
+    assert!(line.contains("it answers 0"), "{line}");
+}
+
+#[test]
+fn a_host_that_is_let_in_where_it_must_not_be_is_found() {
+    let rig = Rig::new(Fault::None);
+    let vm = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8])[1];
+    assert_eq!(rig.call(VM_RANGE, &[vm, GUEST_RAM, 64])[0], 0);
+    assert_eq!(rig.call(MEM_DONATE, &[vm, RAM + 16, GUEST_RAM, 2, DONATE_REVOCABLE])[..2], [0, 2]);
+    assert!(!rig.touch(RAM + 16, false), "a process gets a fault");
+    assert!(rig.touch(RAM + 16, true), "the kernel gets the revocable frame");
+    assert!(!rig.touch(RAM, true), "a pool is not revocable");
+    let line = said(&rig, |rig| {
+        rig.eye.begin(crate::cpu::Trap::Abort { page: (RAM + 17) << 12, kernel: false });
+        let _ = rig.platform_retries(RAM + 17);
+        rig.eye.end([0; 5], false);
+    });
+    assert!(line.contains("the host was let in"), "{line}");
+}
