@@ -307,7 +307,7 @@ fn a_cpu_is_started_once_where_the_winner_said() {
 #[test]
 fn a_cpu_that_arrives_goes_where_it_was_started_for() {
     loom::model(|| {
-        let slots = Arc::new([0u64, 1].map(|mpidr| Slot::off(Affinity::of_mpidr(mpidr), zero)));
+        let slots = Arc::new([0u64, 1].map(|mpidr| Slot::off(Affinity::of_mpidr(mpidr), zero::<false>)));
         let starts = AtomicUsize::new(0);
         let relay = Relay::new(&*slots, Platform::default(), false);
         let start = |pc: u64| relay.smc(0, 0, [0xC400_0003, 1, pc, pc + 1], &mut Starts(&starts));

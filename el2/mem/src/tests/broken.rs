@@ -3,7 +3,7 @@
 
 use super::rig::{GUEST_RAM, RAM, Rig, gfn, pfn};
 use crate::pte::{self, Form};
-use crate::{Attributes, Entry, Kind, State};
+use crate::{Attributes, Entry, Kind, State, VmSlot};
 
 const FREE: u64 = RAM + 512;
 
@@ -57,6 +57,18 @@ fn a_fault_on_a_frame_that_is_the_hosts_but_not_mapped_is_el2s_own_mistake() {
     let _ = rig.host.view(crate::Claim::new(crate::Ipa::new(FREE << 12).unwrap()), &rig.m);
 }
 
+#[test]
+#[should_panic(expected = "fatal: OneOwner")]
+fn a_free_pool_frame_can_not_be_of_another_pool() {
+    let mut rig = rig();
+    let vm = rig.guests[1].vm();
+    for frame in RAM..RAM + 16 {
+        lie(&mut rig, frame, State::Pool { vm, next: None });
+    }
+    let Rig { host, guests, m } = &mut rig;
+    let _ = guests[0].take_frame(host, m);
+}
+
 /// Makes the host's page at `frame` map another one.
 fn bend(rig: &mut Rig, frame: u64, to: u64) {
     let Form::Table(level2) = pte::form(rig.m.word(Entry::of(rig.host.root(), frame >> 18))) else { panic!("no RAM") };
@@ -89,4 +101,27 @@ fn a_guest_frame_that_maps_another_frame_is_not_unmapped_for_it() {
     let vm = rig.guests[0].vm();
     lie(&mut rig, FREE, State::Private { vm, gfn: gfn(GUEST_RAM + 1), revocable: true });
     let _ = rig.revoke(0, FREE);
+}
+
+/// What `el2` stops with when a guest asks about its first frame while the ledger says this of it.
+fn stops_with(said: State, ask: impl FnOnce(&mut Rig)) -> std::string::String {
+    let mut rig = rig();
+    lie(&mut rig, FREE, said);
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ask(&mut rig)));
+    stopped.err().and_then(|why| why.downcast::<std::string::String>().ok()).map_or_else(Default::default, |why| *why)
+}
+
+#[test]
+fn a_guest_moves_only_what_the_ledger_says_is_its_own_and_there() {
+    let (mine, other) = (VmSlot::new(0).unwrap(), VmSlot::new(1).unwrap());
+    let (right, wrong) = (gfn(GUEST_RAM), gfn(GUEST_RAM + 5));
+    let revocable = false;
+    for (vm, gfn) in [(other, right), (mine, wrong), (other, wrong)] {
+        let private = State::Private { vm, gfn, revocable };
+        let shared = State::Shared { vm, gfn, revocable };
+        assert_eq!(stops_with(private, |rig| _ = rig.share(0, GUEST_RAM, 1)), "fatal: OneOwner");
+        assert_eq!(stops_with(shared, |rig| _ = rig.unshare(0, GUEST_RAM, 1)), "fatal: OneOwner");
+    }
+    let truth = State::Private { vm: mine, gfn: right, revocable };
+    assert_eq!(stops_with(truth, |rig| assert_eq!(rig.share(0, GUEST_RAM, 1), Ok(1))), "");
 }

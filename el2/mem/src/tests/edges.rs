@@ -1,12 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Limits and numbers that every other test takes for granted: what mutants of the code survived by.
 
-use super::rig::{GUEST_RAM, RAM, RAM2, Rig, gfn};
-use crate::{Claim, GfnRun, Kind, Needs, PAGE_SIZE, PfnRun, Refused};
+use super::rig::{GUEST_RAM, RAM, RAM2, Rig, gfn, pfn};
+use crate::pte::{self, Form, Leaf};
+use crate::{Claim, Entry, GfnRun, Kind, Needs, PAGE_SIZE, PfnRun, Refused};
 
 #[test]
 fn pages_are_4096_bytes() {
     assert_eq!((PAGE_SIZE, gfn(5).ipa().raw()), (4096, 0x5000));
+}
+
+#[test]
+fn an_entry_is_a_table_and_nine_bits() {
+    let entry = Entry::of(pfn(7), 0x1234);
+    assert_eq!((entry.table(), entry.index()), (pfn(7), 0x34));
+    assert_eq!(Entry::of(pfn(7), 511).index(), 511);
+}
+
+#[test]
+fn what_no_verb_writes_is_no_form() {
+    for word in [1 << 4, 1 << 63, 1 << 6] {
+        assert_eq!((pte::form(word), pte::leaf(word | 1 << 62)), (Form::Unknown, Leaf::Unknown), "{word:#x}");
+    }
+    assert_eq!(pte::leaf(1), Leaf::Unknown, "a block where only pages can stand");
 }
 
 #[test]
