@@ -85,6 +85,14 @@ enum Command {
     /// Boots a job of tests/initramfs, for development
     #[command(hide = true)]
     DevBoot(DevBootArgs),
+    /// Fuzzes one target and writes its minimised corpus back, for development
+    #[command(hide = true)]
+    DevFuzz {
+        /// The target
+        target: String,
+        /// How long
+        seconds: u64,
+    },
 }
 
 #[derive(Args)]
@@ -194,6 +202,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Mutants(args) => mutants::run(&env, &args),
         Command::Gen => generate::run(&env).map(|()| ExitCode::SUCCESS),
         Command::DevBoot(args) => dev_boot(&env, args),
+        Command::DevFuzz { target, seconds } => test::fuzz::grow(&env, &target, seconds).map(|()| ExitCode::SUCCESS),
     }
 }
 

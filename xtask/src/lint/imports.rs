@@ -34,7 +34,7 @@ const WIRING: &[&str] =
 
 /// Test crates that run the pure half of the wiring (docs/adr/0011), in the order of the rules.
 #[cfg(test)]
-const IMPORT_THE_WIRING: &[&str] = &["freehold-model"];
+const IMPORT_THE_WIRING: &[&str] = &["freehold-fuzz", "freehold-model"];
 
 const RULES: &[Rule] = &[
     Rule { package: "freehold-uapi", ours: &[], others: Some(&[]) },
@@ -55,6 +55,19 @@ const RULES: &[Rule] = &[
         others: Some(&[]),
     },
     Rule { package: "freehold-trace", ours: &["freehold-mem"], others: Some(&[]) },
+    Rule {
+        package: "freehold-fuzz",
+        ours: &[
+            "freehold-model",
+            "freehold-oracle",
+            "freehold-el2",
+            "freehold-mem",
+            "freehold-virt",
+            "freehold-driver-core",
+            "freehold-uapi",
+        ],
+        others: Some(&[]),
+    },
     Rule {
         package: "freehold-model",
         ours: &["freehold-oracle", "freehold-el2", "freehold-mem", "freehold-virt", "freehold-uapi"],

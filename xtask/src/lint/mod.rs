@@ -45,8 +45,15 @@ pub(crate) fn works() -> Vec<Work> {
 }
 
 const BARE: &str = "aarch64-unknown-none-softfloat";
-const HOST: [&str; 6] =
-    ["freehold-uapi", "freehold-mem", "freehold-virt", "freehold-driver-core", "freehold-model", "xtask"];
+const HOST: [&str; 7] = [
+    "freehold-uapi",
+    "freehold-mem",
+    "freehold-virt",
+    "freehold-driver-core",
+    "freehold-model",
+    "freehold-fuzz",
+    "xtask",
+];
 const EL2: [&str; 5] = ["freehold-mem", "freehold-virt", "freehold-arch", "freehold-el2", "freehold-el2-watch"];
 
 fn clippy(env: &Env, packages: &[&str], more: &[&str]) -> Result<Vec<String>> {

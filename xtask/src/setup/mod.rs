@@ -89,6 +89,9 @@ fn installed_missing() -> Vec<Wanted> {
     if cmd::which("make").is_none() {
         missing.push(("make", "drives the kernel module's build"));
     }
+    if cmd::which("c++").is_none() {
+        missing.push(("g++", "the C++ compiler for the fuzzer's engine"));
+    }
     missing
 }
 

@@ -4,6 +4,7 @@
 //! Nothing is skipped but what `skips` lists with its reason, and a suite far beyond its budget fails.
 
 pub(crate) mod boot;
+pub(crate) mod fuzz;
 mod life;
 mod model;
 mod report;
@@ -147,6 +148,7 @@ fn suites() -> Vec<Suite> {
         suite("image", 120, 1, false, audit::works()),
         suite("model", 180, 2, false, model::works()),
         suite("mutants", 90, 1, false, mutants::works()),
+        suite("fuzz", 180, 2, false, fuzz::works()),
         suite("boot", 90, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
         suite("watch", 150, 2, true, watch::works()),

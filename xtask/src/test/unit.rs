@@ -10,7 +10,7 @@ use super::{Context, Item, Verdict, Work};
 use crate::cmd;
 
 /// Crates with tests, and which of their targets are built for this machine.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 12] = [
     ("freehold-uapi", &[]),
     ("freehold-mem", &[]),
     ("freehold-virt", &[]),
@@ -21,6 +21,7 @@ const CRATES: [(&str, &[&str]); 11] = [
     ("freehold-trace", &[]),
     ("freehold-model", &["--lib"]),
     ("freehold-el2-watch", &["--lib"]),
+    ("freehold-fuzz", &[]),
     ("xtask", &[]),
 ];
 

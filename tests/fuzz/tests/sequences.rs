@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Long random sequences of calls, shrunk to the shortest that fails.
+
+use freehold_fuzz::calls::{self, Fault};
+use freehold_fuzz::{Tally, tables};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
+
+/// Step of every stream.
+type Step = [u8; 8];
+
+/// Plays random sequences; of those that fail the shortest.
+fn shortest(cases: u32, rng_seed: RngSeed, run: impl Fn(&[u8]) -> Tally) -> Option<(Vec<Step>, String)> {
+    let config = Config { cases, failure_persistence: None, rng_seed, max_shrink_iters: 50_000, ..Config::default() };
+    let outcome = TestRunner::new(config).run(&vec(any::<Step>(), 0..120), |steps| {
+        let _ = run(&steps.concat());
+        Ok(())
+    });
+    match outcome {
+        Ok(()) => None,
+        Err(TestError::Fail(why, steps)) => Some((steps, why.to_string())),
+        Err(TestError::Abort(why)) => panic!("{why}"),
+    }
+}
+
+#[test]
+fn any_sequence_of_verbs_agrees_with_the_naive_map() {
+    assert_eq!(shortest(500, RngSeed::Random, tables::run), None);
+}
+
+#[test]
+fn any_sequence_of_host_calls_leaves_the_machine_sound() {
+    assert_eq!(shortest(200, RngSeed::Random, calls::run_host), None);
+}
+
+#[test]
+fn any_sequence_of_guest_acts_leaves_the_machine_sound() {
+    assert_eq!(shortest(200, RngSeed::Random, calls::run_guest), None);
+}
+
+#[test]
+fn a_lost_invalidation_shrinks_to_one_verb() {
+    let (steps, why) =
+        shortest(100, RngSeed::Fixed(1), tables::run_deaf).expect("the host's translations are not forgotten");
+    assert!(steps.len() == 1 && why.contains("I3"), "{steps:?}: {why}");
+}
+
+#[test]
+fn each_fault_of_the_machine_shrinks_to_a_few_calls() {
+    for (fault, longest) in [(Fault::KeepsHostTlb, 1), (Fault::KeepsVmTlb, 8), (Fault::NoScrub, 10)] {
+        let (steps, why) = shortest(400, RngSeed::Fixed(1), |data| calls::run_host_on(fault, data)).expect("a fault");
+        assert!(steps.len() <= longest, "{fault:?}: {steps:?}: {why}");
+    }
+}
