@@ -165,6 +165,15 @@ impl Board {
         self.tlb.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The TLB, as an access of now finds it.
+    pub(crate) fn filled(&self) -> MutexGuard<'_, Tlb> {
+        let mut tlb = self.tlb();
+        if tlb.is_behind {
+            self.fill(&mut tlb);
+        }
+        tlb
+    }
+
     /// Caches whatever the tables say now.
     pub(crate) fn fill(&self, tlb: &mut Tlb) {
         tlb.host |= self.host_maps();

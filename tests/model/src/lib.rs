@@ -21,6 +21,7 @@ mod op;
 mod picture;
 mod platform;
 mod ports;
+mod races;
 mod rig;
 mod search;
 pub mod small;

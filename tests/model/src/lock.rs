@@ -50,7 +50,10 @@ impl<T> Mutex for Lock<T> {
         turns::point();
         loop {
             match self.0.try_lock() {
-                Ok(guard) => return guard,
+                Ok(guard) => {
+                    turns::got();
+                    return guard;
+                }
                 // A call that stopped with the lock is a finding already; what it left is looked at.
                 Err(TryLockError::Poisoned(left)) => return left.into_inner(),
                 Err(TryLockError::WouldBlock) if turns::wait() => {}

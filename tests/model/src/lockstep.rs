@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use freehold_oracle::{Act, Call, Done, Env, Op as Said, Outcome, World, apply, decide};
-use freehold_oracle::{Owner, Pending, State, Stray, VcpuLife, Who};
+use freehold_oracle::{Owner, Pending, State, Stray, Value, VcpuLife, Who};
 use freehold_uapi::hvc::{self, Record};
 
 use crate::agree::agree;
@@ -33,12 +33,20 @@ pub struct Cell {
 
 /// What became of a call or an access that both did alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Taken {
+pub(crate) struct Taken {
     cell: Cell,
     /// Of what the guest did, if it ran.
     inner: Option<Cell>,
     /// Whether it was done, so that the world may be another.
     done: bool,
+}
+
+/// How a run began.
+pub(crate) enum Entry {
+    /// It was refused, or left at once.
+    Over(&'static str),
+    /// The guest runs, and finds these in x0 and x1.
+    Runs(Option<(u64, u64)>),
 }
 
 /// How often what was seen.
@@ -134,6 +142,37 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         }
     }
 
+    /// One CPU's part of two operations at a time: calls, runs, and stray accesses of the kernel.
+    /// A handle is looked up before either begins.
+    pub(crate) fn real_on(&self, cpu: usize, op: &Op, handle: u64) -> Result<Answer, String> {
+        let work = || match *op {
+            Op::Host(call) => self.rig.call_only(cpu, call.id(), op::registers(&call, |_| handle)),
+            Op::Run { who: _, vcpu, mmio, act } => {
+                self.rig.forget_script(cpu);
+                self.rig.script(cpu, &[op::act(act)]);
+                self.rig.call_only(cpu, hvc::VCPU_RUN, [handle, vcpu, mmio, 0, 0])
+            }
+            Op::Touch { frame, .. } => Answer { status: if self.rig.may_retry(cpu, frame) { 1 } else { 2 }, x: [0; 4] },
+            Op::List { .. } | Op::Ask { .. } => panic!("several operations"),
+        };
+        catch_unwind(AssertUnwindSafe(work)).map_err(said)
+    }
+
+    /// The handle that an operation names its VM by; none is zero.
+    pub(crate) fn handle_of(&self, op: &Op) -> u64 {
+        let slot = match op {
+            Op::Host(call) => vm_of(call),
+            Op::Run { who: Who::Slot(slot), .. } => Some(*slot),
+            _ => None,
+        };
+        slot.map_or(0, |slot| self.handle(Who::Slot(slot)))
+    }
+
+    /// The machine.
+    pub(crate) const fn rig(&self) -> &'r Rig {
+        self.rig
+    }
+
     /// 0: it went through, 1: it went through after the frame was taken, 2: a fault was injected.
     fn touch(&self, frame: u64, write: bool, from: Stray) -> Answer {
         let go = || if write { self.rig.host_write(frame) } else { self.rig.host_read(frame).is_some() };
@@ -186,10 +225,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     }
 
     fn caught(&self, op: &Op) -> Result<Answer, String> {
-        catch_unwind(AssertUnwindSafe(|| self.real(op))).map_err(|panic| {
-            let said = panic.downcast_ref::<String>().map(String::as_str);
-            said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it stopped").to_owned()
-        })
+        catch_unwind(AssertUnwindSafe(|| self.real(op))).map_err(said)
     }
 
     /// Compares the machine with a world.
@@ -258,7 +294,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         Env { slot: free, need: need(world, call, list), list, ..Env::CALM }
     }
 
-    fn called(
+    pub(crate) fn called(
         &self,
         world: &mut World<P, V, U, G, C>,
         call: Call,
@@ -327,43 +363,63 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     }
 
     fn run(&self, world: &mut World<P, V, U, G, C>, call: Call, act: Act, answer: Answer) -> Result<Taken, String> {
-        let entry = Said::Host { cpu: 0, call };
+        let found = match self.entered(world, 0, call, answer)? {
+            Entry::Over(outcome) => {
+                let cell = Cell { what: "VCPU_RUN", outcome };
+                return Ok(Taken { cell, inner: None, done: answer.is_success() });
+            }
+            Entry::Runs(found) => found,
+        };
+        if let (Some((x0, x1)), Act::Interrupt) = (found, act) {
+            let real = self.registers(call);
+            if real != Some([x0, x1, 0, 0]) {
+                return Err(format!("the guest finds {real:x?}, oracle says {x0:x} {x1:x}"));
+            }
+        }
+        let inner = self.acted(world, 0, self.registers(call), act, answer)?;
+        let cell = Cell { what: "VCPU_RUN", outcome: exit_name(answer.x[0]) };
+        Ok(Taken { cell, inner: Some(inner), done: true })
+    }
+
+    /// How a run of this answer began.
+    pub(crate) fn entered(
+        &self,
+        world: &mut World<P, V, U, G, C>,
+        cpu: u8,
+        call: Call,
+        answer: Answer,
+    ) -> Result<Entry, String> {
+        let entry = Said::Host { cpu, call };
         let outcome = (self.decide)(world, &entry, &Env::CALM);
-        let taken =
-            |outcome, inner| Taken { cell: Cell { what: "VCPU_RUN", outcome }, inner, done: answer.is_success() };
         if !answer.is_success() {
             let good = outcome.refused.has(answer.status) && answer.x == [0; 4];
-            return if good {
-                Ok(taken(answer.name(), None))
-            } else {
-                Err(format!("the run is refused with {}, oracle permits {outcome:x?}", answer.name()))
-            };
+            let wrong = || format!("the run is refused with {}, oracle permits {outcome:x?}", answer.name());
+            return if good { Ok(Entry::Over(answer.name())) } else { Err(wrong()) };
         }
-        let exit = exit_name(answer.x[0]);
         match outcome.done {
             Some(Done::Exit(_)) if outcome.permits(0, answer.x) => {
                 apply(world, &entry, &Env::CALM);
-                return Ok(taken(exit, None));
+                Ok(Entry::Over(exit_name(answer.x[0])))
             }
             Some(Done::Entered(found)) => {
                 apply(world, &entry, &Env::CALM);
-                if let (Some((x0, x1)), Act::Interrupt) = (found, act) {
-                    let real = self.registers(call);
-                    if real != Some([x0, x1, 0, 0]) {
-                        return Err(format!("the guest finds {real:x?}, oracle says {x0:x} {x1:x}"));
-                    }
-                }
+                Ok(Entry::Runs(found))
             }
-            _ => return Err(format!("the run exits with {exit} {:x?}, oracle permits {outcome:x?}", answer.x)),
+            _ => Err(format!("the run exits with {:x?}, oracle permits {outcome:x?}", answer.x)),
         }
-        let inner = self.acted(world, call, act, answer)?;
-        Ok(taken(exit, Some(inner)))
     }
 
     /// What the guest did once it ran, and how it came out.
-    fn acted(&self, world: &mut World<P, V, U, G, C>, call: Call, act: Act, answer: Answer) -> Result<Cell, String> {
+    pub(crate) fn acted(
+        &self,
+        world: &mut World<P, V, U, G, C>,
+        cpu: u8,
+        registers: Option<[u64; 4]>,
+        act: Act,
+        answer: Answer,
+    ) -> Result<Cell, String> {
         let env = Env { asked: if ASKS.contains(&answer.x[0]) { answer.x[2] } else { u64::MAX }, ..Env::CALM };
-        let said = Said::Guest { cpu: 0, act };
+        let said = Said::Guest { cpu, act };
         let outcome = (self.decide)(world, &said, &env);
         let what = act_name(act);
         let goes_on = answer.x == [hvc::EXIT_IRQ, 0, 0, 0];
@@ -376,29 +432,37 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         if !goes_on {
             return Err(format!("{act:x?} exits with {:x?}, oracle permits {outcome:x?}", answer.x));
         }
-        let registers = self.registers(call).ok_or("a guest without registers")?;
-        let status = registers[0].cast_signed();
+        // Where another CPU ended the VM or ran its guest meanwhile, nobody can see what this one found.
+        let refused = registers.is_none_or(|x| outcome.refused.has(x[0].cast_signed()) && x[1..] == [0; 3]);
+        let answers = |values: [Value; 4]| registers.is_none_or(|x| values.iter().zip(x).all(|(v, x)| v.permits(x)));
         let outcome = match outcome.done {
-            _ if outcome.refused.has(status) && status < 0 && registers[1..] == [0; 3] => "refused",
-            Some(Done::Answered(values)) if values.iter().zip(registers).all(|(v, x)| v.permits(x)) => "answered",
+            _ if refused && !outcome.refused.is_empty() => "refused",
+            Some(Done::Answered(values)) if answers(values) => "answered",
             Some(Done::Allowed) => {
                 apply(world, &said, &env);
                 "goes through"
             }
             _ => return Err(format!("{act:x?} returns {registers:x?}, oracle permits {outcome:x?}")),
         };
-        apply(world, &Said::Guest { cpu: 0, act: Act::Interrupt }, &env);
+        apply(world, &Said::Guest { cpu, act: Act::Interrupt }, &env);
         Ok(Cell { what, outcome })
     }
 
-    fn registers(&self, call: Call) -> Option<[u64; 4]> {
+    pub(crate) fn registers(&self, call: Call) -> Option<[u64; 4]> {
         let slot = vm_of(&call)?;
         self.rig.guest_registers(self.handle(Who::Slot(slot)))
     }
 }
 
+/// What a panic said.
+#[expect(clippy::needless_pass_by_value, reason = "as catch_unwind gives it")]
+fn said(panic: Box<dyn core::any::Any + Send>) -> String {
+    let said = panic.downcast_ref::<String>().map(String::as_str);
+    said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it stopped").to_owned()
+}
+
 /// The VM that a call names, if it is one that stands in a slot.
-fn vm_of(call: &Call) -> Option<u8> {
+pub(crate) fn vm_of(call: &Call) -> Option<u8> {
     let slot = core::cell::Cell::new(None);
     op::registers(call, |who| {
         if let Who::Slot(named) = who {

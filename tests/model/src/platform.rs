@@ -15,6 +15,7 @@ use freehold_virt::vcpu::Vcpu;
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
+use crate::act::Act;
 use crate::lock::{Leaf, Lock};
 use crate::ports::Ports;
 use crate::rig::Rig;
@@ -34,6 +35,8 @@ pub(crate) struct Open<'r> {
     claim: Claimed<'r, AtomicU64>,
     frame: u64,
     block: Block,
+    /// An access that faulted, and at which instruction: it is made again if the guest goes on there.
+    faulted: Option<(Act, u64)>,
 }
 
 /// Whose tables a guest runs on, and whether this entry forgets what the CPU cached of its VM.
@@ -64,10 +67,13 @@ impl<'r> Loaded<'r> for Open<'r> {
         turns::point();
         let rig = self.cpu.rig;
         rig.entered(self.cpu.number, regime.flushes);
+        let pc = self.block.registers.pc;
+        let mut again = self.faulted.take().filter(|(_, at)| *at == pc).map(|(act, _)| act);
         loop {
-            let act = rig.next_act(self.cpu.number);
-            let goes_through = act.touches().is_some_and(|(ipa, write)| rig.guest_touches(regime.vmid, ipa, write));
-            if !goes_through {
+            let act = again.take().unwrap_or_else(|| rig.next_act(self.cpu.number));
+            let touches = act.touches();
+            if touches.is_none_or(|(ipa, write)| !rig.guest_touches(regime.vmid, ipa, write)) {
+                self.faulted = touches.map(|_| (act, pc));
                 return act.stop(&mut self.block.registers);
             }
         }
@@ -155,7 +161,7 @@ impl<'r> Platform for Cpu<'r> {
         let frame = claim.block();
         let found = self.rig.board.blocks().iter().find(|(at, _)| *at == frame).map(|(_, block)| block.clone());
         let block = found.unwrap_or_else(|| panic!("a vCPU without its frame {frame:#x}"));
-        Open { cpu: *self, claim, frame, block }
+        Open { cpu: *self, claim, frame, block, faulted: None }
     }
 
     fn regime(&self, _: (Pfn, u32), vmid: Vmid, _: VcpuIndex, flushes: bool) -> Regime {

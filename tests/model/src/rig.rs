@@ -177,6 +177,11 @@ impl Rig {
         again
     }
 
+    /// The same of a kernel address, while another CPU may be in a call.
+    pub(crate) fn may_retry(&self, cpu: usize, frame: u64) -> bool {
+        calls::host_may_retry(&self.cpu(cpu), frame << 12, true)
+    }
+
     /// The machine goes off: VMs end and their frames are zeroed. `false` if a vCPU is still in use.
     pub fn quiesce(&self) -> bool {
         let done = calls::quiesce(&self.cpu(0));
@@ -220,7 +225,7 @@ impl Rig {
     }
 
     fn host_reaches(&self, frame: u64) -> bool {
-        self.board.tlb().host & self.board.bit(frame) != 0
+        self.board.filled().host & self.board.bit(frame) != 0
     }
 
     /// Writes words into a frame of the host's, such as the records of a list.
@@ -263,7 +268,7 @@ impl Rig {
 
     fn guest_reaches(&self, slot: usize, gfn: u64) -> u64 {
         let place = self.board.layout.gfns.iter().position(|watched| *watched == gfn);
-        place.filter(|_| slot < self.board.layout.vms).map_or(0, |place| self.board.tlb().guest(slot, place))
+        place.filter(|_| slot < self.board.layout.vms).map_or(0, |place| self.board.filled().guest(slot, place))
     }
 
     /// x0–x3 of a VM's vCPU 0, as its guest will find them.

@@ -42,7 +42,7 @@ fn path(steps: &[Option<Step>], mut at: u32) -> Vec<Op> {
     ops
 }
 
-/// Visits every state.
+/// Visits every state, and shows each with the shortest way to it.
 ///
 /// # Errors
 /// A counterexample: the shortest list of operations after which the two differ, and the difference.
@@ -50,6 +50,7 @@ pub(crate) fn exhaust<const P: usize, const V: usize, const U: usize, const G: u
     both: &Lockstep<'_, World<P, V, U, G, C>>,
     renamings: &[Renaming],
     ops: impl Fn(&World<P, V, U, G, C>) -> Vec<Op>,
+    mut visit: impl FnMut(&[Op], &World<P, V, U, G, C>),
 ) -> Result<Report, String> {
     let mut report = Report::default();
     let first = both.world();
@@ -59,6 +60,7 @@ pub(crate) fn exhaust<const P: usize, const V: usize, const U: usize, const G: u
     while let Some((at, depth, world)) = frontier.pop_front() {
         report.depth = report.depth.max(depth);
         let way = path(&steps, at);
+        visit(&way, &world);
         let tell = |last: Option<&Op>, what: String| counterexample(&way, last, &what);
         both.replay(way.iter()).and_then(|()| both.compare(&world)).map_err(|what| tell(None, what))?;
         for op in ops(&world) {

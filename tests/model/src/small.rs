@@ -42,6 +42,8 @@ pub enum Lattice {
     Full,
     /// What moves pages between their owners, and what is refused about it. vCPUs wait for nothing in between.
     Owners,
+    /// Calls that two CPUs may make at the same time.
+    Races,
 }
 
 impl Shape {
@@ -405,18 +407,79 @@ pub fn exhaust<const P: usize, const V: usize, const G: usize>(
     let lists = shape.lists();
     let lists: Vec<&[Record]> = lists.iter().map(Vec::as_slice).collect();
     let both: Lockstep<'_, Small<P, V, G>> = Lockstep::new(&rig, &lists).with(decide);
-    both.warm_up(shape.pool(0))?;
-    let full = shape.lattice == Lattice::Full;
-    let anywhere = if full { shape.anywhere() } else { shape.owners_anywhere() };
-    let of_vm = |slot| if full { shape.of_vm(slot) } else { shape.owners_of_vm(slot) };
-    let of_vms: Vec<Vec<Op>> = (0..shape.vms).map(of_vm).collect();
-    search::exhaust(&both, &shape.renamings(), |world| {
-        let mut ops = anywhere.clone();
-        for (vm, of_vm) in world.vms.iter().zip(&of_vms) {
-            if vm.life != Life::Free {
-                ops.extend(of_vm);
-            }
+    shape.visit(&both, |_, _| {})
+}
+
+impl Shape {
+    /// Visits every state, and shows each with the shortest way to it.
+    pub(crate) fn visit<const P: usize, const V: usize, const G: usize, const C: usize>(
+        &self,
+        both: &Lockstep<'_, World<P, V, 1, G, C>>,
+        visit: impl FnMut(&[Op], &World<P, V, 1, G, C>),
+    ) -> Result<Report, String> {
+        both.warm_up(self.pool(0))?;
+        let (anywhere, of_vms) = self.ops();
+        let ops = |world: &World<P, V, 1, G, C>| possible(world, &anywhere, &of_vms);
+        search::exhaust(both, &self.renamings(), ops, visit)
+    }
+
+    /// What can be tried anywhere, and with the VM of each slot.
+    pub(crate) fn ops(&self) -> (Vec<Op>, Vec<Vec<Op>>) {
+        let of_vm = |slot| match self.lattice {
+            Lattice::Full => self.of_vm(slot),
+            Lattice::Owners => self.owners_of_vm(slot),
+            Lattice::Races => self.races_of_vm(slot),
+        };
+        let anywhere = match self.lattice {
+            Lattice::Full => self.anywhere(),
+            Lattice::Owners => self.owners_anywhere(),
+            Lattice::Races => self.races_anywhere(),
+        };
+        (anywhere, (0..self.vms).map(of_vm).collect())
+    }
+
+    fn races_anywhere(&self) -> Vec<Op> {
+        let create = |slot| {
+            let pfn = self.pool(slot);
+            Op::Host(Call::VmCreate { flags: hvc::VM_PROTECTED, ipa_bits: 32, pfn, count: POOL })
+        };
+        let touch = |page| Op::Touch { frame: self.page(page), write: false, from: Stray::Kernel };
+        (0..self.vms).map(create).chain((0..self.pages).map(touch)).collect()
+    }
+
+    /// What two CPUs may do with a VM at the same time; each is one call.
+    fn races_of_vm(&self, slot: u8) -> Vec<Op> {
+        let (vm, gfn) = (Who::Slot(slot), GFN);
+        let mut calls = vec![
+            Call::VmRange { vm, gfn, count: self.gfns },
+            Call::VcpuCreate { vm, vcpu: 0 },
+            Call::VcpuSetReg { vm, vcpu: 0, reg: hvc::REG_PC, value: 4 },
+            Call::VcpuKick { vm, vcpu: 0 },
+            Call::VmDestroy { vm },
+            Call::VmReclaim { vm, pfn: self.pool(slot), count: POOL },
+            Call::GuestAccept { vm, vcpu: 0, count: 1 },
+        ];
+        for pfn in (0..self.pages).map(|page| self.page(page)) {
+            calls.push(Call::MemDonate { vm, pfn, gfn, count: 1, flags: hvc::DONATE_REVOCABLE });
+            calls.push(Call::VmReclaim { vm, pfn, count: 1 });
+            calls.push(Call::PoolTopup { vm, pfn, count: 1 });
         }
-        ops
-    })
+        let ipa = GFN * PAGE;
+        let mut acts = vec![Act::Interrupt, Act::Access { ipa, size: 8, store: Some(7), described: true }];
+        for id in [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {
+            acts.push(Act::Call { id, x: [ipa, 0, 0] });
+        }
+        let run = |act| Op::Run { who: vm, vcpu: 0, mmio: 0, act };
+        calls.into_iter().map(Op::Host).chain(acts.into_iter().map(run)).collect()
+    }
+}
+
+/// What can be tried in a world.
+pub(crate) fn possible<const P: usize, const V: usize, const G: usize, const C: usize>(
+    world: &World<P, V, 1, G, C>,
+    anywhere: &[Op],
+    of_vms: &[Vec<Op>],
+) -> Vec<Op> {
+    let alive = world.vms.iter().zip(of_vms).filter(|(vm, _)| vm.life != Life::Free);
+    anywhere.iter().chain(alive.flat_map(|(_, ops)| ops)).copied().collect()
 }

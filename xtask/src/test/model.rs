@@ -11,7 +11,7 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 5] = ["lockstep-2x2x2", "lockstep-2x1x2", "lockstep-1x1x2", "cells", "controls"];
+const CASES: [&str; 6] = ["lockstep-2x2x2", "interleavings", "lockstep-2x1x2", "lockstep-1x1x2", "cells", "controls"];
 /// Cases for `--long`.
 const LONG: [&str; 1] = ["lockstep-3x2x2"];
 /// No case takes a tenth of it on an idle machine.
