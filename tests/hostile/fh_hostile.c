@@ -38,6 +38,8 @@
 /* The calls that this module may pass on: the host range of Freehold only. */
 #define CALL_FIRST	0xC6000080UL
 #define CALL_LAST	0xC60000FFUL
+/* What Linux's own stub at EL2 serves; always by HVC. */
+#define STUB_LAST	3UL
 
 struct block {
 	struct list_head list;
@@ -52,7 +54,7 @@ static enum arm_smccc_conduit conduit;
 static void smccc(const struct arm_smccc_1_2_regs *in,
 		  struct arm_smccc_1_2_regs *out)
 {
-	if (conduit == SMCCC_CONDUIT_HVC)
+	if (conduit == SMCCC_CONDUIT_HVC || in->a0 <= STUB_LAST)
 		arm_smccc_1_2_hvc(in, out);
 	else
 		arm_smccc_1_2_smc(in, out);
@@ -61,7 +63,7 @@ static void smccc(const struct arm_smccc_1_2_regs *in,
 /* Any registers may pass, but never to firmware: power calls stay out. */
 static bool may_pass(const struct fh_call *call)
 {
-	return call->x[0] == CALL_UID ||
+	return call->x[0] == CALL_UID || call->x[0] <= STUB_LAST ||
 	       (call->x[0] >= CALL_FIRST && call->x[0] <= CALL_LAST);
 }
 
@@ -381,8 +383,39 @@ fault:
 	return -EFAULT;
 }
 
+/* What else reaches memory: each is one instruction that may fault, with its own fixup. */
+static int odd_nofault(u64 *at, struct fh_access *ask)
+{
+	switch (ask->write) {
+	case FH_DO_ZVA:
+		asm goto("1: dc zva, %0\n" _ASM_EXTABLE_KACCESS(1b, %l1)
+			 :: "r"(at) : "memory" : fault);
+		return 0;
+	case FH_DO_EXCLUSIVE:
+		asm goto("1: ldxr x10, [%0]\n"
+			 "2: stxr w9, x10, [%0]\n"
+			 _ASM_EXTABLE_KACCESS(1b, %l1) _ASM_EXTABLE_KACCESS(2b, %l1)
+			 :: "r"(at) : "memory", "x9", "x10" : fault);
+		return 0;
+	case FH_DO_ATOMIC:
+		asm goto(".arch_extension lse\nmov x10, #0\n"
+			 "1: casal x10, %0, [%1]\n" _ASM_EXTABLE_KACCESS(1b, %l2)
+			 :: "r"(ask->value), "r"(at) : "memory", "x10" : fault);
+		return 0;
+	case FH_DO_PREFETCH:
+		asm volatile("prfm pstl1keep, [%0]\n" :: "r"(at) : "memory");
+		return 0;
+	default:
+		return -EINVAL;
+	}
+fault:
+	return -EFAULT;
+}
+
 static int access_nofault(u64 *at, struct fh_access *ask)
 {
+	if (ask->write > FH_DO_STORE)
+		return odd_nofault(at, ask);
 	if (ask->write)
 		return store_nofault(at, ask->value);
 	return copy_from_kernel_nofault(&ask->value, at, sizeof(*at));

@@ -31,7 +31,7 @@ struct fh_access {
 	__u64 pfn;
 	__u64 offset;	/* into the frame, a multiple of 8 */
 	__u64 value;	/* in: stored; out: loaded */
-	__u32 write;	/* 0 load, 1 store */
+	__u32 write;	/* FH_DO_* */
 	__u32 how;	/* FH_HOW_* */
 	__s32 result;	/* out: 0, -EFAULT, or FH_DIED */
 	__u32 pad;
@@ -67,6 +67,14 @@ struct fh_vectors {
 #define FH_HAS_V	1
 #define FH_HAS_SVE	2	/* Z, P and FFR */
 #define FH_HAS_ZA	4
+
+/* What is done; beyond load and store by FH_HOW_LINEAR and FH_HOW_FRESH only. */
+#define FH_DO_LOAD	0
+#define FH_DO_STORE	1
+#define FH_DO_ZVA	2	/* DC ZVA: zeroes a block without naming a value */
+#define FH_DO_EXCLUSIVE	3	/* LDXR, then STXR */
+#define FH_DO_ATOMIC	4	/* CASAL */
+#define FH_DO_PREFETCH	5	/* PRFM for a store: may be dropped, must not fault */
 
 #define FH_HOW_LINEAR	0	/* the linear map, nofault helpers */
 #define FH_HOW_FRESH	1	/* a fresh memremap() mapping, nofault helpers */

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use freehold_uapi::hvc;
 
-use crate::hostile::{Hostile, How};
+use crate::hostile::{Hostile, How, Odd};
 use crate::machine::{Machine, Plan};
 use crate::probe::{Access, probe, probe_here};
 use crate::proto;
@@ -73,6 +73,7 @@ fn counted(hostile: &Hostile, case: &str, expected: &str, least: u64, attack: im
 
 const PROCESS: &str = "load SIGBUS, store SIGBUS, fetch SIGBUS, write(2) from it EFAULT, read(2) into it EFAULT";
 const KERNEL: &str = "load EFAULT, store EFAULT";
+const ODD_WAYS: &str = "DC ZVA EFAULT, LDXR EFAULT, CAS EFAULT, PRFM done";
 const THREAD: &str = "load died, store died";
 
 /// A process touches the frame through a PTE that the kernel made for it.
@@ -95,6 +96,13 @@ fn through_kernel(hostile: &Hostile, frame: u64, how: How) -> String {
     format!("load {}, store {}", hostile.access(frame, how, None).0, hostile.access(frame, how, Some(0xbad)).0)
 }
 
+/// The kernel reaches for the frame by what is neither a load nor a store.
+fn through_odd_ways(hostile: &Hostile, frame: u64) -> String {
+    let [zero, exclusive, atomic, prefetch] =
+        [Odd::Zero, Odd::Exclusive, Odd::Atomic, Odd::Prefetch].map(|what| hostile.odd(frame, what));
+    format!("DC ZVA {zero}, LDXR {exclusive}, CAS {atomic}, PRFM {prefetch}")
+}
+
 /// Proves that the tools bite: on a frame of the host's own each of them gets through.
 fn tools_work(hostile: &Hostile) {
     let Ok(frame) = hostile.alloc(0) else {
@@ -103,6 +111,9 @@ fn tools_work(hostile: &Hostile) {
     };
     STEP.same("tools: nofault store", "done", hostile.access(frame, How::Linear, Some(77)).0);
     STEP.same("tools: nofault load", "(\"done\", 77)", format!("{:?}", hostile.access(frame, How::Linear, None)));
+    STEP.same("tools: odd ways", ODD_WAYS.replace("EFAULT", "done"), through_odd_ways(hostile, frame));
+    STEP.same("tools: odd ways seen", "(\"done\", 99)", format!("{:?}", hostile.access(frame, How::Linear, None)));
+    hostile.access(frame, How::Linear, Some(77));
     STEP.same("tools: plain load", "(\"done\", 77)", format!("{:?}", hostile.access(frame, How::Thread, None)));
     match hostile.map(frame, 1) {
         Ok(mapping) => {
@@ -236,6 +247,7 @@ pub(crate) fn attack() -> Result<(), String> {
     // (c) The kernel itself, by its linear map.
     counted(&hostile, "linear-map", KERNEL, 2, || through_kernel(&hostile, frame, How::Linear));
     counted(&hostile, "linear-map-plain", THREAD, 2, || through_kernel(&hostile, frame, How::Thread));
+    counted(&hostile, "odd-ways", ODD_WAYS, 3, || through_odd_ways(&hostile, frame));
     // A frame of the VM's pool, which is neither the guest's nor the host's.
     let pool: Vec<u64> = hostile.unreachable().into_iter().filter(|pfn| !target.frames.contains(pfn)).collect();
     if STEP.judged("pool-found", "some frames", pool.len(), !pool.is_empty()) {

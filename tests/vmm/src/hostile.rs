@@ -78,6 +78,19 @@ pub(crate) enum How {
     FreshThread = 3,
 }
 
+/// An instruction that reaches memory and is neither a load nor a store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Odd {
+    /// `DC ZVA`: zeroes a block.
+    Zero = 2,
+    /// `LDXR` and `STXR`.
+    Exclusive = 3,
+    /// `CASAL`: 0 becomes 99.
+    Atomic = 4,
+    /// `PRFM`.
+    Prefetch = 5,
+}
+
 /// The module's device.
 pub(crate) struct Hostile(File);
 
@@ -140,15 +153,16 @@ impl Hostile {
 
     /// One access by the kernel: what became of it, and the word loaded.
     pub(crate) fn access(&self, pfn: u64, how: How, store: Option<u64>) -> (String, u64) {
-        let mut ask = AccessTo {
-            pfn,
-            offset: 0,
-            value: store.unwrap_or(0),
-            write: u32::from(store.is_some()),
-            how: how as u32,
-            result: 0,
-            pad: 0,
-        };
+        self.act(pfn, how as u32, u32::from(store.is_some()), store.unwrap_or(0))
+    }
+
+    /// What else the kernel can do to the first word of a frame, by its linear map: what became of it.
+    pub(crate) fn odd(&self, pfn: u64, what: Odd) -> String {
+        self.act(pfn, How::Linear as u32, what as u32, 99).0
+    }
+
+    fn act(&self, pfn: u64, how: u32, write: u32, value: u64) -> (String, u64) {
+        let mut ask = AccessTo { pfn, offset: 0, value, write, how, result: 0, pad: 0 };
         let seen = match sys::ioctl(self, number::<AccessTo>(READ_WRITE, 5), &mut ask) {
             Err(error) => format!("ioctl {}", sys::errno_name(error)),
             Ok(_) => match ask.result {

@@ -19,6 +19,17 @@ pub(crate) enum Access {
     Store,
     /// A jump to it.
     Fetch,
+    /// No access: `HVC #0`, `HVC #1`, `SMC #0` or `NOP`.
+    Call(Call),
+}
+
+/// An instruction that asks a higher level for something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Call {
+    Hvc,
+    HvcOne,
+    Smc,
+    Nop,
 }
 
 extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
@@ -42,6 +53,20 @@ fn touch(at: *mut u8, access: Access) {
             let there: extern "C" fn() = unsafe { std::mem::transmute(at) };
             there();
         }
+        Access::Call(which) => call(which),
+    }
+}
+
+fn call(which: Call) {
+    match which {
+        // SAFETY: UNDEFINED at EL0, so it ends the child; were it not, what lies below keeps SMCCC's registers.
+        Call::Hvc => unsafe { core::arch::asm!(".inst 0xd4000002", clobber_abi("C")) },
+        // SAFETY: as above.
+        Call::HvcOne => unsafe { core::arch::asm!(".inst 0xd4000022", clobber_abi("C")) },
+        // SAFETY: as above.
+        Call::Smc => unsafe { core::arch::asm!(".inst 0xd4000003", clobber_abi("C")) },
+        // SAFETY: it does nothing.
+        Call::Nop => unsafe { core::arch::asm!("nop") },
     }
 }
 

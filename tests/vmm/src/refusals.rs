@@ -9,6 +9,7 @@ use freehold_uapi::hvc::*;
 use crate::attack::Target;
 use crate::hostile::{Hostile, ram};
 use crate::machine::Plan;
+use crate::probe::{Access, Call, probe};
 use crate::proto;
 use crate::raw::{Arena, books, end, resting, settle, status_name};
 use crate::report::Step;
@@ -118,6 +119,7 @@ pub(crate) fn all() -> Result<(), String> {
     bench.stale = bench.create(&bench.pools[2], "create C");
     let left = end(&bench.hostile, bench.stale, &bench.pools[2].all().collect::<Vec<_>>());
     STEP.same("C ends", 0, left);
+    calls_of_a_process();
     handles(&bench);
     ranges(&bench);
     vcpus(&bench);
@@ -152,9 +154,22 @@ pub(crate) fn all() -> Result<(), String> {
 fn unknown(bench: &Bench) {
     bench.refuse("unknown number: first free", BASE + 19, &[], NOT_SUPPORTED);
     bench.refuse("unknown number: last of the range", 0xC600_00FF, &[1, 2, 3], NOT_SUPPORTED);
+    // What a kernel that was started at EL2 would ask of the stub that Linux leaves there.
+    for (case, call) in [("set vectors", 0), ("soft restart", 1), ("reset vectors", 2), ("finalise", 3)] {
+        bench.refuse(&format!("stub call: {case}"), call, &[0x4020_0000, 0x4020_0000], NOT_SUPPORTED);
+    }
     bench.refuse("unknown counter", COUNTER, &[0xffff, 0], BAD_ARGUMENT);
     bench.refuse("counter of no CPU", COUNTER, &[COUNTER_ENTRIES, 4096], BAD_ARGUMENT);
     bench.refuse("counter of no carve-out", COUNTER, &[COUNTER_CARVEOUT_BASE, 2], BAD_ARGUMENT);
+}
+
+/// A process has no calls at all: HVC and SMC are UNDEFINED at EL0, whatever their number.
+fn calls_of_a_process() {
+    let seen = |call| probe(std::ptr::null_mut(), Access::Call(call));
+    for (case, call) in [("HVC 0", Call::Hvc), ("HVC 1", Call::HvcOne), ("SMC 0", Call::Smc)] {
+        STEP.same(&format!("EL0: {case}"), "SIGILL", seen(call));
+    }
+    STEP.same("EL0: tools: NOP", "done", seen(Call::Nop));
 }
 
 fn creation(bench: &Bench) {
