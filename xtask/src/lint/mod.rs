@@ -2,6 +2,7 @@
 //! House law as code: who may import whom, licences, where `unsafe` may stand, size of the trusted base, clippy, format.
 
 mod imports;
+mod obligations;
 mod once;
 mod requirements;
 mod size;
@@ -31,6 +32,7 @@ pub(crate) fn works() -> Vec<Work> {
         check("lint/paths", text::paths),
         check("lint/unsafe", source::unsafe_code),
         check("lint/one-place", once::check),
+        check("lint/obligations", obligations::check),
         check("lint/requirements", requirements::check),
         check("lint/size", size::check),
         check("lint/format", |env| {
@@ -45,13 +47,22 @@ pub(crate) fn works() -> Vec<Work> {
 }
 
 const BARE: &str = "aarch64-unknown-none-softfloat";
+<<<<<<< HEAD
 const HOST: [&str; 7] = [
+=======
+const HOST: [&str; 8] = [
+>>>>>>> bc6a89b (docs: each obligation, and the test that shows it or why none does)
     "freehold-uapi",
     "freehold-mem",
     "freehold-virt",
     "freehold-driver-core",
     "freehold-model",
+<<<<<<< HEAD
     "freehold-fuzz",
+=======
+    "freehold-states",
+    "freehold-trace",
+>>>>>>> bc6a89b (docs: each obligation, and the test that shows it or why none does)
     "xtask",
 ];
 const EL2: [&str; 5] = ["freehold-mem", "freehold-virt", "freehold-arch", "freehold-el2", "freehold-el2-watch"];

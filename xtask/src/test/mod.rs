@@ -156,6 +156,11 @@ fn suites() -> Vec<Suite> {
     ]
 }
 
+/// The names of all pieces of all suites.
+pub(crate) fn works() -> Vec<String> {
+    suites().into_iter().flat_map(|suite| suite.works).map(|work| work.name).collect()
+}
+
 /// Set-up and build, before the first suite.
 const BUILD_BUDGET: Duration = Duration::from_secs(360);
 

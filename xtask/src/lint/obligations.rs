@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The table of obligations in `docs/testing.md`: every row is there, and what it names exists.
+//!
+//! A reference is `unit/PACKAGE/TEST`, a piece of a suite, or a piece with the beginning of a case's name behind it:
+//! `life/main "odd-ways"`. A row without any says `not yet` or `does not arise`, and why.
+
+use anyhow::{Context as _, Result};
+use std::path::Path;
+
+use super::{files, is_rust};
+use crate::env::Env;
+use crate::test;
+
+const DOCUMENT: &str = "docs/testing.md";
+const BEGIN: &str = "<!-- obligations: begin -->";
+const END: &str = "<!-- obligations: end -->";
+
+/// The rows that must be there: a group, and its numbers.
+const ROWS: [(&str, &[u32]); 8] = [
+    ("A", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    ("B", &[2, 3, 4, 5, 6]),
+    ("E", &[1, 2, 3, 4, 6, 7, 8, 10]),
+    ("F", &[1, 2, 3, 4, 5, 7]),
+    ("J", &[1, 2, 3, 5]),
+    ("L", &[1, 2, 3, 4, 5]),
+    ("M", &[1, 3]),
+    ("N", &[1, 2, 3, 4, 5, 6, 7]),
+];
+
+/// What there is to name.
+struct Known {
+    /// Package and text of all its sources.
+    packages: Vec<(String, String)>,
+    /// Pieces of suites.
+    works: Vec<String>,
+    /// Text of everything that may report a case.
+    reporters: String,
+}
+
+/// Each row that is missing, shows nothing, or names what does not exist.
+pub(super) fn check(env: &Env) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(env.root.join(DOCUMENT))?;
+    let (_, rest) = text.split_once(BEGIN).with_context(|| format!("{DOCUMENT}: no {BEGIN}"))?;
+    let (table, _) = rest.split_once(END).with_context(|| format!("{DOCUMENT}: no {END}"))?;
+    Ok(judge(table, &known(env)?))
+}
+
+fn known(env: &Env) -> Result<Known> {
+    let (mut packages, mut reporters) = (Vec::new(), String::new());
+    let all = files(env)?;
+    for manifest in all.iter().filter(|f| f.file_name().is_some_and(|name| name == "Cargo.toml")) {
+        let text = std::fs::read_to_string(env.root.join(manifest))?;
+        let name = text.lines().find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+        let (Some(name), Some(dir)) = (name, manifest.parent()) else { continue };
+        if dir == Path::new("") {
+            continue;
+        }
+        let mut sources = String::new();
+        for file in all.iter().filter(|f| f.starts_with(dir) && is_rust(f)) {
+            sources.push_str(&std::fs::read_to_string(env.root.join(file))?);
+        }
+        packages.push((name.to_owned(), sources));
+    }
+    for file in all.iter().filter(|f| f.starts_with("tests") || f.starts_with("xtask/src")) {
+        if !file.ends_with("obligations.rs")
+            && let Ok(text) = std::fs::read_to_string(env.root.join(file))
+        {
+            reporters.push_str(&text);
+        }
+    }
+    Ok(Known { packages, works: test::works(), reporters })
+}
+
+fn judge(table: &str, known: &Known) -> Vec<String> {
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| # "))
+        .map(|line| line.trim_matches('|').splitn(3, " | ").map(str::trim).collect())
+        .collect();
+    let mut found = Vec::new();
+    for (group, numbers) in ROWS {
+        for id in numbers.iter().map(|number| format!("{group}{number}")) {
+            match rows.iter().filter(|row| row.first() == Some(&id.as_str())).collect::<Vec<_>>()[..] {
+                [row] => {
+                    found.extend(judge_row(row, known).into_iter().map(|what| format!("{DOCUMENT}: {id}: {what}")))
+                }
+                [] => found.push(format!("{DOCUMENT}: no row for {id}")),
+                _ => found.push(format!("{DOCUMENT}: more than one row for {id}")),
+            }
+        }
+    }
+    found
+}
+
+fn judge_row(row: &[&str], known: &Known) -> Vec<String> {
+    let [_, what, shown] = row else { return vec!["not three columns".to_owned()] };
+    if what.len() < 20 {
+        return vec!["says nothing".to_owned()];
+    }
+    // Plain words and source files stand in backticks too.
+    let is_reference = |word: &&str| word.contains('/') && !word.ends_with(".rs");
+    let references: Vec<&str> = shown.split('`').skip(1).step_by(2).filter(is_reference).collect();
+    let admits = ["not yet: ", "does not arise: "].iter().any(|word| shown.contains(word));
+    let mut found: Vec<String> = references.iter().filter_map(|name| unknown(name, known)).collect();
+    if references.is_empty() && !admits {
+        found.push("names nothing that shows it, and does not say why".to_owned());
+    }
+    found
+}
+
+/// What is wrong with a reference.
+fn unknown(reference: &str, known: &Known) -> Option<String> {
+    if let Some((package, test)) = reference.strip_prefix("unit/").and_then(|rest| rest.split_once('/')) {
+        let sources = known.packages.iter().find(|(name, _)| name == package).map(|(_, sources)| sources);
+        let is_there = sources.is_some_and(|sources| sources.contains(&format!("fn {test}(")));
+        return (!is_there).then(|| format!("no test {reference}"));
+    }
+    let (piece, case) = reference.split_once(' ').unwrap_or((reference, ""));
+    if !known.works.iter().any(|work| work == piece) {
+        return Some(format!("no piece of a suite is called {piece}"));
+    }
+    let case = case.trim_matches('"');
+    (!known.reporters.contains(case)).then(|| format!("no case \"{case}\" is reported by anything"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known() -> Known {
+        Known {
+            packages: vec![("freehold-x".to_owned(), "#[test]\nfn a_rule() {}".to_owned())],
+            works: vec!["life/main".to_owned()],
+            reporters: "STEP.same(\"odd-ways\")".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_does_not_exist_is_found() {
+        let unknown = |name| unknown(name, &known());
+        assert_eq!(unknown("unit/freehold-x/a_rule"), None);
+        assert_eq!(unknown("life/main"), None);
+        assert_eq!(unknown("life/main \"odd-ways\""), None);
+        for name in ["unit/freehold-x/a_rul", "unit/freehold-y/a_rule", "life/mai", "life/main \"even-ways\""] {
+            assert!(unknown(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_shows_something_or_says_why_not() {
+        let row = |shown| judge_row(&["A1", "something that must hold, in words", shown], &known());
+        assert!(row("`life/main`").is_empty());
+        assert!(row("not yet: nobody wrote it").is_empty());
+        assert_eq!(row("somehow").len(), 1);
+        assert_eq!(row("`life/nothing`; not yet: more").len(), 1);
+    }
+
+    #[test]
+    fn a_missing_row_is_found() {
+        let found = judge("| A1 | something that must hold, in words | `life/main` |\n", &known());
+        assert!(!found.iter().any(|what| what.contains(" A1:")) && found.iter().any(|what| what.ends_with("for A2")));
+    }
+}
