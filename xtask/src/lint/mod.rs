@@ -47,22 +47,15 @@ pub(crate) fn works() -> Vec<Work> {
 }
 
 const BARE: &str = "aarch64-unknown-none-softfloat";
-<<<<<<< HEAD
-const HOST: [&str; 7] = [
-=======
-const HOST: [&str; 8] = [
->>>>>>> bc6a89b (docs: each obligation, and the test that shows it or why none does)
+const HOST: [&str; 9] = [
     "freehold-uapi",
     "freehold-mem",
     "freehold-virt",
     "freehold-driver-core",
     "freehold-model",
-<<<<<<< HEAD
     "freehold-fuzz",
-=======
     "freehold-states",
     "freehold-trace",
->>>>>>> bc6a89b (docs: each obligation, and the test that shows it or why none does)
     "xtask",
 ];
 const EL2: [&str; 5] = ["freehold-mem", "freehold-virt", "freehold-arch", "freehold-el2", "freehold-el2-watch"];
