@@ -8,8 +8,10 @@
 //! documented answer will do, and that is counted.
 
 use core::fmt;
+use freehold_el2::calls::MAX_CPUS;
 use freehold_oracle::{Act, Call, Done, Env, Life, Op, Outcome, Stray, VcpuLife, Who, apply, decide};
 use freehold_uapi::hvc;
+use freehold_virt::handle::MAX_VMS;
 
 use crate::cpu::{Books, Cpu, Verdict};
 use crate::shadow::Shadow;
@@ -191,9 +193,8 @@ fn run(cpu: &mut Cpu, vms: &Vms, pages: &mut Shadow, slot: u8, then: &Books, now
             slot.vcpus[0].life = VcpuLife::Ran;
         });
     }
-    if let Some(touched) = &mut cpu.touched
-        && touched.outcome.is_none()
-    {
+    // Each look counts anew: el2 decides by its last.
+    if let Some(touched) = &mut cpu.touched {
         let act = Act::Access { ipa: touched.gfn << 12, size: 8, store: None, described: true };
         let view = View { pages: Some(pages), vms, runs: Some((slot, 0)) };
         touched.outcome = Some(decide(&view, &Op::Guest { cpu: 0, act }, &Env::CALM));
@@ -308,6 +309,10 @@ pub fn answer(cpu: &Cpu, vms: &Vms, id: u32, x: [u64; 5], others: Others) -> Res
         return Ok(true);
     }
     let version = cpu.came.slot.and_then(|slot| vms.slot(slot)).map_or(0, |slot| slot.version);
+    // A slot is free or taken a moment before its records say so.
+    if (id, status) == (hvc::VM_CREATE, hvc::NO_SLOT) && vms.count() + MAX_CPUS >= MAX_VMS {
+        return Ok(false);
+    }
     let changed = slot_of(vms, id, arguments) != cpu.came.slot || version != cpu.came.version;
     if (changed || others.called) && is_documented(id, status) {
         return Ok(false);
@@ -326,7 +331,7 @@ fn exit(cpu: &Cpu, x: [u64; 5]) -> Result<(), Difference> {
             values.iter().zip(&x[1..]).all(|(value, x)| value.permits(*x))
         }
         // What lies outside RAM depends on more of the syndrome than is looked at.
-        Some(_) => matches!(x[1], hvc::EXIT_CRASH | hvc::EXIT_MMIO),
+        Some(_) => matches!(x[1], hvc::EXIT_CRASH | hvc::EXIT_MMIO | hvc::EXIT_KICKED),
         None => true,
     };
     if right { Ok(()) } else { Err(Difference::Exit { x, gfn: touched.gfn, done }) }

@@ -89,6 +89,12 @@ impl Vms {
         }
     }
 
+    /// How many VMs there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.lock().vm.life != Life::Free).count()
+    }
+
     /// What a handle names now.
     #[must_use]
     pub fn who(&self, handle: u64) -> Who {
