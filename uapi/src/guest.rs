@@ -55,19 +55,21 @@ calls! {
     rets("ranges": "1: MEM_SHARE and MEM_UNSHARE take a count in x2");
     errors(INVALID_PARAMETER);
     when("protected guest");
-    /// Lends granules to the host. x2 is a count, where 0 means 1. x1 returns how many were done.
+    /// Lends granules to the host. x2 is a count, where 0 means 1. x1 returns how many were done. The first granule must
+    /// be private; RAM that is not backed yet is backed first. Done are at most 512, up to the first that is not private.
     MEM_SHARE = 0xC600_0003;
     args("ipa": "first granule, aligned", "count": "granules, 0 means 1", "x3": "0");
     rets("done": "granules shared, maybe fewer than asked");
     errors(INVALID_PARAMETER);
     when("protected guest");
-    /// Takes granules back from the host. Returns only when the host has let go of them.
+    /// Takes granules back from the host. Returns only when the host has let go of them. The first granule must be lent;
+    /// done are at most 512, up to the first that is not lent.
     MEM_UNSHARE = 0xC600_0004;
     args("ipa": "first granule, aligned", "count": "granules, 0 means 1", "x3": "0");
     rets("done": "granules private again, maybe fewer than asked");
     errors(INVALID_PARAMETER);
     when("protected guest");
-    /// Gives a granule back to the host, zeroed.
+    /// Gives a granule back to the host, zeroed. It must be private; RAM that is not backed is nothing to give, and fine.
     MEM_RELINQUISH = 0xC600_0009;
     args("ipa": "granule, aligned", "x2": "0", "x3": "0");
     rets();

@@ -74,7 +74,8 @@ items! {
     VCPU_BUSY = -19;
     /// A vCPU of this index exists already.
     VCPU_EXISTS = -20;
-    /// The call does not fit the VM's life: before or after its first run, or while it is dying.
+    /// The call does not fit the VM's life (before or after its first run, dying) or its type, or the vCPU's life (it ran,
+    /// or it crashed).
     WRONG_STATE = -21;
     /// Every VM slot is taken.
     NO_SLOT = -22;
@@ -88,7 +89,7 @@ items! {
     OVERFLOW = -34;
     /// A value that must be aligned is not.
     UNALIGNED = -35;
-    /// An unknown flag, or a reserved argument that is not zero.
+    /// An unknown flag, selector or size, or a reserved argument that is not zero.
     BAD_ARGUMENT = -36;
     /// A frame that is not RAM known to `el2`: device memory, a hole, or out of range.
     NOT_MEMORY = -48;
@@ -122,7 +123,8 @@ items! {
     GUEST_FRAMES_LEFT = -70;
     /// No guest request is pending on this vCPU.
     NO_REQUEST = -71;
-    /// The register may not be read or written, or not any more.
+    /// The register is never the host's (numbers 4 to 30), is read only, or may not have this value; of [`VCPU_RUN`]:
+    /// this CPU is in a state (streaming mode) in which no guest can be entered.
     DENIED = -80;
 }
 
@@ -313,7 +315,9 @@ calls! {
     rets("value": "its value");
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_BUSY, DENIED, BAD_ARGUMENT);
     when("host, before that vCPU's first run");
-    /// Runs a vCPU on this CPU until it needs the host.
+    /// Runs a vCPU on this CPU until it needs the host. An entry ends what was pending, also one that a kick or an
+    /// interrupt ends at once: a load has its answer, a request that was not accepted is made again. A vCPU that asked
+    /// for power off or reset may be run again.
     VCPU_RUN = BASE + 10;
     args("handle": "VM", "vcpu": "index", "mmio": "answer to a pending MMIO load, else ignored");
     rets("reason": "one of `EXIT_*`", "a": "first payload", "b": "second payload", "c": "third payload");
@@ -324,7 +328,7 @@ calls! {
     args("handle": "VM", "vcpu": "index");
     rets();
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU);
-    when("host, at any time");
+    when("host, until VM_DESTROY");
     /// Gives a run of host frames to a protected VM. Contents stay before its first run and are zeroed after it.
     MEM_DONATE = BASE + 12;
     args("handle": "VM", "pfn": "first frame", "gfn": "first guest frame", "count": "frames, 1 to 512", "flags": "`DONATE_*`");

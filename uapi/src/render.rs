@@ -77,7 +77,7 @@ pub fn document(out: &mut impl Write) -> Result {
     )?;
     writeln!(
         out,
-        "changes nothing. UID (`{:#x}`): `{:08x} {:08x} {:08x} {:08x}`.",
+        "changes nothing; where several errors hold, which of them is returned is not fixed. UID (`{:#x}`): `{:08x} {:08x} {:08x} {:08x}`.",
         hvc::CALL_UID,
         hvc::UID[0],
         hvc::UID[1],

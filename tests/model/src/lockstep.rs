@@ -418,7 +418,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         act: Act,
         answer: Answer,
     ) -> Result<Cell, String> {
-        let env = Env { asked: if ASKS.contains(&answer.x[0]) { answer.x[2] } else { u64::MAX }, ..Env::CALM };
+        let env = Env::CALM;
         let said = Said::Guest { cpu, act };
         let outcome = (self.decide)(world, &said, &env);
         let what = act_name(act);

@@ -365,16 +365,16 @@ pub struct Env<'a> {
     pub freed: u64,
     /// Frames after which an interrupt cut a long call short; at least one is always done.
     pub done: u64,
-    /// Frames of a guest's range that its request is for; `el2` may take fewer than were asked.
-    pub asked: u64,
     /// What the list frame held when it was copied.
     pub list: &'a [Record],
-    /// A physical interrupt is pending at the entry.
+    /// A physical interrupt ended the entry before the guest ran.
     pub irq: bool,
+    /// The calling CPU is in a state (streaming mode) in which no guest may be entered.
+    pub busy: bool,
 }
 
 impl Env<'_> {
     /// Nothing remarkable: slot 0, no pool page, no interrupt.
     pub const CALM: Env<'static> =
-        Env { slot: 0, need: 0, freed: 0, done: u64::MAX, asked: u64::MAX, list: &[], irq: false };
+        Env { slot: 0, need: 0, freed: 0, done: u64::MAX, list: &[], irq: false, busy: false };
 }

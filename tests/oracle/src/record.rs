@@ -151,7 +151,7 @@ pub enum VcpuLife {
     Ready,
     /// Has run.
     Ran,
-    /// Its guest asked for power off or reset.
+    /// Its guest asked for power off or reset. The host may enter it again.
     Off,
     /// Can not go on.
     Crashed,

@@ -24,6 +24,7 @@ pub(super) fn each(l: &Lattice, s: &impl State, f: &mut impl FnMut(&Play<'_>)) {
 fn entries(l: &Lattice, s: &impl State, enter: Op, vm: Who, f: &mut impl FnMut(&Play<'_>)) {
     let Op::Host { cpu, .. } = enter else { return };
     f(&Play::one(enter, Env { irq: true, ..Env::CALM }));
+    f(&Play::one(enter, Env { busy: true, ..Env::CALM }));
     if l.part.split {
         return f(&Play::one(enter, Env::CALM));
     }
@@ -83,9 +84,7 @@ fn asked(l: &Lattice, f: &mut impl FnMut(Act, Env<'_>)) {
     }
     if l.part.pairs && l.part.pending {
         for id in [guest::MEM_SHARE, guest::MEM_UNSHARE] {
-            let two = Act::Call { id, x: [l.gfns.start << 12, 2, 0] };
-            f(two, Env::CALM);
-            f(two, Env { asked: 1, ..Env::CALM });
+            f(Act::Call { id, x: [l.gfns.start << 12, 2, 0] }, Env::CALM);
         }
     }
 }

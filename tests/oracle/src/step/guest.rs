@@ -5,7 +5,7 @@ use freehold_uapi::{guest, hvc};
 
 use super::frames::in_ram;
 use super::vcpu::exit;
-use crate::op::{Act, Env};
+use crate::op::Act;
 use crate::outcome::{Done, Outcome, Statuses, Value};
 use crate::record::{Content, Kind, Mark, Page, Pending, Vcpu, VcpuLife};
 use crate::state::State;
@@ -17,13 +17,13 @@ const fn exit_with(reason: u64, a: u64, b: u64, c: u64) -> Done {
     Done::Exit([Value::Is(reason), Value::Is(a), Value::Is(b), Value::Is(c)])
 }
 
-pub(super) fn decide(s: &impl State, cpu: u8, act: &Act, env: &Env<'_>) -> Outcome {
+pub(super) fn decide(s: &impl State, cpu: u8, act: &Act) -> Outcome {
     let Some((slot, index)) = s.cpu(cpu) else { return Outcome::refused(Statuses::NONE) };
     Outcome::done(match *act {
         Act::Access { ipa, size, store, described } => access(s, slot, ipa, size, store, described),
         Act::Walk { ipa } if in_ram(s, slot, ipa / PAGE) => inside(s, slot, ipa / PAGE, false),
         Act::Walk { .. } => exit_with(hvc::EXIT_CRASH, hvc::CRASH_WALK, 0, 0),
-        Act::Call { id, x } => return call(s, slot, id, x, env),
+        Act::Call { id, x } => return call(s, slot, id, x),
         Act::Wfi => exit(hvc::EXIT_WFI),
         Act::Interrupt => exit(hvc::EXIT_IRQ),
         Act::Kicked if s.vcpu(slot, index).kicked => exit(hvc::EXIT_KICKED),
@@ -67,7 +67,7 @@ const fn protected_only(id: u32) -> bool {
     matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH)
 }
 
-fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3], env: &Env<'_>) -> Outcome {
+fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Outcome {
     if protected_only(id) && !s.vm(slot).protected {
         return Outcome::refused(Statuses::one(guest::NOT_SUPPORTED));
     }
@@ -78,7 +78,7 @@ fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3], env: &Env<'_>) -> Outcom
         guest::VENDOR_FEATURES if s.vm(slot).protected => answers([guest::FEATURES.into(), 0, 0, 0]),
         guest::VENDOR_FEATURES => Outcome::done(Done::Answered([Value::Any; 4])),
         guest::HYP_MEMINFO if x == [0; 3] => answers([guest::GRANULE, 1, 0, 0]),
-        guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH => request(s, slot, id, x, env),
+        guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH => request(s, slot, id, x),
         guest::HYP_MEMINFO => Outcome::refused(Statuses::one(guest::INVALID_PARAMETER)),
         guest::PSCI_VERSION => answers([0x1_0001, 0, 0, 0]),
         guest::PSCI_SYSTEM_OFF => Outcome::done(exit_with(hvc::EXIT_SYSTEM, 0, 0, 0)),
@@ -122,39 +122,49 @@ fn asked(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Option<(Kind, u64, u
     (sound && in_ram(s, slot, ipa / PAGE)).then_some((kind, ipa / PAGE, count.max(1)))
 }
 
-/// A request is checked, kept, and shown to the host.
-fn request(s: &impl State, slot: u8, id: u32, x: [u64; 3], env: &Env<'_>) -> Outcome {
-    let invalid = Statuses::one(guest::INVALID_PARAMETER);
-    let Some((kind, gfn, count)) = asked(s, slot, id, x) else { return Outcome::refused(invalid) };
-    if s.backing(slot, gfn).is_none() && s.mark(slot, gfn) == Mark::None {
-        match kind {
-            // Only what is there can be lent: it is faulted in, and the call made again.
-            Kind::Share => return Outcome::done(exit_with(hvc::EXIT_MEM_FAULT, gfn, 0, 0)),
-            Kind::Relinquish => return answers([0; 4]),
-            Kind::Unshare => {}
-        }
+/// What stands at a guest frame, as far as a request can tell.
+#[derive(PartialEq)]
+enum Stands {
+    Empty,
+    Private,
+    Lent,
+    Else,
+}
+
+fn stands(s: &impl State, slot: u8, gfn: u64) -> Stands {
+    if !in_ram(s, slot, gfn) || s.mark(slot, gfn) != Mark::None {
+        return Stands::Else;
     }
-    let reason = match kind {
-        Kind::Share => hvc::EXIT_SHARE,
-        Kind::Unshare => hvc::EXIT_UNSHARE,
-        Kind::Relinquish => hvc::EXIT_RELINQUISH,
+    match s.backing(slot, gfn).map(|p| s.page(p).lent) {
+        None => Stands::Empty,
+        Some(false) => Stands::Private,
+        Some(true) => Stands::Lent,
+    }
+}
+
+/// A request is checked, kept, and shown to the host: for the leading granules that are as the first.
+fn request(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Outcome {
+    let invalid = Outcome::refused(Statuses::one(guest::INVALID_PARAMETER));
+    let Some((kind, gfn, count)) = asked(s, slot, id, x) else { return invalid };
+    let first = stands(s, slot, gfn);
+    let reason = match (&first, kind) {
+        (Stands::Private, Kind::Share) => hvc::EXIT_SHARE,
+        (Stands::Private, Kind::Relinquish) => hvc::EXIT_RELINQUISH,
+        (Stands::Lent, Kind::Unshare) => hvc::EXIT_UNSHARE,
+        // Only what is there can be lent: it is faulted in, and the call made again.
+        (Stands::Empty, Kind::Share) => return Outcome::done(exit_with(hvc::EXIT_MEM_FAULT, gfn, 0, 0)),
+        // A balloon gives up what it never touched.
+        (Stands::Empty, Kind::Relinquish) => return answers([0; 4]),
+        (Stands::Empty | Stands::Private | Stands::Lent | Stands::Else, _) => return invalid,
     };
-    // How much of the range's pages is looked at before the host is asked, is not said.
-    let fits = (0..count.min(hvc::MAX_RUN)).all(|n| fit(s, slot, kind, gfn.saturating_add(n)));
-    let refused = if fits && count <= hvc::MAX_RUN { Statuses::NONE } else { invalid };
-    let taken = env.asked.clamp(1, count);
-    Outcome { refused, ..Outcome::done(exit_with(reason, gfn, taken, 0)) }
+    let same = |n: &u64| stands(s, slot, gfn.saturating_add(*n)) == first;
+    let taken = (1..count.min(hvc::MAX_RUN)).take_while(same).count() as u64;
+    Outcome::done(exit_with(reason, gfn, taken.saturating_add(1), 0))
 }
 
-/// Whether a page is as the request needs it.
-fn fit(s: &impl State, slot: u8, kind: Kind, gfn: u64) -> bool {
-    let lent = s.backing(slot, gfn).map(|p| s.page(p).lent);
-    in_ram(s, slot, gfn) && s.mark(slot, gfn) == Mark::None && lent == Some(kind == Kind::Unshare)
-}
-
-pub(super) fn apply(s: &mut impl State, cpu: u8, act: &Act, env: &Env<'_>) {
+pub(super) fn apply(s: &mut impl State, cpu: u8, act: &Act) {
     let Some((slot, index)) = s.cpu(cpu) else { return };
-    let outcome = decide(s, cpu, act, env);
+    let outcome = decide(s, cpu, act);
     match outcome.done {
         Some(Done::Exit([Value::Is(reason), Value::Is(a), Value::Is(b), _])) => {
             leave(s, cpu, (slot, index), (reason, a, b));

@@ -54,10 +54,9 @@ impl Run {
     }
 }
 
-/// A donation must be to a protected VM, a loan to an ordinary one. Which status says so, is not said.
+/// A donation must be to a protected VM, a loan to an ordinary one, and both to one that lives.
 fn fits(vm: &Vm, protected: bool) -> Statuses {
-    let wrong = vm.protected != protected;
-    Statuses::NONE.when(wrong || !vm.alive(), hvc::WRONG_STATE).when(wrong, hvc::BAD_ARGUMENT)
+    Statuses::NONE.when(vm.protected != protected || !vm.alive(), hvc::WRONG_STATE)
 }
 
 fn flags_of(flags: u64, known: u64) -> Statuses {
@@ -149,9 +148,7 @@ pub(super) fn donate_list(s: &mut impl State, who: Who, records: u64, flags: u64
 }
 
 pub(super) fn decide_share(s: &impl State, who: Who, run: Run, flags: u64, env: &Env<'_>) -> Outcome {
-    let no = flags_of(flags, hvc::SHARE_WRITE | hvc::SHARE_EXEC)
-        .and(run.numbers())
-        .when(!s.machine().ordinary, hvc::NOT_SUPPORTED);
+    let no = flags_of(flags, hvc::SHARE_WRITE | hvc::SHARE_EXEC).and(run.numbers());
     let (slot, vm) = match named(s, who) {
         Ok(found) => found,
         Err(e) => return Outcome::refused(no.and(e)),
@@ -175,12 +172,13 @@ pub(super) fn share(s: &mut impl State, who: Who, run: Run, flags: u64, env: &En
 }
 
 pub(super) fn decide_unshare(s: &impl State, who: Who, gfn: u64, count: u64) -> Outcome {
-    let mut no = run(gfn, count, hvc::MAX_RUN, hvc::GFN_OUT_OF_RANGE).when(!s.machine().ordinary, hvc::NOT_SUPPORTED);
+    let mut no = run(gfn, count, hvc::MAX_RUN, hvc::GFN_OUT_OF_RANGE);
     let (slot, vm) = match named(s, who) {
         Ok(found) => found,
         Err(e) => return Outcome::refused(no.and(e)),
     };
-    no = no.when(vm.protected, hvc::WRONG_STATE);
+    // A dying VM that borrows nothing may be said to be in the wrong state.
+    no = no.when(vm.protected || !vm.alive() && vm.borrowed == 0, hvc::WRONG_STATE);
     if countable(gfn, count, hvc::MAX_RUN) {
         for n in gfn..gfn.saturating_add(count) {
             let lent = matches!(s.mark(slot, n), Mark::Borrow { .. });
@@ -220,16 +218,10 @@ pub(super) fn decide_accept(s: &impl State, who: Who, index: u64, count: u64, en
         return Outcome::refused(no.when(true, hvc::NO_REQUEST).when(crashed, hvc::WRONG_STATE));
     };
     no = no.when(count > asked.into(), hvc::COUNT_TOO_LARGE);
-    let mut loose = Statuses::NONE;
     for n in 0..count.min(asked.into()) {
-        let gfn = u64::from(gfn).saturating_add(n);
-        no = no.and(obstacle(s, slot, kind, gfn));
-        // What becomes of the unshare of a page that is not lent, is not said.
-        let idle = kind == Kind::Unshare && s.backing(slot, gfn).is_some_and(|p| !s.page(p).lent);
-        loose = loose.when(idle, hvc::SHARED).when(idle, hvc::GFN_NOT_MAPPED);
+        no = no.and(obstacle(s, slot, kind, u64::from(gfn).saturating_add(n)));
     }
     let mut outcome = unless(no, result(change::done(count, env)));
-    outcome.refused = outcome.refused.and(loose);
     if outcome.done.is_some() {
         let guests = if kind == Kind::Relinquish { change::bit(slot) } else { 0 };
         outcome.debts = Debts { host: kind == Kind::Unshare, guests };
@@ -244,7 +236,9 @@ fn obstacle(s: &impl State, slot: u8, kind: Kind, gfn: u64) -> Statuses {
     }
     match s.backing(slot, gfn) {
         None => Statuses::one(hvc::GFN_NOT_MAPPED),
-        Some(pfn) => Statuses::NONE.when(kind != Kind::Unshare && s.page(pfn).lent, hvc::SHARED),
+        // A page that is not lent is, to who wants it unshared, not there.
+        Some(pfn) if kind == Kind::Unshare => Statuses::NONE.when(!s.page(pfn).lent, hvc::GFN_NOT_MAPPED),
+        Some(pfn) => Statuses::NONE.when(s.page(pfn).lent, hvc::SHARED),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::state::State;
 pub fn decide(state: &impl State, op: &Op, env: &Env<'_>) -> Outcome {
     match *op {
         Op::Host { cpu: _, ref call } => host::decide(state, call, env),
-        Op::Guest { cpu, ref act } => guest::decide(state, cpu, act, env),
+        Op::Guest { cpu, ref act } => guest::decide(state, cpu, act),
         Op::Touch { pfn, write: _, from } => touch::decide(state, pfn, from),
         Op::Driver(ref step) => driver::decide(state, step, env),
     }
@@ -34,7 +34,7 @@ pub fn decide(state: &impl State, op: &Op, env: &Env<'_>) -> Outcome {
 pub fn apply(state: &mut impl State, op: &Op, env: &Env<'_>) {
     match *op {
         Op::Host { cpu, ref call } => host::apply(state, cpu, call, env),
-        Op::Guest { cpu, ref act } => guest::apply(state, cpu, act, env),
+        Op::Guest { cpu, ref act } => guest::apply(state, cpu, act),
         Op::Touch { pfn, write, from } => touch::apply(state, pfn, write, from),
         Op::Driver(ref step) => driver::apply(state, step, env),
     }

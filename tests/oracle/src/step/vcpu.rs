@@ -26,8 +26,11 @@ pub(super) fn find(s: &impl State, who: Who, index: u64) -> Result<(u8, Vm, u8, 
     // An index that no VM has may be seen before the handle is.
     let beyond = index >= s.machine().vcpus.into();
     let (slot, vm) = named(s, who).map_err(|e| e.when(beyond, hvc::WRONG_VCPU))?;
-    // Whether a dying VM still has vCPUs is not said.
-    let missing = Statuses::one(hvc::WRONG_VCPU).when(vm.life == Life::Dying, hvc::WRONG_STATE);
+    // A dying VM has no vCPU that could be spoken to.
+    if vm.life == Life::Dying {
+        return Err(Statuses::one(hvc::WRONG_STATE).when(beyond, hvc::WRONG_VCPU));
+    }
+    let missing = Statuses::one(hvc::WRONG_VCPU);
     let (index, vcpu) = at(s, slot, index).ok_or(missing)?;
     Ok((slot, vm, index, vcpu))
 }
@@ -54,14 +57,10 @@ pub(super) fn create(s: &mut impl State, who: Who, index: u64, env: &Env<'_>) {
 }
 
 pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: u64) -> Outcome {
-    let mut no = match reg {
-        hvc::REG_X0..=hvc::REG_X3 => Statuses::NONE,
-        hvc::REG_PC => Statuses::NONE.when(!value.is_multiple_of(4), hvc::UNALIGNED),
-        hvc::REG_PSTATE => Statuses::NONE.when(value != START, hvc::DENIED),
-        // MPIDR is read only.
-        hvc::REG_MPIDR => Statuses::one(hvc::DENIED),
-        reg => no_register(reg),
-    };
+    let mut no = named_register(reg);
+    no = no
+        .when(reg == hvc::REG_PC && !value.is_multiple_of(4), hvc::UNALIGNED)
+        .when(reg == hvc::REG_PSTATE && value != START || reg == hvc::REG_MPIDR, hvc::DENIED);
     match find(s, who, index) {
         Ok((_, vm, _, vcpu)) => no = no.and(too_late(&vm, &vcpu)),
         Err(e) => no = no.and(e),
@@ -69,35 +68,34 @@ pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: 
     unless(no, Done::Host(NOTHING))
 }
 
-/// A number that the host may neither set nor read by: one of the guest's own registers, or none at all.
-fn no_register(reg: u64) -> Statuses {
-    let own = reg > hvc::REG_X3 && reg <= 30;
-    Statuses::one(if own { hvc::DENIED } else { hvc::BAD_ARGUMENT })
+/// Numbers 4 to 30 are registers of the guest that are never the host's; others are none.
+fn named_register(reg: u64) -> Statuses {
+    let known = hvc::REGS.iter().any(|r| u64::try_from(r.value) == Ok(reg));
+    let guests = (4..=30).contains(&reg);
+    Statuses::NONE.when(guests, hvc::DENIED).when(!guests && !known, hvc::BAD_ARGUMENT)
 }
 
 /// A vCPU's registers are the host's until the first run.
 fn too_late(vm: &Vm, vcpu: &Vcpu) -> Statuses {
-    let ran = vcpu.life != VcpuLife::Ready || vm.life == Life::Ran;
-    Statuses::NONE
-        .when(vcpu.running, hvc::VCPU_BUSY)
-        .when(ran, hvc::DENIED)
-        // Which of the two it is, the VM's life or the register's, is not said.
-        .when(ran || vm.life == Life::Dying, hvc::WRONG_STATE)
+    let ran = vcpu.life != VcpuLife::Ready || vm.life != Life::Open;
+    Statuses::NONE.when(vcpu.running, hvc::VCPU_BUSY).when(ran, hvc::WRONG_STATE)
 }
 
 pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outcome {
-    let unknown = !hvc::REGS.iter().any(|r| u64::try_from(r.value) == Ok(reg));
-    let no = if unknown { no_register(reg) } else { Statuses::NONE };
+    let no = named_register(reg);
     let value = Done::Host([Value::Any, NOTHING[1], NOTHING[2], NOTHING[3]]);
     match find(s, who, index) {
+        // MPIDR follows from the index: it may be read as long as the VM's slot is not free.
+        Err(e) if reg == hvc::REG_MPIDR && exists(s, who, index) => Outcome { refused: e, ..Outcome::done(value) },
         Err(e) => Outcome::refused(no.and(e)),
-        // MPIDR may be read at any time; whether a running or dying vCPU counts is not said.
-        Ok((_, vm, _, vcpu)) if reg == hvc::REG_MPIDR => {
-            let loose = Statuses::NONE.when(vcpu.running, hvc::VCPU_BUSY).when(!vm.alive(), hvc::WRONG_STATE);
-            Outcome { refused: loose, ..Outcome::done(value) }
-        }
+        Ok(_) if reg == hvc::REG_MPIDR => Outcome::done(value),
         Ok((_, vm, _, vcpu)) => unless(no.and(too_late(&vm, &vcpu)), value),
     }
+}
+
+/// Whether the handle names a VM, dying or not, that has or had this vCPU.
+fn exists(s: &impl State, who: Who, index: u64) -> bool {
+    named(s, who).is_ok_and(|(slot, _)| at(s, slot, index).is_some())
 }
 
 pub(super) fn decide_run(s: &impl State, who: Who, index: u64, _mmio: u64, env: &Env<'_>) -> Outcome {
@@ -105,20 +103,19 @@ pub(super) fn decide_run(s: &impl State, who: Who, index: u64, _mmio: u64, env: 
         Ok(found) => found,
         Err(e) => return Outcome::refused(e),
     };
-    let crashed = vcpu.life == VcpuLife::Crashed;
     let no = Statuses::NONE
-        .when(!vm.alive() || crashed, hvc::WRONG_STATE)
+        .when(vcpu.life == VcpuLife::Crashed, hvc::WRONG_STATE)
         .when(vcpu.running, hvc::VCPU_BUSY)
-        .when(crashed, hvc::DENIED);
+        .when(vm.life == Life::Ran && vcpu.life == VcpuLife::Ready, hvc::WRONG_STATE);
     let done = match (vcpu.kicked, env.irq) {
-        (true, false) => exit(hvc::EXIT_KICKED),
         (_, true) => exit(hvc::EXIT_IRQ),
+        (true, false) => exit(hvc::EXIT_KICKED),
         (false, false) => Done::Entered(answer(&vcpu)),
     };
     let mut outcome = unless(no, done);
-    if outcome.done.is_some() && vcpu.life == VcpuLife::Off {
-        // Whether a guest that turned itself off can be entered is not said.
-        outcome.refused = Statuses::one(hvc::DENIED).when(true, hvc::WRONG_STATE);
+    // A CPU whose host is in streaming mode enters no guest; nothing here knows of that.
+    if env.busy {
+        outcome = Outcome::refused(no.when(true, hvc::DENIED));
     }
     outcome
 }
@@ -153,18 +150,12 @@ pub(super) fn run(s: &mut impl State, cpu: u8, who: Who, index: u64, env: &Env<'
 pub(super) fn decide_kick(s: &impl State, who: Who, index: u64) -> Outcome {
     match find(s, who, index) {
         Err(e) => Outcome::refused(e),
-        // "At any time", and yet it may say that the state is wrong: when is not said.
-        Ok((_, vm, ..)) => {
-            let refused = Statuses::NONE.when(!vm.alive(), hvc::WRONG_STATE);
-            Outcome { refused, ..Outcome::done(Done::Host(NOTHING)) }
-        }
+        Ok(_) => Outcome::done(Done::Host(NOTHING)),
     }
 }
 
 pub(super) fn kick(s: &mut impl State, who: Who, index: u64) {
-    if let Ok((slot, vm, index, vcpu)) = find(s, who, index)
-        && vm.alive()
-    {
+    if let Ok((slot, _, index, vcpu)) = find(s, who, index) {
         s.set_vcpu(slot, index, Vcpu { kicked: true, ..vcpu });
     }
 }
