@@ -11,6 +11,7 @@ use freehold_virt::vm::VcpuPhase;
 
 use crate::label::Label;
 use crate::picture::{FrameView, Picture, VcpuView, VmView};
+use crate::tlb::ELSEWHERE;
 
 /// Compares a picture with a world whose first page is the last frame of `el2`'s, and whose others are the watched ones.
 ///
@@ -20,16 +21,15 @@ pub fn agree<const P: usize, const V: usize, const U: usize, const G: usize, con
     picture: &Picture,
     world: &World<P, V, U, G, C>,
 ) -> Result<(), String> {
-    for (number, (frame, page)) in picture.frames.iter().zip(&world.pages[1..]).enumerate() {
-        let pfn = world.first_pfn + 1 + number as u64;
-        frame_agrees(frame, page, |slot| picture.vms.get(usize::from(slot)).and_then(Option::as_ref))
+    for (frame, number) in picture.frames.iter().zip(&picture.watched) {
+        let pfn = world.first_pfn + 1 + number;
+        frame_agrees(frame, &world.page(pfn), |slot| picture.vms.get(usize::from(slot)).and_then(Option::as_ref))
             .map_err(|what| format!("frame {pfn:x}: {what}"))?;
     }
-    if picture.frames.len() + 1 != P {
-        return Err(format!("{} frames are watched, the world has {P}", picture.frames.len() + 1));
-    }
+    let foreign = world.pages[1..].iter().filter(|page| !page.host_reaches()).count() as u64;
+    same("frames out of the host's reach", picture.foreign, foreign)?;
     for (slot, vm) in (0..).zip(&picture.vms) {
-        vm_agrees(vm.as_ref(), slot, world).map_err(|what| format!("VM {slot}: {what}"))?;
+        vm_agrees(vm.as_ref(), slot, world, picture).map_err(|what| format!("VM {slot}: {what}"))?;
     }
     Ok(())
 }
@@ -78,6 +78,7 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
     view: Option<&VmView>,
     slot: u8,
     world: &World<P, V, U, G, C>,
+    picture: &Picture,
 ) -> Result<(), String> {
     let vm = world.vm(slot);
     same("it is there", view.is_some(), vm.exists())?;
@@ -99,8 +100,7 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
         return Err(format!("RAM: el2 {:x?}, oracle {:x?}", view.ram, declared().collect::<Vec<_>>()));
     }
     vcpu_agrees(view.vcpu.as_ref(), &world.vcpu(slot, 0))?;
-    for (place, (found, reaches)) in (0..).zip(view.gfns.iter().zip(&view.reaches)) {
-        let gfn = world.first_gfn + place;
+    for (gfn, (found, reaches)) in picture.places.iter().copied().zip(view.gfns.iter().zip(&view.reaches)) {
         let is_ram = declared().any(|(first, count)| gfn.checked_sub(first).is_some_and(|at| at < count));
         let backing = world.backing(slot, gfn);
         let agrees = match *found {
@@ -113,7 +113,8 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
             let mark = world.mark(slot, gfn);
             return Err(format!("guest frame {gfn:x}: el2 {found:x?}, oracle {backing:x?} {mark:?}, RAM {is_ram}"));
         }
-        let set = backing.map_or(0, |pfn| 1 << (pfn - world.first_pfn - 1));
+        let number = |pfn: u64| picture.watched.iter().position(|at| world.first_pfn + 1 + at == pfn);
+        let set = backing.map_or(0, |pfn| number(pfn).map_or(ELSEWHERE, |number| 1 << number));
         same("frames that its CPUs may reach", *reaches, set)?;
     }
     Ok(())

@@ -15,6 +15,7 @@ mod cases;
 mod cells;
 mod digest;
 mod label;
+mod large;
 mod lock;
 mod lockstep;
 mod op;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use freehold_oracle::{Act, Call, Done, Env, Op as Said, Outcome, World, apply, decide};
 use freehold_oracle::{Owner, Pending, State, Stray, Value, VcpuLife, Who};
@@ -15,11 +16,13 @@ use crate::rig::{Answer, Rig};
 /// The specification, so that a wrong one can be tried.
 pub type Decide<W> = fn(&W, &Said, &Env<'_>) -> Outcome;
 
-/// Machine and specification side by side. `World`'s pages are the last frame of `el2`'s and then all watched frames.
+/// Machine and specification side by side. `World`'s pages are the last frame of `el2`'s and then all of the host's.
 pub struct Lockstep<'r, W> {
     rig: &'r Rig,
     decide: Decide<W>,
     lists: &'r [&'r [Record]],
+    /// Pool pages that the next call needs, where the world does not say.
+    need: Mutex<Option<u64>>,
 }
 
 /// What an operation came to: its kind, and the status or exit.
@@ -79,6 +82,9 @@ impl Tally {
     }
 }
 
+/// Frames after which a long call looks for interrupts.
+const STRIDE: u64 = 32;
+
 /// Exits that are a guest's requests.
 const ASKS: [u64; 3] = [hvc::EXIT_SHARE, hvc::EXIT_UNSHARE, hvc::EXIT_RELINQUISH];
 
@@ -88,7 +94,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     /// Brings the two together.
     #[must_use]
     pub fn new(rig: &'r Rig, lists: &'r [&'r [Record]]) -> Self {
-        Self { rig, decide, lists }
+        Self { rig, decide, lists, need: Mutex::new(None) }
     }
 
     /// The same with another specification.
@@ -105,8 +111,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     pub fn world(&self) -> World<P, V, U, G, C> {
         let layout = self.rig.layout();
         let mut world = World::new(self.rig.first_frame() - 1, layout.gfns.first().copied().unwrap_or_default());
-        assert!(layout.watched.len() + 1 == P && layout.frames + 1 == P as u64, "every frame is watched");
-        assert!(layout.gfns.len() == G && layout.vms == V && U == 1, "the world is the machine's");
+        assert!(layout.frames + 1 == P as u64 && layout.vms == V && U == 1, "the world is the machine's");
         world.pages[0].owner = Owner::El2;
         for page in world.pages.iter_mut().rev().take(usize::try_from(layout.no_map).expect("few")) {
             page.owner = Owner::NoMap;
@@ -118,6 +123,12 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     fn real(&self, op: &Op) -> Answer {
         match *op {
             Op::Host(call) => self.rig.call(0, call.id(), op::registers(&call, |who| self.handle(who))),
+            Op::Hurried(call) => {
+                self.rig.set_wanted(true);
+                let answer = self.real(&Op::Host(call));
+                self.rig.set_wanted(false);
+                answer
+            }
             Op::List { who, frame, list, records, flags } => {
                 let words: Vec<u64> = self.lists[list].iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
                 self.rig.host_write_words(frame, &words);
@@ -153,7 +164,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 self.rig.call_only(cpu, hvc::VCPU_RUN, [handle, vcpu, mmio, 0, 0])
             }
             Op::Touch { frame, .. } => Answer { status: if self.rig.may_retry(cpu, frame) { 1 } else { 2 }, x: [0; 4] },
-            Op::List { .. } | Op::Ask { .. } => panic!("several operations"),
+            Op::List { .. } | Op::Ask { .. } | Op::Hurried(_) => panic!("not for two CPUs"),
         };
         catch_unwind(AssertUnwindSafe(work)).map_err(said)
     }
@@ -267,10 +278,11 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         let taken = match *op {
             Op::Run { who, vcpu, mmio, act } => self.run(world, Call::VcpuRun { vm: who, vcpu, mmio }, act, answer)?,
             Op::Touch { frame, write, from } => self.touched(world, frame, write, from, answer)?,
-            Op::Host(call) => self.called(world, call, &list, answer)?,
+            Op::Host(call) => self.called(world, call, &list, answer, false)?,
+            Op::Hurried(call) => self.called(world, call, &list, answer, true)?,
             Op::List { who, frame, list, records, flags } => {
                 let call = Call::MemDonateList { vm: who, list: frame, records, flags };
-                self.called(world, call, self.lists[list], answer)?
+                self.called(world, call, self.lists[list], answer, false)?
             }
             Op::Ask { .. } => return Err("a request is several operations".to_owned()),
         };
@@ -291,7 +303,17 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
 
     fn env<'e>(&self, world: &World<P, V, U, G, C>, call: &Call, list: &'e [Record]) -> Env<'e> {
         let free = (0..).zip(&world.vms).find(|(_, vm)| !vm.exists()).map_or(0, |(slot, _)| slot);
-        Env { slot: free, need: need(world, call, list), list, ..Env::CALM }
+        let need = self.needed().unwrap_or_else(|| need(world, call, list));
+        Env { slot: free, need, list, ..Env::CALM }
+    }
+
+    /// Says how many pool pages the next calls need, tables for instance.
+    pub(crate) fn needs(&self, pages: Option<u64>) {
+        *self.need.lock().unwrap_or_else(PoisonError::into_inner) = pages;
+    }
+
+    fn needed(&self) -> Option<u64> {
+        *self.need.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn called(
@@ -300,8 +322,9 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         call: Call,
         list: &[Record],
         answer: Answer,
+        hurried: bool,
     ) -> Result<Taken, String> {
-        let env = self.env(world, &call, list);
+        let env = Env { done: if hurried { STRIDE } else { u64::MAX }, ..self.env(world, &call, list) };
         let said = Said::Host { cpu: 0, call };
         let outcome = (self.decide)(world, &said, &env);
         let mut x = answer.x;

@@ -13,6 +13,8 @@ use crate::act::Act;
 pub enum Op {
     /// A call of the host's, but for a run.
     Host(Call),
+    /// The same, while an interrupt waits for the host: a long call stops at its first look.
+    Hurried(Call),
     /// A list, by its number, is written and donated.
     List {
         /// To whom.
@@ -131,6 +133,7 @@ impl fmt::Display for Op {
                     write!(f, "{x:x?})")
                 }
             }
+            Self::Hurried(call) => write!(f, "interrupted {}", Self::Host(call)),
             Self::List { who, frame, list, records, flags } => {
                 write!(f, "MEM_DONATE_LIST({}, frame {frame:x}, list {list}, {records}, {flags})", Named(who))
             }

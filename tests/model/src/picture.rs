@@ -69,6 +69,12 @@ pub struct Picture {
     pub vms: Vec<Option<VmView>>,
     /// Frames that the host can not reach.
     pub foreign: u64,
+    /// Blocks, and level-3 tables, that map RAM for the host.
+    pub blocks: [u64; 2],
+    /// Which frames are watched, counted from the first behind the carve-out.
+    pub watched: Vec<u64>,
+    /// Which guest frames are.
+    pub places: Vec<u64>,
 }
 
 impl Rig {
@@ -94,7 +100,10 @@ impl Rig {
             }
         };
         let frames = (0..self.board.layout.watched.len()).map(view).collect();
-        Picture { frames, vms, foreign: host.counters().foreign }
+        let counters = host.counters();
+        let (watched, places) = (self.board.layout.watched.clone(), self.board.layout.gfns.clone());
+        let blocks = [counters.blocks, counters.tables];
+        Picture { frames, vms, foreign: counters.foreign, blocks, watched, places }
     }
 
     fn vm_view(&self, handle: Handle) -> VmView {

@@ -90,7 +90,7 @@ fn is_done<const P: usize, const V: usize, const G: usize>(world: &World<P, V, 1
             decide(world, &Said::Host { cpu: 0, call }, &Env::CALM).done.is_some()
         }
         Op::Touch { frame, .. } => touch(world, frame) == Done::Revoked,
-        Op::List { .. } | Op::Ask { .. } => false,
+        Op::List { .. } | Op::Ask { .. } | Op::Hurried(_) => false,
     }
 }
 
@@ -209,7 +209,7 @@ fn advance<const P: usize, const V: usize, const G: usize>(
     let answer = answers[cpu];
     let number = u8::try_from(cpu).map_err(|_| "two CPUs")?;
     match (ops[cpu], step) {
-        (Op::Host(call), 0) => both.called(world, call, &[], answer).map(|_| ()),
+        (Op::Host(call), 0) => both.called(world, call, &[], answer, false).map(|_| ()),
         (Op::Touch { frame, .. }, 0) => {
             let again = !matches!(touch(world, frame), Done::Injected);
             apply(world, &Said::Touch { pfn: frame, write: false, from: Stray::Kernel }, &Env::CALM);

@@ -60,9 +60,9 @@ pub(crate) fn exhaust<const P: usize, const V: usize, const U: usize, const G: u
     while let Some((at, depth, world)) = frontier.pop_front() {
         report.depth = report.depth.max(depth);
         let way = path(&steps, at);
-        visit(&way, &world);
         let tell = |last: Option<&Op>, what: String| counterexample(&way, last, &what);
         both.replay(way.iter()).and_then(|()| both.compare(&world)).map_err(|what| tell(None, what))?;
+        visit(&way, &world);
         for op in ops(&world) {
             let mut next = world;
             let tally = both.step(&mut next, &op).map_err(|what| tell(Some(&op), what))?;
