@@ -340,8 +340,8 @@ impl Cpu<'_> {
         }
         // Calls that change translations are the slow ones under emulation: they are the smaller part.
         let aimed = match self.random.below(16) {
-            0..7 => self.light(),
-            7..9 => self.aimed(),
+            0..8 => self.light(),
+            8..9 => self.aimed(),
             _ => None,
         };
         let chosen = match aimed {
