@@ -116,12 +116,18 @@ fn a_guest_moves_only_what_the_ledger_says_is_its_own_and_there() {
     let (mine, other) = (VmSlot::new(0).unwrap(), VmSlot::new(1).unwrap());
     let (right, wrong) = (gfn(GUEST_RAM), gfn(GUEST_RAM + 5));
     let revocable = false;
+    let truth = State::Private { vm: mine, gfn: right, revocable };
     for (vm, gfn) in [(other, right), (mine, wrong), (other, wrong)] {
         let private = State::Private { vm, gfn, revocable };
         let shared = State::Shared { vm, gfn, revocable };
         assert_eq!(stops_with(private, |rig| _ = rig.share(0, GUEST_RAM, 1)), "fatal: OneOwner");
-        assert_eq!(stops_with(shared, |rig| _ = rig.unshare(0, GUEST_RAM, 1)), "fatal: OneOwner");
+        let unshare = |rig: &mut Rig| {
+            // The host's page is there: only the record is wrong.
+            rig.share(0, GUEST_RAM, 1).unwrap();
+            lie(rig, FREE, shared);
+            _ = rig.unshare(0, GUEST_RAM, 1);
+        };
+        assert_eq!(stops_with(truth, unshare), "fatal: OneOwner");
     }
-    let truth = State::Private { vm: mine, gfn: right, revocable };
     assert_eq!(stops_with(truth, |rig| assert_eq!(rig.share(0, GUEST_RAM, 1), Ok(1))), "");
 }

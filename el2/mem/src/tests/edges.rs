@@ -57,6 +57,17 @@ fn a_list_may_lie_in_a_frame_that_the_host_has_lent() {
 }
 
 #[test]
+fn a_frozen_frame_stays_so_through_sharing() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Protected, RAM, 16);
+    rig.start(0);
+    rig.donate(0, RAM + 512, GUEST_RAM, 1).unwrap();
+    rig.share(0, GUEST_RAM, 1).unwrap();
+    rig.unshare(0, GUEST_RAM, 1).unwrap();
+    assert_eq!(rig.revoke(0, RAM + 512), Err(Refused::Foreign), "no stray access takes it away");
+}
+
+#[test]
 fn a_vm_counts_its_pool_and_its_broadcasts() {
     let mut rig = Rig::new();
     rig.with_vm(0, Kind::Protected, RAM, 16);
