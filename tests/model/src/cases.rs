@@ -94,7 +94,7 @@ const fn racing(pages: u64, vms: u8, gfns: u64) -> Shape {
 
 fn interleavings() -> Result<String, String> {
     let seen = races::exhaust::<8, 1, 1>(racing(1, 1, 1), true)?;
-    if [seen.states, seen.pairs, seen.runs] == [138, 13_038, 761_148] {
+    if [seen.states, seen.pairs, seen.runs] == [138, 12_945, 760_344] {
         Ok(format!(
             "{} states, {} pairs of calls, {} interleavings, {} calls that found a vCPU busy",
             seen.states, seen.pairs, seen.runs, seen.busy
