@@ -184,6 +184,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup => {
             let tools = setup::ensure(&env)?;
+            setup::miri(&env)?;
             println!("set-up is complete: Linux {} and QEMU at {}", tools.release, tools.qemu.display());
             Ok(ExitCode::SUCCESS)
         }

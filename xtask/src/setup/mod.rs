@@ -106,6 +106,30 @@ fn parse_qemu_major(said: &str) -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
+/// The nightly whose Miri runs the tests; the build itself uses none.
+pub(crate) const NIGHTLY: &str = "nightly-2026-10-30";
+
+/// Sees to it that Miri is there.
+///
+/// # Errors
+/// [`Usage`] where there is no rustup to install it with.
+pub(crate) fn miri(env: &Env) -> Result<()> {
+    let Some(rustup) = cmd::which("rustup") else {
+        bail!(Usage(format!("Miri needs rustup, to install {NIGHTLY}")));
+    };
+    let mut list = Command::new(&rustup);
+    list.args(["component", "list", "--installed", "--toolchain", NIGHTLY]);
+    let there = cmd::output(&mut list).unwrap_or_default();
+    if ["miri", "rust-src"].iter().all(|part| there.lines().any(|line| line.starts_with(part))) {
+        return Ok(());
+    }
+    ui::note(&format!("installing {NIGHTLY} with Miri: interprets tests, and finds undefined behaviour"));
+    let mut install = Command::new(&rustup);
+    install.current_dir(&env.root).args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--no-self-update"]);
+    cmd::output(install.args(["--component", "miri", "--component", "rust-src"]))?;
+    Ok(())
+}
+
 fn rust_targets(env: &Env) -> Result<()> {
     let sysroot = cmd::output(Command::new("rustc").current_dir(&env.root).args(["--print", "sysroot"]))?;
     let libraries = Path::new(sysroot.trim()).join("lib/rustlib");

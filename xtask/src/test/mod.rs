@@ -6,6 +6,7 @@
 pub(crate) mod boot;
 pub(crate) mod fuzz;
 mod life;
+mod miri;
 mod model;
 mod report;
 mod skips;
@@ -145,6 +146,7 @@ fn suites() -> Vec<Suite> {
     vec![
         suite("lint", 120, 1, false, lint::works()),
         suite("unit", 90, 1, false, unit::works()),
+        suite("miri", 60, 1, false, miri::works()),
         suite("image", 120, 1, false, audit::works()),
         suite("model", 180, 2, false, model::works()),
         suite("mutants", 90, 1, false, mutants::works()),
