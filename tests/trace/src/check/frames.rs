@@ -7,6 +7,7 @@
 use super::{Findings, Rule};
 use crate::record::{Barrier, Owner};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// How far a frame is on its way to a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +50,12 @@ pub(super) struct Frames {
 impl Frames {
     fn at(&mut self, frame: u64) -> &mut Frame {
         self.all.entry(frame).or_default()
+    }
+
+    /// Of how many frames something is kept.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.all.len()
     }
 
     pub(super) fn owner(&self, frame: u64) -> Option<Owner> {
@@ -123,10 +130,11 @@ impl Frames {
         self.at(frame).guest_end = now;
     }
 
-    pub(super) fn host_reaches(&mut self, now: u64, frame: u64) {
-        let frame = self.at(frame);
+    /// Of a frame that nothing is known of yet nothing need be: who gets it first makes `host_begin` begin anew. The
+    /// host has all of the address space, gigabyte by gigabyte.
+    pub(super) fn host_reaches(&mut self, now: u64, frames: Range<u64>) {
         // A block that is split or joined later changes nothing about when the host first could look.
-        if frame.host_begin == 0 {
+        for (_, frame) in self.all.range_mut(frames).filter(|(_, frame)| frame.host_begin == 0) {
             frame.host_begin = now;
         }
     }

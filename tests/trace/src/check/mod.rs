@@ -99,8 +99,8 @@ impl Report {
     }
 }
 
-/// Violations that a report keeps the words of.
-const KEPT: usize = 20;
+/// Violations of each rule that a report keeps the words of.
+const KEPT: u64 = 5;
 
 /// Where a finding goes, with the event that is looked at.
 #[derive(Debug, Default)]
@@ -115,8 +115,9 @@ impl Findings {
     fn decide(&mut self, rule: Rule, kept: bool, what: impl FnOnce() -> String) {
         *self.report.decided.entry(rule).or_default() += 1;
         if !kept {
-            *self.report.broken.entry(rule).or_default() += 1;
-            if self.report.violations.len() < KEPT {
+            let broken = self.report.broken.entry(rule).or_default();
+            *broken += 1;
+            if *broken <= KEPT {
                 let (sequence, cpu) = (self.sequence, self.cpu);
                 self.report.violations.push(Violation { sequence, cpu, rule, what: what() });
             }

@@ -376,3 +376,25 @@ fn a_root_is_the_vms_and_goes_when_nobody_knows_it() {
     assert_eq!(changed("enter", Event::Vttbr { vmid: 2, table: POOL[0] })[0], Rule::Root);
     assert_eq!(added("exit", Event::Root { vmid: 1, table: OTHER, tables: 1 })[0], Rule::Root);
 }
+
+#[test]
+fn what_no_walker_comes_to_is_not_owed_to_walkers() {
+    // A vCPU's registers, for example.
+    assert_eq!(added("pool visible", Event::Zero { frame: 0x900 }), []);
+}
+
+#[test]
+fn half_a_terabyte_of_the_hosts_devices_is_judged_in_little_memory() {
+    let mut it = Life::default();
+    it.zero("boot", ROOT);
+    for gigabyte in 0..512 {
+        it.store("boot", ROOT, gigabyte, block(u64::from(gigabyte) << 18));
+    }
+    it.visible("boot visible");
+    it.say("root", Event::Root { vmid: 0, table: ROOT, tables: 1 });
+    let mut checker = Checker::new();
+    for (sequence, (_, cpu, event)) in (1..).zip(it.steps) {
+        checker.record(Record { sequence, cpu, event });
+    }
+    assert_eq!(checker.frames.known(), 1, "the root alone was touched");
+}
