@@ -118,18 +118,20 @@ pub(crate) fn el2(env: &Env) -> Result<PathBuf> {
 pub(crate) struct Watched {
     /// As shipped, and watched.
     pub sound: PathBuf,
-    /// With a fault that must be found.
+    /// With a fault that must be found while it runs.
     pub broken: PathBuf,
+    /// With a fault that its trace alone shows.
+    pub stale: PathBuf,
 }
 
-/// Builds both.
+/// Builds them.
 ///
 /// # Errors
 /// If one does not build.
 pub(crate) fn all_watched(env: &Env, tools: &Tools) -> Result<Watched> {
     ui::stage("build el2-watch", |_| {
-        let sound = watched(env, tools, "el2-watch")?;
-        Ok(Watched { sound, broken: watched(env, tools, "el2-watch-broken")? })
+        let one = |name| watched(env, tools, name);
+        Ok(Watched { sound: one("el2-watch")?, broken: one("el2-watch-broken")?, stale: one("el2-watch-stale")? })
     })
 }
 

@@ -96,11 +96,23 @@ const FATAL: [&str; 3] = ["freehold: stop:", "freehold: panic:", "Kernel panic -
 /// The case in which a job's end says that the kernel complained of nothing; no job ends without it.
 pub(crate) const KERNEL_LOG: &str = "kernel-log-clean";
 
-/// Follows `machine` until its job is done, it fails, or `limit` has passed.
+/// Follows `machine` until its job is done and it has ended, it fails, or `limit` has passed.
 ///
 /// # Errors
 /// If the RAM scan that a job asks for cannot be made; everything else is the outcome's `problem`.
-pub(crate) fn follow(machine: &mut Running, limit: Duration, mut on_case: impl FnMut(&Case)) -> Result<Outcome> {
+pub(crate) fn follow(machine: &mut Running, limit: Duration, on_case: impl FnMut(&Case)) -> Result<Outcome> {
+    let mut outcome = follow_job(machine, limit, on_case)?;
+    if outcome.stage == Stage::Done && outcome.problem.is_none() && !machine.ended_within(Duration::from_secs(60)) {
+        outcome.problem = Some(Stage::Done.missing().to_owned());
+    }
+    Ok(outcome)
+}
+
+/// Follows `machine` until its job is done, it fails, or `limit` has passed.
+///
+/// # Errors
+/// As [`follow`].
+pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut on_case: impl FnMut(&Case)) -> Result<Outcome> {
     let begin = Instant::now();
     let deadline = begin + limit;
     let mut outcome = Outcome { stage: Stage::Nothing, cases: Vec::new(), problem: None, el2: Vec::new() };
@@ -136,9 +148,6 @@ pub(crate) fn follow(machine: &mut Running, limit: Duration, mut on_case: impl F
         }
     }
     outcome.problem = outcome.problem.or_else(|| unjudged(&outcome.cases, outcome.stage));
-    if outcome.stage == Stage::Done && outcome.problem.is_none() && !machine.ended_within(Duration::from_secs(60)) {
-        outcome.problem = Some(Stage::Done.missing().to_owned());
-    }
     Ok(outcome)
 }
 

@@ -10,6 +10,8 @@ pub trait Ears {
     fn copied(&self, frame: Pfn, words: &[u64]);
     /// Whether this store is to be lost: a fault planted to see that it is found. Never, but in a control.
     fn loses(&self, at: Entry, descriptor: u64) -> bool;
+    /// Whether this invalidation of the host's translations is to be lost. Never, but in a control.
+    fn forgets(&self) -> bool;
 }
 
 /// The machine, and who hears.
@@ -41,9 +43,11 @@ impl<M: Machine, E: Ears> TableMemory for Ports<M, E> {
     }
 }
 
-impl<M: Machine, E> Tlb for Ports<M, E> {
+impl<M: Machine, E: Ears> Tlb for Ports<M, E> {
     fn invalidate_host(&mut self) {
-        self.machine.invalidate_host();
+        if !self.ears.forgets() {
+            self.machine.invalidate_host();
+        }
     }
 
     fn invalidate_vm(&mut self, vmid: Vmid) {

@@ -4,7 +4,7 @@
 //! A full buffer drops the rest, never the beginning.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use freehold_trace::record::{BYTES, Event, Record};
+use freehold_trace::record::{BYTES, Event, Record, Words};
 
 /// Room for `N` records.
 #[derive(Debug)]
@@ -25,6 +25,12 @@ impl<const N: usize> Ring<N> {
     #[must_use]
     pub fn place(&self) -> (usize, usize) {
         (self.records.as_ptr().addr(), N * BYTES)
+    }
+
+    /// The records, up to the first that was never written.
+    pub fn words(&self) -> impl Iterator<Item = Words> {
+        let records = self.records.iter().map(|record| record.each_ref().map(|word| word.load(Ordering::Acquire)));
+        records.take_while(|words| words[0] != 0)
     }
 
     /// Notes what a CPU does.
@@ -52,11 +58,7 @@ mod tests {
         for frame in 1..=5 {
             ring.note(3, Event::Zero { frame });
         }
-        let seen: Vec<_> = ring
-            .records
-            .iter()
-            .map(|record| Record::decode(core::array::from_fn(|word| record[word].load(Ordering::Relaxed))))
-            .collect();
+        let seen: Vec<_> = ring.words().map(Record::decode).collect();
         let zeroed = |sequence, frame| Some(Record { sequence, cpu: 3, event: Event::Zero { frame } });
         assert_eq!(seen, [zeroed(1, 1), zeroed(2, 2)]);
     }

@@ -14,6 +14,9 @@ const BLOCKS: usize = FRAMES / BLOCK;
 /// Banks of RAM.
 const BANKS: usize = 4;
 
+/// Frames that one call can change.
+const CHANGES: usize = 1024;
+
 /// A record of the ledger without what only the pool's free list is about: tag, flags, VM and payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Word(u64);
@@ -102,6 +105,9 @@ pub struct Shadow {
     heads: [u32; HEADS],
     next: [u32; FRAMES],
     at: usize,
+    /// What was changed since the host's lock was taken.
+    changed: [u64; CHANGES],
+    changes: usize,
 }
 
 impl Shadow {
@@ -116,7 +122,20 @@ impl Shadow {
             heads: [NONE; HEADS],
             next: [NONE; FRAMES],
             at: 0,
+            changed: [0; CHANGES],
+            changes: 0,
         }
+    }
+
+    /// The frames that were changed since [`settle`](Self::settle); none if they were too many to be kept.
+    #[must_use]
+    pub fn changed(&self) -> Option<&[u64]> {
+        self.changed.get(..self.changes)
+    }
+
+    /// The host's lock is let go: from here on changes count anew.
+    pub const fn settle(&mut self) {
+        self.changes = 0;
     }
 
     /// Copies the whole ledger.
@@ -175,6 +194,12 @@ impl Shadow {
         let Some(index) = self.index(pfn) else { return };
         let old = core::mem::replace(&mut self.words[index], word);
         self.hot[index / BLOCK] = true;
+        if old != word {
+            if let Some(place) = self.changed.get_mut(self.changes) {
+                *place = pfn;
+            }
+            self.changes += 1;
+        }
         if old.place() == word.place() {
             return;
         }

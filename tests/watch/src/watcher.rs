@@ -55,6 +55,9 @@ pub enum Fault {
     None,
     /// From this step on, a store that takes a frame out of the host's tables is lost, once.
     LostStore(u64),
+    /// From this step on, an invalidation of the host's translations is lost, once. Nothing that is compared while the
+    /// machine runs shows it: the trace must.
+    LostInvalidation(u64),
 }
 
 /// Everything that is watched.
@@ -219,6 +222,21 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         self.ground.stop(format_args!("watch: divergence at step {step} on cpu {index} in {trap:x?}: {what}"))
     }
 
+    /// Notes whose the frames are that changed hands, by the ledger; the first that the ledger has otherwise.
+    fn note_owners(&self, shadow: &mut Shadow, host: &Host<'_>) -> Option<u64> {
+        let Some(changed) = shadow.changed() else {
+            self.ground.stop(format_args!("watch: a call changes more frames than can be noted"))
+        };
+        for pfn in changed.iter().filter_map(|pfn| Pfn::new(*pfn)) {
+            if let Some(state) = host.ledger().state(pfn) {
+                self.event(traced::owner(pfn, state));
+            }
+        }
+        let wrong = changed.iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied();
+        shadow.settle();
+        wrong
+    }
+
     /// A frame of RAM that the ledger and the host's tables do not agree on.
     fn check_tables(&self, host: &Host<'_>, pfn: Pfn, ports: &impl Machine) {
         let Some(state) = host.ledger().state(pfn) else { return };
@@ -315,13 +333,22 @@ impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
 
     fn loses(&self, at: Entry, descriptor: u64) -> bool {
         match self.ground.fault() {
-            Fault::None => false,
+            Fault::None | Fault::LostInvalidation(_) => false,
             Fault::LostStore(step) => {
                 descriptor == 0
                     && self.here(|cpu| cpu.step >= step && cpu.holds_host)
                     // The host's tables are el2's own frames, a guest's are of its pool.
                     && self.shadow.lock().word(at.table().raw()).is_some_and(|word| word.tag() == Word::EL2)
                     && !self.lost.swap(true, Ordering::Relaxed)
+            }
+        }
+    }
+
+    fn forgets(&self) -> bool {
+        match self.ground.fault() {
+            Fault::None | Fault::LostStore(_) => false,
+            Fault::LostInvalidation(step) => {
+                self.here(|cpu| cpu.step >= step && cpu.holds_host) && !self.lost.swap(true, Ordering::Relaxed)
             }
         }
     }
@@ -352,14 +379,10 @@ impl<G: Ground, const RECORDS: usize> Observer<Host<'static>> for &'static Watch
             if let Trap::Abort { page, kernel } = cpu.trap {
                 judge::touch(cpu, &self.vms, &mut shadow, page, kernel);
             }
-            let did = cpu.verdict.is_some_and(|verdict| verdict.did);
-            for pfn in cpu.frames().iter().filter_map(|pfn| Pfn::new(*pfn)) {
-                if did && let Some(state) = host.ledger().state(pfn) {
-                    self.event(traced::owner(pfn, state));
-                }
-            }
             cpu.holds_host = false;
-            (cpu.step, cpu.frames().iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied())
+            let wrong = self.note_owners(&mut shadow, host);
+            let named = cpu.frames().iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied();
+            (cpu.step, named.or(wrong))
         });
         if let Some(pfn) = wrong {
             let must = self.shadow.lock().word(pfn);

@@ -88,7 +88,7 @@ const RULES: &[Rule] = &[
         others: Some(WIRING),
     },
     Rule { package: "freehold-vmm", ours: &["freehold-uapi", "freehold-guest"], others: None },
-    Rule { package: "xtask", ours: &["freehold-uapi", "freehold-states"], others: None },
+    Rule { package: "xtask", ours: &["freehold-uapi", "freehold-states", "freehold-trace"], others: None },
 ];
 
 /// Each dependency that no rule allows.

@@ -53,6 +53,19 @@ impl Qmp {
         self.call("pmemsave", json!({ "val": address, "size": size, "filename": name })).map(drop)
     }
 
+    /// Waits until the machine has switched itself off. It must not end with that: `-no-shutdown`.
+    ///
+    /// # Errors
+    /// If the monitor closes, or says nothing for long.
+    pub(crate) fn wait_for_power_off(&mut self) -> Result<()> {
+        // What happened before is a state, what happens from now on an event.
+        if self.call("query-status", json!({}))?.get("status").is_some_and(|status| status == "shutdown") {
+            return Ok(());
+        }
+        while self.message()?.get("event").is_none_or(|event| event != "SHUTDOWN") {}
+        Ok(())
+    }
+
     fn call(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.writer, "{request}")?;

@@ -10,6 +10,7 @@ mod miri;
 mod model;
 mod report;
 mod skips;
+mod trace;
 mod unit;
 mod watch;
 

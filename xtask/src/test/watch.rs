@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::boot::log;
-use super::{Context, Item, Work, life};
+use super::{Context, Item, Work, life, trace};
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
 
@@ -26,6 +26,9 @@ pub(super) fn works() -> Vec<Work> {
         Work::new("watch/soak-long", |c| soak(c, "watch/soak-long", LONG)).with_inner_filter().only_long(),
         Work::new("watch/planted-fault-is-found", planted),
     ]
+    .into_iter()
+    .chain(trace::works())
+    .collect()
 }
 
 fn boot(context: &Context<'_>, name: &str, image: &Path, seconds: u32) -> Result<Outcome> {

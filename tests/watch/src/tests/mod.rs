@@ -2,3 +2,4 @@
 mod controls;
 mod rig;
 mod storm;
+mod traces;

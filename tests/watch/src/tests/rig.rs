@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::string::String;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Std, MutexGuard};
 use std::vec::Vec;
@@ -133,7 +132,7 @@ impl Ground for Floor {
     }
 }
 
-type Eye = Watcher<Floor, 1024>;
+type Eye = Watcher<Floor, 65536>;
 type Machinery = Ports<Traced<Memory, &'static Eye>, &'static Eye>;
 
 /// A lock of the development machine.
@@ -387,5 +386,5 @@ fn leak<T: Send + Sync + 'static>(make: impl FnOnce() -> T + Send + 'static) -> 
     let big = std::thread::Builder::new().stack_size(256 << 20);
     big.spawn(|| &*std::boxed::Box::leak(std::boxed::Box::new(make())))
         .map(|t| t.join().unwrap())
-        .unwrap_or_else(|error: std::io::Error| panic!("{}", String::from(error.to_string())))
+        .unwrap_or_else(|error: std::io::Error| panic!("{error}"))
 }
