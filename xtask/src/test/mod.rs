@@ -146,14 +146,14 @@ fn suites() -> Vec<Suite> {
     };
     vec![
         suite("lint", 120, 1, false, lint::works()),
-        suite("unit", 90, 1, false, unit::works()),
+        suite("unit", 150, 1, false, unit::works()),
         suite("miri", 60, 1, false, miri::works()),
         suite("image", 120, 1, false, audit::works()),
         suite("model", 180, 2, false, model::works()),
         suite("mutants", 90, 1, false, mutants::works()),
         suite("fuzz", 180, 2, false, fuzz::works()),
         suite("boot", 90, 2, true, boot::works()),
-        suite("life", 180, 2, true, life::works()),
+        suite("life", 120, 2, true, life::works()),
         suite("watch", 150, 2, true, watch::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
     ]
