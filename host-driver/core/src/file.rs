@@ -183,7 +183,8 @@ pub trait File {
     /// Wakes those who wait for an attempt's outcome.
     fn wake(&self);
 
-    /// Says to whoever polls the file whether there is an outcome to collect, and wakes them.
+    /// Says to whoever polls the file whether there is an outcome to collect, and wakes them. Called under the lock: what
+    /// was said last is what is there.
     fn tell(&self, outcome: bool);
 
     /// Asks the source of the page's references to say when the last of them has gone, by ending a pause early. It is

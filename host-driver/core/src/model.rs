@@ -338,6 +338,8 @@ struct Model {
     /// A page's holder lets go at the moment that it is armed.
     goes_when_armed: Cell<bool>,
     locked: Cell<bool>,
+    /// Somebody waits for the lock to collect an outcome, and gets it once.
+    collects: Cell<bool>,
     /// Times that the lock was taken.
     holds: Cell<u64>,
     poisoned: RefCell<BTreeSet<u64>>,
@@ -357,6 +359,7 @@ impl Model {
             armed: Cell::default(),
             goes_when_armed: Cell::default(),
             locked: Cell::default(),
+            collects: Cell::default(),
             holds: Cell::default(),
             poisoned: RefCell::default(),
             no_memory: Cell::default(),
@@ -439,6 +442,9 @@ impl File for Model {
         self.next.set(next);
         self.report.set(report);
         self.locked.set(false);
+        if matches!(*self.notice.borrow(), Notice::Ended(_)) && self.collects.take() {
+            assert!(crate::notify::collect(self).is_ok());
+        }
         result
     }
 

@@ -156,8 +156,10 @@ pub fn drive<F: File, T: Thread>(file: &F, thread: &T) -> Next {
         }
         Looked::Stopped(stopped) => Err(stopped),
     };
-    file.change(|book| *book.notice = Notice::Ended(Outcome { span, result }));
-    file.tell(true);
+    file.change(|book| {
+        *book.notice = Notice::Ended(Outcome { span, result });
+        file.tell(true);
+    });
     Next::Over
 }
 
@@ -166,32 +168,27 @@ pub fn drive<F: File, T: Thread>(file: &F, thread: &T) -> Next {
 /// # Errors
 /// `InProgress` while there is none yet, `NoEntry` if there will be none.
 pub fn collect<F: File>(file: &F) -> Result<Outcome, Error> {
-    let taken = file.change(|book| match core::mem::take(book.notice) {
-        Notice::Ended(outcome) => Ok(outcome),
+    file.change(|book| match core::mem::take(book.notice) {
+        Notice::Ended(outcome) => {
+            file.tell(false);
+            Ok(outcome)
+        }
         Notice::None => Err(Error::NoEntry),
         other @ (Notice::Pending(_) | Notice::Driven) => {
             *book.notice = other;
             Err(Error::InProgress)
         }
-    });
-    if taken.is_ok() {
-        file.tell(false);
-    }
-    taken
+    })
 }
 
 /// Puts back an outcome that could not be delivered, unless another conversion has begun meanwhile.
 pub fn keep<F: File>(file: &F, outcome: Outcome) {
-    let kept = file.change(|book| {
-        let free = matches!(book.notice, Notice::None);
-        if free {
+    file.change(|book| {
+        if matches!(book.notice, Notice::None) {
             *book.notice = Notice::Ended(outcome);
+            file.tell(true);
         }
-        free
     });
-    if kept {
-        file.tell(true);
-    }
 }
 
 /// Undoes the pending conversion of a file that nobody knows any more, and that nobody drives.

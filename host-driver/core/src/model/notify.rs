@@ -55,6 +55,31 @@ fn a_pending_one_ends_when_the_page_is_let_go_and_tells_it() {
     file.check();
 }
 
+/// Whoever polls would be told of an outcome for ever that somebody has, and asks in vain.
+#[test]
+fn an_outcome_that_is_collected_as_it_comes_is_told_no_more() {
+    let file = held();
+    begin_pending(&file, None);
+    file.let_go(2);
+    file.collects.set(true);
+    assert_eq!(drive(&file, &Sleeper::default()), Next::Over);
+    assert!(!file.collects.get(), "it was collected");
+    assert!(!file.told.get());
+    assert_eq!(collect(&file), Err(Error::NoEntry));
+}
+
+#[test]
+fn an_outcome_that_is_kept_and_collected_at_once_is_told_no_more() {
+    let file = held();
+    begin_pending(&file, None);
+    file.let_go(2);
+    assert_eq!(drive(&file, &Sleeper::default()), Next::Over);
+    let outcome = collect(&file).unwrap();
+    file.collects.set(true);
+    keep(&file, outcome);
+    assert!(!file.collects.get() && !file.told.get());
+}
+
 #[test]
 fn a_file_has_one_at_a_time_and_its_outcome_waits_to_be_collected() {
     let file = held();
