@@ -133,11 +133,11 @@ impl<'r> Platform for Cpu<'r> {
     }
 
     fn is_closing(&self) -> bool {
-        self.rig.closing.load(Ordering::Relaxed)
+        self.rig.closing.load(Ordering::Relaxed) != 0
     }
 
     fn set_closing(&self, closing: bool) {
-        self.rig.closing.store(closing, Ordering::Relaxed);
+        self.rig.closing.fetch_add(if closing { 1 } else { u32::MAX }, Ordering::Relaxed);
     }
 
     fn cpu(&self) -> usize {

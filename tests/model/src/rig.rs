@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use freehold_el2::calls::{self, GuestSlot};
 use freehold_mem::lock::{Permit, World};
@@ -32,7 +32,7 @@ pub struct Rig {
     /// Per CPU: entries into guests, and how many of them forgot what was cached.
     entries: [[AtomicU64; 2]; CPUS],
     pub(crate) no_vms: AtomicBool,
-    pub(crate) closing: AtomicBool,
+    pub(crate) closing: AtomicU32,
     pub(crate) wanted: AtomicBool,
     pub(crate) busy: AtomicBool,
 }
@@ -99,7 +99,7 @@ impl Rig {
             scripts: core::array::from_fn(|_| Mutex::default()),
             entries: [const { [const { AtomicU64::new(0) }; 2] }; CPUS],
             no_vms: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
+            closing: AtomicU32::new(0),
             wanted: AtomicBool::new(false),
             busy: AtomicBool::new(false),
         };
@@ -332,7 +332,7 @@ impl Rig {
         self.set_wanted(false);
         self.set_busy(false);
         self.set_serves_vms(true);
-        self.reopen();
+        self.closing.store(0, Ordering::Relaxed);
         (0..CPUS).for_each(|cpu| self.forget_script(cpu));
         for vm in self.board.vms().handles() {
             self.end(vm.encode())?;

@@ -148,7 +148,7 @@ pub trait Platform {
     fn serves_vms(&self) -> bool;
     /// Whether the machine is about to go off, so that no VM may begin.
     fn is_closing(&self) -> bool;
-    /// Says whether the machine is about to go off.
+    /// Counts the callers that are about to switch the machine off: one more, or one less.
     fn set_closing(&self, closing: bool);
     /// Number of this CPU, below [`MAX_CPUS`].
     fn cpu(&self) -> usize;

@@ -15,7 +15,7 @@ use freehold_virt::handle::Handle;
 const TRIES: u32 = 1_000_000;
 
 /// Ends all VMs, lets none begin, and scrubs every frame that is not the host's. `false` if a vCPU still runs: nothing
-/// was scrubbed, and VMs may begin again.
+/// was scrubbed, and this caller keeps no VM from beginning.
 pub fn quiesce(p: &impl Platform) -> bool {
     let permit = &mut Permit::for_this_entry();
     let world = p.world();

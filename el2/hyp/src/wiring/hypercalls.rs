@@ -139,11 +139,12 @@ impl<K: Kind> Platform for El2<K> {
     }
 
     fn is_closing(&self) -> bool {
-        statics::CLOSING.load(Ordering::Acquire)
+        statics::CLOSING.load(Ordering::Acquire) != 0
     }
 
     fn set_closing(&self, closing: bool) {
-        statics::CLOSING.store(closing, Ordering::Release);
+        // One that goes takes one that came away: around the end of the numbers is one less.
+        statics::CLOSING.fetch_add(if closing { 1 } else { u32::MAX }, Ordering::AcqRel);
     }
 
     fn cpu(&self) -> usize {

@@ -3,7 +3,7 @@
 
 use super::Kind;
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use freehold_arch::host::Alike;
 use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::MAX_CPUS;
@@ -43,8 +43,8 @@ impl<K: Kind> Machine<K> {
     }
 }
 
-/// Whether the machine is about to go off, so that no VM may begin.
-pub(crate) static CLOSING: AtomicBool = AtomicBool::new(false);
+/// How many CPUs are about to switch the machine off; unless it is none, no VM may begin.
+pub(crate) static CLOSING: AtomicU32 = AtomicU32::new(0);
 
 /// Who lives in which slot.
 pub(crate) static VMS: [VmCell<AtomicU64>; VM_SLOTS] = [VmCell::NEW; VM_SLOTS];

@@ -195,7 +195,7 @@ pub(super) struct Rig {
     pub(super) serves_vms: AtomicBool,
     pub(super) wanted: AtomicBool,
     pub(super) busy: AtomicBool,
-    pub(super) closing: AtomicBool,
+    closing: AtomicU64,
     pub(super) cpu: AtomicU64,
     boards: Vec<Lock<Board>>,
     /// The time, and what a vCPU's virtual timer says at its exits.
@@ -241,7 +241,7 @@ impl Rig {
             serves_vms: AtomicBool::new(true),
             wanted: AtomicBool::new(false),
             busy: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
+            closing: AtomicU64::new(0),
             cpu: AtomicU64::new(0),
             boards: (0..MAX_VMS).map(|_| Lock::new(Board::new())).collect(),
             now: AtomicU64::new(1000),
@@ -411,10 +411,10 @@ impl Platform for Rig {
         self.serves_vms.load(Ordering::Relaxed)
     }
     fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
+        self.closing.load(Ordering::Relaxed) != 0
     }
     fn set_closing(&self, closing: bool) {
-        self.closing.store(closing, Ordering::Relaxed);
+        self.closing.fetch_add(if closing { 1 } else { u64::MAX }, Ordering::Relaxed);
     }
     fn cpu(&self) -> usize {
         usize::try_from(self.cpu.load(Ordering::Relaxed)).unwrap()

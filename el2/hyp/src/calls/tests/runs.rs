@@ -307,6 +307,17 @@ fn no_vm_begins_while_the_machine_goes_off() {
     rig.end(vm, &[], RAM, 16);
 }
 
+/// Firmware may take its time to switch off, while it refuses what another CPU asks for.
+#[test]
+fn what_firmware_refuses_one_cpu_lets_nothing_begin_under_another() {
+    let rig = &Rig::new();
+    assert!(calls::quiesce(rig) && calls::quiesce(rig));
+    calls::reopen(rig);
+    assert_eq!(rig.no(VM_CREATE, &[VM_PROTECTED, 40, RAM, 16]), NO_VMS);
+    calls::reopen(rig);
+    rig.vm(RAM);
+}
+
 #[test]
 fn a_long_call_gives_way_to_an_interrupt_and_goes_on() {
     let rig = Rig::new();
@@ -361,6 +372,8 @@ fn power_stays_on_while_a_vcpu_runs() {
         let run = scope.spawn(|| rig.run(vm, 0));
         entered.recv().unwrap();
         assert!(!calls::quiesce(rig));
+        let next = rig.vm(RAM + 32);
+        rig.end(next, &[], RAM + 32, 16);
         go_on.send(()).unwrap();
         run.join().unwrap();
     });
