@@ -114,6 +114,33 @@ structs! {
         /// Zero.
         reserved: [u64; 11],
     }
+    /// `struct kvm_irq_level`.
+    IrqLevel = "kvm_irq_level" {
+        /// Which: `KVM_ARM_IRQ_TYPE_SPI` in bits `[27:24]`, INTID in bits `[15:0]`.
+        irq: u32,
+        /// 0 low, else high.
+        level: u32,
+    }
+    /// `struct kvm_create_device`.
+    CreateDevice = "kvm_create_device" {
+        /// `KVM_DEV_TYPE_*`.
+        kind: u32,
+        /// Out: its descriptor.
+        fd: u32,
+        /// `KVM_CREATE_DEVICE_TEST`, or 0.
+        flags: u32,
+    }
+    /// `struct kvm_device_attr`.
+    DeviceAttr = "kvm_device_attr" {
+        /// Ignored, as KVM does.
+        flags: u32,
+        /// `KVM_DEV_ARM_VGIC_GRP_*`.
+        group: u32,
+        /// Attribute in the group.
+        attr: u64,
+        /// Address of the value in the VMM.
+        addr: u64,
+    }
     /// Argument of [`FREEHOLD_CONVERT`]: moves a page range of a `guest_memfd` to private or to shared.
     Convert = "freehold_convert" {
         /// First byte in the file, page aligned.
@@ -200,6 +227,8 @@ items! {
     KVM_SET_USER_MEMORY_REGION = ioc(WRITE, KVM_MAGIC, 0x46, 32);
     /// VM: sets a slot, of `guest_memfd` with `KVM_MEM_GUEST_MEMFD`.
     KVM_SET_USER_MEMORY_REGION2 = ioc(WRITE, KVM_MAGIC, 0x49, 160);
+    /// VM: sets the wire of an SPI of a VM that has a vGIC. Every other kind of interrupt is the guest's own.
+    KVM_IRQ_LINE = ioc(WRITE, KVM_MAGIC, 0x61, 8);
     /// vCPU: runs it.
     KVM_RUN = ioc(NONE, KVM_MAGIC, 0x80, 0);
     /// VM: switches a capability on.
@@ -220,6 +249,14 @@ items! {
     KVM_SET_MEMORY_ATTRIBUTES2 = ioc(READ | WRITE, KVM_MAGIC, 0xd2, 128);
     /// VM: creates a `guest_memfd`.
     KVM_CREATE_GUEST_MEMFD = ioc(READ | WRITE, KVM_MAGIC, 0xd4, 64);
+    /// VM: creates a device: a vGICv3.
+    KVM_CREATE_DEVICE = ioc(READ | WRITE, KVM_MAGIC, 0xe0, 12);
+    /// vGIC: sets an attribute. `ENXIO` for the groups that show or change the guest's interrupt state.
+    KVM_SET_DEVICE_ATTR = ioc(WRITE, KVM_MAGIC, 0xe1, 24);
+    /// vGIC: reads an attribute.
+    KVM_GET_DEVICE_ATTR = ioc(WRITE, KVM_MAGIC, 0xe2, 24);
+    /// vGIC: whether there is such an attribute.
+    KVM_HAS_DEVICE_ATTR = ioc(WRITE, KVM_MAGIC, 0xe3, 24);
     /// `guest_memfd`: converts a range.
     FREEHOLD_CONVERT = ioc(READ | WRITE, FREEHOLD_MAGIC, 0x01, 64);
     /// `guest_memfd`: says what a waiting conversion waits for. Answers at once, also while another thread waits.
@@ -256,7 +293,7 @@ items! {
 items! {
     /// Every capability that is answered with more than 0, and a few that are asked for and answered 0.
     CAPS: u32;
-    /// In-kernel interrupt controller (0 until the vGIC is there).
+    /// Interrupt controller beside the VMM: a vGICv3, by `KVM_CREATE_DEVICE`.
     KVM_CAP_IRQCHIP = 0;
     /// vCPUs recommended.
     KVM_CAP_NR_VCPUS = 9;
@@ -268,6 +305,8 @@ items! {
     KVM_CAP_ONE_REG = 70;
     /// PSCI 0.1.
     KVM_CAP_ARM_PSCI = 87;
+    /// Devices with attributes.
+    KVM_CAP_DEVICE_CTRL = 89;
     /// PSCI 0.2 and later.
     KVM_CAP_ARM_PSCI_0_2 = 102;
     /// `CHECK_EXTENSION` on a VM.
@@ -313,6 +352,30 @@ items! {
     GUEST_MEMFD_FLAG_MMAP = 1;
     /// `guest_memfd` flag: starts host mappable.
     GUEST_MEMFD_FLAG_INIT_SHARED = 2;
+    /// `CREATE_DEVICE` flag: only say whether it could be created.
+    KVM_CREATE_DEVICE_TEST = 1;
+    /// Device type: `GICv3`.
+    KVM_DEV_TYPE_ARM_VGIC_V3 = 7;
+    /// vGIC attributes: addresses, a u64 each.
+    KVM_DEV_ARM_VGIC_GRP_ADDR = 0;
+    /// vGIC attributes: interrupts, a u32: 64 to 256, a multiple of 32. 256 where the VMM does not say.
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS = 3;
+    /// vGIC attributes: control.
+    KVM_DEV_ARM_VGIC_GRP_CTRL = 4;
+    /// Address: the distributor's 64 KB.
+    KVM_VGIC_V3_ADDR_TYPE_DIST = 2;
+    /// Address: redistributors, 128 KB for each vCPU.
+    KVM_VGIC_V3_ADDR_TYPE_REDIST = 3;
+    /// Address: redistributors: count in bits `[63:52]`, base in bits `[51:16]`, index 0. One region is served.
+    KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION = 5;
+    /// Control: the vGIC is complete. No vCPU is created after it, and none runs before it.
+    KVM_DEV_ARM_VGIC_CTRL_INIT = 0;
+    /// `IRQ_LINE` type: an interrupt of a vCPU, where the VMM has the controller.
+    KVM_ARM_IRQ_TYPE_CPU = 0;
+    /// `IRQ_LINE` type: an SPI.
+    KVM_ARM_IRQ_TYPE_SPI = 1;
+    /// `IRQ_LINE` type: a PPI. The host forges none.
+    KVM_ARM_IRQ_TYPE_PPI = 2;
     /// Exit: nothing to say.
     KVM_EXIT_UNKNOWN = 0;
     /// Exit: MMIO.

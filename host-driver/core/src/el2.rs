@@ -2,16 +2,17 @@
 //! The host calls of `uapi::hvc`, typed. Says nothing about when they are made.
 
 use crate::status::Refused;
+use crate::vgic::{Frames, Spi};
 use freehold_uapi::hvc;
 
-/// How a call reaches EL2: function and x1–x5 in, x0–x4 out.
+/// How a call reaches EL2: function and x1–x5 in, x0–x4 out, or x0–x5.
 pub trait Conduit {
     /// Makes one call.
     fn call(&self, function: u32, args: [u64; 5]) -> [u64; 5];
 
     /// Makes one `VCPU_RUN`, with this CPU's interrupts masked around it; `None` if something was pending for the thread,
     /// and then no call was made.
-    fn run(&self, args: [u64; 5]) -> Option<[u64; 5]>;
+    fn run(&self, args: [u64; 5]) -> Option<[u64; 6]>;
 }
 
 /// A VM's handle, as `VM_CREATE` returned it.
@@ -38,6 +39,15 @@ pub struct Version {
     pub max_vms: u64,
     /// vCPUs per VM.
     pub max_vcpus: u64,
+}
+
+/// What a `VCPU_RUN` came back with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Reason and payloads, or why the vCPU was not entered.
+    pub answer: Result<[u64; 4], Refused>,
+    /// vCPUs, one bit each, whose threads slept and have something to do now.
+    pub wake: u64,
 }
 
 fn answer(regs: [u64; 5]) -> Result<[u64; 4], Refused> {
@@ -139,12 +149,26 @@ impl<C: Conduit> El2<C> {
         self.call(hvc::VCPU_GET_REG, [vm.0, vcpu, reg, 0, 0]).map(|r| r[0])
     }
 
-    /// `VCPU_RUN`: reason and payloads; `None` if the vCPU was not entered, for something was pending for the thread.
+    /// `VCPU_RUN`; `None` if the vCPU was not entered, for something was pending for the thread.
+    pub fn vcpu_run(&self, vm: Handle, vcpu: u64, mmio: u64) -> Option<Ran> {
+        let [status, a, b, c, d, wake] = self.0.run([vm.0, vcpu, mmio, 0, 0])?;
+        Some(Ran { answer: answer([status, a, b, c, d]), wake })
+    }
+
+    /// `VM_GIC`: guest frames of the distributor and of the first redistributor.
     ///
     /// # Errors
     /// As the call's.
-    pub fn vcpu_run(&self, vm: Handle, vcpu: u64, mmio: u64) -> Result<Option<[u64; 4]>, Refused> {
-        self.0.run([vm.0, vcpu, mmio, 0, 0]).map(answer).transpose()
+    pub fn vm_gic(&self, vm: Handle, frames: Frames) -> Result<(), Refused> {
+        self.call(hvc::VM_GIC, [vm.0, frames.distributor, frames.redistributors, 0, 0]).map(|_| ())
+    }
+
+    /// `VM_IRQ`; the vCPUs, one bit each, whose threads are to be woken.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn vm_irq(&self, vm: Handle, spi: Spi, high: bool) -> Result<u64, Refused> {
+        self.call(hvc::VM_IRQ, [vm.0, spi.intid(), u64::from(high), 0, 0]).map(|r| r[0])
     }
 
     /// `VCPU_KICK`.

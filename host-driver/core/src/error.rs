@@ -14,6 +14,10 @@ pub enum Error {
     Restart,
     /// The hypervisor broke its word (`EIO`).
     Io,
+    /// No such attribute, or an address that is missing (`ENXIO`).
+    NoAddress,
+    /// Beyond the address space (`E2BIG`).
+    TooBig,
     /// The vCPU is not initialised (`ENOEXEC`).
     NotReady,
     /// Not a file, or not of the right kind (`EBADF`).
@@ -59,6 +63,8 @@ impl Error {
             Self::NoEntry => 2,
             Self::Interrupted => 4,
             Self::Io => 5,
+            Self::NoAddress => 6,
+            Self::TooBig => 7,
             Self::NotReady => 8,
             Self::BadFile => 9,
             Self::Again => 11,

@@ -15,8 +15,11 @@ pub enum Exit {
         /// Guest frame.
         gfn: u64,
     },
-    /// The guest waits.
-    Wfi,
+    /// The guest waits for an interrupt.
+    Wfi {
+        /// When its next timer fires by the counter; `None`: none does.
+        deadline: Option<u64>,
+    },
     /// The guest asks to move memory.
     Request {
         /// Which way.
@@ -84,7 +87,7 @@ impl Exit {
                 Some(Self::Mmio(Mmio { address: a, size, store }))
             }
             hvc::EXIT_MEM_FAULT => Some(Self::MemFault { gfn: a }),
-            hvc::EXIT_WFI => Some(Self::Wfi),
+            hvc::EXIT_WFI => Some(Self::Wfi { deadline: (a != 0).then_some(a) }),
             hvc::EXIT_SHARE => request(Request::Share),
             hvc::EXIT_UNSHARE => request(Request::Unshare),
             hvc::EXIT_RELINQUISH => request(Request::Relinquish),

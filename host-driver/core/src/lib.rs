@@ -29,12 +29,14 @@ pub mod exit;
 pub mod file;
 pub mod give;
 pub mod guest;
+pub mod idle;
 pub mod notify;
 pub mod page;
 pub mod pool;
 pub mod run;
 pub mod slots;
 pub mod status;
+pub mod vgic;
 
 #[cfg(test)]
 mod model;

@@ -243,7 +243,7 @@ impl Conduit for Below {
         }
     }
 
-    fn run(&self, _: [u64; 5]) -> Option<[u64; 5]> {
+    fn run(&self, _: [u64; 5]) -> Option<[u64; 6]> {
         None
     }
 }

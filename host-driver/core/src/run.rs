@@ -2,12 +2,14 @@
 //! `KVM_RUN`: enters a vCPU until something is the VMM's to serve.
 //!
 //! Guarantees that every return of success has a fresh exit reason, that a signal or `immediate_exit` ends the loop
-//! with `EINTR` at each turn, and that a loaded value reaches the guest exactly once. Knows neither slots nor files:
-//! they stand behind [`Machine`].
+//! with `EINTR` at each turn, that a loaded value reaches the guest exactly once, and that a vCPU sleeps only behind a
+//! run which said so, its bell muted before that run ([`crate::idle`]). Knows neither slots nor files: they stand
+//! behind [`Machine`].
 
+use crate::el2::Ran;
 use crate::error::Error;
 use crate::exit::{Exit, Mmio, Request};
-use crate::file::Wake;
+use crate::idle::Slept;
 use crate::status::Refused;
 use freehold_uapi::hvc;
 
@@ -45,7 +47,11 @@ pub enum Served {
 pub trait Machine {
     /// Enters the guest; `mmio` is the answer to its pending load. `None` if it was not entered, for something was
     /// pending for the thread.
-    fn enter(&self, mmio: u64) -> Result<Option<[u64; 4]>, Refused>;
+    fn enter(&self, mmio: u64) -> Option<Ran>;
+    /// Forgets that the vCPU's bell rang.
+    fn mute(&self);
+    /// Rings the bells of these vCPUs, one bit each.
+    fn ring(&self, vcpus: u64);
     /// Backs a guest frame.
     fn touch(&self, gfn: u64) -> Result<Served, Error>;
     /// Serves a request to move memory.
@@ -54,8 +60,8 @@ pub trait Machine {
     fn grow(&self, count: u64) -> Result<(), Error>;
     /// Whether a signal is pending, or `immediate_exit` is set.
     fn interrupted(&self) -> bool;
-    /// Sleeps for a while, because the guest waits.
-    fn doze(&self) -> Wake;
+    /// Sleeps, because the guest waits, until the bell rings, the counter shows `deadline`, or a signal comes.
+    fn sleep(&self, deadline: Option<u64>) -> Slept;
     /// Lets others run if they should.
     fn breathe(&self);
     /// The data that the VMM left in the run page for a load of `size` bytes.
@@ -87,22 +93,26 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             machine.tell(Told::Intr);
             return Err(Error::Interrupted);
         }
-        let answer = match machine.enter(memory.value) {
-            Ok(Some(answer)) => answer,
-            Ok(None) => {
-                machine.breathe();
-                continue;
-            }
+        machine.mute();
+        let Some(ran) = machine.enter(memory.value) else {
+            machine.breathe();
+            continue;
+        };
+        if ran.wake != 0 {
+            machine.ring(ran.wake);
+        }
+        let answer = match ran.answer {
+            Ok(answer) => answer,
             Err(refused) => return fail(machine, refused),
         };
         memory.value = 0;
         let served = match Exit::decode(answer) {
             None => return Err(Error::Io),
             Some(Exit::Irq) => Ok(Served::Done),
-            Some(Exit::Wfi) => {
-                machine.doze();
-                Ok(Served::Done)
-            }
+            Some(Exit::Wfi { deadline }) => match machine.sleep(deadline) {
+                Slept::Rung | Slept::Elapsed => Ok(Served::Done),
+                Slept::Interrupted => Err(Error::Interrupted),
+            },
             Some(Exit::MemFault { gfn }) => machine.touch(gfn),
             Some(Exit::Request { kind, gfn, count }) => machine.request(kind, gfn, count),
             Some(Exit::NeedPages { count }) => machine.grow(count).map(|()| Served::Done),
@@ -164,6 +174,9 @@ mod tests {
         touch: Cell<Option<Result<Served, Error>>>,
         loaded: Cell<u64>,
         pending: Cell<bool>,
+        muted: Cell<bool>,
+        wake: Cell<u64>,
+        slept: Cell<Option<Slept>>,
     }
 
     impl Script {
@@ -181,12 +194,22 @@ mod tests {
     }
 
     impl Machine for Script {
-        fn enter(&self, mmio: u64) -> Result<Option<[u64; 4]>, Refused> {
+        fn enter(&self, mmio: u64) -> Option<Ran> {
+            assert!(self.muted.replace(false), "a bell that was not muted");
             if self.pending.replace(false) {
-                return Ok(None);
+                return None;
             }
             self.note(format!("enter({mmio})"));
-            self.answers.borrow_mut().pop_front().expect("entered once too often").map(Some)
+            let answer = self.answers.borrow_mut().pop_front().expect("entered once too often");
+            Some(Ran { answer, wake: self.wake.replace(0) })
+        }
+
+        fn mute(&self) {
+            self.muted.set(true);
+        }
+
+        fn ring(&self, vcpus: u64) {
+            self.note(format!("ring({vcpus:#b})"));
         }
         fn touch(&self, gfn: u64) -> Result<Served, Error> {
             self.note(format!("touch({gfn})"));
@@ -210,9 +233,9 @@ mod tests {
                 None => false,
             }
         }
-        fn doze(&self) -> Wake {
-            self.note("doze".into());
-            Wake::Elapsed
+        fn sleep(&self, deadline: Option<u64>) -> Slept {
+            self.note(format!("sleep({})", deadline.unwrap_or(0)));
+            self.slept.get().unwrap_or(Slept::Rung)
         }
         fn breathe(&self) {}
         fn loaded(&self, size: u8) -> u64 {
@@ -232,6 +255,7 @@ mod tests {
             [hvc::EXIT_IRQ, 0, 0, 0],
             [hvc::EXIT_MEM_FAULT, 7, 0, 0],
             [hvc::EXIT_WFI, 0, 0, 0],
+            [hvc::EXIT_WFI, 77, 0, 0],
             [hvc::EXIT_NEED_PAGES, 3, 0, 0],
             [hvc::EXIT_UNSHARE, 5, 2, 0],
             OFF,
@@ -239,8 +263,36 @@ mod tests {
         run(&script, &mut Memory::default()).unwrap();
         assert_eq!(
             script.log(),
-            "Nothing enter(0) enter(0) touch(7) enter(0) doze enter(0) grow(3) enter(0) Unshare(5,2) enter(0) Shutdown"
+            "Nothing enter(0) enter(0) touch(7) enter(0) sleep(0) enter(0) sleep(77) enter(0) grow(3) enter(0) \
+             Unshare(5,2) enter(0) Shutdown"
         );
+    }
+
+    #[test]
+    fn whoever_a_run_names_is_woken_also_by_a_refused_one_and_before_anything_else() {
+        let script = Script::of(&[[hvc::EXIT_WFI, 0, 0, 0], OFF]);
+        script.wake.set(0b110);
+        run(&script, &mut Memory::default()).unwrap();
+        assert_eq!(script.log(), "Nothing enter(0) ring(0b110) sleep(0) enter(0) Shutdown");
+        let script = Script::default();
+        script.wake.set(1);
+        script.answers.borrow_mut().push_back(Err(Refused { status: hvc::DENIED, detail: 0 }));
+        run(&script, &mut Memory::default()).unwrap();
+        assert!(script.log().starts_with("Nothing enter(0) ring(0b1) FailEntry"));
+    }
+
+    #[test]
+    fn a_signal_ends_a_sleep_and_nothing_else_does_but_bell_and_timer() {
+        let script = Script::of(&[[hvc::EXIT_WFI, 5, 0, 0]]);
+        script.slept.set(Some(Slept::Interrupted));
+        assert_eq!(run(&script, &mut Memory::default()), Err(Error::Interrupted));
+        assert_eq!(script.log(), "Nothing enter(0) sleep(5) Intr");
+        for slept in [Slept::Rung, Slept::Elapsed] {
+            let script = Script::of(&[[hvc::EXIT_WFI, 5, 0, 0], OFF]);
+            script.slept.set(Some(slept));
+            run(&script, &mut Memory::default()).unwrap();
+            assert_eq!(script.log(), "Nothing enter(0) sleep(5) enter(0) Shutdown");
+        }
     }
 
     #[test]

@@ -31,6 +31,15 @@ struct kvm_run;
 struct page;
 struct file;
 
+/* vCPUs of a VM, at most. */
+#define FH_VCPUS 64
+
+/* What wakes a vCPU that waits for an interrupt. */
+struct fh_bell {
+	wait_queue_head_t wait;
+	atomic_t rung;
+};
+
 /* A VM: lives as long as its descriptor, a vCPU's descriptor, or a call on it. */
 struct fh_vm {
 	struct kref ref;
@@ -40,6 +49,7 @@ struct fh_vm {
 	spinlock_t pool_lock;
 	struct list_head pool;		/* chunks that el2 owns, by their first page */
 	struct fh_vm_state *state;
+	struct fh_bell bells[FH_VCPUS];
 };
 
 struct fh_vcpu {
@@ -47,6 +57,8 @@ struct fh_vcpu {
 	struct mutex lock;		/* one thread runs it */
 	struct page *run_page;
 	struct kvm_run *run;
+	struct fh_bell *bell;		/* in *vm */
+	struct wait_queue_entry sleeper; /* the thread that runs it */
 	struct fh_vcpu_state *state;
 };
 
@@ -139,6 +151,21 @@ FH_C(struct fh_vm *, fhc_vcpu_vm, struct fh_vcpu *vcpu);
 FH_C(bool, fhc_run_immediate_exit, struct fh_vcpu *vcpu);
 FH_C(u64, fhc_run_mmio_data, struct fh_vcpu *vcpu);
 FH_C(void, fhc_run_tell, struct fh_vcpu *vcpu, u32 what, u64 a, u64 b, u64 c);
+
+/* gic.c */
+FH_RUST(long, fh_gic_ioctl, struct fh_vm *vm, struct fh_vm_state *state, unsigned int cmd, unsigned long arg);
+FH_C(int, fhc_gic_open, struct fh_vm *vm);
+
+/* bell.c */
+FH_C(void, fhc_bell_mute, struct fh_vcpu *vcpu);
+FH_C(bool, fhc_bell_rang, struct fh_vcpu *vcpu);
+FH_C(void, fhc_bell_ring, struct fh_vm *vm, u64 vcpus);
+FH_C(void, fhc_bell_enlist, struct fh_vcpu *vcpu);
+FH_C(bool, fhc_bell_sleep, u64 nanoseconds);
+FH_C(void, fhc_bell_leave, struct fh_vcpu *vcpu);
+FH_C(u64, fhc_counter, void);
+FH_C(u64, fhc_counter_frequency, void);
+void fh_bells_init(struct fh_vm *vm);
 
 /* file.c, for main.c */
 extern atomic_t fh_files;

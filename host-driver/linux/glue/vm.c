@@ -44,6 +44,7 @@ struct fh_vm *fhc_vm_new(void)
 	mutex_init(&vm->lock);
 	spin_lock_init(&vm->pool_lock);
 	INIT_LIST_HEAD(&vm->pool);
+	fh_bells_init(vm);
 	spin_lock(&all_vms_lock);
 	vm->id = next_id++;
 	list_add_tail(&vm->all, &all_vms);
@@ -283,12 +284,15 @@ static const struct file_operations vcpu_fops = {
 /* A descriptor for a vCPU; takes a reference to the VM. On failure the state stays the caller's. */
 int fhc_vcpu_open(struct fh_vm *vm, u32 id, struct fh_vcpu_state *state)
 {
-	struct fh_vcpu *vcpu = kzalloc(sizeof(*vcpu), GFP_KERNEL_ACCOUNT);
+	struct fh_vcpu *vcpu;
 	char name[32];
 	struct file *file;
 	int fd = -ENOMEM;
 
 	BUILD_BUG_ON(sizeof(struct kvm_run) > PAGE_SIZE);
+	if (WARN_ON_ONCE(id >= FH_VCPUS))
+		return -EINVAL;
+	vcpu = kzalloc(sizeof(*vcpu), GFP_KERNEL_ACCOUNT);
 	if (!vcpu)
 		return -ENOMEM;
 	vcpu->run_page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
@@ -297,6 +301,7 @@ int fhc_vcpu_open(struct fh_vm *vm, u32 id, struct fh_vcpu_state *state)
 	vcpu->run = page_address(vcpu->run_page);
 	vcpu->vm = vm;
 	vcpu->state = state;
+	vcpu->bell = &vm->bells[id];
 	mutex_init(&vcpu->lock);
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0)

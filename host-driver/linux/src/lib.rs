@@ -6,6 +6,7 @@
 #![no_std]
 
 mod file;
+mod gic;
 mod port;
 mod sys;
 mod system;

@@ -21,20 +21,19 @@ fn registers(function: u32, [a, b, c, d, e]: [u64; 5]) -> [u64; 18] {
     [u64::from(function), a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
-fn answer([a, b, c, d, e, ..]: [u64; 18]) -> [u64; 5] {
-    [a, b, c, d, e]
-}
-
 impl Conduit for Kernel {
     fn call(&self, function: u32, args: [u64; 5]) -> [u64; 5] {
         let mut regs = registers(function, args);
         sys::el2_call(&mut regs);
-        answer(regs)
+        let [a, b, c, d, e, ..] = regs;
+        [a, b, c, d, e]
     }
 
-    fn run(&self, args: [u64; 5]) -> Option<[u64; 5]> {
+    fn run(&self, args: [u64; 5]) -> Option<[u64; 6]> {
         let mut regs = registers(hvc::VCPU_RUN, args);
-        sys::el2_run(&mut regs).then(|| answer(regs))
+        let ran = sys::el2_run(&mut regs);
+        let [a, b, c, d, e, f, ..] = regs;
+        ran.then_some([a, b, c, d, e, f])
     }
 }
 

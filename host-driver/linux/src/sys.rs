@@ -20,6 +20,8 @@ extern "C" {
     fn fhc_now() -> u64;
     fn fhc_pause(micros: u32, deaf: bool);
     fn fhc_doze();
+    fn fhc_counter() -> u64;
+    fn fhc_counter_frequency() -> u64;
     fn fhc_signal() -> bool;
     fn fhc_dying() -> bool;
     fn fhc_breathe();
@@ -111,7 +113,11 @@ macro_rules! plain {
     )+ };
 }
 plain!(
+    u32,
     u64,
+    io::IrqLevel,
+    io::CreateDevice,
+    io::DeviceAttr,
     io::MemoryRegion,
     io::MemoryRegion2,
     io::CreateGuestMemfd,
@@ -159,6 +165,18 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn pause(micros: u32, deaf: bool) {
     // SAFETY: called from a thread that may sleep, as every entry of this module is.
     unsafe { fhc_pause(micros, deaf) }
+}
+
+/// The counter that guests' timers are told by.
+pub(crate) fn counter() -> u64 {
+    // SAFETY: takes nothing; reads the counter.
+    unsafe { fhc_counter() }
+}
+
+/// Its ticks in a second.
+pub(crate) fn counter_frequency() -> u64 {
+    // SAFETY: takes nothing; reads the counter's frequency.
+    unsafe { fhc_counter_frequency() }
 }
 
 /// Sleeps for a tick, or until a signal.

@@ -8,10 +8,12 @@ use crate::sys;
 use crate::vm::{RawVm, Vm};
 use core::ptr::NonNull;
 use freehold_driver_core::abi::{self, Features};
+use freehold_driver_core::el2::Ran;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::exit::Request;
 use freehold_driver_core::file::{Thread, Wake};
 use freehold_driver_core::guest::{self, NotYet};
+use freehold_driver_core::idle::{self, Bell, Slept};
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
 use freehold_driver_core::run::{self, Machine, Memory, Served, Told};
@@ -40,6 +42,11 @@ extern "C" {
     fn fhc_vcpu_vm(vcpu: *mut RawVcpu) -> *mut RawVm;
     fn fhc_run_immediate_exit(vcpu: *mut RawVcpu) -> bool;
     fn fhc_run_mmio_data(vcpu: *mut RawVcpu) -> u64;
+    fn fhc_bell_mute(vcpu: *mut RawVcpu);
+    fn fhc_bell_rang(vcpu: *mut RawVcpu) -> bool;
+    fn fhc_bell_enlist(vcpu: *mut RawVcpu);
+    fn fhc_bell_sleep(nanoseconds: u64) -> bool;
+    fn fhc_bell_leave(vcpu: *mut RawVcpu);
     fn fhc_run_tell(vcpu: *mut RawVcpu, what: u32, a: u64, b: u64, c: u64);
 }
 
@@ -68,6 +75,8 @@ struct Running {
     raw: NonNull<RawVcpu>,
     vm: Vm,
     id: u64,
+    /// Its VM has an interrupt controller: the bell rings when it has something to do.
+    rings: bool,
 }
 
 impl Running {
@@ -107,7 +116,7 @@ impl Thread for Running {
 
     fn pause(&self, micros: u32) -> Wake {
         sys::pause(micros, false);
-        if self.interrupted() {
+        if Machine::interrupted(self) {
             Wake::Interrupted
         } else {
             Wake::Elapsed
@@ -123,8 +132,34 @@ impl Thread for Running {
     }
 }
 
+impl Bell for Running {
+    fn enlist(&self) {
+        // SAFETY: the vCPU is alive while its ioctl runs, and this thread is the only one that runs it.
+        unsafe { fhc_bell_enlist(self.raw.as_ptr()) }
+    }
+
+    fn rang(&self) -> bool {
+        // SAFETY: the vCPU is alive while its ioctl runs.
+        unsafe { fhc_bell_rang(self.raw.as_ptr()) }
+    }
+
+    fn interrupted(&self) -> bool {
+        sys::signal()
+    }
+
+    fn sleep(&self, nanoseconds: Option<u64>) -> bool {
+        // SAFETY: called from a thread that may sleep, as every entry of this module is.
+        unsafe { fhc_bell_sleep(nanoseconds.unwrap_or(u64::MAX)) }
+    }
+
+    fn leave(&self) {
+        // SAFETY: this thread enlisted before, as the core does.
+        unsafe { fhc_bell_leave(self.raw.as_ptr()) }
+    }
+}
+
 impl Machine for Running {
-    fn enter(&self, mmio: u64) -> Result<Option<[u64; 4]>, Refused> {
+    fn enter(&self, mmio: u64) -> Option<Ran> {
         EL2.vcpu_run(self.vm.handle(), self.id, mmio)
     }
 
@@ -155,12 +190,26 @@ impl Machine for Running {
         sys::signal() || unsafe { fhc_run_immediate_exit(self.raw.as_ptr()) }
     }
 
-    fn doze(&self) -> Wake {
+    fn mute(&self) {
+        // SAFETY: the vCPU is alive while its ioctl runs.
+        unsafe { fhc_bell_mute(self.raw.as_ptr()) }
+    }
+
+    fn ring(&self, vcpus: u64) {
+        self.vm.ring(vcpus);
+    }
+
+    fn sleep(&self, deadline: Option<u64>) -> Slept {
+        if self.rings {
+            let frequency = sys::counter_frequency();
+            return idle::wait(self, || deadline.map(|at| idle::nanoseconds(at, sys::counter(), frequency)));
+        }
+        // Nothing tells when a guest without a controller has something to do.
         sys::doze();
-        if self.interrupted() {
-            Wake::Interrupted
+        if sys::signal() {
+            Slept::Interrupted
         } else {
-            Wake::Elapsed
+            Slept::Elapsed
         }
     }
 
@@ -211,10 +260,13 @@ struct Vcpu<'a> {
 impl Vcpu<'_> {
     fn run(&mut self) -> Result<(), Error> {
         let features = self.state.features.ok_or(Error::NotReady)?;
-        let running = Running { raw: self.raw, vm: self.vm, id: self.state.id };
+        let running = Running { raw: self.raw, vm: self.vm, id: self.state.id, rings: false };
         if features.off {
             // Nothing can power it on yet: it sleeps until the VMM calls it back.
-            while running.doze() == Wake::Elapsed {}
+            while !Machine::interrupted(&running) {
+                running.mute();
+                idle::wait(&running, || None);
+            }
             running.tell(Told::Intr);
             return Err(Error::Interrupted);
         }
@@ -223,6 +275,8 @@ impl Vcpu<'_> {
             Ok(()) | Err(Error::Ended) => {}
             Err(error) => return Err(error),
         }
+        // Its first run is past: it gets no controller any more.
+        let running = Running { rings: self.vm.has_gic(), ..running };
         self.state.ran = true;
         run::run(&running, &mut self.state.memory)
     }

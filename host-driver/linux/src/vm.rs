@@ -18,6 +18,7 @@ use freehold_driver_core::give::ToVm;
 use freehold_driver_core::page::{Page, Span};
 use freehold_driver_core::pool;
 use freehold_driver_core::slots::{Slot, Slots};
+use freehold_driver_core::vgic::Vgic;
 use freehold_uapi::ioctl as io;
 
 /// Rounds of a millisecond that an ending VM waits for its vCPUs, and for conversions under way.
@@ -37,18 +38,20 @@ pub(crate) struct VmState {
 }
 
 /// What the VM's lock protects.
-struct Inner {
+pub(crate) struct Inner {
     slots: Slots<FileRef>,
-    life: Life,
+    pub(crate) life: Life,
     /// vCPUs that `el2` has, a bit each.
     created: u64,
     /// vCPUs that have a descriptor, or had one.
-    opened: u64,
+    pub(crate) opened: u64,
+    /// Its interrupt controller, if it was given one.
+    pub(crate) gic: Option<Vgic>,
 }
 
 /// Life of a VM, as the driver sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Life {
+pub(crate) enum Life {
     /// No vCPU ran yet.
     New,
     /// A vCPU ran, or is about to: slots are fixed.
@@ -129,7 +132,7 @@ impl Vm {
         unsafe { (*self.state).handle }
     }
 
-    fn ipa_bits(self) -> u64 {
+    pub(crate) fn ipa_bits(self) -> u64 {
         // SAFETY: only a VM that has its state is asked; the field never changes.
         unsafe { (*self.state).ipa_bits }
     }
@@ -147,14 +150,14 @@ impl Vm {
     }
 
     /// Runs `change` with the VM's lock held.
-    fn locked<R>(self, change: impl FnOnce(&mut Inner) -> R) -> R {
+    pub(crate) fn locked<R>(self, change: impl FnOnce(&mut Inner) -> R) -> R {
         // SAFETY: alive by the invariant, and no lock that comes after this one is held.
         unsafe { fhc_vm_lock(self.raw.as_ptr()) };
         self.unlock_after(change)
     }
 
     /// As [`Vm::locked`], unless the VM has ended or the thread is being killed.
-    fn living<R>(self, change: impl FnOnce(&mut Inner) -> Result<R, Error>) -> Result<R, Error> {
+    pub(crate) fn living<R>(self, change: impl FnOnce(&mut Inner) -> Result<R, Error>) -> Result<R, Error> {
         // SAFETY: alive by the invariant, and no lock that comes after this one is held.
         if !unsafe { fhc_vm_lock_killable(self.raw.as_ptr()) } {
             return Err(Error::Interrupted);
@@ -232,12 +235,14 @@ impl Vm {
             if inner.life == Life::Ran {
                 return Ok(());
             }
+            self.check_gic(inner)?;
             for slot in inner.slots.iter_mut() {
                 self.declare(slot)?;
                 let mut giver = ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread, gfn: slot.gfn };
                 to_private(&slot.file, slot.pages, Aim::Bind, Mode::Wait, thread, &mut giver)
                     .map_err(|stopped| stopped.error)?;
             }
+            self.declare_gic(inner)?;
             inner.life = Life::Ran;
             Ok(())
         })
@@ -320,6 +325,9 @@ impl Vm {
             u32::try_from(id).ok().filter(|&id| u64::from(id) < crate::system::max_vcpus()).ok_or(Error::Invalid)?;
         let bit = 1_u64.checked_shl(id).ok_or(Error::Invalid)?;
         self.living(|inner| {
+            if inner.gic.as_ref().is_some_and(Vgic::is_complete) {
+                return Err(Error::Busy);
+            }
             if inner.opened & bit != 0 {
                 return Err(Error::Exists);
             }
@@ -427,6 +435,8 @@ impl Vm {
                 let target = u32::try_from(io::KVM_ARM_TARGET_GENERIC_V8).map_err(|_| Error::Invalid)?;
                 sys::copy_out(arg, &io::VcpuInit { target, features: [0; 7] }).map(|()| 0)
             }
+            io::KVM_CREATE_DEVICE => self.create_device(arg),
+            io::KVM_IRQ_LINE => self.irq_line(sys::copy_in(arg)?).map(|()| 0),
             io::KVM_ENABLE_CAP => abi::enable(&sys::copy_in(arg)?).map(|()| 0),
             // KVM's answer for an ioctl that it does not know on this descriptor.
             _ => Err(Error::Invalid),
@@ -463,7 +473,7 @@ fn build(vm: Vm, ipa_bits: u64) -> Result<i64, Error> {
             return Err(error);
         }
     };
-    let inner = Inner { slots: Slots::new(), life: Life::New, created: 0, opened: 0 };
+    let inner = Inner { slots: Slots::new(), life: Life::New, created: 0, opened: 0, gic: None };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe { state.write(VmState { handle, ipa_bits, inner }) };
     // SAFETY: the VM is alive; from here on its state is the glue's, which ends it with the VM whatever happens.

@@ -96,7 +96,7 @@ impl Conduit for Willing {
     fn call(&self, _: u32, [_, _, count, ..]: [u64; 5]) -> [u64; 5] {
         [0, count, 0, 0, 0]
     }
-    fn run(&self, _: [u64; 5]) -> Option<[u64; 5]> {
+    fn run(&self, _: [u64; 5]) -> Option<[u64; 6]> {
         None
     }
 }

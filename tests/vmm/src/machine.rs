@@ -14,6 +14,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use crate::gmem::Gmem;
 use crate::proto;
 use crate::sys::{self, Mapping, errno_name};
+use crate::vgic::Gic;
 
 /// The driver's node.
 pub(crate) const NODE: &std::ffi::CStr = c"/dev/freehold";
@@ -30,11 +31,13 @@ pub(crate) struct Plan {
     pub(crate) private: u64,
     /// Boot flags for the program.
     pub(crate) boot: u64,
+    /// With an interrupt controller.
+    pub(crate) gic: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0 }
+        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0, gic: false }
     }
 }
 
@@ -164,7 +167,11 @@ impl Machine {
         let ram = gmem.map(bytes).map_err(|e| err("mmap of the guest_memfd", e))?;
         write(&gmem, &ram, &program)?;
         set_slot(&vm, 0, proto::RAM_BASE, plan.bytes, &gmem, 0).map_err(|e| err("SET_USER_MEMORY_REGION2", e))?;
+        let gic = if plan.gic { Some(Gic::new(&vm)?) } else { None };
         let vcpu = new_vcpu(&vm, 0)?;
+        if let Some(gic) = &gic {
+            gic.complete()?;
+        }
         for (id, value) in [
             (abi::KVM_REG_X0, plan.boot),
             (abi::KVM_REG_X0 + 2, entropy()),
@@ -216,7 +223,22 @@ impl Machine {
 
     /// Has the program carry out one command; its three results.
     pub(crate) fn command(&mut self, command: u64, arguments: [u64; 3]) -> Result<[u64; 3], String> {
+        self.command_with(command, arguments, |_| ())
+    }
+
+    /// As [`Machine::command`]; `stored` is told of each store, before the guest goes on.
+    pub(crate) fn command_with(
+        &mut self,
+        command: u64,
+        arguments: [u64; 3],
+        stored: impl FnMut(u64),
+    ) -> Result<[u64; 3], String> {
         self.answer(command, arguments);
+        self.rest_of_command(stored)
+    }
+
+    /// Goes on with a command that something interrupted.
+    pub(crate) fn rest_of_command(&mut self, mut stored: impl FnMut(u64)) -> Result<[u64; 3], String> {
         let mut ended = false;
         loop {
             match self.step() {
@@ -225,9 +247,10 @@ impl Machine {
                 Event::Stored(register, value) => {
                     ended |= register == proto::REG_RESULT0;
                     self.note(register, value);
+                    stored(register);
                 }
                 other @ (Event::Asks | Event::System(_) | Event::Broken(_)) => {
-                    return Err(format!("command {command} ended with {other:?}"));
+                    return Err(format!("a command ended with {other:?}"));
                 }
             }
         }

@@ -27,6 +27,7 @@ mod report;
 mod soak;
 mod switch;
 mod sys;
+mod vgic;
 
 const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   counters    what el2 counted until the host was up
@@ -44,6 +45,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   soak SEED SECONDS  random calls with guests that run, a while
+  vgic        a guest's interrupts and waits, through the driver
   switch      what survives a run, and what an exit shows
   gmem-convert  conversions in every mode, by either ioctl
   gmem-files    what a guest_memfd is, in each state
@@ -101,6 +103,7 @@ fn main() {
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
         "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
+        "vgic" => or_report(vgic::STEP.0, vgic::all()),
         "switch" => or_report("world-switch", switch::all()),
         "gmem-convert" => or_report(guest_memfd::STEP.0, guest_memfd::convert::all()),
         "gmem-files" => or_report(guest_memfd::STEP.0, guest_memfd::files::all()),

@@ -143,7 +143,7 @@ impl Conduit for &Says {
         self.0.set(self.0.get() + 1);
         self.1
     }
-    fn run(&self, _: [u64; 5]) -> Option<[u64; 5]> {
+    fn run(&self, _: [u64; 5]) -> Option<[u64; 6]> {
         None
     }
 }
