@@ -27,7 +27,7 @@ pub(crate) struct Parts {
     pub el2: Option<PathBuf>,
     /// el2 with Debian's kernel.
     pub image: Option<PathBuf>,
-    /// The host's initramfs.
+    /// The host's initramfs, without a Linux guest.
     pub initramfs: PathBuf,
     /// Parts that are not there yet.
     pub missing: Vec<&'static str>,
@@ -49,6 +49,7 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
         kernel_module(env, tools, &env.root.join("tests/hostile"), "fh_hostile", &[])
     })?;
     let slow = env.out.join("kbuild/fh_hostile/fh_slow.ko");
+    optional("selftest", real("selftest", "tests/selftest/src/main.rs"), &mut missing, || selftest(env, tools))?;
     let places = [
         (guest, "lib/guest.bin"),
         (vmm, "bin/freehold-vmm"),
@@ -175,6 +176,39 @@ fn with_own_hash(mut image: Vec<u8>) -> Result<Vec<u8>> {
 
 fn vmm(env: &Env) -> Result<PathBuf> {
     build(env, "freehold-vmm", MUSL, &[])
+}
+
+/// Builds the program of Linux guests, and their initramfs.
+fn selftest(env: &Env, tools: &Tools) -> Result<PathBuf> {
+    let program = build(env, "freehold-selftest", MUSL, &[])?;
+    let mut archive = Archive::default();
+    archive.add("init", &env.root.join("tests/initramfs/guest/init"))?;
+    archive.add("bin/busybox", &tools.busybox)?;
+    archive.add("bin/selftest", &program)?;
+    let out = guest_initramfs(env);
+    image::write_whole(&out, &archive.bytes()?)?;
+    Ok(out)
+}
+
+fn guest_initramfs(env: &Env) -> PathBuf {
+    env.out.join("guest-initramfs.cpio")
+}
+
+/// The host's initramfs, as it was built last, with a Linux guest in it: Debian's kernel for the host or the newer one.
+///
+/// # Errors
+/// If something is not there or cannot be written.
+pub(crate) fn with_guest(env: &Env, tools: &Tools, newer: bool) -> Result<PathBuf> {
+    let (kernel, name) = if newer { (&tools.guest_kernel, "newer") } else { (&tools.kernel, "older") };
+    let mut guest = Archive::default();
+    guest.add("guest/kernel", kernel)?;
+    guest.add("guest/initrd", &guest_initramfs(env))?;
+    let mut all = std::fs::read(env.out.join("initramfs.cpio")).context("no initramfs")?;
+    // The kernel unpacks archives one after another.
+    all.extend(guest.bytes()?);
+    let out = env.out.join(format!("initramfs-{name}-guest.cpio"));
+    image::write_whole(&out, &all)?;
+    Ok(out)
 }
 
 fn driver(env: &Env, tools: &Tools) -> Result<PathBuf> {

@@ -34,6 +34,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::env::Env;
 use crate::qemu::{Machine, Running};
+use crate::session::Heard;
 
 /// The user asked for something that cannot be done; one line says why.
 #[derive(Debug)]
@@ -132,6 +133,9 @@ struct DevBootArgs {
     /// PATH=FILE: adds FILE to the initramfs as PATH
     #[arg(long)]
     add: Vec<String>,
+    /// Adds a Linux guest to the initramfs, with Debian's `older` or `newer` kernel
+    #[arg(long, value_name = "KERNEL", value_parser = ["older", "newer"])]
+    guest: Option<String>,
     /// More of the kernel's command line
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     append: String,
@@ -213,7 +217,11 @@ fn dev_boot(env: &Env, args: DevBootArgs) -> Result<ExitCode> {
     if !args.no_build {
         builds::all(env, &tools, &args.parts)?;
     }
-    let mut initrd = std::fs::read(&initramfs)?;
+    let base = match &args.guest {
+        Some(release) => builds::with_guest(env, &tools, release == "newer")?,
+        None => initramfs,
+    };
+    let mut initrd = std::fs::read(&base)?;
     if !args.add.is_empty() {
         let mut more = initramfs::Archive::default();
         for pair in &args.add {
@@ -243,9 +251,12 @@ fn dev_boot(env: &Env, args: DevBootArgs) -> Result<ExitCode> {
     }
     let log = env.logs().join(format!("dev-{}.log", args.job));
     let mut running = Running::start(&tools.qemu, &machine, &log)?;
-    let outcome = session::follow(&mut running, Duration::from_secs(args.limit), |case| {
-        let mark = if case.held { ui::green("held") } else { ui::red("FAILED") };
-        println!("{mark} {} {}: expected {}, seen {}", case.step, case.case, case.expected, case.seen);
+    let outcome = session::follow(&mut running, Duration::from_secs(args.limit), |heard| match heard {
+        Heard::Case(case) => {
+            let mark = if case.held { ui::green("held") } else { ui::red("FAILED") };
+            println!("{mark} {} {}: expected {}, seen {}", case.step, case.case, case.expected, case.seen);
+        }
+        Heard::Guest(said) => println!("guest| {said}"),
     })?;
     drop(running);
     for line in &outcome.el2 {

@@ -12,13 +12,13 @@ use serde_json::json;
 use crate::builds::{self, Parts};
 use crate::env::Env;
 use crate::qemu::{Machine, Running};
-use crate::session::{self, Outcome, Stage};
+use crate::session::{self, Heard, Outcome, Stage};
 use crate::setup::{self, Tools};
 use crate::steps::{self, Status};
 use crate::{Usage, image, ui};
 
 /// No boot and no step may take longer than this; an idle machine needs a tenth.
-const LIMIT: Duration = Duration::from_secs(400);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// What the user may choose.
 #[derive(clap::Args)]
@@ -58,14 +58,17 @@ pub(crate) fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
         ui::note("el2 is not there yet: nothing to boot");
         return Ok(ExitCode::from(3));
     };
-    let machine = machine(args, &kernel, &parts);
+    let machine = machine(args, &kernel, &parts.initramfs);
     if args.shell {
         return shell(&tools, machine);
     }
     let log = env.logs().join("run.log");
     let mut outcome = ui::stage("the main job", |stage| {
         let mut running = Running::start(&tools.qemu, &machine, &log)?;
-        session::follow(&mut running, LIMIT, |case| stage.say(&format!("step {}: {}", case.step, case.case)))
+        session::follow(&mut running, LIMIT, |heard| match heard {
+            Heard::Case(case) => stage.say(&format!("step {}: {}", case.step, case.case)),
+            Heard::Guest(said) => stage.note(&format!("guest| {said}")),
+        })
     })?;
     let astray = outcome.cases.iter().find(|c| !c.held && steps::STEPS.iter().all(|s| s.number != c.step));
     if let Some(case) = astray {
@@ -93,8 +96,8 @@ fn check_cpu(tools: &Tools, cpu: &str) -> Result<()> {
     )))
 }
 
-fn machine(args: &RunArgs, kernel: &Path, parts: &Parts) -> Machine {
-    let mut machine = Machine::new(kernel, &parts.initramfs);
+fn machine(args: &RunArgs, kernel: &Path, initramfs: &Path) -> Machine {
+    let mut machine = Machine::new(kernel, initramfs);
     (machine.cpu, machine.smp, machine.gic) = (args.cpu.clone(), args.smp, args.gic);
     machine.append = if args.shell { "fh.shell" } else { "fh.job=boot,main" }.to_owned();
     machine

@@ -45,9 +45,10 @@ impl Facts {
         if let Some(list) = text("carveouts") {
             self.carve_outs = ranges(list)?;
         }
+        let of_step = |case: Case| Case { step: text("step").unwrap_or("8").to_owned(), ..case };
         match text("scan") {
-            Some("alive") => Ok(Some(self.scan(machine, true))),
-            Some("dead") => Ok(Some(self.scan(machine, false))),
+            Some("alive") => Ok(Some(of_step(self.scan(machine, true)))),
+            Some("dead") => Ok(Some(of_step(self.scan(machine, false)))),
             Some(other) => bail!("a job asks for an unknown scan `{other}`"),
             None => Ok(None),
         }

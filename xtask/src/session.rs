@@ -30,6 +30,14 @@ pub(crate) struct Case {
     pub at: f64,
 }
 
+/// What is worth showing while a boot goes on.
+pub(crate) enum Heard<'h> {
+    /// A job reported this.
+    Case(&'h Case),
+    /// A guest's console said this.
+    Guest(&'h str),
+}
+
 /// How far a boot came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,8 +108,8 @@ pub(crate) const KERNEL_LOG: &str = "kernel-log-clean";
 ///
 /// # Errors
 /// If the RAM scan that a job asks for cannot be made; everything else is the outcome's `problem`.
-pub(crate) fn follow(machine: &mut Running, limit: Duration, on_case: impl FnMut(&Case)) -> Result<Outcome> {
-    let mut outcome = follow_job(machine, limit, on_case)?;
+pub(crate) fn follow(machine: &mut Running, limit: Duration, show: impl FnMut(Heard<'_>)) -> Result<Outcome> {
+    let mut outcome = follow_job(machine, limit, show)?;
     if outcome.stage == Stage::Done && outcome.problem.is_none() && !machine.ended_within(Duration::from_secs(60)) {
         outcome.problem = Some(Stage::Done.missing().to_owned());
     }
@@ -112,7 +120,7 @@ pub(crate) fn follow(machine: &mut Running, limit: Duration, on_case: impl FnMut
 ///
 /// # Errors
 /// As [`follow`].
-pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut on_case: impl FnMut(&Case)) -> Result<Outcome> {
+pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut show: impl FnMut(Heard<'_>)) -> Result<Outcome> {
     let begin = Instant::now();
     let deadline = begin + limit;
     let mut outcome = Outcome { stage: Stage::Nothing, cases: Vec::new(), problem: None, el2: Vec::new() };
@@ -132,19 +140,23 @@ pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut on_case: im
         match report(&line) {
             Some(Report::Case(mut case)) => {
                 case.at = begin.elapsed().as_secs_f64();
-                on_case(&case);
+                show(Heard::Case(&case));
                 outcome.cases.push(case);
             }
             Some(Report::Stage) => outcome.stage = outcome.stage.max(Stage::Userspace),
             Some(Report::Done) => outcome.stage = Stage::Done,
             Some(Report::Other(value)) => {
                 if let Some(case) = facts.take(&value, machine)? {
-                    on_case(&case);
+                    show(Heard::Case(&case));
                     outcome.cases.push(case);
                 }
             }
             Some(Report::Unreadable) => outcome.problem = Some(format!("an unreadable result: {line}")),
-            None => plain_line(&line, &mut outcome),
+            // What a guest says is judged by the job that runs it, and by nobody else.
+            None => match line.strip_prefix("guest| ") {
+                Some(said) => show(Heard::Guest(said)),
+                None => plain_line(&line, &mut outcome),
+            },
         }
     }
     outcome.problem = outcome.problem.or_else(|| unjudged(&outcome.cases, outcome.stage));

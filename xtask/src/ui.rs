@@ -43,6 +43,11 @@ impl Stage {
     pub(crate) fn say(&self, what: &str) {
         self.bar.set_message(what.to_owned());
     }
+
+    /// Prints one line and goes on.
+    pub(crate) fn note(&self, line: &str) {
+        self.bar.suspend(|| note(line));
+    }
 }
 
 /// Prints one line to stderr.

@@ -46,7 +46,7 @@ pub(crate) fn held() -> Result<(), String> {
 }
 
 /// Holds still for the scanner.
-fn hold_still() {
+pub(crate) fn hold_still() {
     let mut poll = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
     let limit = i32::try_from(SCAN.as_millis()).unwrap_or(8000);
     // SAFETY: one valid pollfd.

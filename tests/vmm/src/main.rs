@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A small VMM for protected VMs, and the attacks that a hostile host makes on them.
 //!
-//! Runs as root in the host of the test machine. Every subcommand prints one `@fh` line per case and exits with 0 only
-//! if all cases held. It decides what is right from `uapi` and `proto`, and from nothing else.
+//! `run` boots a Linux kernel, for anybody. Every other subcommand runs as root in the host of the test machine, prints
+//! one `@fh` line per case and exits with 0 only if all cases held. They decide what is right from `uapi` and `proto`,
+//! and from nothing else.
 
 mod attack;
 mod counters;
@@ -11,6 +12,7 @@ mod drain;
 mod fuzz;
 mod gmem;
 mod guest_memfd;
+mod guests;
 mod hostile;
 mod interrupts;
 mod ioctls;
@@ -24,12 +26,14 @@ mod proto;
 mod raw;
 mod refusals;
 mod report;
+mod run;
 mod soak;
 mod switch;
 mod sys;
 mod vgic;
 
 const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
+  run --kernel K ...  boots a Linux kernel in a VM (run --help says more)
   counters    what el2 counted until the host was up
   light       steps 4 and 5: a protected VM runs what was written
   attack      step 6: the host attacks its memory
@@ -37,6 +41,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   drain       step 7: a conversion waits for who holds a page
   kill        step 8: kill -9 gives everything back
   held        the VMM that step 8 kills
+  debian      step 9: a Linux guest, and a host that looks for its secret
+  guests      Linux guests of every kind
   cycles      sharing, relinquishing, ends at every stage and in every order
   leaks       VMs that come and go leave nothing behind in the host
   stage NAME  a VMM that `cycles` kills at a stage
@@ -60,6 +66,10 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
 ";
 
 fn main() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|name| name == "run") {
+        std::process::exit(run::run(arguments).into());
+    }
     let mut parser = lexopt::Parser::from_env();
     let subcommand = match parser.next() {
         Ok(Some(lexopt::Arg::Value(name))) => name.to_string_lossy().into_owned(),
@@ -95,6 +105,8 @@ fn main() {
         "drain" => or_report("7", drain::drains()),
         "kill" => or_report("8", kill::killed()),
         "held" => or_report("8", kill::held()),
+        "debian" => or_report("9", guests::scene()),
+        "guests" => or_report("guests", guests::all()),
         "cycles" => or_report("cycles", cycles::all()),
         "leaks" => or_report("cycles", leaks::all()),
         "stage" => or_report("cycles", cycles::stage(&stage)),

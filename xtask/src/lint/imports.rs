@@ -87,7 +87,9 @@ const RULES: &[Rule] = &[
         ],
         others: Some(WIRING),
     },
-    Rule { package: "freehold-vmm", ours: &["freehold-uapi", "freehold-guest"], others: None },
+    Rule { package: "freehold-vmm", ours: &["freehold-uapi", "freehold-guest", "freehold-vmm-boot"], others: None },
+    Rule { package: "freehold-vmm-boot", ours: &[], others: None },
+    Rule { package: "freehold-selftest", ours: &[], others: Some(&["libc"]) },
     Rule { package: "xtask", ours: &["freehold-uapi", "freehold-states", "freehold-trace"], others: None },
 ];
 

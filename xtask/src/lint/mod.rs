@@ -42,12 +42,13 @@ pub(crate) fn works() -> Vec<Work> {
         check("lint/clippy-el2", |env| clippy(env, &EL2, &["--target", BARE])),
         check("lint/clippy-driver", |env| clippy(env, &["freehold-driver-linux"], &["--target", BARE])),
         check("lint/clippy-guest", |env| clippy(env, &["freehold-guest"], &["--target", BARE])),
-        check("lint/clippy-vmm", |env| clippy(env, &["freehold-vmm"], &["--target", "aarch64-unknown-linux-musl"])),
+        check("lint/clippy-vmm", |env| clippy(env, &MUSL, &["--target", "aarch64-unknown-linux-musl"])),
     ]
 }
 
 const BARE: &str = "aarch64-unknown-none-softfloat";
-const HOST: [&str; 9] = [
+const HOST: [&str; 10] = [
+    "freehold-vmm-boot",
     "freehold-uapi",
     "freehold-mem",
     "freehold-virt",
@@ -58,6 +59,7 @@ const HOST: [&str; 9] = [
     "freehold-trace",
     "xtask",
 ];
+const MUSL: [&str; 2] = ["freehold-vmm", "freehold-selftest"];
 const EL2: [&str; 5] = ["freehold-mem", "freehold-virt", "freehold-arch", "freehold-el2", "freehold-el2-watch"];
 
 fn clippy(env: &Env, packages: &[&str], more: &[&str]) -> Result<Vec<String>> {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! apt with a configuration of its own: this machine's mirrors, plus backports and arm64, without an edit in /etc.
+//! Backports are never chosen by themselves: their own priority sees to that.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,8 +52,15 @@ impl Apt {
     pub(super) fn newest_kernel(&self) -> Result<String> {
         let mut search = self.command("apt-cache", None);
         let names = cmd::output(search.args(FOREIGN).args(["pkgnames", "linux-"]))?;
-        let names: Vec<&str> = names.lines().map(|l| l.split_once(':').map_or(l, |(n, _)| n)).collect();
-        newest_complete(&names).context("no complete stock 6.12 arm64 kernel in the package lists")
+        newest_complete(&without_architecture(&names))
+            .context("no complete stock 6.12 arm64 kernel in the package lists")
+    }
+
+    /// The newest stock arm64 7.2 kernel: its release, and the package that has the Image.
+    pub(super) fn newest_guest_kernel(&self) -> Result<(String, String)> {
+        let mut search = self.command("apt-cache", None);
+        let names = cmd::output(search.args(FOREIGN).args(["pkgnames", "linux-"]))?;
+        newest_image(&without_architecture(&names)).context("no stock 7.2 arm64 kernel in the package lists")
     }
 
     /// Downloads `packages` and unpacks them under `root`.
@@ -143,15 +151,21 @@ fn system_sources() -> Vec<Source> {
     sources
 }
 
+fn without_architecture(names: &str) -> Vec<&str> {
+    names.lines().map(|l| l.split_once(':').map_or(l, |(n, _)| n)).collect()
+}
+
+/// Where guests' newer kernel is.
+const GUESTS: &str = "trixie-backports";
+
 /// The lines of the private list: this machine's sources of `debian`, and the backports of the same mirror.
 fn private_sources(system: &[Source], debian: Debian) -> Vec<String> {
     let code = debian.codename();
     let ours = |suite: &str| suite == code || suite.strip_prefix(code).is_some_and(|s| s.starts_with('-'));
     let mut wanted: Vec<Source> = system.iter().filter(|s| ours(&s.suite)).cloned().collect();
-    if let Some(backports) = debian.backports()
-        && let Some(mirror) = system.iter().find(|s| s.suite == code)
-    {
-        wanted.push(Source { suite: backports.to_owned(), ..mirror.clone() });
+    if let Some(mirror) = system.iter().find(|s| s.suite == code) {
+        let more = debian.backports().into_iter().chain([GUESTS]);
+        wanted.extend(more.map(|suite| Source { suite: suite.to_owned(), ..mirror.clone() }));
     }
     let mut lines = Vec::new();
     for s in wanted {
@@ -227,7 +241,7 @@ fn newest_complete(names: &[&str]) -> Option<String> {
     names
         .iter()
         .filter_map(|name| name.strip_prefix("linux-image-"))
-        .filter(|release| is_stock(release))
+        .filter(|release| is_stock(release, "6.12."))
         .filter(|release| {
             let short = release.trim_end_matches("-arm64");
             has(format!("linux-headers-{release}"))
@@ -238,10 +252,19 @@ fn newest_complete(names: &[&str]) -> Option<String> {
         .map(|release| (*release).to_owned())
 }
 
-fn is_stock(release: &str) -> bool {
+/// The newest release `7.2.N+x-arm64`, and the package with its Image: newer ones keep it apart.
+fn newest_image(names: &[&str]) -> Option<(String, String)> {
+    let releases = names.iter().filter_map(|name| name.strip_prefix("linux-image-"));
+    let release = releases.filter(|release| is_stock(release, "7.2.")).max_by_key(|release| numbers(release))?;
+    let apart = format!("linux-binary-{release}");
+    let package = if names.contains(&apart.as_str()) { apart } else { format!("linux-image-{release}") };
+    Some(((*release).to_owned(), package))
+}
+
+fn is_stock(release: &str, series: &str) -> bool {
     release
         .strip_suffix("-arm64")
-        .is_some_and(|v| v.starts_with("6.12.") && !v.contains("-rt") && !v.contains("-cloud") && !v.contains("16k"))
+        .is_some_and(|v| v.starts_with(series) && !["-rt", "-cloud", "16k", "unsigned"].iter().any(|w| v.contains(w)))
 }
 
 fn numbers(release: &str) -> Vec<u64> {
@@ -262,6 +285,7 @@ mod tests {
         let expected = [
             "deb [arch=amd64,arm64 signed-by=/k.gpg] http://mirror.example/debian bookworm main",
             "deb [arch=amd64,arm64 signed-by=/k.gpg] http://mirror.example/debian bookworm-backports main",
+            "deb [arch=amd64,arm64 signed-by=/k.gpg] http://mirror.example/debian trixie-backports main",
         ];
         assert_eq!(private_sources(&from_line, Debian::Bookworm), expected);
     }
@@ -290,5 +314,18 @@ mod tests {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         assert_eq!(newest_complete(&names).as_deref(), Some("6.12.95+deb12-arm64"));
         assert_eq!(newest_complete(&[]), None);
+    }
+
+    #[test]
+    fn the_newest_guest_kernel_is_taken_from_the_package_that_has_it() {
+        let mut names = vec!["linux-image-7.2.9+deb13-arm64", "linux-image-7.2.12+deb13-arm64"];
+        names.extend(["linux-image-7.2.12+deb13-rt-arm64", "linux-image-7.2.13+deb13-cloud-arm64"]);
+        names.extend(["linux-image-7.3.4+deb13-arm64", "linux-image-7.2.20+deb13-arm64-16k"]);
+        let owned = |release: &str, package: &str| Some((release.to_owned(), package.to_owned()));
+        let release = "7.2.12+deb13-arm64";
+        assert_eq!(newest_image(&names), owned(release, "linux-image-7.2.12+deb13-arm64"));
+        names.push("linux-binary-7.2.12+deb13-arm64");
+        assert_eq!(newest_image(&names), owned(release, "linux-binary-7.2.12+deb13-arm64"));
+        assert_eq!(newest_image(&["linux-image-6.12.9+deb13-arm64"]), None);
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::env::Env;
 use crate::{Usage, cmd, ui};
 
-const STAMP_VERSION: u32 = 2;
+const STAMP_VERSION: u32 = 3;
 const CROSS_GCC: &str = "aarch64-linux-gnu-gcc";
 const QEMU: &str = "qemu-system-aarch64";
 const QEMU_MAJOR: u32 = 10;
@@ -38,6 +38,8 @@ pub(crate) struct Tools {
     pub busybox: PathBuf,
     /// U-Boot for the `virt` machine.
     pub uboot: PathBuf,
+    /// Debian's newer stock kernel Image, which guests boot beside the host's.
+    pub guest_kernel: PathBuf,
 }
 
 /// Returns the tools, after it installed or unpacked what was missing.
@@ -70,7 +72,7 @@ fn stamp_path(env: &Env) -> PathBuf {
 fn stamped(env: &Env) -> Option<Tools> {
     let text = std::fs::read(stamp_path(env)).ok()?;
     let tools: Tools = serde_json::from_slice(&text).ok()?;
-    let files = [&tools.qemu, &tools.kernel, &tools.busybox, &tools.uboot];
+    let files = [&tools.qemu, &tools.kernel, &tools.busybox, &tools.uboot, &tools.guest_kernel];
     let there = files.iter().all(|f| f.is_file()) && tools.headers.join("Makefile").is_file();
     (there && tools.version == STAMP_VERSION).then_some(tools)
 }
@@ -167,7 +169,8 @@ fn from_scratch(env: &Env) -> Result<Tools> {
 fn by_hand(why: &str, missing: &[Wanted]) -> String {
     let mut packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
     packages.extend([
-        "(unpacked, arm64) linux-image-6.12, linux-headers-6.12, linux-kbuild-6.12, busybox-static, u-boot-qemu",
+        "(unpacked, arm64) linux-image-6.12, linux-headers-6.12, linux-kbuild-6.12, busybox-static, u-boot-qemu, \
+         linux-image-7.2",
     ]);
     format!("set-up needs Debian 12 or 13 on x86-64 ({why}); have installed: {}", packages.join(", "))
 }
@@ -189,6 +192,7 @@ fn install(apt: &apt::Apt, debian: distro::Debian, missing: &[Wanted], sudo: Opt
 fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
     let release = apt.newest_kernel()?;
     let short = release.strip_suffix("-arm64").unwrap_or(&release);
+    let (guest_release, guest_package) = apt.newest_guest_kernel()?;
     let packages = [
         (format!("linux-image-{release}:arm64"), "the stock host kernel"),
         (format!("linux-headers-{release}:arm64"), "its headers"),
@@ -196,6 +200,7 @@ fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
         (format!("linux-kbuild-{short}"), "its build scripts"),
         ("busybox-static:arm64".to_owned(), "the host's userspace"),
         ("u-boot-qemu".to_owned(), "the second boot loader"),
+        (format!("{guest_package}:arm64"), "the second stock guest kernel"),
     ];
     let root = env.cache.join("root");
     let fresh = env.cache.join("root.new");
@@ -214,6 +219,10 @@ fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
         headers: root.join("usr/src").join(format!("linux-headers-{release}")),
         busybox: first_file(&[root.join("bin/busybox"), root.join("usr/bin/busybox")])?,
         uboot: root.join("usr/lib/u-boot/qemu_arm64/u-boot.bin"),
+        guest_kernel: first_file(&[
+            root.join("usr/lib/modules").join(&guest_release).join("vmlinuz"),
+            root.join("boot").join(format!("vmlinuz-{guest_release}")),
+        ])?,
         release: release.clone(),
     };
     // The package names /usr/src; this copy was never installed there.
@@ -237,7 +246,11 @@ fn remove_tree(dir: &Path) -> Result<()> {
 }
 
 fn first_file(candidates: &[PathBuf]) -> Result<PathBuf> {
-    candidates.iter().find(|f| f.is_file()).cloned().context("the busybox package has no busybox")
+    candidates
+        .iter()
+        .find(|f| f.is_file())
+        .cloned()
+        .with_context(|| format!("a package was unpacked, but {} is not there", candidates[0].display()))
 }
 
 fn is_root() -> bool {

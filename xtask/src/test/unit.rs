@@ -10,7 +10,7 @@ use super::{Context, Item, Verdict, Work};
 use crate::cmd;
 
 /// Crates with tests, and which of their targets are built for this machine.
-const CRATES: [(&str, &[&str]); 12] = [
+const CRATES: [(&str, &[&str]); 13] = [
     ("freehold-uapi", &[]),
     ("freehold-mem", &[]),
     ("freehold-virt", &[]),
@@ -22,6 +22,7 @@ const CRATES: [(&str, &[&str]); 12] = [
     ("freehold-model", &["--lib"]),
     ("freehold-el2-watch", &["--lib"]),
     ("freehold-fuzz", &[]),
+    ("freehold-vmm-boot", &[]),
     ("xtask", &[]),
 ];
 

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Time: the architecture's counter beside the kernel's clock, timers on every CPU, and stamps for who reads the console.
+
+use std::arch::asm;
+use std::time::Duration;
+
+use crate::sys;
+
+/// How long counter and clock are compared.
+const WATCH: Duration = Duration::from_secs(2);
+/// Timers of each CPU, and how long each runs.
+const TIMERS: u32 = 20;
+const TIMER: Duration = Duration::from_millis(10);
+/// Loaded machines are late, but not by minutes.
+const LATEST: Duration = Duration::from_secs(20);
+
+fn counter() -> u64 {
+    let ticks: u64;
+    // SAFETY: reads a register that user space may read.
+    unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack)) };
+    ticks
+}
+
+fn frequency() -> u64 {
+    let hertz: u64;
+    // SAFETY: reads a register that user space may read.
+    unsafe { asm!("mrs {}, cntfrq_el0", out(reg) hertz, options(nomem, nostack)) };
+    hertz
+}
+
+/// Stamps in a row: the one that comes least late counts.
+const ROW: u32 = 10;
+
+/// Tells the clock's time, in nanoseconds.
+pub(crate) fn stamp() {
+    for _ in 0..ROW {
+        println!("fh-guest: stamp {}", sys::monotonic().as_nanos());
+    }
+}
+
+/// Whether the clock goes as fast as the counter, to one in a hundred.
+pub(crate) fn agrees() -> Result<String, String> {
+    let (ticks, clock) = (counter(), sys::monotonic());
+    std::thread::sleep(WATCH);
+    let (ticks, clock) = (counter() - ticks, sys::monotonic() - clock);
+    let counted = u128::from(ticks) * 1_000_000_000 / u128::from(frequency().max(1));
+    let off = counted.abs_diff(clock.as_nanos()) * 10_000 / clock.as_nanos().max(1);
+    let what = format!("{}.{:02} % apart over {} ms", off / 100, off % 100, clock.as_millis());
+    if off < 100 && clock >= WATCH { Ok(what) } else { Err(what) }
+}
+
+/// Whether on every CPU no timer is early, and none is forgotten.
+pub(crate) fn timers() -> Result<String, String> {
+    let late = sys::on_each(0..sys::online(), |cpu| {
+        let mut latest = Duration::ZERO;
+        for _ in 0..TIMERS {
+            let begin = sys::monotonic();
+            std::thread::sleep(TIMER);
+            let took = sys::monotonic() - begin;
+            if took < TIMER || took > LATEST {
+                return Err(format!("on CPU {cpu} a timer of {} ms took {} us", TIMER.as_millis(), took.as_micros()));
+            }
+            latest = latest.max(took - TIMER);
+        }
+        Ok(latest)
+    })?;
+    let latest = late.iter().max().copied().unwrap_or_default();
+    Ok(format!("{TIMERS} on each of {}, the latest by {} us", late.len(), latest.as_micros()))
+}

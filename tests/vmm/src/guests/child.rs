@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `freehold-vmm run` as a child: its output line by line, its input, its end.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
+
+/// What reading a line came to.
+pub(super) enum Read {
+    Line(String),
+    /// No more comes.
+    Closed,
+    /// None came in time.
+    Late,
+}
+
+/// A VMM that runs. Dropping it kills it.
+pub(super) struct Child {
+    process: std::process::Child,
+    lines: Receiver<String>,
+}
+
+fn command(arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<Command, String> {
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = Command::new(me);
+    command.arg("run").args(arguments);
+    Ok(command)
+}
+
+/// Exit status and standard error of a run that is expected to be refused.
+pub(super) fn refused(arguments: &[&str]) -> Result<(Option<i32>, String), String> {
+    let out = command(arguments)?.stdin(Stdio::null()).output().map_err(|e| format!("spawn: {e}"))?;
+    Ok((out.status.code(), String::from_utf8_lossy(&out.stderr).trim_end().to_owned()))
+}
+
+impl Child {
+    /// Starts it; what it prints goes to our own output too, marked as the guest's.
+    pub(super) fn run(arguments: &[String]) -> Result<Self, String> {
+        let mut command = command(arguments)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().map_err(|e| format!("spawn: {e}"))?;
+        let out = process.stdout.take().ok_or("no pipe")?;
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                println!("guest| {line}");
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { process, lines })
+    }
+
+    /// The next line.
+    pub(super) fn line(&self, deadline: Instant) -> Read {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => Read::Line(line),
+            Err(RecvTimeoutError::Disconnected) => Read::Closed,
+            Err(RecvTimeoutError::Timeout) => Read::Late,
+        }
+    }
+
+    /// Types on the guest's console; a guest that is gone says so by its end.
+    pub(super) fn type_in(&mut self, text: &str) {
+        if let Some(input) = &mut self.process.stdin {
+            let _ = input.write_all(text.as_bytes());
+        }
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its exit status, as text: it has closed its output, or is killed.
+    pub(super) fn status(mut self) -> String {
+        let limit = Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            match self.process.try_wait() {
+                Ok(Some(status)) => return status.code().map_or_else(|| status.to_string(), |code| code.to_string()),
+                Ok(None) if Instant::now() < limit => std::thread::sleep(std::time::Duration::from_millis(20)),
+                Ok(None) => return "none: it runs on".to_owned(),
+                Err(error) => return error.to_string(),
+            }
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

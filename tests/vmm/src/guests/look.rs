@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host looks for a Linux guest's secret: by its kernel, by the VMM's own mapping, and in all of RAM from outside.
+
+use std::os::unix::fs::FileExt as _;
+
+use freehold_uapi::hvc;
+
+use crate::hostile::{Hostile, How, runs};
+use crate::kill::hold_still;
+use crate::report::{Step, line};
+
+/// Frames that the kernel tries to read, spread over all that it cannot reach.
+const TRIES: usize = 64;
+
+/// Looks while the guest that the VMM `process` runs keeps its secret.
+pub(super) fn at_memory(step: Step, process: u32, masked: &str) -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let Some((secret, mask)) = masked.split_once(' ') else { return Err(format!("a secret told as {masked:?}")) };
+    line(&format!("{{\"secret_masked\":\"{secret}\",\"mask\":\"{mask}\"}}"));
+    let foreign = hostile.unreachable();
+    for part in runs(&foreign).split(',').collect::<Vec<_>>().chunks(32) {
+        line(&format!("{{\"unreachable\":\"{}\"}}", part.join(",")));
+    }
+    by_kernel(step, &hostile, &foreign);
+    by_mapping(step, process)?;
+    line(&format!("{{\"scan\":\"alive\",\"step\":\"{}\"}}", step.0));
+    hold_still();
+    Ok(())
+}
+
+/// The host's kernel loads from the guest's frames by its linear map: each load faults, and the host lives.
+fn by_kernel(step: Step, hostile: &Hostile, foreign: &[u64]) {
+    let own = hostile.alloc(0).map(|frame| (hostile.access(frame, How::Linear, None).0, hostile.free(frame)));
+    let works = own.as_ref().is_ok_and(|(load, free)| load == "done" && free.is_ok());
+    step.judged("the kernel reads a frame of its own", "done", format!("{own:?}"), works);
+    let before = hostile.counter(hvc::COUNTER_HOST_FAULTS, 0);
+    let tried = foreign.iter().step_by((foreign.len() / TRIES).max(1));
+    let met: Vec<String> = tried.map(|frame| hostile.access(*frame, How::Linear, None).0).collect();
+    let faults = hostile.counter(hvc::COUNTER_HOST_FAULTS, 0) - before;
+    let refused = met.iter().filter(|met| *met == "EFAULT").count();
+    let held = refused == met.len() && refused >= TRIES && faults >= refused as u64;
+    let seen = format!("{refused} of {} loads EFAULT, {faults} faults", met.len());
+    step.judged("the kernel reads the guest's memory", "every load EFAULT, each a fault that el2 took", seen, held);
+}
+
+/// The VMM's mapping of its guest's memory, from another process: no page of it.
+fn by_mapping(step: Step, process: u32) -> Result<(), String> {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).map_err(|e| e.to_string())?;
+    let memory = std::fs::File::open(format!("/proc/{process}/mem")).map_err(|e| e.to_string())?;
+    let (mut refused, mut read, mut control) = (0, 0, false);
+    for map in maps.lines() {
+        let Some((start, end)) = map.split(' ').next().and_then(|range| range.split_once('-')) else { continue };
+        let number = |text| u64::from_str_radix(text, 16).map_err(|e| e.to_string());
+        let (start, end) = (number(start)?, number(end)?);
+        if !map.contains("guest_memfd") {
+            control |= map.contains("[heap]") && memory.read_at(&mut [0; 8], start).is_ok();
+            continue;
+        }
+        for page in (start..end).step_by(usize::try_from((end - start) / TRIES as u64).map_err(|e| e.to_string())?) {
+            match memory.read_at(&mut [0; 8], page) {
+                Ok(_) => read += 1,
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    step.same("another process reads the VMM's heap", true, control);
+    step.judged(
+        "another process reads the VMM's mapping of the guest",
+        "no page",
+        format!("{read} pages read, {refused} refused"),
+        read == 0 && refused >= TRIES,
+    );
+    Ok(())
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Linux guests under `freehold-vmm run`, judged from outside: what their self-test says on the console, how their
+//! clock goes beside the host's, how they end, and what the host sees of their memory meanwhile.
+
+mod child;
+mod drift;
+mod look;
+
+use std::time::{Duration, Instant};
+
+use crate::report::Step;
+use child::{Child, Read};
+use drift::Stamps;
+
+/// No guest takes longer on a machine that is merely loaded.
+const LIMIT: Duration = Duration::from_secs(540);
+const INITRD: &str = "/guest/initrd";
+const MEMORY: &str = "192M";
+
+/// What the self-test must report, each as passed.
+const CHECKS: [&str; 9] = [
+    "cpus-online",
+    "counter-and-clock-agree",
+    "timers-on-every-cpu",
+    "ipis-between-cpus",
+    "membarrier-reaches-every-cpu",
+    "fp-survives-preemption",
+    "hotplug",
+    "cpus-online-again",
+    "over",
+];
+/// What it reports too where it held a secret.
+const HELD: &str = "memory-while-held";
+
+/// A guest to run.
+pub(crate) struct Plan {
+    /// The step that its cases belong to.
+    pub(crate) step: Step,
+    pub(crate) kernel: String,
+    pub(crate) cpus: u32,
+    pub(crate) protected: bool,
+    /// How it ends itself: `poweroff` or `reboot`.
+    pub(crate) end: &'static str,
+    /// Whether it keeps a secret, for which the host looks.
+    pub(crate) hold: bool,
+    /// What its cases' names begin with.
+    pub(crate) prefix: String,
+}
+
+impl Plan {
+    fn arguments(&self) -> Vec<String> {
+        let mut line = format!("console=ttyS0 panic=-1 fh.cpus={} fh.end={}", self.cpus, self.end);
+        // Somebody watches the scene; each byte that a console takes costs two exits.
+        line.push_str(if self.hold { " loglevel=6 fh.hold" } else { " quiet" });
+        let cpus = self.cpus.to_string();
+        let all = ["--kernel", &self.kernel, "--initrd", INITRD, "--mem", MEMORY, "--cpus", &cpus, "--cmdline", &line];
+        let mut all: Vec<String> = all.map(str::to_owned).to_vec();
+        if self.protected {
+            all.push("--protected".to_owned());
+        }
+        all
+    }
+}
+
+/// Runs the guest and reports what it showed.
+pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
+    let step = plan.step;
+    let case = |what: &str| format!("{}{what}", plan.prefix);
+    let mut child = Child::run(&plan.arguments())?;
+    let mut stamps = Stamps::default();
+    let mut seen: Vec<String> = Vec::new();
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let line = match child.line(deadline) {
+            Read::Line(line) => line,
+            Read::Closed => break,
+            Read::Late => {
+                step.same(&case("ends"), "within its time", format!("not after {} s", LIMIT.as_secs()));
+                break;
+            }
+        };
+        let Some(said) = line.split_once("fh-guest: ").map(|(_, said)| said) else { continue };
+        match said.split_once(' ') {
+            Some(("stamp", time)) => stamps.take(time),
+            Some(("secret", masked)) => {
+                look::at_memory(step, child.id(), masked)?;
+                child.type_in("go\n");
+            }
+            Some(("userspace", release)) => {
+                step.judged(&case("userspace"), "a kernel of Debian's", release, release.contains("+deb"));
+            }
+            Some((check, outcome)) => {
+                let held = outcome.split(' ').next() == Some("pass");
+                step.judged(&case(check), "pass", outcome, held);
+                seen.push(check.to_owned());
+            }
+            None => {}
+        }
+    }
+    for check in CHECKS.iter().chain(plan.hold.then_some(&HELD)) {
+        if !seen.iter().any(|name| name == check) {
+            step.same(&case(check), "pass", "not reported");
+        }
+    }
+    let (held, what) = stamps.judge();
+    step.judged(&case("its clock goes as the host's"), "less than 1 % apart", what, held);
+    let expected = if plan.end == "reboot" { 10 } else { 0 };
+    step.same(&case("the VMM's exit status"), expected, child.status());
+    Ok(())
+}
+
+/// The protected guest of the main job: its console, and the host that looks for its secret.
+pub(crate) fn scene() -> Result<(), String> {
+    linux(&Plan {
+        step: Step("9"),
+        kernel: kernel(),
+        cpus: 4,
+        protected: true,
+        end: "poweroff",
+        hold: true,
+        prefix: String::new(),
+    })
+}
+
+/// Every kind of guest of one kernel.
+pub(crate) fn all() -> Result<(), String> {
+    let step = Step("guests");
+    refused(step)?;
+    for (protected, cpus, end) in [(true, 1, "poweroff"), (true, 4, "reboot"), (false, 4, "poweroff")] {
+        let prefix = format!("{}, {cpus} CPUs: ", if protected { "protected" } else { "ordinary" });
+        linux(&Plan { step, kernel: kernel(), cpus, protected, end, hold: false, prefix })?;
+    }
+    Ok(())
+}
+
+fn kernel() -> String {
+    "/guest/kernel".to_owned()
+}
+
+/// Bad input: one line, the right exit status, and no VM.
+fn refused(step: Step) -> Result<(), String> {
+    let cut = "/tmp/cut";
+    let bytes = std::fs::read(kernel()).map_err(|e| e.to_string())?;
+    std::fs::write(cut, &bytes[..bytes.len() / 2]).map_err(|e| e.to_string())?;
+    for (case, arguments, status, says) in [
+        ("no kernel", &["--kernel", "/nothing"][..], 2, "No such file"),
+        ("a kernel cut short", &["--kernel", cut], 2, "truncated"),
+        ("a script for a kernel", &["--kernel", "/init"], 2, "not an arm64 Image"),
+        ("too little memory", &["--kernel", "/guest/kernel", "--mem", "64M"], 2, "the kernel needs"),
+        (
+            "an initrd that does not fit",
+            &["--kernel", "/guest/kernel", "--initrd", "/guest/kernel", "--mem", "96M"],
+            2,
+            "the initrd",
+        ),
+        ("no CPU", &["--kernel", "/guest/kernel", "--cpus", "0"], 2, "not in 1..=8"),
+        ("no device", &["--kernel", "/guest/kernel", "--device", "/dev/nothing"], 1, "is the driver loaded"),
+        ("another device", &["--kernel", "/guest/kernel", "--device", "/dev/null"], 1, "not a KVM device"),
+    ] {
+        let (ended, said) = child::refused(arguments)?;
+        let lines = said.lines().count();
+        let held = ended == Some(status) && said.contains(says) && lines == 1;
+        step.judged(case, &format!("status {status}, one line: {says}"), format!("status {ended:?}: {said}"), held);
+    }
+    std::fs::remove_file(cut).map_err(|e| e.to_string())
+}
