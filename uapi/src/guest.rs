@@ -15,6 +15,26 @@ items! {
     INVALID_PARAMETER = -3;
 }
 
+items! {
+    /// Every status of PSCI that is not among the others.
+    PSCI_STATUSES: i64;
+    /// An argument is wrong; nothing changed. Of the random numbers too.
+    INVALID_PARAMETERS = -2;
+    /// The CPU is on.
+    ALREADY_ON = -4;
+    /// The CPU was started, and has not run yet.
+    ON_PENDING = -5;
+    /// The entry point can not be one.
+    INVALID_ADDRESS = -9;
+}
+
+items! {
+    /// Every status of the random numbers that is not among the others.
+    TRNG_STATUSES: i64;
+    /// There are not so many now.
+    NO_ENTROPY = -3;
+}
+
 /// Words of the pKVM vendor-hypervisor UID 28b46fb6-2ec5-11e9-a9ca-4b564d003a74, as `CALL_UID` returns them.
 pub const PKVM_UID: [u32; 4] = [0xb66f_b428, 0xe911_c52e, 0x564b_caa9, 0x743a_004d];
 
@@ -92,6 +112,97 @@ calls! {
     args();
     rets();
     errors();
+    when("guest, at any time");
+    /// Resets the VM: type 0, a warm reset, or a vendor's type (bit 31). The host learns that it was this call.
+    PSCI_SYSTEM_RESET2 = 0x8400_0012;
+    args("type": "kind of reset", "cookie": "not looked at");
+    rets();
+    errors(INVALID_PARAMETERS);
+    when("guest, at any time");
+    /// As `PSCI_SYSTEM_RESET2`.
+    PSCI_SYSTEM_RESET2_64 = 0xC400_0012;
+    args("type": "kind of reset", "cookie": "not looked at");
+    rets();
+    errors(INVALID_PARAMETERS);
+    when("guest, at any time");
+    /// Waits as WFI does, whatever the state that is asked for; returns to its caller.
+    PSCI_CPU_SUSPEND = 0x8400_0001;
+    args("state": "power state, original format", "entry": "not looked at", "context": "not looked at");
+    rets();
+    errors(INVALID_PARAMETERS);
+    when("guest, at any time");
+    /// As `PSCI_CPU_SUSPEND`.
+    PSCI_CPU_SUSPEND_64 = 0xC400_0001;
+    args("state": "power state, original format", "entry": "not looked at", "context": "not looked at");
+    rets();
+    errors(INVALID_PARAMETERS);
+    when("guest, at any time");
+    /// Switches the calling CPU off. Does not return.
+    PSCI_CPU_OFF = 0x8400_0002;
+    args();
+    rets();
+    errors();
+    when("guest, at any time");
+    /// Starts a CPU that is off: at EL1 with all interrupts masked, its registers as after reset but for x0.
+    PSCI_CPU_ON = 0x8400_0003;
+    args("target": "its number, in Aff0", "entry": "address of its first instruction", "context": "its x0");
+    rets();
+    errors(INVALID_PARAMETERS, INVALID_ADDRESS, ALREADY_ON, ON_PENDING);
+    when("guest, at any time");
+    /// As `PSCI_CPU_ON`, with arguments of 64 bits.
+    PSCI_CPU_ON_64 = 0xC400_0003;
+    args("target": "its number, in Aff0", "entry": "address of its first instruction", "context": "its x0");
+    rets();
+    errors(INVALID_PARAMETERS, INVALID_ADDRESS, ALREADY_ON, ON_PENDING);
+    when("guest, at any time");
+    /// Whether a CPU is on (0), off (1) or starting (2).
+    PSCI_AFFINITY_INFO = 0x8400_0004;
+    args("target": "its number, in Aff0", "level": "0");
+    rets("state": "in x0");
+    errors(INVALID_PARAMETERS);
+    when("guest, at any time");
+    /// As `PSCI_AFFINITY_INFO`.
+    PSCI_AFFINITY_INFO_64 = 0xC400_0004;
+    args("target": "its number, in Aff0", "level": "0");
+    rets("state": "in x0");
+    errors(INVALID_PARAMETERS);
+    when("guest, at any time");
+    /// There is no trusted OS that would have to be migrated: 2.
+    PSCI_MIGRATE_INFO_TYPE = 0x8400_0006;
+    args();
+    rets("kind": "in x0: 2");
+    errors();
+    when("guest, at any time");
+    /// Version of the random number interface, 1.0. There is none where the CPU has no source (`FEAT_RNG`): nothing that
+    /// the host controls stands in for it.
+    TRNG_VERSION = 0x8400_0050;
+    args();
+    rets("version": "in x0: 0x10000");
+    errors(NOT_SUPPORTED);
+    when("guest, at any time");
+    /// Whether a function of the random number interface is implemented.
+    TRNG_FEATURES = 0x8400_0051;
+    args("function": "identifier asked about");
+    rets();
+    errors(NOT_SUPPORTED);
+    when("guest, at any time");
+    /// Names the source, in x0–x3.
+    TRNG_GET_UUID = 0x8400_0052;
+    args();
+    rets("words": "in x0–x3");
+    errors(NOT_SUPPORTED);
+    when("guest, at any time");
+    /// Random bits in w1–w3, the lowest in w3; the rest is zero.
+    TRNG_RND = 0x8400_0053;
+    args("bits": "1 to 96");
+    rets("high": "bits 95:64", "middle": "bits 63:32", "low": "bits 31:0");
+    errors(NOT_SUPPORTED, INVALID_PARAMETERS, NO_ENTROPY);
+    when("guest, at any time");
+    /// Random bits in x1–x3, the lowest in x3; the rest is zero.
+    TRNG_RND_64 = 0xC400_0053;
+    args("bits": "1 to 192");
+    rets("high": "bits 191:128", "middle": "bits 127:64", "low": "bits 63:0");
+    errors(NOT_SUPPORTED, INVALID_PARAMETERS, NO_ENTROPY);
     when("guest, at any time");
     /// Whether a PSCI function is implemented.
     PSCI_FEATURES = 0x8400_000A;

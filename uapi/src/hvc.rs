@@ -152,6 +152,16 @@ items! {
 }
 
 items! {
+    /// Every flag of [`VM_IRQ`].
+    IRQ_FLAGS: u64;
+    /// The wire is high; else low.
+    IRQ_HIGH = 1;
+    /// The host wants to hear ([`EXIT_EOI`], of whichever vCPU runs next) when the guest ends the interrupt while its wire
+    /// is high. Holds until the next call for this SPI without it.
+    IRQ_RESAMPLE = 2;
+}
+
+items! {
     /// Every counter of [`COUNTER`].
     COUNTERS: u64;
     /// Entries to EL2 of the CPU in x2 since boot, this call included.
@@ -201,7 +211,7 @@ items! {
     EXIT_UNSHARE = 6;
     /// The guest gives memory back for good. x2: first guest frame; x3: count. Answer with [`GUEST_ACCEPT`].
     EXIT_RELINQUISH = 7;
-    /// PSCI `SYSTEM_OFF` or `SYSTEM_RESET`. x2: 0 off, 1 reset.
+    /// PSCI `SYSTEM_OFF`, `SYSTEM_RESET` or `SYSTEM_RESET2`. x2: 0 off, 1 reset, 2 reset by `SYSTEM_RESET2`.
     EXIT_SYSTEM = 8;
     /// The guest did what can not be served, and this vCPU can not go on. x2: `CRASH_*`.
     EXIT_CRASH = 9;
@@ -209,6 +219,12 @@ items! {
     EXIT_NEED_PAGES = 10;
     /// [`VCPU_KICK`] was called for this vCPU. No payload.
     EXIT_KICKED = 11;
+    /// Another vCPU is to be woken, which x5 names. No payload of its own.
+    EXIT_WAKE = 12;
+    /// The vCPU is off: its guest did not start it yet, or switched it off. No payload.
+    EXIT_OFF = 13;
+    /// The guest has ended an SPI whose wire is still high, as [`IRQ_RESAMPLE`] asked. x2: its INTID.
+    EXIT_EOI = 14;
 }
 
 items! {
@@ -317,10 +333,11 @@ calls! {
     when("host, before that vCPU's first run");
     /// Runs a vCPU on this CPU until it needs the host. An entry ends what was pending, also one that a kick or an
     /// interrupt ends at once: a load has its answer, a request that was not accepted is made again. A vCPU that asked
-    /// for power off or reset may be run again.
+    /// for power off or reset may be run again. vCPU 0 is on from the start; another one is off until the guest calls
+    /// `CPU_ON`, and then starts where the guest says. x5 is valid in every answer, refusals too.
     VCPU_RUN = BASE + 10;
     args("handle": "VM", "vcpu": "index", "mmio": "answer to a pending MMIO load, else ignored");
-    rets("reason": "one of `EXIT_*`", "a": "first payload", "b": "second payload", "c": "third payload");
+    rets("reason": "one of `EXIT_*`", "a": "first payload", "b": "second payload", "c": "third payload", "wake": "vCPUs, one bit each, whose last run ended with `EXIT_WFI` or `EXIT_OFF` and that have something to do now");
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_BUSY, DENIED);
     when("host, with interrupts masked, until VM_DESTROY");
     /// Makes a vCPU leave the guest as soon as it can, or at its next entry.
@@ -367,8 +384,8 @@ calls! {
     when("host, before the VM's first run");
     /// Sets the wire of an SPI of a VM that has a `GICv3`.
     VM_IRQ = BASE + 18;
-    args("handle": "VM", "intid": "32 to 255", "level": "0 low, 1 high");
-    rets("wake": "vCPUs, one bit each, that waited for an interrupt and have one now");
+    args("handle": "VM", "intid": "32 to 255", "flags": "`IRQ_*`");
+    rets("wake": "as of `VCPU_RUN`");
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, BAD_ARGUMENT);
     when("host, until VM_DESTROY");
 }

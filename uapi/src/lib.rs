@@ -19,4 +19,4 @@ pub mod render;
 /// ABI version that this crate describes: major in bits `[31:16]`, minor in bits `[15:0]`.
 ///
 /// A driver refuses an `el2` whose major differs or whose minor is smaller than its own.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -14,10 +14,13 @@ const ITEM_TABLES: &[(&str, &str, &[Item])] = &[
     ("FREEHOLD_", "Share flags", hvc::SHARE_FLAGS),
     ("FREEHOLD_", "Counters", hvc::COUNTERS),
     ("FREEHOLD_", "Exit reasons (x1 of VCPU_RUN)", hvc::EXITS),
+    ("FREEHOLD_", "Flags of VM_IRQ", hvc::IRQ_FLAGS),
     ("FREEHOLD_", "MMIO exit bits", hvc::MMIO_BITS),
     ("FREEHOLD_", "Crash codes", hvc::CRASHES),
     ("FREEHOLD_", "Registers", hvc::REGS),
     ("FREEHOLD_GUEST_", "Statuses of guest calls (x0)", guest::GUEST_STATUSES),
+    ("FREEHOLD_GUEST_", "Further statuses of PSCI", guest::PSCI_STATUSES),
+    ("FREEHOLD_GUEST_", "Further statuses of random numbers", guest::TRNG_STATUSES),
 ];
 
 /// Tables that only the ioctl half has; KVM's own names are left to `<linux/kvm.h>` in the header.

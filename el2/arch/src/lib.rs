@@ -22,6 +22,7 @@ pub mod lock;
 pub mod mmu;
 pub mod percpu;
 pub mod phys;
+pub mod random;
 pub mod smc;
 pub mod switch;
 pub mod tlb;

@@ -26,6 +26,13 @@ struct Block {
     vcpu: Vcpu,
 }
 
+impl Block {
+    /// A vCPU that was just reset.
+    const fn new() -> Self {
+        Self { context: GuestContext::new(), vcpu: Vcpu::new() }
+    }
+}
+
 const _: () = assert!(size_of::<Block>() <= PAGE_SIZE as usize, "a vCPU fits its frame");
 
 /// What each CPU keeps of its host while a guest runs there. Never contended: a CPU takes its own only.
@@ -38,7 +45,7 @@ fn place(frame: Pfn) -> *mut Block {
 /// Makes a vCPU that was just reset in a frame that its VM's pool has just given, and returns what
 /// [`freehold_virt::vm::Vms::create_vcpu`] is to keep.
 pub fn create(frame: Pfn) -> u64 {
-    let block = Block { context: GuestContext::new(), vcpu: Vcpu::new() };
+    let block = Block::new();
     // SAFETY: the pool gives a frame once and the host can not reach it; all RAM is mapped, a frame is aligned for
     // and as large as a block, and no claim on this vCPU can exist before `create_vcpu`.
     unsafe { place(frame).write(block) };
@@ -71,6 +78,11 @@ impl<'a> Loaded<'a> {
     /// The registers, and what the vCPU waits for.
     pub fn parts(&mut self) -> (&mut GuestContext, &mut Vcpu) {
         (&mut self.block.context, &mut self.block.vcpu)
+    }
+
+    /// Makes the vCPU as if it had just been created.
+    pub fn reset(&mut self) {
+        *self.block = Block::new();
     }
 
     /// The virtual timer, as it was at the last exit.

@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a VM has beside memory and registers: its interrupt controller and, as far as they raise interrupts, its timers.
+//! What a VM has beside memory and registers: its interrupt controller, its timers as far as they raise interrupts, and
+//! which of its CPUs are on.
 //!
-//! A VM has it from the moment that its host says where the frames are; who knows that it has none does not ask here.
-//! It lies under a lock of its own, which is taken last and held for no other. Guarantees that a guest's waiting ends:
-//! [`Board::idle`] lets it sleep only when nothing is deliverable, and says until when.
+//! Its controller is met from the moment that the host says where the frames are. All of it lies under a lock of its own,
+//! which is taken last and held for no other. Guarantees that a guest's waiting ends: [`Board::idle`] lets it sleep only
+//! when nothing is deliverable, and says until when; who sleeps, or is off, is among those to be woken.
 
 use crate::exit::{Exit, Width};
+use crate::guest_call;
+use crate::guest_power::{Answer, Arrival, Power};
 use crate::handle::VcpuIndex;
 use crate::registers::Registers;
 use crate::sysreg::{Access, Encoding};
 use crate::timer::{Register, Timer};
+use crate::vcpu::Next;
 use crate::vgic::{Intid, Kicks, Lists, Vgic, Window};
 
-/// The interrupt controller of a VM, and where it is.
+/// The interrupt controller of a VM, where it is, and the power of its CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Board {
     vgic: Vgic,
     window: Option<Window>,
+    power: Power,
+    /// One more than the highest index of a vCPU.
     vcpus: usize,
 }
 
@@ -46,7 +52,7 @@ impl Board {
     /// Of a VM that was just created.
     #[must_use]
     pub const fn new() -> Self {
-        Self { vgic: Vgic::new(), window: None, vcpus: 0 }
+        Self { vgic: Vgic::new(), window: None, power: Power::new(), vcpus: 0 }
     }
 
     /// Says where the frames are, in a VM with so many vCPUs.
@@ -55,8 +61,50 @@ impl Board {
     }
 
     /// Counts a vCPU that was created.
-    pub fn add_vcpu(&mut self) {
-        self.vcpus = self.vcpus.saturating_add(1);
+    pub fn add_vcpu(&mut self, index: VcpuIndex) {
+        self.vcpus = self.vcpus.max(index.index().saturating_add(1));
+    }
+
+    /// The host runs a vCPU. One that is off sleeps, until it is woken.
+    pub fn arrive(&mut self, vcpu: VcpuIndex) -> Arrival {
+        let arrival = self.power.arrive(vcpu);
+        if arrival == Arrival::Off {
+            self.vgic.sleeps(vcpu);
+        }
+        arrival
+    }
+
+    /// Serves the PSCI call that a vCPU made with HVC; `None` if it is another call.
+    pub fn power_call(&mut self, vcpu: VcpuIndex, registers: &mut impl Registers) -> Option<(Next, Kicks)> {
+        let x = [registers.x(1), registers.x(2), registers.x(3)];
+        let answer = self.power.serve(vcpu, guest_call::identifier(registers.x(0)), x, self.vcpus)?;
+        let (code, exit, kicks) = match answer {
+            Answer::Return(code) => (code, None, Kicks::NONE),
+            Answer::Start(target) => (0, None, self.vgic.wake(target)),
+            Answer::Wait => (0, Some(Exit::Wfi(0)), Kicks::NONE),
+            Answer::Stop => {
+                self.vgic.sleeps(vcpu);
+                return Some((Next::Leave(self.rest(Exit::Off)), Kicks::NONE));
+            }
+            Answer::Off | Answer::Reset(_) => {
+                // Whoever runs the vCPU nevertheless meets the call again.
+                registers.rewind();
+                let exit = if let Answer::Reset(second) = answer { Exit::SystemReset(second) } else { Exit::SystemOff };
+                return Some((Next::Leave(exit), Kicks::NONE));
+            }
+        };
+        registers.answer([code.cast_unsigned(), 0, 0, 0]);
+        Some((exit.map_or(Next::Resume, Next::Leave), kicks))
+    }
+
+    /// Makes a vCPU come out of its guest.
+    pub fn kick(&mut self, vcpu: VcpuIndex) -> Kicks {
+        self.vgic.kick(vcpu)
+    }
+
+    /// How a vCPU leaves whose thread is to sleep: not before the host has heard of every end that it asked for.
+    pub fn rest(&mut self, exit: Exit) -> Exit {
+        self.vgic.take_ended().map_or(exit, Exit::Ended)
     }
 
     /// The controller, if there is one.
@@ -65,12 +113,18 @@ impl Board {
     }
 
     /// What the virtual interface of CPU number `cpu`, which has `room` list registers, is loaded with for a vCPU that
-    /// enters its guest.
-    pub fn enter(&mut self, vcpu: VcpuIndex, cpu: usize, room: usize, timers: Timers, now: u64) -> Lists {
+    /// enters its guest. It does not enter before the host has heard of every end that it asked for.
+    ///
+    /// # Errors
+    /// How the vCPU leaves instead.
+    pub fn enter(&mut self, vcpu: VcpuIndex, cpu: usize, room: usize, timers: Timers, now: u64) -> Result<Lists, Exit> {
+        if let Some(spi) = self.vgic.take_ended() {
+            return Err(Exit::Ended(spi));
+        }
         self.look_at(vcpu, timers, now);
         let mut lists = self.vgic.load(vcpu, u8::try_from(cpu).unwrap_or(u8::MAX), room);
         lists.until(timers.cntp.deadline(now));
-        lists
+        Ok(lists)
     }
 
     /// Takes back what became of it.
@@ -128,7 +182,8 @@ impl Board {
         }
         self.vgic.sleeps(vcpu);
         let wanted = timers.each().into_iter().filter(|(intid, _)| self.vgic.wants_timer(vcpu, *intid));
-        Some(Exit::Wfi(wanted.filter_map(|(_, timer)| timer.deadline(now)).min().unwrap_or(0)))
+        let deadline = wanted.filter_map(|(_, timer)| timer.deadline(now)).min().unwrap_or(0);
+        Some(self.rest(Exit::Wfi(deadline)))
     }
 
     /// Sets the wires of the timers as they are now.
@@ -144,3 +199,6 @@ impl Default for Board {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,6 +56,8 @@ pub enum Call {
         spi: Intid,
         /// Whether it is high.
         high: bool,
+        /// Whether the host wants to hear of its end.
+        resample: bool,
     },
     /// The end of a VM.
     VmDestroy {
@@ -185,7 +187,13 @@ impl Call {
             }
             hvc::VM_RANGE => Self::VmRange { vm: Handle::decode(x1)?, run: guest_frames(x2, x3)? },
             hvc::VM_GIC => Self::VmGic { vm: Handle::decode(x1)?, distributor: x2, redistributors: x3 },
-            hvc::VM_IRQ => Self::VmIrq { vm: Handle::decode(x1)?, spi: Intid::spi(x2)?, high: level(x3)? },
+            hvc::VM_IRQ if x3 & !(hvc::IRQ_HIGH | hvc::IRQ_RESAMPLE) != 0 => return Err(Refused::BadArgument),
+            hvc::VM_IRQ => Self::VmIrq {
+                vm: Handle::decode(x1)?,
+                spi: Intid::spi(x2)?,
+                high: x3 & hvc::IRQ_HIGH != 0,
+                resample: x3 & hvc::IRQ_RESAMPLE != 0,
+            },
             hvc::VM_DESTROY => Self::VmDestroy { vm: Handle::decode(x1)? },
             hvc::VM_RECLAIM => Self::VmReclaim { vm: Handle::decode(x1)?, run: frames(x2, x3)? },
             hvc::POOL_TOPUP => Self::PoolTopup { vm: Handle::decode(x1)?, run: frames(x2, x3)? },
@@ -237,10 +245,6 @@ fn bounded(count: u64) -> Result<u64, Refused> {
     if count > hvc::MAX_RUN { Err(freehold_mem::Refused::CountTooLarge.into()) } else { Ok(count) }
 }
 
-fn level(word: u64) -> Result<bool, Refused> {
-    if word <= 1 { Ok(word == 1) } else { Err(Refused::BadArgument) }
-}
-
 fn revocable(flags: u64) -> Result<bool, Refused> {
     if flags & !hvc::DONATE_REVOCABLE == 0 { Ok(flags != 0) } else { Err(Refused::BadArgument) }
 }
@@ -258,13 +262,19 @@ fn access(flags: u64) -> Result<Access, Refused> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
     status: i64,
-    results: [u64; 4],
+    results: [u64; 5],
 }
 
 impl Reply {
     /// Success, with results for x1–x4.
-    pub const fn success(results: [u64; 4]) -> Self {
-        Self { status: hvc::SUCCESS, results }
+    pub const fn success([x1, x2, x3, x4]: [u64; 4]) -> Self {
+        Self { status: hvc::SUCCESS, results: [x1, x2, x3, x4, 0] }
+    }
+
+    /// The same, and which vCPUs' threads the host has to wake.
+    pub const fn waking(self, vcpus: u64) -> Self {
+        let [x1, x2, x3, x4, _] = self.results;
+        Self { status: self.status, results: [x1, x2, x3, x4, vcpus] }
     }
 
     /// Success, with one result.
@@ -290,7 +300,7 @@ impl Reply {
 impl From<Refused> for Reply {
     fn from(why: Refused) -> Self {
         let (status, detail) = why.status();
-        Self { status, results: [detail, 0, 0, 0] }
+        Self { status, results: [detail, 0, 0, 0, 0] }
     }
 }
 

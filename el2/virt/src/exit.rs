@@ -4,6 +4,7 @@
 //! An exit is a value; [`Exit::results`] is the only place where it becomes registers. What an exit does not name
 //! stays in EL2.
 
+use crate::vgic::Intid;
 use freehold_mem::Gfn;
 use freehold_uapi::hvc;
 
@@ -132,12 +133,18 @@ pub enum Exit {
     Request(Request),
     /// The guest switched itself off.
     SystemOff,
-    /// The guest asked to be reset.
-    SystemReset,
+    /// The guest asked to be reset; by `SYSTEM_RESET2` or not.
+    SystemReset(bool),
     /// The vCPU can not go on.
     Crash(Crash),
     /// The host asked for the vCPU back.
     Kicked,
+    /// Another vCPU is to be woken.
+    Wake,
+    /// The vCPU is off.
+    Off,
+    /// The guest has ended this SPI, whose wire is still high.
+    Ended(Intid),
 }
 
 impl Exit {
@@ -161,7 +168,7 @@ impl Exit {
                 [reason, first.raw(), count, 0]
             }
             Self::SystemOff => [hvc::EXIT_SYSTEM, 0, 0, 0],
-            Self::SystemReset => [hvc::EXIT_SYSTEM, 1, 0, 0],
+            Self::SystemReset(second) => [hvc::EXIT_SYSTEM, if second { 2 } else { 1 }, 0, 0],
             Self::Crash(why) => {
                 let code = match why {
                     Crash::NoSyndrome => hvc::CRASH_NO_SYNDROME,
@@ -173,6 +180,9 @@ impl Exit {
                 [hvc::EXIT_CRASH, code, 0, 0]
             }
             Self::Kicked => [hvc::EXIT_KICKED, 0, 0, 0],
+            Self::Wake => [hvc::EXIT_WAKE, 0, 0, 0],
+            Self::Off => [hvc::EXIT_OFF, 0, 0, 0],
+            Self::Ended(spi) => [hvc::EXIT_EOI, spi.number() as u64, 0, 0],
         }
     }
 }

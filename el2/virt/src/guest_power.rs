@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The CPUs of a guest, as its PSCI calls see them: which are on, off or starting, and where they start (D10).
 //!
-//! Only the guest starts its CPUs, at the address that it says; the host runs a vCPU, and learns that it is off. All of
-//! it lies under the VM's lock. Suspension is a wait for an interrupt in every state: PSCI lets an implementation stay
-//! in a lighter one. It knows no register. Source: Arm DEN0022 (PSCI 1.1).
+//! Only the guest starts its CPUs, at the address that it says: a host that could would run any instruction of the guest
+//! with registers of its own choice. The host runs a vCPU, and learns that it is off. All of it lies under the lock of
+//! the VM's board. Suspension is a wait for an interrupt in every state: PSCI lets an implementation stay in a lighter
+//! one. It knows no register. Source: Arm DEN0022 (PSCI 1.1).
 
 use crate::handle::{MAX_VCPUS, VcpuIndex};
 use crate::psci::{Entry, code};
@@ -36,8 +37,8 @@ pub enum Answer {
     Wait,
     /// The VM is to be switched off.
     Off,
-    /// The VM is to be reset; with the type and the cookie of `SYSTEM_RESET2`, or zeros.
-    Reset(u64, u64),
+    /// The VM is to be reset; by `SYSTEM_RESET2` or not.
+    Reset(bool),
 }
 
 /// What a vCPU finds that the host wants to run.
@@ -137,9 +138,9 @@ impl Power {
                 Answer::Stop
             }
             Function::SystemOff => Answer::Off,
-            Function::SystemReset => Answer::Reset(0, 0),
+            Function::SystemReset => Answer::Reset(false),
             Function::SystemReset2 if x1 != 0 && x1 & VENDOR_RESET == 0 => Answer::Return(code::INVALID_PARAMETERS),
-            Function::SystemReset2 => Answer::Reset(x1 & 0xffff_ffff, x2),
+            Function::SystemReset2 => Answer::Reset(true),
         })
     }
 
@@ -207,7 +208,7 @@ mod tests {
     const INFO: u64 = 0xc400_0004;
 
     fn vcpu(n: u8) -> VcpuIndex {
-        VcpuIndex::of_number(n)
+        VcpuIndex::decode(n.into()).unwrap()
     }
 
     fn call(power: &mut Power, id: u64, x: [u64; 3]) -> Option<Answer> {
@@ -283,11 +284,11 @@ mod tests {
     fn the_machine_goes_off_or_is_reset() {
         let mut power = Power::new();
         assert_eq!(call(&mut power, 0x8400_0008, [1, 2, 3]), Some(Answer::Off));
-        assert_eq!(call(&mut power, 0x8400_0009, [1, 2, 3]), Some(Answer::Reset(0, 0)));
-        assert_eq!(call(&mut power, 0xc400_0012, [0, 5, 0]), Some(Answer::Reset(0, 5)));
-        assert_eq!(call(&mut power, 0xc400_0012, [1 << 31 | 3, 5, 0]), Some(Answer::Reset(1 << 31 | 3, 5)));
+        assert_eq!(call(&mut power, 0x8400_0009, [1, 2, 3]), Some(Answer::Reset(false)));
+        assert_eq!(call(&mut power, 0xc400_0012, [0, 5, 0]), Some(Answer::Reset(true)));
+        assert_eq!(call(&mut power, 0xc400_0012, [1 << 31 | 3, 5, 0]), Some(Answer::Reset(true)));
         assert_eq!(call(&mut power, 0xc400_0012, [1, 5, 0]), refused(code::INVALID_PARAMETERS));
-        assert_eq!(call(&mut power, 0x8400_0012, [0, 1 << 32 | 5, 0]), Some(Answer::Reset(0, 5)));
+        assert_eq!(call(&mut power, 0x8400_0012, [1 << 32, 5, 0]), Some(Answer::Reset(true)), "32 bits of it");
     }
 
     #[test]

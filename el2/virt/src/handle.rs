@@ -10,14 +10,8 @@ use freehold_mem::confine;
 /// VM slots.
 pub const MAX_VMS: usize = 64;
 
-const _: () = assert!(SERVED_VCPUS <= MAX_VCPUS);
-
-/// vCPUs that a VM has room for.
+/// vCPUs that a VM may have.
 pub const MAX_VCPUS: usize = 8;
-
-/// vCPUs that a VM may have for now. A further vCPU may start only where, and when, its guest says so (PSCI `CPU_ON`):
-/// one that the host could start would run the guest's code from a point of the host's choosing.
-pub const SERVED_VCPUS: usize = 1;
 
 /// Bits of a generation: more than a machine can use up in a lifetime; see [`Generation::next`].
 const GENERATION_BITS: u32 = 40;
@@ -133,7 +127,7 @@ impl VcpuIndex {
     /// `WrongVcpu` for one that no VM can have.
     pub fn decode(word: u64) -> Result<Self, Refused> {
         match u8::try_from(word) {
-            Ok(index) if usize::from(index) < SERVED_VCPUS => Ok(Self(index)),
+            Ok(index) if usize::from(index) < MAX_VCPUS => Ok(Self(index)),
             Ok(_) | Err(_) => Err(Refused::WrongVcpu),
         }
     }
@@ -143,12 +137,6 @@ impl VcpuIndex {
     pub fn existing(number: u64, vcpus: usize) -> Option<Self> {
         let index = u8::try_from(number).ok()?;
         (usize::from(index) < vcpus.min(MAX_VCPUS)).then_some(Self(index))
-    }
-
-    /// An index that the layout has room for, served or not.
-    #[cfg(test)]
-    pub(crate) const fn of_number(index: u8) -> Self {
-        Self(index)
     }
 
     /// The number, confined as [`Slot::index`] is.
@@ -202,7 +190,8 @@ mod tests {
     #[test]
     fn vcpu_indices_are_bounded() {
         assert_eq!(VcpuIndex::decode(0).map(VcpuIndex::mpidr), Ok(0x8000_0000));
-        for word in [1, 7, 8, 256, u64::MAX] {
+        assert_eq!(VcpuIndex::decode(7).map(VcpuIndex::mpidr), Ok(0x8000_0007));
+        for word in [8, 9, 256, 1 << 32, u64::MAX] {
             assert_eq!(VcpuIndex::decode(word), Err(Refused::WrongVcpu));
         }
     }

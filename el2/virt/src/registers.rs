@@ -29,6 +29,13 @@ pub trait Registers {
         self.set_pc(self.pc().wrapping_sub(4));
     }
 
+    /// Gives the results of a call, in x0–x3.
+    fn answer(&mut self, results: [u64; 4]) {
+        for (n, value) in (0u8..).zip(results) {
+            self.set_x(n, value);
+        }
+    }
+
     /// Gives EL1 the exception of an undefined instruction.
     fn inject_undefined(&mut self) {
         self.inject(UNDEFINED);

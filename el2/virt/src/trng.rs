@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! True random numbers for a guest: the TRNG interface of SMCCC (Arm DEN0098), version 1.0.
 //!
-//! Guarantees that a guest never gets numbers that the host chose: they come from [`Entropy`], which is the CPU or
-//! firmware, or the interface is not there. Nothing is kept of what was given.
-
-/// A source that the host does not control.
-pub trait Entropy {
-    /// 64 fresh random bits; `None` if there are none now.
-    fn draw(&mut self) -> Option<u64>;
-}
+//! Guarantees that a guest never gets numbers that the host chose: they come from a source that the host does not
+//! control, which is the CPU, or the interface is not there. Nothing is kept of what was given.
 
 const VERSION: u64 = 0x8400_0050;
 const FEATURES: u64 = 0x8400_0051;
@@ -23,8 +17,9 @@ const NO_ENTROPY: u64 = (-3i64).cast_unsigned();
 /// Names this back end: the source of a machine under `el2`.
 const BACK_END: [u64; 4] = [0x23f7_81d4, 0x4c1e_90ab, 0x9b4d_6f02, 0x70c5_3e18];
 
-/// Serves the call `id`; `None` if it is none of this interface. Without a source the interface is not there.
-pub fn serve(id: u64, x1: u64, source: Option<&mut impl Entropy>) -> Option<[u64; 4]> {
+/// Serves the call `id`; `None` if it is none of this interface. Without a source the interface is not there. A source
+/// gives 64 fresh random bits, or none if there are none now.
+pub fn serve(id: u64, x1: u64, source: Option<impl FnMut() -> Option<u64>>) -> Option<[u64; 4]> {
     if !matches!(id, VERSION | FEATURES | UUID | RND32 | RND64) {
         return None;
     }
@@ -40,7 +35,7 @@ pub fn serve(id: u64, x1: u64, source: Option<&mut impl Entropy>) -> Option<[u64
 }
 
 /// `bits` random bits in up to three registers of this width, the lowest in x3.
-fn random(bits: u64, width: u64, source: &mut impl Entropy) -> [u64; 4] {
+fn random(bits: u64, width: u64, mut source: impl FnMut() -> Option<u64>) -> [u64; 4] {
     if bits == 0 || bits > width.saturating_mul(3) {
         return [INVALID_PARAMETERS, 0, 0, 0];
     }
@@ -49,7 +44,7 @@ fn random(bits: u64, width: u64, source: &mut impl Entropy) -> [u64; 4] {
     for word in &mut words {
         let take = left.min(width);
         if take != 0 {
-            let Some(fresh) = source.draw() else { return [NO_ENTROPY, 0, 0, 0] };
+            let Some(fresh) = source() else { return [NO_ENTROPY, 0, 0, 0] };
             *word = fresh & u64::MAX.unbounded_shr(64u64.saturating_sub(take) as u32);
         }
         left = left.saturating_sub(take);
@@ -62,27 +57,28 @@ fn random(bits: u64, width: u64, source: &mut impl Entropy) -> [u64; 4] {
 mod tests {
     use super::*;
 
-    /// Gives all ones, so many times.
-    struct Ones(u32);
+    const NO_SOURCE: Option<fn() -> Option<u64>> = None;
 
-    impl Entropy for Ones {
-        fn draw(&mut self) -> Option<u64> {
-            self.0 = self.0.checked_sub(1)?;
+    /// With a source that gives all ones, so many times.
+    fn call_with(mut left: u32, id: u64, x1: u64) -> Option<[u64; 4]> {
+        let ones = move || {
+            left = left.checked_sub(1)?;
             Some(u64::MAX)
-        }
+        };
+        serve(id, x1, Some(ones))
     }
 
     fn call(id: u64, x1: u64) -> Option<[u64; 4]> {
-        serve(id, x1, Some(&mut Ones(3)))
+        call_with(3, id, x1)
     }
 
     #[test]
     fn without_a_source_nothing_is_there() {
         for id in [VERSION, FEATURES, UUID, RND32, RND64] {
-            assert_eq!(serve(id, 1, None::<&mut Ones>), Some([NOT_SUPPORTED, 0, 0, 0]), "{id:#x}");
+            assert_eq!(serve(id, 1, NO_SOURCE), Some([NOT_SUPPORTED, 0, 0, 0]), "{id:#x}");
         }
         for id in [0x8400_004f, 0x8400_0054, 0xc400_0050, 0xc400_0052, 0, u64::MAX, 1 << 32 | VERSION] {
-            assert_eq!(serve(id, 1, None::<&mut Ones>), None, "{id:#x}");
+            assert_eq!(serve(id, 1, NO_SOURCE), None, "{id:#x}");
             assert_eq!(call(id, 1), None, "{id:#x}");
         }
     }
@@ -90,9 +86,9 @@ mod tests {
     #[test]
     fn an_exhausted_source_gives_no_part_of_a_number() {
         for have in 0..3 {
-            assert_eq!(serve(RND64, 192, Some(&mut Ones(have))), Some([NO_ENTROPY, 0, 0, 0]));
+            assert_eq!(call_with(have, RND64, 192), Some([NO_ENTROPY, 0, 0, 0]));
         }
-        assert_eq!(serve(RND64, 64, Some(&mut Ones(1))), Some([0, 0, 0, u64::MAX]), "no more is drawn than asked for");
+        assert_eq!(call_with(1, RND64, 64), Some([0, 0, 0, u64::MAX]), "no more is drawn than asked for");
     }
 
     #[test]

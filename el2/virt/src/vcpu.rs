@@ -151,7 +151,7 @@ impl Vcpu {
                     Wish::Share | Wish::Unshare => done,
                     Wish::Relinquish => 0,
                 };
-                put(registers, [0, done, 0, 0]);
+                registers.answer([0, done, 0, 0]);
                 registers.advance();
             }
         }
@@ -168,7 +168,7 @@ impl Vcpu {
             }
             class::HVC => self.hypercall(trap.esr, registers, space),
             class::SMC => {
-                put(registers, [freehold_uapi::guest::NOT_SUPPORTED.cast_unsigned(), 0, 0, 0]);
+                registers.answer([freehold_uapi::guest::NOT_SUPPORTED.cast_unsigned(), 0, 0, 0]);
                 registers.advance();
                 Next::Resume
             }
@@ -189,7 +189,7 @@ impl Vcpu {
         let arguments = [registers.x(0), registers.x(1), registers.x(2), registers.x(3)];
         let exit = match guest_call::serve(imm, arguments, space) {
             Outcome::Return(results) => {
-                put(registers, results);
+                registers.answer(results);
                 return Next::Resume;
             }
             Outcome::Ask(request) => {
@@ -197,8 +197,6 @@ impl Vcpu {
                 Exit::Request(request)
             }
             Outcome::Back(gfn) => Exit::MemFault(gfn),
-            Outcome::Off => Exit::SystemOff,
-            Outcome::Reset => Exit::SystemReset,
         };
         // The program counter is behind the HVC; whoever runs the vCPU without an answer meets it again.
         registers.rewind();
@@ -276,12 +274,6 @@ impl Load {
 
 const fn crash(why: Crash) -> Next {
     Next::Leave(Exit::Crash(why))
-}
-
-fn put(registers: &mut impl Registers, results: [u64; 4]) {
-    for (n, value) in (0u8..).zip(results) {
-        registers.set_x(n, value);
-    }
 }
 
 /// A register that the host may set and read before a vCPU's first run; all of them are measured.

@@ -353,9 +353,6 @@ impl<'a, A: Cell> Vms<'a, A> {
             (VcpuPhase::Claimed, _) => Err(Refused::VcpuBusy),
             (VcpuPhase::Crashed, _) | (VcpuPhase::Parked, Purpose::Registers) => Err(Refused::WrongState),
             (VcpuPhase::Ready, Purpose::Answer) => Err(Refused::NoRequest),
-            // Only the guest starts its other vCPUs (PSCI CPU_ON, not served yet): a host that could would run
-            // any instruction of the guest with registers of its own choice.
-            (VcpuPhase::Ready, Purpose::Run) if index != VcpuIndex::BOOT => Err(Refused::WrongState),
             (VcpuPhase::Ready, Purpose::Run | Purpose::Registers)
             | (VcpuPhase::Parked, Purpose::Run | Purpose::Answer) => Ok(()),
         };

@@ -74,7 +74,7 @@ impl Exit {
     pub fn decode([reason, a, b, c]: [u64; 4]) -> Option<Self> {
         let request = |kind| Some(Self::Request { kind, gfn: a, count: b });
         match reason {
-            hvc::EXIT_IRQ | hvc::EXIT_KICKED => Some(Self::Irq),
+            hvc::EXIT_IRQ | hvc::EXIT_KICKED | hvc::EXIT_WAKE | hvc::EXIT_EOI => Some(Self::Irq),
             hvc::EXIT_MMIO => {
                 let size = match b & hvc::MMIO_SIZE_MASK {
                     1 => 1,
@@ -88,10 +88,11 @@ impl Exit {
             }
             hvc::EXIT_MEM_FAULT => Some(Self::MemFault { gfn: a }),
             hvc::EXIT_WFI => Some(Self::Wfi { deadline: (a != 0).then_some(a) }),
+            hvc::EXIT_OFF => Some(Self::Wfi { deadline: None }),
             hvc::EXIT_SHARE => request(Request::Share),
             hvc::EXIT_UNSHARE => request(Request::Unshare),
             hvc::EXIT_RELINQUISH => request(Request::Relinquish),
-            hvc::EXIT_SYSTEM => Some(Self::System { reset: a == 1 }),
+            hvc::EXIT_SYSTEM => Some(Self::System { reset: a != 0 }),
             hvc::EXIT_CRASH => Some(Self::Crash { code: a }),
             hvc::EXIT_NEED_PAGES => Some(Self::NeedPages { count: a }),
             _ => None,

@@ -15,6 +15,8 @@ const ELSEWHERE: &[(&str, &[&str], &str)] = &[
     ("GUEST_ACCEPT", &["VCPU_BUSY"], BUSY),
     ("VCPU_RUN", &["DENIED"], "the host's streaming mode; a unit test of freehold-el2"),
     ("VCPU_RUN", &["EXIT_NEED_PAGES"], "no guest's call needs pages of the pool yet"),
+    ("VCPU_RUN", &["EXIT_WAKE", "EXIT_OFF"], "one vCPU, which its guest leaves on; unit tests of freehold-el2"),
+    ("VCPU_RUN", &["EXIT_EOI"], INTERRUPTS),
     (
         "GUEST_ACCEPT",
         &["GFN_NOT_MAPPED", "SHARED"],

@@ -59,6 +59,10 @@ impl<'r> Loaded<'r> for Open<'r> {
         (&mut self.block.registers, &mut self.block.vcpu)
     }
 
+    fn reset(&mut self) {
+        self.block = Block::new();
+    }
+
     fn timer(&self) -> Timer {
         Timer::new()
     }
@@ -170,6 +174,14 @@ impl<'r> Platform for Cpu<'r> {
 
     fn raw_ids(&self) -> RawIds {
         RawIds::default()
+    }
+
+    fn has_random(&self) -> bool {
+        false
+    }
+
+    fn random(&self) -> Option<u64> {
+        None
     }
 
     fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64> {

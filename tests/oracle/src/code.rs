@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use crate::record::{Content, File, Kind, Life, Mark, Owner, Page, Pending, Vcpu, VcpuLife, Vm};
+use crate::record::{Content, File, Kind, Life, Mark, Owner, Page, Pending, Power, Vcpu, VcpuLife, Vm};
 use crate::world::World;
 
 /// Writes a number's bits from a world, or a world's records from them. One walk serves both.
@@ -217,7 +217,10 @@ impl Codec {
                 running: bits.flag(vcpu.running),
                 kicked: bits.flag(vcpu.kicked),
                 pending: bits.one_of(vcpu.pending, 5, |n| pending(gfns, n)),
+                power: vcpu.power,
             };
+            // The one vCPU of these worlds is on from its creation to its end.
+            vcpu.power = if vcpu.life == VcpuLife::Absent { Power::Off } else { Power::On };
         }
         for m in w.marks.get_mut(slot).into_iter().flatten() {
             *m = bits.one_of(*m, if self.rename { 1 } else { 5 }, |n| mark(frames, n));

@@ -26,7 +26,7 @@ mod world;
 
 pub use op::{Act, Call, Env, Move, Op, Request, Stray, Who};
 pub use outcome::{Debts, Done, Outcome, REFUSED, Statuses, Value};
-pub use record::{Content, File, Kind, Life, Mark, Owner, Page, Pending, Vcpu, VcpuLife, Vm};
+pub use record::{Content, File, Kind, Life, Mark, Owner, Page, Pending, Power, Vcpu, VcpuLife, Vm};
 pub use state::{Machine, State};
 pub use step::{apply, decide, step};
 pub use world::{RANGES, World};

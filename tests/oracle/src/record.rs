@@ -197,6 +197,18 @@ pub enum Pending {
     },
 }
 
+/// Whether its guest lets a vCPU run. The numbers are those of AFFINITY_INFO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Power {
+    /// It runs when the host runs it. The first vCPU begins so.
+    On = 0,
+    /// It was not started, or went off.
+    #[default]
+    Off = 1,
+    /// It was started, and has not run since.
+    Starting = 2,
+}
+
 /// A vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Vcpu {
@@ -208,6 +220,8 @@ pub struct Vcpu {
     pub kicked: bool,
     /// What it waits for.
     pub pending: Pending,
+    /// Whether its guest lets it run.
+    pub power: Power,
 }
 
 impl Page {

@@ -345,7 +345,8 @@ impl World {
                 VM_DESTROY => vm.dying = true,
                 VM_RANGE => vm.ranged = true,
                 VCPU_CREATE => vm.vcpus += 1,
-                VCPU_RUN => vm.ran = true,
+                // A vCPU that is off begins nothing.
+                VCPU_RUN => vm.ran |= x[1] != EXIT_OFF,
                 _ => {}
             }
         }

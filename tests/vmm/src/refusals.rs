@@ -231,7 +231,7 @@ fn ranges(bench: &Bench) {
     bench.refuse("interrupt: no controller", VM_IRQ, &[a, 40, 1], WRONG_STATE);
     bench.refuse("interrupt: an SGI", VM_IRQ, &[a, 15, 1], BAD_ARGUMENT);
     bench.refuse("interrupt: a timer's", VM_IRQ, &[a, 27, 1], BAD_ARGUMENT);
-    bench.refuse("interrupt: neither high nor low", VM_IRQ, &[a, 40, 2], BAD_ARGUMENT);
+    bench.refuse("interrupt: an unknown flag", VM_IRQ, &[a, 40, 4], BAD_ARGUMENT);
     bench.refuse("controller: not at 64 KB", VM_GIC, &[a, 0x8001, 0x8100], UNALIGNED);
     bench.refuse("controller: beyond the address size", VM_GIC, &[a, 0x8000, 1 << 28], GFN_OUT_OF_RANGE);
     bench.refuse("range: overlap", VM_RANGE, &[a, GFN + RANGE - 1, 2], BAD_RANGE);
@@ -291,20 +291,24 @@ fn donation(bench: &Bench, shared: Option<u64>) {
 fn late_vcpus(bench: &Bench) {
     let b = bench.b;
     bench.accept("late: vcpu 0", VCPU_CREATE, &[b, 0]);
-    bench.refuse("late: a second vcpu", VCPU_CREATE, &[b, 1], WRONG_VCPU);
+    bench.accept("late: a second vcpu", VCPU_CREATE, &[b, 1]);
+    bench.accept("late: PC of the second vcpu", VCPU_SET_REG, &[b, 1, REG_PC, 0x8000_0000]);
+    STEP.same("late: it is off", EXIT_OFF, bench.accept("late: run of the second vcpu", VCPU_RUN, &[b, 1, 0])[1]);
     let mut x = bench.accept("late: run vcpu 0 with nothing to run", VCPU_RUN, &[b, 0, 0]);
     // An interrupt of the host's may come first, as often as it likes.
     while x[1] == EXIT_IRQ && x[0] == 0 {
         x = bench.hostile.raw(VCPU_RUN.into(), &[b, 0, 0]);
     }
     STEP.same("late: it crashes", EXIT_CRASH, x[1]);
-    bench.refuse("late: vcpu created after the first run", VCPU_CREATE, &[b, 1], WRONG_VCPU);
+    bench.refuse("late: vcpu created after the first run", VCPU_CREATE, &[b, 2], WRONG_STATE);
+    STEP.same("late: it is off still", EXIT_OFF, bench.accept("late: run of vcpu 1", VCPU_RUN, &[b, 1, 0])[1]);
+    bench.refuse("late: PC of vcpu 1", VCPU_SET_REG, &[b, 1, REG_PC, 0x8000_0000], WRONG_STATE);
     bench.refuse("late: the same vcpu again", VCPU_CREATE, &[b, 0], VCPU_EXISTS);
     bench.refuse("late: PC of vcpu 0", VCPU_SET_REG, &[b, 0, REG_PC, 0x8000_0000], WRONG_STATE);
     bench.refuse("late: x0 of vcpu 0", VCPU_SET_REG, &[b, 0, REG_X0, 1], WRONG_STATE);
     bench.refuse("late: x0 of vcpu 0 is not told", VCPU_GET_REG, &[b, 0, REG_X0], WRONG_STATE);
     bench.refuse("late: run of vcpu 0, which crashed", VCPU_RUN, &[b, 0, 0], WRONG_STATE);
-    bench.refuse("late: run of vcpu 1, which is not there", VCPU_RUN, &[b, 1, 0], WRONG_VCPU);
+    bench.refuse("late: run of vcpu 2, which is not there", VCPU_RUN, &[b, 2, 0], WRONG_VCPU);
 }
 
 /// Memory that the device tree marks no-map; the boot of this suite has some.

@@ -114,8 +114,8 @@ pub fn guest(
     match cpu.trap {
         Trap::Call { id, x } if is_ours(id) => {
             let call = call_of(vms, id, x);
-            if let Call::VcpuRun { .. } = call {
-                run(cpu, vms, pages, slot, then, now)?;
+            if let Call::VcpuRun { vcpu, .. } = call {
+                run(cpu, vms, pages, (slot, vcpu), then, now)?;
             } else {
                 one(cpu, vms, pages, slot, &call, then, now)?;
             }
@@ -182,21 +182,26 @@ fn one(
 }
 
 /// One of the looks at a VM's memory that a run takes.
-fn run(cpu: &mut Cpu, vms: &Vms, pages: &mut Shadow, slot: u8, then: &Books, now: &Books) -> Result<(), Difference> {
+fn run(
+    cpu: &mut Cpu,
+    vms: &Vms,
+    pages: &mut Shadow,
+    (slot, vcpu): (u8, u64),
+    then: &Books,
+    now: &Books,
+) -> Result<(), Difference> {
     if then != now {
         let starts = (then.life, now.life) == (freehold_mem::Life::Building, freehold_mem::Life::Running);
         if !starts || (Books { life: now.life, ..*then }) != *now {
             return Err(Difference::Said("a run changes the VM's books"));
         }
-        vms.change(slot, |slot| {
-            slot.vm.life = Life::Ran;
-            slot.vcpus[0].life = VcpuLife::Ran;
-        });
+        vms.change(slot, |slot| slot.vm.life = Life::Ran);
+        vms.change_vcpu(slot, vcpu, |vcpu| vcpu.life = VcpuLife::Ran);
     }
     // Each look counts anew: el2 decides by its last.
     if let Some(touched) = &mut cpu.touched {
         let act = Act::Access { ipa: touched.gfn << 12, size: 8, store: None, described: true };
-        let view = View { pages: Some(pages), vms, runs: Some((slot, 0)) };
+        let view = View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) };
         touched.outcome = Some(decide(&view, &Op::Guest { cpu: 0, act }, &Env::CALM));
     }
     Ok(())
@@ -326,12 +331,14 @@ fn exit(cpu: &Cpu, x: [u64; 5]) -> Result<(), Difference> {
     let done = touched.outcome.and_then(|outcome| outcome.done);
     let right = match done {
         // The loop looks for a kick before it goes on.
-        Some(Done::Allowed) => x[1] == hvc::EXIT_KICKED,
+        Some(Done::Allowed) => matches!(x[1], hvc::EXIT_KICKED | hvc::EXIT_EOI | hvc::EXIT_WAKE),
         Some(Done::Exit(values)) if values[0].permits(hvc::EXIT_MEM_FAULT) => {
             values.iter().zip(&x[1..]).all(|(value, x)| value.permits(*x))
         }
         // What lies outside RAM depends on more of the syndrome than is looked at.
-        Some(_) => matches!(x[1], hvc::EXIT_CRASH | hvc::EXIT_MMIO | hvc::EXIT_KICKED),
+        Some(_) => {
+            matches!(x[1], hvc::EXIT_CRASH | hvc::EXIT_MMIO | hvc::EXIT_KICKED | hvc::EXIT_EOI | hvc::EXIT_WAKE)
+        }
         None => true,
     };
     if right { Ok(()) } else { Err(Difference::Exit { x, gfn: touched.gfn, done }) }
@@ -339,8 +346,8 @@ fn exit(cpu: &Cpu, x: [u64; 5]) -> Result<(), Difference> {
 
 /// After a run: what its exit leaves of the vCPU. The claim may be another CPU's by now, which is then told nothing for
 /// sure.
-pub fn ran(vms: &Vms, slot: u8, x: [u64; 5]) {
+pub fn ran(vms: &Vms, slot: u8, vcpu: u64, x: [u64; 5]) {
     if x[0] == 0 && x[1] == hvc::EXIT_CRASH {
-        vms.change(slot, |slot| slot.vcpus[0].life = VcpuLife::Crashed);
+        vms.change_vcpu(slot, vcpu, |vcpu| vcpu.life = VcpuLife::Crashed);
     }
 }

@@ -7,6 +7,7 @@ use freehold_el2::calls::{Loaded, Platform, Stop};
 use freehold_mem::lock::{Permit, World};
 use freehold_mem::{Pfn, Vmid};
 use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Pending, Vcpu};
@@ -21,8 +22,8 @@ pub trait Listener {
     fn closing(&self, closing: bool);
     /// A vCPU is about to run, by this root and VMID.
     fn entering(&self, vmid: u8, root: u64);
-    /// It stopped.
-    fn left(&self, stop: &Stop);
+    /// It stopped, with this in x0 and x1.
+    fn left(&self, stop: &Stop, x: [u64; 2]);
     /// A vCPU was claimed that waits for this.
     fn opened(&self, pending: Pending);
     /// Its claim is about to go, and it waits for this.
@@ -77,6 +78,10 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
         self.open.parts()
     }
 
+    fn reset(&mut self) {
+        self.open.reset();
+    }
+
     fn timer(&self) -> Timer {
         self.open.timer()
     }
@@ -84,7 +89,8 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
     fn run(&mut self, regime: &Regime<O::Regime>, lists: Option<&mut Lists>) -> Stop {
         self.listener.entering(regime.vmid, regime.root);
         let stop = self.open.run(&regime.regime, lists);
-        self.listener.left(&stop);
+        let (registers, _) = self.open.parts();
+        self.listener.left(&stop, [registers.x(0), registers.x(1)]);
         stop
     }
 }
@@ -173,6 +179,14 @@ impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
 
     fn raw_ids(&self) -> RawIds {
         self.platform.raw_ids()
+    }
+
+    fn has_random(&self) -> bool {
+        self.platform.has_random()
+    }
+
+    fn random(&self) -> Option<u64> {
+        self.platform.random()
     }
 
     fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64> {

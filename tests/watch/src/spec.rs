@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicU8, Ordering};
 use freehold_oracle as oracle;
 use freehold_oracle::{Life, Mark, Owner, Page, State, Vcpu, Vm, Who};
-use freehold_virt::handle::{Handle, MAX_VMS, SERVED_VCPUS};
+use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS};
 use spin::mutex::SpinMutex;
 
 use crate::shadow::{Shadow, Word};
@@ -25,7 +25,7 @@ pub struct Slot {
     /// Its ranges.
     pub ranges: [Option<(u64, u64)>; RANGES],
     /// Its vCPUs.
-    pub vcpus: [Vcpu; SERVED_VCPUS],
+    pub vcpus: [Vcpu; MAX_VCPUS],
     /// Generation that its handle has, or that the next one will have.
     pub generation: u64,
     /// How often any of this changed.
@@ -33,6 +33,13 @@ pub struct Slot {
 }
 
 impl Slot {
+    const ABSENT: Vcpu = Vcpu {
+        life: oracle::VcpuLife::Absent,
+        running: false,
+        kicked: false,
+        pending: oracle::Pending::None,
+        power: oracle::Power::Off,
+    };
     const EMPTY: Self = Self {
         vm: Vm {
             life: Life::Free,
@@ -46,8 +53,7 @@ impl Slot {
             gic: false,
         },
         ranges: [None; RANGES],
-        vcpus: [Vcpu { life: oracle::VcpuLife::Absent, running: false, kicked: false, pending: oracle::Pending::None };
-            SERVED_VCPUS],
+        vcpus: [Self::ABSENT; MAX_VCPUS],
         generation: 1,
         version: 0,
     };
@@ -87,6 +93,19 @@ impl Vms {
             what(&mut slot);
             slot.version += 1;
         }
+    }
+
+    /// A vCPU's record; of none that there is not.
+    #[must_use]
+    pub fn vcpu(&self, slot: u8, vcpu: u64) -> Vcpu {
+        let index = usize::try_from(vcpu).unwrap_or(usize::MAX);
+        self.slot(slot).and_then(|slot| slot.vcpus.get(index).copied()).unwrap_or_default()
+    }
+
+    /// Changes a vCPU's record.
+    pub fn change_vcpu(&self, slot: u8, vcpu: u64, what: impl FnMut(&mut Vcpu)) {
+        let index = usize::try_from(vcpu).unwrap_or(usize::MAX);
+        self.change(slot, |slot| slot.vcpus.get_mut(index).into_iter().for_each(what));
     }
 
     /// How many VMs there are.
@@ -150,7 +169,7 @@ impl State for View<'_> {
     fn machine(&self) -> oracle::Machine {
         oracle::Machine {
             slots: MAX_VMS as u8,
-            vcpus: SERVED_VCPUS as u8,
+            vcpus: MAX_VCPUS as u8,
             cpus: self.vms.cpus.load(Ordering::Relaxed),
             ranges: RANGES as u8,
             ordinary: false,

@@ -5,10 +5,10 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use freehold_el2::calls::{GuestSlot, MAX_CPUS, Stop};
 use freehold_mem::{Entry, Host, HostView, Ipa, Life, Machine, Pfn, State};
-use freehold_oracle::{Done, Kind};
+use freehold_oracle::{Done, Kind, Power};
 use freehold_trace::record::{Event, HOST};
 use freehold_trace::traced::{self, Sink};
-use freehold_uapi::hvc;
+use freehold_uapi::{guest, hvc};
 use freehold_virt::exit::Wish;
 use freehold_virt::handle::MAX_VMS;
 use freehold_virt::vcpu::Pending;
@@ -27,6 +27,8 @@ use crate::spec::Vms;
 const WALK: usize = 32;
 /// All of them are compared, with the ledger and with the tables, each time that this many calls were made.
 const FULL_WALK: u64 = 1 << 12;
+/// The exception class of an HVC.
+const CLASS_HVC: u64 = 0x16;
 /// PSCI's `SYSTEM_OFF`: the host has said its last, and what was watched is told in one line.
 const SYSTEM_OFF: u32 = 0x8400_0008;
 
@@ -167,7 +169,7 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
 
     fn judge(&self, cpu: &Cpu, x: [u64; 5], injected: bool) -> Result<(), Difference> {
         match cpu.trap {
-            Trap::Call { id, x: _ } if judge::is_ours(id) => {
+            Trap::Call { id, x: arguments } if judge::is_ours(id) => {
                 let slot = cpu.came.slot;
                 let other = |which, own, ended| slot.is_some_and(|slot| self.counted(slot, which) - ended > own);
                 let others = judge::Others {
@@ -178,7 +180,7 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
                     self.open.fetch_add(1, Ordering::Relaxed);
                 }
                 if let (hvc::VCPU_RUN, Some(slot)) = (id, slot) {
-                    judge::ran(&self.vms, slot, x);
+                    judge::ran(&self.vms, slot, arguments[1], x);
                 }
                 Ok(())
             }
@@ -204,9 +206,10 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
     }
 
     /// The slot of the VM whose vCPU this CPU has claimed, and the call that it did so for.
-    fn claimed(&self) -> Option<(u8, u32)> {
+    /// Slot and index of the vCPU of this CPU's call, and the call.
+    fn claimed(&self) -> Option<(u8, u64, u32)> {
         match self.here(|cpu| cpu.trap) {
-            Trap::Call { id, x } => judge::slot_of(&self.vms, id, x).map(|slot| (slot, id)),
+            Trap::Call { id, x } => judge::slot_of(&self.vms, id, x).map(|slot| (slot, x[1], id)),
             Trap::Abort { .. } | Trap::Other => None,
         }
     }
@@ -288,10 +291,23 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
     }
 
     fn entering(&self, vmid: u8, root: u64) {
+        if let Some((slot, vcpu, _)) = self.claimed()
+            && self.vms.vcpu(slot, vcpu).power != Power::On
+        {
+            self.diverged(format_args!("vCPU {vcpu} of slot {slot} is about to run, and its guest never started it"));
+        }
         self.event(Event::Vttbr { vmid, table: root });
     }
 
-    fn left(&self, stop: &Stop) {
+    fn left(&self, stop: &Stop, [id, target]: [u64; 2]) {
+        // Heard before el2 acts on it. Which of two calls of different vCPUs el2 serves first is not known: whoever was
+        // started once may run.
+        if let (Stop::Trap(trap), Some((slot, ..))) = (stop, self.claimed())
+            && trap.esr >> 26 & 0x3f == CLASS_HVC
+            && [guest::PSCI_CPU_ON, guest::PSCI_CPU_ON_64].contains(&(id as u32 & !(1 << 16)))
+        {
+            self.vms.change_vcpu(slot, target & 0xffff_ffff, |vcpu| vcpu.power = Power::On);
+        }
         self.event(Event::Vttbr { vmid: HOST, table: self.host_root.load(Ordering::Relaxed) });
         self.here(|cpu| {
             cpu.touched = match stop {
@@ -304,23 +320,20 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
     }
 
     fn opened(&self, pending: Pending) {
-        if let Some((slot, _)) = self.claimed()
-            && let Some(records) = self.vms.slot(slot)
-            && records.vcpus[0].pending != waits_for(pending)
+        if let Some((slot, vcpu, _)) = self.claimed()
+            && let must = self.vms.vcpu(slot, vcpu).pending
+            && must != waits_for(pending)
         {
-            let must = records.vcpus[0].pending;
             self.diverged(format_args!("a vCPU of slot {slot} waited for {must:x?}, and now for {pending:x?}"));
         }
     }
 
     fn gives_back(&self, pending: Pending) {
-        let Some((slot, id)) = self.claimed() else { return };
-        let now = waits_for(pending);
+        let Some((slot, vcpu, id)) = self.claimed() else { return };
+        let (must, now) = (self.vms.vcpu(slot, vcpu).pending, waits_for(pending));
         if id == hvc::VCPU_RUN {
-            self.vms.change(slot, |slot| slot.vcpus[0].pending = now);
-        } else if let Some(must) = self.vms.slot(slot).map(|slot| slot.vcpus[0].pending)
-            && must != now
-        {
+            self.vms.change_vcpu(slot, vcpu, |vcpu| vcpu.pending = now);
+        } else if must != now {
             self.diverged(format_args!("a vCPU of slot {slot} must wait for {must:x?}, and waits for {now:x?}"));
         }
     }

@@ -30,14 +30,16 @@ pub(super) fn declare(
 }
 
 /// `VM_IRQ`.
-pub(super) fn set(p: &impl Platform, vm: Handle, spi: Intid, high: bool) -> Result<Reply, Refused> {
+pub(super) fn set(p: &impl Platform, vm: Handle, spi: Intid, high: bool, resample: bool) -> Result<Reply, Refused> {
     let kicks = {
         let mut board = p.board(vm.slot()).acquire();
         // Under the board's lock: the slot's next VM gets its board under it too.
         if p.vms().phase(vm)? != Phase::Live {
             return Err(Refused::WrongState);
         }
-        board.vgic().ok_or(Refused::WrongState)?.set_spi(spi, high)
+        let vgic = board.vgic().ok_or(Refused::WrongState)?;
+        vgic.resample(spi, resample);
+        vgic.set_spi(spi, high)
     };
     Ok(Reply::value(give(p, kicks)))
 }

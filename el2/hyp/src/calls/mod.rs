@@ -23,7 +23,7 @@ use freehold_uapi::hvc;
 use freehold_virt::Refused;
 use freehold_virt::board::Board;
 use freehold_virt::call::{Call, Reply};
-use freehold_virt::handle::{Handle, MAX_VMS, SERVED_VCPUS, Slot, VcpuIndex};
+use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
@@ -113,6 +113,8 @@ pub trait Loaded<'a> {
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64>;
     /// The registers, and what the vCPU waits for.
     fn parts(&mut self) -> (&mut Self::Registers, &mut Vcpu);
+    /// Makes it as if it had just been created.
+    fn reset(&mut self);
     /// Its virtual timer, as it was when it stopped.
     fn timer(&self) -> Timer;
     /// Runs it until it stops, with these list registers if its VM has an interrupt controller.
@@ -172,6 +174,10 @@ pub trait Platform {
     fn host_is_busy(&self) -> bool;
     /// ID registers of this CPU.
     fn raw_ids(&self) -> RawIds;
+    /// Whether this CPU has random numbers.
+    fn has_random(&self) -> bool;
+    /// 64 bits of them; `None` if there are none now.
+    fn random(&self) -> Option<u64>;
     /// One counter; `None` if there is no such counter or index.
     fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64>;
 }
@@ -194,7 +200,7 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
         Call::VmGic { vm, distributor, redistributors } => {
             interrupts::declare(p, permit, vm, distributor, redistributors)
         }
-        Call::VmIrq { vm, spi, high } => interrupts::set(p, vm, spi, high),
+        Call::VmIrq { vm, spi, high, resample } => interrupts::set(p, vm, spi, high, resample),
         Call::VmDestroy { vm } => vm::destroy(p, permit, vm),
         Call::VmReclaim { vm, run } => vm::reclaim(p, permit, vm, run),
         Call::PoolTopup { vm, run } => vm::top_up(p, permit, vm, run),
@@ -202,7 +208,7 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
         Call::VcpuSetReg { vm, vcpu, register, value } => vcpu::set_register(p, permit, vm, vcpu, register, value),
         Call::VcpuGetReg { vm, vcpu, register } => vcpu::register(p, vm, vcpu, register),
         Call::VcpuRun { vm, vcpu, mmio } => crate::run::run(p, permit, vm, vcpu, mmio),
-        Call::VcpuKick { vm, vcpu } => p.vms().kick(vm, vcpu).map(|()| Reply::done()),
+        Call::VcpuKick { vm, vcpu } => vcpu::kick(p, vm, vcpu),
         Call::MemDonate { vm, lot, revocable } => memory::donate(p, permit, vm, lot, revocable),
         Call::MemDonateList { vm, list, records, revocable } => {
             memory::donate_list(p, permit, vm, list, records, revocable)
@@ -221,7 +227,7 @@ pub const fn clears_all(id: u32) -> bool {
 
 fn version(p: &impl Platform) -> Reply {
     let slots = if p.serves_vms() { MAX_VMS as u64 } else { 0 };
-    Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, SERVED_VCPUS as u64])
+    Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, MAX_VCPUS as u64])
 }
 
 /// Gives kicks. The answer to the host says whom it has to wake.

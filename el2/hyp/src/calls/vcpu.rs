@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! vCPUs: made out of the pool, and their registers before their first run. Running them is `guest`'s.
 
-use super::{Loaded, Platform, with_both, with_guest};
+use super::{Loaded, Platform, give, with_both, with_guest};
 use freehold_mem::Life;
 use freehold_mem::lock::{Mutex, Permit};
 use freehold_virt::Refused;
@@ -19,7 +19,7 @@ pub(super) fn create(p: &impl Platform, permit: &mut Permit, vm: Handle, index: 
         }
         let frame = guest.memory.take_frame(host, &mut p.machine())?;
         p.vms().create_vcpu(vm, index, p.create_vcpu(frame));
-        p.board(vm.slot()).acquire().add_vcpu();
+        p.board(vm.slot()).acquire().add_vcpu(index);
         Ok(Reply::done())
     })
 }
@@ -34,14 +34,23 @@ pub(super) fn set_register(
     value: u64,
 ) -> Result<Reply, Refused> {
     let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Registers)?);
-    // A VM can not have its first run meanwhile without this vCPU, which is claimed, or another one, which there is
-    // none of; and a vCPU that missed it is never run by the host.
+    // The VM may have its first run meanwhile if this is not the vCPU that begins: then its guest starts it, which
+    // forgets all of them.
     with_guest(p, permit, vm, |guest| match guest.memory.life() {
         Life::Building => Ok(()),
         Life::Free | Life::Running | Life::Dying => Err(Refused::WrongState),
     })?;
     let (registers, _) = loaded.parts();
     register.set(value, registers)?;
+    Ok(Reply::done())
+}
+
+/// `VCPU_KICK`.
+pub(super) fn kick(p: &impl Platform, vm: Handle, index: VcpuIndex) -> Result<Reply, Refused> {
+    p.vms().kick(vm, index)?;
+    // Noted first: a vCPU that is not in its guest yet looks when it is known to be there.
+    let kicks = p.board(vm.slot()).acquire().kick(index);
+    give(p, kicks);
     Ok(Reply::done())
 }
 

@@ -3,18 +3,21 @@
 //!
 //! Guarantees that what the host learns of an exit is an [`Exit`] and nothing else (D9): the guest's registers stay in
 //! the vCPU's block. The loop ends at the first physical interrupt, so the host's CPU is never held (I7). Takes the VM's
-//! lock only to look at its memory, and the host's as well only for the guest's own calls.
+//! lock only to look at its memory, and the host's as well only for the guest's own calls. A vCPU that its guest has not
+//! started is told from one that runs before anything of it or of its VM changes.
 
-mod interrupts;
+mod board;
 mod space;
 
 use crate::calls::{Loaded, Platform, Stop, with_guest};
 use freehold_mem::Life;
-use freehold_mem::lock::Permit;
+use freehold_mem::lock::{Mutex, Permit};
 use freehold_virt::Refused;
 use freehold_virt::call::Reply;
 use freehold_virt::exit::{Crash, Exit};
+use freehold_virt::guest_power::Arrival;
 use freehold_virt::handle::{Handle, VcpuIndex};
+use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::{IdView, RawIds};
 use freehold_virt::vcpu::{Next, Trap};
 use freehold_virt::vm::Purpose;
@@ -25,7 +28,7 @@ const CLASS_SYSREG: u64 = 0x18;
 const CLASS_FETCH: u64 = 0x20;
 const CLASS_DATA: u64 = 0x24;
 
-/// `VCPU_RUN`.
+/// `VCPU_RUN`. Whatever comes of it, the host learns whom it has to wake.
 pub(crate) fn run<P: Platform>(
     p: &P,
     permit: &mut Permit,
@@ -33,53 +36,22 @@ pub(crate) fn run<P: Platform>(
     index: VcpuIndex,
     answer: u64,
 ) -> Result<Reply, Refused> {
-    let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
-    if p.host_is_busy() {
-        return Err(Refused::Denied);
-    }
-    let fresh = loaded.claim().is_fresh();
-    let mut turn = begin(p, permit, vm, index, fresh)?;
-    let (registers, vcpu) = loaded.parts();
-    vcpu.complete(answer, registers);
-    loaded.claim().ran();
-    let mut vmcr = 0;
-    loop {
-        if loaded.claim().take_kick() {
-            return Ok(leave(Exit::Kicked));
-        }
-        let stop = if turn.has_gic {
-            interrupts::run(p, vm, index, &mut loaded, &turn.regime, &mut vmcr)
-        } else {
-            loaded.run(&turn.regime, None)
-        };
-        let next = match stop {
-            Stop::Own => Next::Resume,
-            Stop::Trap(trap) => {
-                // It trapped, so it was entered; an interrupt alone does not say that.
-                if turn.flushes {
-                    turn = keep(p, permit, vm, index)?;
-                }
-                if turn.has_gic && interrupts::system_register(p, vm, index, &mut loaded, trap) {
-                    Next::Resume
-                } else {
-                    match decide(p, permit, vm, &turn, &mut loaded, trap)? {
-                        Next::Leave(exit) if turn.has_gic => interrupts::keep(p, vm, index, &mut loaded, exit, vmcr),
-                        next @ (Next::Leave(_) | Next::Resume) => next,
-                    }
-                }
-            }
-            Stop::Interrupt => Next::Leave(Exit::Irq),
-            Stop::SError => Next::Leave(Exit::Crash(Crash::Abort)),
-            Stop::BadState => Next::Leave(Exit::Crash(Crash::BadState)),
-            Stop::HostBusy => return Err(Refused::Denied),
-        };
-        if let Next::Leave(exit) = next {
-            if matches!(exit, Exit::Crash(_)) {
-                loaded.claim().crashed();
-            }
-            return Ok(leave(exit));
-        }
-    }
+    let loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
+    let mut run = Run { p, vm, index, loaded, vmcr: 0, wake: 0 };
+    let exit = run.serve(permit, answer);
+    Ok(Reply::from(exit.map(|exit| Reply::success(exit.results()))).waking(run.wake))
+}
+
+/// A vCPU that is being run here.
+struct Run<'a, P: Platform> {
+    p: &'a P,
+    vm: Handle,
+    index: VcpuIndex,
+    loaded: P::Loaded<'a>,
+    /// The masks of its CPU interface, as of its last exit.
+    vmcr: u64,
+    /// vCPUs whose threads the host has to wake.
+    wake: u64,
 }
 
 /// How a vCPU runs on this CPU now.
@@ -91,67 +63,104 @@ struct Turn<R> {
     flushes: bool,
 }
 
-/// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed. From this call on nothing of the VM
-/// is measured any more, whether or not the guest gets to its first instruction.
-///
-/// A vCPU that never ran begins together with its VM only: what starts later must be started by the guest.
-fn begin<P: Platform>(
-    p: &P,
-    permit: &mut Permit,
-    vm: Handle,
-    index: VcpuIndex,
-    fresh: bool,
-) -> Result<Turn<P::Regime>, Refused> {
-    with_guest(p, permit, vm, |guest| {
-        let root = guest.memory.root().ok_or(Refused::WrongState)?;
-        if fresh && guest.memory.life() != Life::Building {
-            return Err(Refused::WrongState);
+impl<'a, P: Platform> Run<'a, P> {
+    fn serve(&mut self, permit: &mut Permit, answer: u64) -> Result<Exit, Refused> {
+        if self.p.host_is_busy() {
+            return Err(Refused::Denied);
         }
-        guest.memory.start()?;
-        let flushes = guest.begin_turn(p.cpu(), index);
-        let regime = p.regime(root, guest.memory.vmid(), index, flushes);
-        Ok(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes })
-    })
-}
-
-/// Notes that the vCPU has run here, with what siblings had left flushed.
-fn keep<P: Platform>(p: &P, permit: &mut Permit, vm: Handle, index: VcpuIndex) -> Result<Turn<P::Regime>, Refused> {
-    with_guest(p, permit, vm, |guest| {
-        let root = guest.memory.root().ok_or(Refused::WrongState)?;
-        guest.keep_turn(p.cpu(), index);
-        let regime = p.regime(root, guest.memory.vmid(), index, false);
-        Ok(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes: false })
-    })
-}
-
-/// Has a synchronous exception decided, with as much of the VM's memory in view as it needs.
-fn decide<'a, P: Platform>(
-    p: &'a P,
-    permit: &mut Permit,
-    vm: Handle,
-    turn: &Turn<P::Regime>,
-    loaded: &mut P::Loaded<'a>,
-    trap: Trap,
-) -> Result<Next, Refused> {
-    let class = trap.esr >> 26 & 0x3f;
-    let raw_ids = if class == CLASS_SYSREG { p.raw_ids() } else { RawIds::default() };
-    let ids = IdView::new(&raw_ids, turn.ipa_bits).with_gic(turn.has_gic);
-    let (registers, vcpu) = loaded.parts();
-    let (world, slot, machine) = (p.world(), vm.slot().index(), p.machine());
-    Ok(match class {
-        CLASS_HVC => {
-            let mut both = world.host(permit).with_guest(world, slot).ok_or(Refused::WrongHandle)?;
-            let (host, guest) = both.get();
-            vcpu.handle(trap, registers, &View::owned(host, &guest.memory, &machine), &ids)
+        let Some(mut turn) = self.begin(permit)? else {
+            return Ok(self.p.board(self.vm.slot()).acquire().rest(Exit::Off));
+        };
+        let (registers, vcpu) = self.loaded.parts();
+        vcpu.complete(answer, registers);
+        self.loaded.claim().ran();
+        loop {
+            let next = match self.enter(&turn) {
+                Err(exit) => Next::Leave(exit),
+                Ok(Stop::Own) => Next::Resume,
+                Ok(Stop::Trap(trap)) => {
+                    // It trapped, so it was entered; an interrupt alone does not say that.
+                    if turn.flushes {
+                        turn = self.keep_turn(permit)?;
+                    }
+                    match self.trap(trap) {
+                        Some(next) => next,
+                        None => self.decide(permit, &turn, trap)?,
+                    }
+                }
+                Ok(Stop::Interrupt) => Next::Leave(Exit::Irq),
+                Ok(Stop::SError) => Next::Leave(Exit::Crash(Crash::Abort)),
+                Ok(Stop::BadState) => Next::Leave(Exit::Crash(Crash::BadState)),
+                Ok(Stop::HostBusy) => return Err(Refused::Denied),
+            };
+            match if turn.has_gic { self.keep(next) } else { next } {
+                Next::Resume if self.wake == 0 => {}
+                Next::Resume => return Ok(Exit::Wake),
+                Next::Leave(exit) => {
+                    if matches!(exit, Exit::Crash(_)) {
+                        self.loaded.claim().crashed();
+                    }
+                    return Ok(exit);
+                }
+            }
         }
-        CLASS_FETCH | CLASS_DATA => {
-            let mut guest = world.guest(permit, slot).ok_or(Refused::WrongHandle)?;
-            vcpu.handle(trap, registers, &View::mapped(&guest.get().memory, &machine), &ids)
-        }
-        _ => vcpu.handle(trap, registers, &View::nothing(&machine), &ids),
-    })
-}
+    }
 
-fn leave(exit: Exit) -> Reply {
-    Reply::success(exit.results())
+    /// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed. From this call on nothing of the
+    /// VM is measured any more, whether or not the guest gets to its first instruction. `None`: the vCPU is off.
+    ///
+    /// A vCPU that never ran begins together with its VM, or where the guest has started it.
+    fn begin(&mut self, permit: &mut Permit) -> Result<Option<Turn<P::Regime>>, Refused> {
+        let (p, vm, index) = (self.p, self.vm, self.index);
+        with_guest(p, permit, vm, |guest| {
+            let root = guest.memory.root().ok_or(Refused::WrongState)?;
+            let fresh = self.loaded.claim().is_fresh();
+            match p.board(vm.slot()).acquire().arrive(index) {
+                Arrival::Off => return Ok(None),
+                Arrival::Runs if fresh && guest.memory.life() != Life::Building => return Err(Refused::WrongState),
+                Arrival::Runs => {}
+                Arrival::Starts(entry) => {
+                    self.loaded.reset();
+                    let (registers, _) = self.loaded.parts();
+                    registers.set_pc(entry.pc);
+                    registers.set_x(0, entry.context);
+                }
+            }
+            guest.memory.start()?;
+            let flushes = guest.begin_turn(p.cpu(), index);
+            let regime = p.regime(root, guest.memory.vmid(), index, flushes);
+            Ok(Some(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes }))
+        })
+    }
+
+    /// Notes that the vCPU has run here, with what siblings had left flushed.
+    fn keep_turn(&self, permit: &mut Permit) -> Result<Turn<P::Regime>, Refused> {
+        with_guest(self.p, permit, self.vm, |guest| {
+            let root = guest.memory.root().ok_or(Refused::WrongState)?;
+            guest.keep_turn(self.p.cpu(), self.index);
+            let regime = self.p.regime(root, guest.memory.vmid(), self.index, false);
+            Ok(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes: false })
+        })
+    }
+
+    /// Has a synchronous exception decided, with as much of the VM's memory in view as it needs.
+    fn decide(&mut self, permit: &mut Permit, turn: &Turn<P::Regime>, trap: Trap) -> Result<Next, Refused> {
+        let class = trap.esr >> 26 & 0x3f;
+        let raw_ids = if class == CLASS_SYSREG { self.p.raw_ids() } else { RawIds::default() };
+        let ids = IdView::new(&raw_ids, turn.ipa_bits).with_gic(turn.has_gic);
+        let (registers, vcpu) = self.loaded.parts();
+        let (world, slot, machine) = (self.p.world(), self.vm.slot().index(), self.p.machine());
+        Ok(match class {
+            CLASS_HVC => {
+                let mut both = world.host(permit).with_guest(world, slot).ok_or(Refused::WrongHandle)?;
+                let (host, guest) = both.get();
+                vcpu.handle(trap, registers, &View::owned(host, &guest.memory, &machine), &ids)
+            }
+            CLASS_FETCH | CLASS_DATA => {
+                let mut guest = world.guest(permit, slot).ok_or(Refused::WrongHandle)?;
+                vcpu.handle(trap, registers, &View::mapped(&guest.get().memory, &machine), &ids)
+            }
+            _ => vcpu.handle(trap, registers, &View::nothing(&machine), &ids),
+        })
+    }
 }

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_arch::gicr;
 use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::this_cpu;
+use freehold_arch::random;
 use freehold_arch::switch::{self, ExitKind, GuestContext};
 use freehold_arch::vcpu::{self, Regime};
 use freehold_arch::vectors::HostFrame;
@@ -88,6 +89,10 @@ impl<'a> Loaded<'a> for Here<'a> {
 
     fn parts(&mut self) -> (&mut GuestContext, &mut Vcpu) {
         self.0.parts()
+    }
+
+    fn reset(&mut self) {
+        self.0.reset();
     }
 
     fn timer(&self) -> Timer {
@@ -185,6 +190,14 @@ impl<K: Kind> Platform for El2<K> {
 
     fn raw_ids(&self) -> RawIds {
         vcpu::raw_ids()
+    }
+
+    fn has_random(&self) -> bool {
+        random::is_there()
+    }
+
+    fn random(&self) -> Option<u64> {
+        random::draw()
     }
 
     fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64> {

@@ -42,7 +42,8 @@ fn bad_arguments_have_their_own_errors() {
         (hvc::VM_RANGE, [HANDLE, u64::MAX, 2, 0, 0], hvc::OVERFLOW),
         (hvc::VM_RANGE, [HANDLE, 1 << 28, 1, 0, 0], hvc::GFN_OUT_OF_RANGE),
         (hvc::VCPU_CREATE, [HANDLE, 8, 0, 0, 0], hvc::WRONG_VCPU),
-        (hvc::VCPU_CREATE, [HANDLE, 1, 0, 0, 0], hvc::WRONG_VCPU),
+        (hvc::VCPU_CREATE, [HANDLE, 1 << 32, 0, 0, 0], hvc::WRONG_VCPU),
+        (hvc::VM_IRQ, [HANDLE, 32, 4, 0, 0], hvc::BAD_ARGUMENT),
         (hvc::VCPU_SET_REG, [HANDLE, 0, 4, 0, 0], hvc::DENIED),
         (hvc::VCPU_SET_REG, [HANDLE, 0, 99, 0, 0], hvc::BAD_ARGUMENT),
         (hvc::MEM_DONATE, [HANDLE, 1, 1, 1, 2], hvc::BAD_ARGUMENT),
@@ -66,6 +67,10 @@ fn a_reply_fills_its_registers_and_zeroes_the_rest() {
     assert!(x[6..].iter().all(|x| *x == 0));
     let refused: Reply = Refused::Memory(Memory::NeedPages(3)).into();
     assert_eq!((refused.x(0).cast_signed(), refused.x(1), refused.x(2)), (hvc::NEED_PAGES, 3, 0));
+    for (reply, x1) in [(Reply::success([1, 2, 3, 4]), 1), (refused, 3)] {
+        let woken = reply.waking(6);
+        assert_eq!((woken.x(0), woken.x(1), woken.x(5), woken.x(6)), (reply.x(0), x1, 6, 0), "refusals too");
+    }
 }
 
 /// Every refusal of this crate and of the memory model; the match fails to compile when one is added.

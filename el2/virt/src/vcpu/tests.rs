@@ -199,18 +199,6 @@ fn sharing_what_is_not_backed_faults_it_in_first() {
 }
 
 #[test]
-fn switching_off_never_returns() {
-    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
-    for (id, exit) in [(guest::PSCI_SYSTEM_OFF, Exit::SystemOff), (guest::PSCI_SYSTEM_RESET, Exit::SystemReset)] {
-        for _ in 0..3 {
-            assert_eq!(hvc(&mut vcpu, &mut r, [u64::from(id), 0, 0, 0]), Next::Leave(exit));
-            assert_eq!(r.pc, 0x8000_0000);
-            vcpu.complete(0, &mut r);
-        }
-    }
-}
-
-#[test]
 fn hidden_instructions_are_undefined_where_they_stand() {
     for ec in class::HIDDEN {
         let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());

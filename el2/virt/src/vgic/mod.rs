@@ -195,9 +195,17 @@ impl Vgic {
         self.put(vcpu, Place::Asleep);
     }
 
-    /// Makes a vCPU come out of its guest, or wakes its thread.
-    pub fn kick(&mut self, vcpu: VcpuIndex) -> Kicks {
+    /// Wakes a vCPU's thread if it sleeps, and makes it come out of its guest if it is there.
+    pub fn wake(&mut self, vcpu: VcpuIndex) -> Kicks {
         self.tell(vcpu.index())
+    }
+
+    /// Makes a vCPU come out of its guest. A thread that sleeps is the host's to wake.
+    pub fn kick(&mut self, vcpu: VcpuIndex) -> Kicks {
+        match self.locals.get(vcpu.index()).map(|local| local.place) {
+            Some(Place::In(_)) => self.tell(vcpu.index()),
+            Some(Place::Out | Place::Asleep | Place::Leaving) | None => Kicks::NONE,
+        }
     }
 
     fn put(&mut self, vcpu: VcpuIndex, place: Place) {

@@ -11,7 +11,7 @@ fn cells(n: usize) -> Vec<VmCell<AtomicU64>> {
 }
 
 fn vcpu(n: u8) -> VcpuIndex {
-    VcpuIndex::of_number(n)
+    VcpuIndex::decode(n.into()).unwrap()
 }
 
 fn live(vms: Vms<'_, AtomicU64>) -> Handle {
@@ -197,15 +197,4 @@ fn run_and_destroy_race_to_one_winner() {
             assert!(matches!(end, Ok(()) | Err(Refused::VcpuBusy)));
         });
     }
-}
-
-#[test]
-fn the_host_starts_no_vcpu_but_the_first() {
-    let c = cells(1);
-    let vms = Vms::new(&c);
-    let handle = live(vms);
-    vms.create_vcpu(handle, vcpu(1), 0x88);
-    assert_eq!(vms.claim(handle, vcpu(1), Purpose::Run).err(), Some(Refused::WrongState));
-    vms.claim(handle, vcpu(0), Purpose::Run).unwrap().ran();
-    assert_eq!(vms.claim(handle, vcpu(1), Purpose::Run).err(), Some(Refused::WrongState));
 }

@@ -58,7 +58,8 @@ fn exit(picture: &Picture, handle: u64, [reason, a, b, c]: [u64; 4]) {
     let vm = picture.vms.iter().flatten().find(|vm| vm.handle == handle).expect("it ran");
     let ram = |gfn: u64| vm.ram.iter().any(|(first, count)| gfn.checked_sub(*first).is_some_and(|n| n < *count));
     let fine = match reason {
-        hvc::EXIT_IRQ | hvc::EXIT_WFI | hvc::EXIT_KICKED => [a, b, c] == [0; 3],
+        hvc::EXIT_IRQ | hvc::EXIT_WFI | hvc::EXIT_KICKED | hvc::EXIT_OFF | hvc::EXIT_WAKE => [a, b, c] == [0; 3],
+        hvc::EXIT_EOI => (32..256).contains(&a) && [b, c] == [0; 2],
         hvc::EXIT_MEM_FAULT => ram(a) && [b, c] == [0; 2],
         hvc::EXIT_MMIO if b & hvc::MMIO_WRITE == 0 => !ram(a >> 12) && b.is_power_of_two() && b <= 8 && c == 0,
         hvc::EXIT_MMIO => {

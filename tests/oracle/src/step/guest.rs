@@ -4,16 +4,17 @@
 use freehold_uapi::{guest, hvc};
 
 use super::frames::in_ram;
+use super::power;
 use super::vcpu::exit;
 use crate::op::Act;
 use crate::outcome::{Done, Outcome, Statuses, Value};
-use crate::record::{Content, Kind, Mark, Page, Pending, Vcpu, VcpuLife};
+use crate::record::{Content, Kind, Mark, Page, Pending, Power, Vcpu, VcpuLife};
 use crate::state::State;
 
 const PAGE: u64 = 4096;
 
 /// An exit with a reason and payload.
-const fn exit_with(reason: u64, a: u64, b: u64, c: u64) -> Done {
+pub(super) const fn exit_with(reason: u64, a: u64, b: u64, c: u64) -> Done {
     Done::Exit([Value::Is(reason), Value::Is(a), Value::Is(b), Value::Is(c)])
 }
 
@@ -80,24 +81,18 @@ fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Outcome {
         guest::HYP_MEMINFO if x == [0; 3] => answers([guest::GRANULE, 1, 0, 0]),
         guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH => request(s, slot, id, x),
         guest::HYP_MEMINFO => Outcome::refused(Statuses::one(guest::INVALID_PARAMETER)),
-        guest::PSCI_VERSION => answers([0x1_0001, 0, 0, 0]),
-        guest::PSCI_SYSTEM_OFF => Outcome::done(exit_with(hvc::EXIT_SYSTEM, 0, 0, 0)),
-        guest::PSCI_SYSTEM_RESET => Outcome::done(exit_with(hvc::EXIT_SYSTEM, 1, 0, 0)),
-        guest::PSCI_FEATURES => feature(x[0], &PSCI, false),
-        _ => Outcome::refused(Statuses::one(guest::NOT_SUPPORTED)),
+        _ => power::decide(s, slot, id, x)
+            .or_else(|| power::random(id, x))
+            .unwrap_or(Outcome::refused(Statuses::one(guest::NOT_SUPPORTED))),
     }
 }
 
-/// What PSCI_FEATURES knows for sure: every PSCI call of the table, and SMCCC_VERSION by the SMCCC.
-const PSCI: [u32; 5] =
-    [guest::PSCI_VERSION, guest::PSCI_SYSTEM_OFF, guest::PSCI_SYSTEM_RESET, guest::PSCI_FEATURES, guest::SMCCC_VERSION];
-
-fn answers(x: [u64; 4]) -> Outcome {
+pub(super) fn answers(x: [u64; 4]) -> Outcome {
     Outcome::done(Done::Answered(x.map(Value::Is)))
 }
 
 /// A question for a function: there, or not. `more`: other functions than these may be there as well.
-fn feature(asked: u64, there: &[u32], more: bool) -> Outcome {
+pub(super) fn feature(asked: u64, there: &[u32], more: bool) -> Outcome {
     let known = u32::try_from(asked).is_ok_and(|f| there.contains(&f));
     match (known, more) {
         (true, _) => answers([0; 4]),
@@ -174,6 +169,11 @@ pub(super) fn apply(s: &mut impl State, cpu: u8, act: &Act) {
                 store(s, slot, ipa / PAGE);
             }
         }
+        Some(Done::Answered(_)) => {
+            if let Act::Call { id, x } = *act {
+                power::start(s, slot, id, x);
+            }
+        }
         _ => {}
     }
 }
@@ -211,6 +211,7 @@ fn leave(s: &mut impl State, cpu: u8, (slot, index): (u8, u8), (reason, a, b): (
         _ => vcpu.life,
     };
     let kicked = vcpu.kicked && reason != hvc::EXIT_KICKED;
-    s.set_vcpu(slot, index, Vcpu { life, running: false, kicked, pending });
+    let power = if reason == hvc::EXIT_OFF { Power::Off } else { vcpu.power };
+    s.set_vcpu(slot, index, Vcpu { life, running: false, kicked, pending, power });
     s.set_cpu(cpu, None);
 }

@@ -11,6 +11,7 @@ mod frames;
 mod guest;
 mod host;
 mod memory;
+mod power;
 mod touch;
 mod vcpu;
 mod vm;

@@ -8,7 +8,7 @@ use super::frames::named;
 use super::host::{NOTHING, unless};
 use crate::op::{Env, Who};
 use crate::outcome::{Done, Outcome, Statuses, Value};
-use crate::record::{Kind, Life, Pending, Vcpu, VcpuLife, Vm};
+use crate::record::{Kind, Life, Pending, Power, Vcpu, VcpuLife, Vm};
 use crate::state::State;
 
 /// The only PSTATE that a vCPU may start with: EL1h, DAIF masked.
@@ -52,7 +52,9 @@ pub(super) fn create(s: &mut impl State, who: Who, index: u64, env: &Env<'_>) {
     if let Ok((slot, vm)) = named(s, who) {
         s.set_vm(slot, change::spend(vm, env));
         let index = u8::try_from(index).unwrap_or(u8::MAX);
-        s.set_vcpu(slot, index, Vcpu { life: VcpuLife::Ready, ..Vcpu::default() });
+        // Which one is on from the start is not the host's to say.
+        let power = if index == 0 { Power::On } else { Power::Off };
+        s.set_vcpu(slot, index, Vcpu { life: VcpuLife::Ready, power, ..Vcpu::default() });
     }
 }
 
@@ -106,11 +108,12 @@ pub(super) fn decide_run(s: &impl State, who: Who, index: u64, _mmio: u64, env: 
     let no = Statuses::NONE
         .when(vcpu.life == VcpuLife::Crashed, hvc::WRONG_STATE)
         .when(vcpu.running, hvc::VCPU_BUSY)
-        .when(vm.life == Life::Ran && vcpu.life == VcpuLife::Ready, hvc::WRONG_STATE);
-    let done = match (vcpu.kicked, env.irq) {
-        (_, true) => exit(hvc::EXIT_IRQ),
-        (true, false) => exit(hvc::EXIT_KICKED),
-        (false, false) => Done::Entered(answer(&vcpu)),
+        .when(vm.life == Life::Ran && vcpu.life == VcpuLife::Ready && vcpu.power == Power::On, hvc::WRONG_STATE);
+    let done = match (vcpu.power, vcpu.kicked, env.irq) {
+        (Power::Off, ..) => exit(hvc::EXIT_OFF),
+        (_, _, true) => exit(hvc::EXIT_IRQ),
+        (_, true, false) => exit(hvc::EXIT_KICKED),
+        (_, false, false) => Done::Entered(answer(&vcpu)),
     };
     let mut outcome = unless(no, done);
     // A CPU whose host is in streaming mode enters no guest; nothing here knows of that.
@@ -125,9 +128,12 @@ pub(super) const fn exit(reason: u64) -> Done {
     Done::Exit([Value::Is(reason), Value::Is(0), Value::Is(0), Value::Is(0)])
 }
 
-/// What the guest finds in x0 and x1.
+/// What the guest finds in x0 and x1. A vCPU that starts finds what its guest said, and nothing of what was before.
 fn answer(vcpu: &Vcpu) -> Option<(u64, u64)> {
     let ok = guest::OK.unsigned_abs();
+    if vcpu.power == Power::Starting {
+        return None;
+    }
     match vcpu.pending {
         Pending::Answer { kind: Kind::Relinquish, .. } => Some((ok, 0)),
         Pending::Answer { kind: Kind::Share | Kind::Unshare, count } => Some((ok, count.into())),
@@ -137,11 +143,15 @@ fn answer(vcpu: &Vcpu) -> Option<(u64, u64)> {
 
 pub(super) fn run(s: &mut impl State, cpu: u8, who: Who, index: u64, env: &Env<'_>) {
     let Ok((slot, vm, index, vcpu)) = find(s, who, index) else { return };
+    if vcpu.power == Power::Off {
+        return;
+    }
     s.set_vm(slot, Vm { life: Life::Ran, ..vm });
     let stays = !vcpu.kicked && !env.irq;
     // An entry ends what was pending: a load has its value, a request that was not accepted is made again.
     let kicked = vcpu.kicked && env.irq;
-    s.set_vcpu(slot, index, Vcpu { life: VcpuLife::Ran, running: stays, kicked, pending: Pending::None });
+    let (life, power) = (VcpuLife::Ran, Power::On);
+    s.set_vcpu(slot, index, Vcpu { life, running: stays, kicked, pending: Pending::None, power });
     if stays {
         s.set_cpu(cpu, Some((slot, index)));
     }

@@ -101,8 +101,8 @@ pub(super) fn gic(s: &mut impl State, who: Who) {
     }
 }
 
-pub(super) fn decide_irq(s: &impl State, who: Who, intid: u64, level: u64) -> Outcome {
-    let no = Statuses::NONE.when(!(32..256).contains(&intid) || level > 1, hvc::BAD_ARGUMENT);
+pub(super) fn decide_irq(s: &impl State, who: Who, intid: u64, flags: u64) -> Outcome {
+    let no = Statuses::NONE.when(!(32..256).contains(&intid) || flags > 3, hvc::BAD_ARGUMENT);
     let (_, vm) = match named(s, who) {
         Ok(found) => found,
         Err(e) => return Outcome::refused(no.and(e)),

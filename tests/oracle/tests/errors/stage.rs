@@ -2,7 +2,7 @@
 //! A world in which each documented error is one wrong argument, or one forged record, away.
 
 use freehold_oracle::{
-    Call, Content, Env, Kind, Life, Mark, Op, Owner, Page, Pending, State as _, Vcpu, VcpuLife, Who,
+    Call, Content, Env, Kind, Life, Mark, Op, Owner, Page, Pending, Power, State as _, Vcpu, VcpuLife, Who,
 };
 use freehold_oracle::{World, decide};
 use freehold_uapi::hvc::{self, Record};
@@ -91,7 +91,7 @@ pub(crate) fn stage() -> Stage {
         w.set_vm(slot, freehold_oracle::Vm { life, protected, ipa_bits: 32, pool: 1, free: 4, guest, ..vm });
         w.add_range(slot, GFN, 4);
         let life = if life == Life::Ran { VcpuLife::Ran } else { VcpuLife::Ready };
-        w.set_vcpu(slot, 0, Vcpu { life, ..Vcpu::default() });
+        w.set_vcpu(slot, 0, Vcpu { life, power: Power::On, ..Vcpu::default() });
     }
     w.vms[3].borrowed = 1;
     w.vms[4].used = true;

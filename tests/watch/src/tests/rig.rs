@@ -190,6 +190,12 @@ pub(super) struct Block {
     vcpu: Vcpu,
 }
 
+impl Block {
+    fn new() -> Self {
+        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5 }, vcpu: Vcpu::new() }
+    }
+}
+
 type Act = std::boxed::Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
 
 /// The machine below the watcher.
@@ -220,6 +226,9 @@ impl<'a> Loaded<'a> for Open<'a> {
     }
     fn parts(&mut self) -> (&mut Fake, &mut Vcpu) {
         (&mut self.block.registers, &mut self.block.vcpu)
+    }
+    fn reset(&mut self) {
+        self.block = Block::new();
     }
     fn timer(&self) -> Timer {
         Timer::new()
@@ -279,8 +288,7 @@ impl Platform for &'static Bench {
         self.wanted.load(Ordering::Relaxed)
     }
     fn create_vcpu(&self, frame: Pfn) -> u64 {
-        let registers = Fake { x: [0; 31], pc: 0, pstate: 0x3c5 };
-        self.blocks.lock().unwrap().insert(frame.raw(), Block { registers, vcpu: Vcpu::new() });
+        self.blocks.lock().unwrap().insert(frame.raw(), Block::new());
         frame.raw()
     }
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Open<'a> {
@@ -294,6 +302,12 @@ impl Platform for &'static Bench {
     }
     fn raw_ids(&self) -> RawIds {
         RawIds::default()
+    }
+    fn has_random(&self) -> bool {
+        false
+    }
+    fn random(&self) -> Option<u64> {
+        None
     }
     fn counter(&self, _: &mut Permit, counter: u64, index: u64) -> Option<u64> {
         (counter == 0 && index == 0).then_some(7)

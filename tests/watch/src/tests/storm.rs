@@ -107,8 +107,9 @@ pub(super) fn one(rig: &Rig, r: &mut Random) -> bool {
     };
     if id == VCPU_RUN {
         let (esr, far, hpfar) = (r.next() & 0xffff_ffff, r.next(), r.gfn() << 4);
-        let call = [0xC600_0003, 0xC600_0004, 0xC600_0009][usize::try_from(r.below(3)).unwrap()];
-        let x = [call, (GUEST_RAM + r.below(64)) << 12, r.below(3), 0];
+        let call = [0xC600_0003, 0xC600_0004, 0xC600_0009, 0xC400_0003][usize::try_from(r.below(4)).unwrap()];
+        let started = call == 0xC400_0003;
+        let x = [call, if started { r.below(4) } else { (GUEST_RAM + r.below(64)) << 12 }, r.below(3), 0];
         rig.next(move |registers| {
             registers.x[..4].copy_from_slice(&x);
             let esr = match esr & 3 {

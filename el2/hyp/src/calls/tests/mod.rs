@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The calls as the host makes them, on a machine of words in a map.
 
+mod cpus;
 mod interrupts;
 mod refusals;
 mod rig;

@@ -180,6 +180,12 @@ pub(super) struct Block {
     pub(super) vcpu: Vcpu,
 }
 
+impl Block {
+    fn new() -> Self {
+        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0 }, vcpu: Vcpu::new() }
+    }
+}
+
 /// What a vCPU does before it stops.
 type Act = Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
 
@@ -206,6 +212,7 @@ pub(super) struct Rig {
     pub(super) masks: AtomicU64,
     /// CPUs that were interrupted.
     pub(super) interrupted: AtomicU64,
+    pub(super) has_random: AtomicBool,
 }
 
 fn run_of(first: u64, count: u64) -> PfnRun {
@@ -249,6 +256,7 @@ impl Rig {
             lists: Std::default(),
             masks: AtomicU64::new(0),
             interrupted: AtomicU64::new(0),
+            has_random: AtomicBool::new(false),
         };
         // A slot's word is zero until somebody looked at it: let that be over, so that words can be compared.
         let all: Vec<_> = (0..MAX_VMS).map(|_| rig.vms().reserve()).collect();
@@ -331,9 +339,14 @@ impl Rig {
         assert_eq!(self.yes(hvc::VM_RECLAIM, &[vm, pool, pool_frames]), pool_frames);
     }
 
-    /// A reply of a run.
+    /// A reply of a run of vCPU 0.
     pub(super) fn run(&self, vm: u64, answer: u64) -> [u64; 5] {
-        let (status, x) = self.call(hvc::VCPU_RUN, &[vm, 0, answer]);
+        self.run_of(vm, 0, answer)
+    }
+
+    /// A reply of a run.
+    pub(super) fn run_of(&self, vm: u64, vcpu: u64, answer: u64) -> [u64; 5] {
+        let (status, x) = self.call(hvc::VCPU_RUN, &[vm, vcpu, answer]);
         assert_eq!(status, hvc::SUCCESS);
         x
     }
@@ -355,6 +368,9 @@ impl<'a> Loaded<'a> for Open<'a> {
     }
     fn parts(&mut self) -> (&mut Fake, &mut Vcpu) {
         (&mut self.block.registers, &mut self.block.vcpu)
+    }
+    fn reset(&mut self) {
+        self.block = Block::new();
     }
     fn timer(&self) -> Timer {
         *self.rig.timer.lock().unwrap()
@@ -426,8 +442,7 @@ impl Platform for Rig {
         self.busy.load(Ordering::Relaxed)
     }
     fn create_vcpu(&self, frame: Pfn) -> u64 {
-        let registers = Fake { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0 };
-        self.blocks.lock().unwrap().insert(frame.raw(), Block { registers, vcpu: Vcpu::new() });
+        self.blocks.lock().unwrap().insert(frame.raw(), Block::new());
         frame.raw()
     }
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Open<'a> {
@@ -440,6 +455,12 @@ impl Platform for Rig {
     }
     fn raw_ids(&self) -> RawIds {
         RawIds::default()
+    }
+    fn has_random(&self) -> bool {
+        self.has_random.load(Ordering::Relaxed)
+    }
+    fn random(&self) -> Option<u64> {
+        Some(0x0123_4567_89ab_cdef)
     }
     fn counter(&self, _: &mut Permit, counter: u64, index: u64) -> Option<u64> {
         (counter == 0 && index == 0).then_some(7)

@@ -17,7 +17,7 @@ const NPIE: u64 = 1 << 3;
 pub(super) const IDLE: u8 = 0xff;
 
 pub(super) fn vcpu(n: usize) -> VcpuIndex {
-    VcpuIndex::of_number(u8::try_from(n).unwrap())
+    VcpuIndex::decode(u64::try_from(n).unwrap()).unwrap()
 }
 
 pub(super) fn intid(n: u32) -> Intid {
