@@ -3,7 +3,7 @@
 
 use crate::proto::*;
 use crate::sysreg::counter;
-use crate::{device, fp, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, trap};
+use crate::{cpus, device, fp, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, trap};
 use core::arch::asm;
 
 /// Serves commands until one ends the VM.
@@ -80,13 +80,19 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
             let ((), esr) = trap::catching(|| jump(a));
             [0, esr, 0]
         }
-        CMD_GIC => [interrupts::set_up(), 0, 0],
+        CMD_GIC => [interrupts::set_up(a.max(1)), 0, 0],
         CMD_IPI => interrupts::send_to_self(a),
         CMD_TICKS => interrupts::ticks(a, b, c),
         CMD_SPI => interrupts::wait_for_spi(),
+        CMD_CPU_ON => cpus::start(a),
+        CMD_CPU => cpus::give(a, b, [c, PERIOD]),
+        CMD_CPU_PING => cpus::ping(a, b),
         _ => [UNKNOWN_COMMAND, 0, 0],
     }
 }
+
+/// 1 ms at 62.5 MHz.
+const PERIOD: u64 = 62_500;
 
 fn timed(call: impl FnOnce() -> [u64; 3]) -> [u64; 3] {
     let start = counter();

@@ -4,7 +4,7 @@
 
 use crate::device;
 use crate::proto::{REG_SCRATCH, pattern};
-use crate::sysreg::{read, write};
+use crate::sysreg::{counter, read, write};
 use core::arch::{asm, global_asm};
 
 /// CPACR_EL1.FPEN, ZEN and SMEN: EL1 traps none of FP, SVE and SME, so that what it meets is EL2's doing.
@@ -36,6 +36,20 @@ pub(crate) fn computes() -> bool {
 
 /// Fills all registers, makes `exits` exits, and counts the registers that changed.
 pub(crate) fn survives(exits: u64) -> u64 {
+    survives_all(|| (0..exits).for_each(|n| device::write64(REG_SCRATCH, n)))
+}
+
+/// The same, but spins for so many ticks: whoever interrupts that is the host.
+pub(crate) fn survives_time(ticks: u64) -> u64 {
+    survives_all(|| {
+        let start = counter();
+        while counter() - start < ticks {
+            core::hint::spin_loop();
+        }
+    })
+}
+
+fn survives_all(what: impl FnOnce()) -> u64 {
     let seed = read!("cntvct_el0");
     let filled: [u64; 64] = core::array::from_fn(|n| pattern(seed, n as u64));
     let mut found = [0u64; 64];
@@ -43,7 +57,7 @@ pub(crate) fn survives(exits: u64) -> u64 {
     unsafe { guest_load_v(filled.as_ptr()) };
     write!("s3_3_c4_c4_0", FPCR_PATTERN);
     write!("s3_3_c4_c4_1", FPSR_PATTERN);
-    (0..exits).for_each(|n| device::write64(REG_SCRATCH, n));
+    what();
     // SAFETY: as above.
     unsafe { guest_save_v(found.as_mut_ptr()) };
     let control = [(read!("s3_3_c4_c4_0"), FPCR_PATTERN), (read!("s3_3_c4_c4_1"), FPSR_PATTERN)];

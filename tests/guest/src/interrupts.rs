@@ -48,23 +48,18 @@ fn end(interrupt: u64) {
     write!("s3_0_c12_c12_1", interrupt);
 }
 
-/// Wakes the redistributor, puts everything in group 1, enables what is used here.
-pub(crate) fn set_up() -> u64 {
-    write!("s3_0_c12_c12_5", 1); // ICC_SRE_EL1
+/// Wakes the redistributor, puts everything in group 1, enables what is used here. There are so many CPUs.
+pub(crate) fn set_up(cpus: u64) -> u64 {
     store(GICD, 2);
-    store(GICR + 0x14, 0);
-    store(SGI_FRAME + 0x80, u64::MAX);
-    store(SGI_FRAME + 0x100, 1 << SGI | 1 << VIRTUAL | 1 << PHYSICAL);
+    set_up_here(0);
     store(GICD + 0x80 + 4 * (SPI / 32), 1 << (SPI % 32));
     store(GICD + 0x100 + 4 * (SPI / 32), 1 << (SPI % 32));
-    write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1
-    write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
     let facts = [
         load(GICD + 0xffe8) == 0x3b,
         load(GICR + 0xffe8) == 0x3b,
         load(GICD) == 0x52,
         load(GICR + 0x14) == 0,
-        load(GICR + 8) & 1 << 4 != 0,
+        (0..cpus).all(|cpu| (load(GICR + (cpu << 17) + 8) >> 4 & 1 != 0) == (cpu + 1 == cpus)),
         load(GICR + 12) == read!("mpidr_el1") & 0xff_ffff,
         load(SGI_FRAME + 0x100) == 1 << SGI | 1 << VIRTUAL | 1 << PHYSICAL,
         load(GICD + 0x100) == 0,
@@ -73,6 +68,37 @@ pub(crate) fn set_up() -> u64 {
         acknowledge() == NO_INTERRUPT,
     ];
     facts.iter().enumerate().filter(|(_, holds)| !**holds).fold(0, |all, (n, _)| all | 1 << n)
+}
+
+/// The part of it that each CPU does for itself.
+pub(crate) fn set_up_here(cpu: u64) {
+    let at = cpu << 17;
+    write!("s3_0_c12_c12_5", 1); // ICC_SRE_EL1
+    store(GICR + at + 0x14, 0);
+    store(SGI_FRAME + at + 0x80, u64::MAX);
+    store(SGI_FRAME + at + 0x100, 1 << SGI | 1 << VIRTUAL | 1 << PHYSICAL);
+    write!("s3_0_c4_c6_0", 0xff); // ICC_PMR_EL1
+    write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
+}
+
+/// Sends the SGI to another CPU, with what was stored before.
+pub(crate) fn send(cpu: u64) {
+    // SAFETY: it only orders.
+    unsafe { asm!("dsb ish", options(nostack)) };
+    write!("s3_0_c12_c11_5", SGI << 24 | 1 << cpu);
+}
+
+/// Waits for the SGI; how many other interrupts came before it.
+pub(crate) fn take_sgi() -> u64 {
+    let mut others = 0;
+    loop {
+        let got = poll();
+        end(got);
+        if got == SGI {
+            return others;
+        }
+        others += 1;
+    }
 }
 
 /// Sends SGIs to this CPU: each is pending when the write is done.
@@ -175,6 +201,11 @@ pub(crate) fn taken() -> bool {
     LAST.store(got, Ordering::SeqCst);
     TAKEN.store(times + 1, Ordering::SeqCst);
     true
+}
+
+/// Has the host's interrupt come to this CPU.
+pub(crate) fn route_spi(cpu: u64) {
+    store(GICD + 0x6000 + 8 * SPI, cpu);
 }
 
 /// Waits for the host's interrupt. A level stays until the host lets it fall.

@@ -8,6 +8,7 @@
 #![no_main]
 
 mod commands;
+mod cpus;
 mod device;
 mod fp;
 mod hidden;

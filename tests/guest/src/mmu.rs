@@ -70,6 +70,11 @@ pub(crate) fn enable() {
         };
         address | NORMAL | rights | PAGE
     });
+    join();
+}
+
+/// Turns translation and caches on, by tables that are there.
+pub(crate) fn join() {
     write!("mair_el1", MAIR);
     write!("tcr_el1", TCR);
     write!("ttbr0_el1", LEVEL1.address());

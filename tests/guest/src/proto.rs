@@ -157,7 +157,7 @@ pub const CMD_RESET: u64 = 23;
 pub const CMD_LOAD_PAIR: u64 = 24;
 /// Jumps to arg0. r1 = `ESR_EL1` of the fault. Outside RAM this ends the guest.
 pub const CMD_JUMP: u64 = 25;
-/// Sets the interrupt controller up and looks at what it says of itself. r0 = what is wrong, one bit each.
+/// Sets the interrupt controller up and looks at what it says of itself, in a VM of arg0 CPUs (0: of one). r0 = what is wrong, one bit each.
 pub const CMD_GIC: u64 = 26;
 /// Sends itself SGI [`SGI`] arg0 times. r0 = times that it did not come at once, r1 = ticks that all took.
 pub const CMD_IPI: u64 = 27;
@@ -165,6 +165,26 @@ pub const CMD_IPI: u64 = 27;
 pub const CMD_TICKS: u64 = 28;
 /// Waits by WFI for SPI [`SPI`], makes one store to [`REG_SCRATCH`] while it is active. r0 = INTID that came, r1 = what came after its end.
 pub const CMD_SPI: u64 = 29;
+/// Starts CPU arg0 by `CPU_ON`, twice, and waits until it is there. r0, r1 = what the calls returned, r2 = its AFFINITY_INFO then.
+pub const CMD_CPU_ON: u64 = 30;
+/// Has CPU arg0 do job arg1 (one of `JOB_*`) with arg2 in both its arguments, or as the job says. r0 to r2 are its results.
+pub const CMD_CPU: u64 = 31;
+/// Wakes CPU arg0 by an SGI, and is woken by its answer, arg1 times. r0 = what went wrong, r1 = ticks that all took.
+pub const CMD_CPU_PING: u64 = 32;
+/// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
+pub const JOB_ECHO: u64 = 0;
+/// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].
+pub const JOB_TICKS: u64 = 1;
+/// [`CMD_CPU`]: the same of its physical timer.
+pub const JOB_PHYSICAL: u64 = 2;
+/// [`CMD_CPU`]: routes SPI [`SPI`] to itself and waits as [`CMD_SPI`].
+pub const JOB_SPI: u64 = 3;
+/// [`CMD_CPU`]: fills v0–v31, FPCR and FPSR, spins arg2 ticks without an exit, compares. r0 = registers that differ.
+pub const JOB_FP: u64 = 4;
+/// [`CMD_CPU`]: `CPU_OFF`. r0 = 0 once AFFINITY_INFO says so.
+pub const JOB_OFF: u64 = 5;
+/// CPUs that the payload has room for.
+pub const MOST_CPUS: u64 = 4;
 /// [`CMD_TICKS`]: the virtual timer, waited for by WFI.
 pub const TICK_WAIT: u64 = 0;
 /// [`CMD_TICKS`]: the virtual timer, as an exception in a loop that makes no exit.

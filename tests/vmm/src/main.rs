@@ -30,6 +30,7 @@ mod run;
 mod soak;
 mod switch;
 mod sys;
+mod vcpus;
 mod vgic;
 
 const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
@@ -53,6 +54,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   soak SEED SECONDS  random calls with guests that run, a while
   vgic        a guest's interrupts and waits, through the driver
   switch      what survives a run, and what an exit shows
+  vcpus       a guest of several vCPUs: who starts them, and who is woken
   gmem-convert  conversions in every mode, by either ioctl
   gmem-files    what a guest_memfd is, in each state
   gmem-fd FD    the program that `gmem-files` executes
@@ -117,6 +119,7 @@ fn main() {
         "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
         "vgic" => or_report(vgic::STEP.0, vgic::all()),
         "switch" => or_report("world-switch", switch::all()),
+        "vcpus" => or_report("vcpus", vcpus::all()),
         "gmem-convert" => or_report(guest_memfd::STEP.0, guest_memfd::convert::all()),
         "gmem-files" => or_report(guest_memfd::STEP.0, guest_memfd::files::all()),
         "gmem-populate" => or_report(guest_memfd::STEP.0, guest_memfd::populate::all()),

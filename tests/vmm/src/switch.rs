@@ -6,6 +6,7 @@
 //! every register that comes back can be looked at.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use freehold_uapi::hvc::*;
 
@@ -14,6 +15,7 @@ use crate::interrupts;
 use crate::proto::{self, *};
 use crate::raw::{Arena, end, resting, settle, status_name};
 use crate::report::Step;
+use crate::vcpus::{PATIENCE, Wakes};
 
 pub(crate) const STEP: Step = Step("world-switch");
 const GFN: u64 = RAM_BASE >> 12;
@@ -40,6 +42,9 @@ pub(crate) struct Bench<'h> {
     pool: Arena,
     memory: Arena,
     more: Vec<Arena>,
+    /// Who is to be woken; looked at for a VM of several vCPUs.
+    pub(crate) wakes: Arc<Wakes>,
+    several: bool,
     answer: u64,
     arguments: [u64; 3],
     results: BTreeMap<u64, u64>,
@@ -57,6 +62,11 @@ pub(crate) struct Bench<'h> {
 
 impl<'h> Bench<'h> {
     pub(crate) fn new(hostile: &'h Hostile, gic: bool) -> Result<Self, String> {
+        Self::with(hostile, gic, 1)
+    }
+
+    /// The same, with so many vCPUs.
+    pub(crate) fn with(hostile: &'h Hostile, gic: bool, vcpus: u64) -> Result<Self, String> {
         let image = std::fs::read("/lib/guest.bin").map_err(|e| format!("/lib/guest.bin: {e}"))?;
         let (pool, memory) = (Arena::new(hostile, 6)?, Arena::new(hostile, 9)?);
         for (pfn, page) in memory.all().zip(image.chunks(4096)) {
@@ -81,6 +91,10 @@ impl<'h> Bench<'h> {
                 return Err(format!("call {call:#x}: {}", status_name(status)));
             }
         }
+        for vcpu in 1..vcpus {
+            let status = hostile.call(VCPU_CREATE, &[handle, vcpu]);
+            STEP.same(&format!("a VM gets vCPU {vcpu}"), "SUCCESS", status_name(status));
+        }
         if gic {
             let status = hostile.call(VM_GIC, &[handle, GICD_GFN, GICR_GFN]);
             STEP.same("a VM gets an interrupt controller", "SUCCESS", status_name(status));
@@ -96,6 +110,8 @@ impl<'h> Bench<'h> {
             pool,
             memory,
             more: Vec::new(),
+            wakes: Arc::default(),
+            several: vcpus > 1,
             answer: 0,
             arguments: [0; 3],
             results: BTreeMap::new(),
@@ -132,8 +148,8 @@ impl<'h> Bench<'h> {
             }
             match x[1] {
                 EXIT_MMIO if self.device(x[2], x[3], x[4]) => return Ok(Stopped::Asks),
-                EXIT_WFI => self.waits(),
-                EXIT_MMIO | EXIT_IRQ => {}
+                EXIT_WFI => self.waits(x[2])?,
+                EXIT_MMIO | EXIT_IRQ | EXIT_WAKE => {}
                 EXIT_MEM_FAULT => self.back(x[2])?,
                 reason => return Ok(Stopped::Ended(reason, x[2])),
             }
@@ -145,6 +161,7 @@ impl<'h> Bench<'h> {
     fn run_once(&mut self, streaming: bool) -> Result<[u64; 18], String> {
         let mut call = [0u64; 18];
         call[..4].copy_from_slice(&[VCPU_RUN.into(), self.handle, 0, self.answer]);
+        self.wakes.runs(0);
         // The host's leftovers must not come back either.
         call[4..].fill(0x5ca1_ab1e);
         let (x, compared, differ) = self
@@ -157,14 +174,16 @@ impl<'h> Bench<'h> {
         *self.exits.entry(x[1]).or_default() += 1;
         let payload = match x[1] {
             EXIT_WFI if self.gic => 1,
-            EXIT_IRQ | EXIT_WFI => 0,
+            EXIT_IRQ | EXIT_WFI | EXIT_WAKE => 0,
             EXIT_MEM_FAULT | EXIT_SYSTEM | EXIT_CRASH => 1,
             EXIT_MMIO if x[3] & MMIO_WRITE == 0 => 2,
             EXIT_MMIO => 3,
             _ => 3,
         };
+        self.wakes.wake(x[5]);
         if x[0] == 0 {
-            let stray = x.iter().enumerate().skip(2 + payload).filter(|(_, word)| **word != 0);
+            let woken = |n: usize| n == 5 && self.several;
+            let stray = x.iter().enumerate().skip(2 + payload).filter(|(n, word)| **word != 0 && !woken(*n));
             self.stray.extend(stray.map(|(n, word)| format!("exit {} x{n}={word:#x}", x[1])));
         }
         let canaries = [CANARY, CANARY & 0xffff_ffff];
@@ -172,13 +191,19 @@ impl<'h> Bench<'h> {
         Ok(x)
     }
 
-    /// The guest waits: for its timer, which it looks for itself, or for the SPI.
-    fn waits(&mut self) {
+    /// The guest waits: for its timer, which it looks for itself, or for the SPI; in a VM of several vCPUs until it is
+    /// woken.
+    fn waits(&mut self, deadline: u64) -> Result<(), String> {
         if core::mem::take(&mut self.raises) {
-            self.woke.push(self.hostile.raw(VM_IRQ.into(), &[self.handle, SPI, 1])[1]);
+            let woken = self.hostile.raw(VM_IRQ.into(), &[self.handle, SPI, 1])[1];
+            self.wakes.wake(woken);
+            self.woke.push(woken);
+        } else if self.several {
+            self.wakes.sleep(0, deadline, PATIENCE)?;
         } else if self.gic {
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
+        Ok(())
     }
 
     /// Serves one device access; whether the guest asks for a command.

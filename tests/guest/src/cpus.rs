@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The payload's other CPUs: started and stopped by PSCI, given work by one word and an SGI, which they answer with one.
+//!
+//! Everything here waits by WFI with interrupts masked, so that an interrupt that does not end a wait is a hang.
+
+use crate::proto::*;
+use crate::sysreg::counter;
+use crate::{fp, hypercall, interrupts, mmu, trap};
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+const CPU_OFF: u64 = 0x8400_0002;
+const CPU_ON: u64 = 0xc400_0003;
+const AFFINITY_INFO: u64 = 0xc400_0004;
+const OFF: u64 = 1;
+/// What a CPU is started with, to see that it gets it.
+const CONTEXT: u64 = 0x5eed_0000;
+
+/// What one CPU is to do, and what came of it. The CPU that gives the work is 0.
+struct Desk {
+    job: AtomicU64,
+    arguments: [AtomicU64; 2],
+    results: [AtomicU64; 3],
+}
+
+impl Desk {
+    const fn new() -> Self {
+        Self {
+            job: AtomicU64::new(0),
+            arguments: [const { AtomicU64::new(0) }; 2],
+            results: [const { AtomicU64::new(0) }; 3],
+        }
+    }
+}
+
+static DESKS: [Desk; MOST_CPUS as usize] = [const { Desk::new() }; MOST_CPUS as usize];
+
+unsafe extern "C" {
+    static guest_secondary: u8;
+}
+
+fn desk(cpu: u64) -> Option<&'static Desk> {
+    usize::try_from(cpu).ok().and_then(|cpu| DESKS.get(cpu)).filter(|_| cpu != 0)
+}
+
+/// Starts a CPU and waits until it says that it is there.
+pub(crate) fn start(cpu: u64) -> [u64; 3] {
+    let on = || hypercall::hvc(CPU_ON, [cpu, &raw const guest_secondary as u64, CONTEXT | cpu])[0];
+    let first = on();
+    let again = on();
+    let answered = if first == 0 { interrupts::take_sgi() } else { 0 };
+    [first, again, hypercall::hvc(AFFINITY_INFO, [cpu, 0, 0])[0] | answered << 8]
+}
+
+/// Has a CPU do something and waits for it; its results.
+pub(crate) fn give(cpu: u64, job: u64, arguments: [u64; 2]) -> [u64; 3] {
+    let Some(desk) = desk(cpu) else { return [u64::MAX; 3] };
+    for (place, argument) in desk.arguments.iter().zip(arguments) {
+        place.store(argument, Ordering::Relaxed);
+    }
+    desk.job.store(job, Ordering::Release);
+    interrupts::route_spi(if job == JOB_SPI { cpu } else { 0 });
+    interrupts::send(cpu);
+    if job == JOB_OFF {
+        // It does not answer any more.
+        while hypercall::hvc(AFFINITY_INFO, [cpu, 0, 0])[0] != OFF {
+            core::hint::spin_loop();
+        }
+        return [0; 3];
+    }
+    let stray = interrupts::take_sgi();
+    let [first, second, third] = desk.results.each_ref().map(|result| result.load(Ordering::Acquire));
+    [first.wrapping_add(stray), second, third]
+}
+
+/// Gives a CPU nothing to do, so many times.
+pub(crate) fn ping(cpu: u64, times: u64) -> [u64; 3] {
+    let start = counter();
+    let wrong = (0..times).filter(|n| give(cpu, JOB_ECHO, [*n, 0])[0] != 0 || echoed(cpu) != *n).count();
+    [wrong as u64, counter() - start, 0]
+}
+
+fn echoed(cpu: u64) -> u64 {
+    desk(cpu).map_or(u64::MAX, |desk| desk.results[1].load(Ordering::Acquire))
+}
+
+/// The first Rust of another CPU: MMU off, its stack set.
+#[unsafe(no_mangle)]
+extern "C" fn guest_other(context: u64) -> ! {
+    trap::install();
+    mmu::join();
+    fp::enable();
+    let cpu = context & 0xff;
+    interrupts::set_up_here(cpu);
+    if context & !0xff == CONTEXT {
+        interrupts::send(0);
+    }
+    loop {
+        let stray = interrupts::take_sgi();
+        let Some(desk) = desk(cpu) else { continue };
+        let [a, b] = desk.arguments.each_ref().map(|argument| argument.load(Ordering::Relaxed));
+        let results = match desk.job.load(Ordering::Acquire) {
+            JOB_ECHO => [stray, a, 0],
+            JOB_TICKS => interrupts::ticks(a, b, TICK_WAIT),
+            JOB_PHYSICAL => interrupts::ticks(a, b, TICK_PHYSICAL),
+            JOB_SPI => interrupts::wait_for_spi(),
+            JOB_FP => [fp::survives_time(a), 0, 0],
+            JOB_OFF => {
+                hypercall::hvc(CPU_OFF, [0; 3]);
+                [u64::MAX; 3]
+            }
+            _ => [UNKNOWN_COMMAND, 0, 0],
+        };
+        for (place, result) in desk.results.iter().zip(results) {
+            place.store(result, Ordering::Release);
+        }
+        interrupts::send(0);
+    }
+}
+
+global_asm!(
+    ".pushsection .text.guest_secondary, \"ax\"",
+    ".global guest_secondary",
+    // x0: the context, whose low byte is the CPU's number. Each has 8 KB of stack below the first one's 32 KB. What a
+    // cache may hold of it is the same memory: nobody has written it with the MMU off.
+    "guest_secondary:",
+    "    msr     daifset, #15",
+    "    msr     spsel, #1",
+    "    adrp    x2, guest_stack_top",
+    "    and     x3, x0, #0xff",
+    "    add     x3, x3, #3",
+    "    sub     x2, x2, x3, lsl #13",
+    "    mov     sp, x2",
+    "    mov     x29, xzr",
+    "    mov     x30, xzr",
+    "    bl      guest_other",
+    ".popsection",
+);

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A guest of several vCPUs, past the driver: its guest alone starts them, and an interrupt for one that waits has its
+//! thread woken.
+//!
+//! Each vCPU has a thread, which moves to another CPU every few runs. One whose vCPU waits sleeps until somebody is told
+//! to wake it, however long that takes: a wake-up that is lost is a case that does not hold.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use freehold_uapi::guest;
+use freehold_uapi::hvc::*;
+
+use crate::hostile::Hostile;
+use crate::proto::*;
+use crate::raw::{resting, settle, status_name};
+use crate::report::Step;
+use crate::switch::Bench;
+use crate::sys;
+
+const STEP: Step = Step("vcpus");
+const VCPUS: u64 = 3;
+/// Nothing that is not lost takes as long, on whatever machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
+/// Runs after which a thread moves to the next CPU.
+const STAY: usize = 8;
+
+/// Whose threads are to be woken.
+#[derive(Default)]
+pub(crate) struct Wakes {
+    woken: Mutex<u64>,
+    somebody: Condvar,
+    over: AtomicBool,
+}
+
+/// The counter, which guests read too.
+fn counter() -> u64 {
+    let value: u64;
+    // SAFETY: Linux lets processes read the counter.
+    unsafe { core::arch::asm!("mrs {}, cntvct_el0", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+impl Wakes {
+    fn woken(&self) -> MutexGuard<'_, u64> {
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A vCPU is about to run: whoever is to wake it from here on does so anew.
+    pub(crate) fn runs(&self, vcpu: u64) {
+        *self.woken() &= !(1 << vcpu);
+    }
+
+    /// These are to be woken.
+    pub(crate) fn wake(&self, vcpus: u64) {
+        *self.woken() |= vcpus;
+        self.somebody.notify_all();
+    }
+
+    /// Nothing runs any more.
+    fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.wake(u64::MAX);
+    }
+
+    /// Sleeps until the vCPU is woken, or until this time of the counter.
+    ///
+    /// # Errors
+    /// It was not for so long.
+    pub(crate) fn sleep(&self, vcpu: u64, deadline: u64, patience: Duration) -> Result<(), String> {
+        let start = Instant::now();
+        let mut woken = self.woken();
+        while *woken >> vcpu & 1 == 0 && (deadline == 0 || counter() < deadline) {
+            if start.elapsed() > patience {
+                return Err(format!("vCPU {vcpu} was not woken within {patience:?}"));
+            }
+            let little = if deadline == 0 { Duration::from_secs(1) } else { Duration::from_micros(200) };
+            woken = self.somebody.wait_timeout(woken, little).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+}
+
+/// Runs, by exit reason.
+type Exits = BTreeMap<u64, usize>;
+
+/// Runs one vCPU until nothing runs any more.
+fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Exits, String> {
+    let mut exits = Exits::new();
+    let mut answer = 0;
+    for runs in 0usize.. {
+        if wakes.over.load(Ordering::SeqCst) {
+            break;
+        }
+        if runs.is_multiple_of(STAY) {
+            sys::pin_to((runs / STAY + usize::try_from(vcpu).unwrap_or(0)) % sys::cpus());
+        }
+        wakes.runs(vcpu);
+        let x = hostile.raw(VCPU_RUN.into(), &[handle, vcpu, answer]);
+        wakes.wake(x[5]);
+        answer = u64::MAX;
+        if x[0] != 0 {
+            return Err(format!("VCPU_RUN of {vcpu}: {}", status_name(x[0].cast_signed())));
+        }
+        *exits.entry(x[1]).or_default() += 1;
+        match x[1] {
+            EXIT_OFF => wakes.sleep(vcpu, 0, Duration::MAX)?,
+            EXIT_WFI => wakes.sleep(vcpu, x[2], PATIENCE)?,
+            EXIT_MMIO if x[2] == DEVICE + REG_SCRATCH => {
+                wakes.wake(hostile.raw(VM_IRQ.into(), &[handle, SPI, 0])[1]);
+            }
+            EXIT_IRQ | EXIT_WAKE | EXIT_KICKED | EXIT_EOI => {}
+            reason => return Err(format!("vCPU {vcpu} left with {reason}: {:x?}", &x[2..5])),
+        }
+    }
+    Ok(exits)
+}
+
+/// Runs the suite.
+pub(crate) fn all() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let before = resting(&hostile);
+    let mut bench = Bench::with(&hostile, true, VCPUS)?;
+    let (handle, wakes) = (bench.handle, Arc::clone(&bench.wakes));
+    STEP.same("the host starts no vCPU", EXIT_OFF, hostile.raw(VCPU_RUN.into(), &[handle, 1, 0])[1]);
+    let late = hostile.call(VCPU_SET_REG, &[handle, 1, REG_PC, RAM_BASE]);
+    STEP.same("nor says where one starts", "WRONG_STATE", status_name(late));
+    let (outcome, runs) = std::thread::scope(|scope| {
+        let one = |n| {
+            scope.spawn({
+                let (hostile, wakes) = (&hostile, &wakes);
+                move || run(hostile, handle, n, wakes)
+            })
+        };
+        let others: Vec<_> = (1..VCPUS).map(one).collect();
+        let outcome = commands(&mut bench);
+        wakes.end();
+        (outcome, others.into_iter().map(|thread| thread.join().ok()).collect::<Vec<_>>())
+    });
+    for (vcpu, run) in (1..).zip(runs) {
+        let all = [EXIT_OFF, EXIT_WFI, EXIT_WAKE, EXIT_IRQ, EXIT_MMIO];
+        let held = matches!(&run, Some(Ok(exits)) if all.iter().all(|reason| exits.contains_key(reason)));
+        STEP.judged(
+            &format!("vCPU {vcpu} was off, waited, woke, was preempted"),
+            "exits 13, 4, 12, 1, 2",
+            format!("{run:?}"),
+            held,
+        );
+    }
+    outcome?;
+    let woken = bench.exits.get(&EXIT_WAKE).copied().unwrap_or(0);
+    STEP.judged("vCPU 0 left to have others woken", "some EXIT_WAKE", woken, woken > 0);
+    bench.close();
+    settle(STEP, "counters at rest", &hostile, &before);
+    Ok(())
+}
+
+/// What the guest is asked to do with its CPUs.
+fn commands(bench: &mut Bench<'_>) -> Result<(), String> {
+    bench.clean("the controller is what it says", CMD_GIC, [VCPUS, 0, 0])?;
+    for cpu in 1..VCPUS {
+        for time in ["starts", "starts again"] {
+            let [first, again, state] = bench.command(CMD_CPU_ON, [cpu, 0, 0])?;
+            let twice = [guest::ON_PENDING, guest::ALREADY_ON].contains(&again.cast_signed());
+            let held = first == 0 && twice && state == 0;
+            STEP.judged(
+                &format!("CPU {cpu} {time}"),
+                "0, then pending or on, and it is on",
+                format!("{first:x}, {again:x}, {state:x}"),
+                held,
+            );
+            work(bench, cpu)?;
+            let [off, ..] = bench.command(CMD_CPU, [cpu, JOB_OFF, 0])?;
+            STEP.same(&format!("CPU {cpu} goes off"), 0, off);
+        }
+        bench.command(CMD_CPU_ON, [cpu, 0, 0])?;
+    }
+    for cpu in 1..VCPUS {
+        bench.clean(&format!("CPU {cpu} is woken beside the others"), CMD_CPU_PING, [cpu, 100, 0])?;
+    }
+    let [wrong, ..] = bench.command(CMD_CPU_ON, [VCPUS, 0, 0])?;
+    STEP.same("a CPU that there is not does not start", guest::INVALID_PARAMETERS, wrong.cast_signed());
+    Ok(())
+}
+
+/// What one CPU does.
+fn work(bench: &mut Bench<'_>, cpu: u64) -> Result<(), String> {
+    bench.clean(&format!("CPU {cpu} is woken 50 times"), CMD_CPU_PING, [cpu, 50, 0])?;
+    bench.clean(&format!("the virtual timer of CPU {cpu} ends its waits"), CMD_CPU, [cpu, JOB_TICKS, 10])?;
+    bench.clean(&format!("the physical timer of CPU {cpu} ends its waits"), CMD_CPU, [cpu, JOB_PHYSICAL, 10])?;
+    bench.raises = true;
+    let [got, after, _] = bench.command(CMD_CPU, [cpu, JOB_SPI, 0])?;
+    STEP.same(
+        &format!("an SPI ends a wait of CPU {cpu}"),
+        format!("{SPI}, then {NO_INTERRUPT}"),
+        format!("{got}, then {after}"),
+    );
+    bench.clean(&format!("vectors of CPU {cpu} survive preemption"), CMD_CPU, [cpu, JOB_FP, 10_000_000])?;
+    Ok(())
+}
