@@ -141,6 +141,11 @@ structs! {
         /// Address of the value in the VMM.
         addr: u64,
     }
+    /// `struct kvm_mp_state`.
+    MpState = "kvm_mp_state" {
+        /// `KVM_MP_STATE_*`.
+        mp_state: u32,
+    }
     /// Argument of [`FREEHOLD_CONVERT`]: moves a page range of a `guest_memfd` to private or to shared.
     Convert = "freehold_convert" {
         /// First byte in the file, page aligned.
@@ -231,13 +236,18 @@ items! {
     KVM_IRQ_LINE = ioc(WRITE, KVM_MAGIC, 0x61, 8);
     /// vCPU: runs it.
     KVM_RUN = ioc(NONE, KVM_MAGIC, 0x80, 0);
+    /// vCPU: whether it is on or off. Of a VM that powered off or was reset, every vCPU is off.
+    KVM_GET_MP_STATE = ioc(READ, KVM_MAGIC, 0x98, 4);
+    /// vCPU: accepted if it says what is so; else `EPERM`: only the guest switches vCPUs on and off.
+    KVM_SET_MP_STATE = ioc(WRITE, KVM_MAGIC, 0x99, 4);
     /// VM: switches a capability on.
     KVM_ENABLE_CAP = ioc(WRITE, KVM_MAGIC, 0xa3, 104);
     /// vCPU: reads a register.
     KVM_GET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xab, 16);
-    /// vCPU: writes a register.
+    /// vCPU: writes a register. What is written to another vCPU than number 0 is kept for the VMM to read, and no more.
     KVM_SET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xac, 16);
-    /// vCPU: initialises it.
+    /// vCPU: initialises it. Number 0 is on from the start, the others are off until the guest starts them:
+    /// `POWER_OFF` must say so.
     KVM_ARM_VCPU_INIT = ioc(WRITE, KVM_MAGIC, 0xae, 32);
     /// VM: the target to initialise vCPUs with.
     KVM_ARM_PREFERRED_TARGET = ioc(READ, KVM_MAGIC, 0xaf, 32);
@@ -297,6 +307,8 @@ items! {
     KVM_CAP_IRQCHIP = 0;
     /// vCPUs recommended.
     KVM_CAP_NR_VCPUS = 9;
+    /// `GET/SET_MP_STATE`.
+    KVM_CAP_MP_STATE = 14;
     /// Memory slots.
     KVM_CAP_NR_MEMSLOTS = 10;
     /// vCPUs at most.
@@ -394,6 +406,12 @@ items! {
     KVM_SYSTEM_EVENT_RESET = 2;
     /// System event: crash.
     KVM_SYSTEM_EVENT_CRASH = 3;
+    /// Flag in `data[0]` of a reset: the guest called `SYSTEM_RESET2`.
+    KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2 = 1;
+    /// vCPU state: on.
+    KVM_MP_STATE_RUNNABLE = 0;
+    /// vCPU state: off.
+    KVM_MP_STATE_STOPPED = 5;
     /// vCPU feature: starts powered off.
     KVM_ARM_VCPU_POWER_OFF = 0;
     /// vCPU feature: PSCI 0.2.

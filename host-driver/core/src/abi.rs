@@ -77,6 +77,7 @@ pub fn capability(asked: Asked, cap: u64, max_vcpus: u64) -> u64 {
         io::KVM_CAP_IRQCHIP
         | io::KVM_CAP_ONE_REG
         | io::KVM_CAP_ARM_PSCI
+        | io::KVM_CAP_MP_STATE
         | io::KVM_CAP_DEVICE_CTRL
         | io::KVM_CAP_ARM_PSCI_0_2
         | io::KVM_CAP_CHECK_EXTENSION_VM
@@ -326,7 +327,73 @@ impl Features {
         }
         Ok(Self { off: first & OFF != 0 })
     }
+
+    /// Checks them for a vCPU: number 0 is on from the start, every other one is off until the guest starts it.
+    ///
+    /// # Errors
+    /// `Invalid` if they say otherwise.
+    pub const fn fit(self, vcpu: u64) -> Result<Self, Error> {
+        if self.off == (vcpu != 0) {
+            Ok(self)
+        } else {
+            Err(Error::Invalid)
+        }
+    }
 }
+
+/// The state that `KVM_GET_MP_STATE` tells.
+#[must_use]
+pub fn mp_state(off: bool) -> io::MpState {
+    let state = if off { io::KVM_MP_STATE_STOPPED } else { io::KVM_MP_STATE_RUNNABLE };
+    io::MpState { mp_state: u32::try_from(state).unwrap_or(0) }
+}
+
+/// Checks `KVM_SET_MP_STATE` of a vCPU that is in the state `now`.
+///
+/// # Errors
+/// `Denied` for another state, which only the guest may choose; `Invalid` for one that there is not.
+pub fn set_mp_state(now: io::MpState, wanted: io::MpState) -> Result<(), Error> {
+    match u64::from(wanted.mp_state) {
+        io::KVM_MP_STATE_RUNNABLE | io::KVM_MP_STATE_STOPPED if now == wanted => Ok(()),
+        io::KVM_MP_STATE_RUNNABLE | io::KVM_MP_STATE_STOPPED => Err(Error::Denied),
+        _ => Err(Error::Invalid),
+    }
+}
+
+/// What a VMM wrote to the registers of a vCPU that its guest starts. Nothing else comes of it: the guest says where the
+/// vCPU begins, and with what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    x: [u64; 4],
+    pc: u64,
+}
+
+impl Entry {
+    /// Keeps a value that [`writable`] accepted.
+    pub fn set(&mut self, reg: u64, value: u64) {
+        match reg {
+            hvc::REG_PC => self.pc = value,
+            _ => {
+                if let Some(x) = usize::try_from(reg).ok().and_then(|reg| self.x.get_mut(reg)) {
+                    *x = value;
+                }
+            }
+        }
+    }
+
+    /// Reads it back.
+    #[must_use]
+    pub fn get(&self, reg: u64) -> u64 {
+        match reg {
+            hvc::REG_PC => self.pc,
+            hvc::REG_PSTATE => START_PSTATE,
+            _ => usize::try_from(reg).ok().and_then(|reg| self.x.get(reg)).copied().unwrap_or(0),
+        }
+    }
+}
+
+/// `EL1h`, with D, A, I and F masked: how every vCPU starts.
+const START_PSTATE: u64 = 0x3c5;
 
 /// The hypervisor's number of a register that `KVM_GET/SET_ONE_REG` names.
 ///
@@ -353,10 +420,8 @@ pub const fn register(id: u64) -> Result<u64, Error> {
 /// # Errors
 /// `Invalid` for a PSTATE that a vCPU can not start in, a PC that is not aligned, or a register that is read only.
 pub const fn writable(reg: u64, value: u64) -> Result<(), Error> {
-    /// `EL1h`, with D, A, I and F masked.
-    const PSTATE: u64 = 0x3c5;
     match reg {
-        hvc::REG_PSTATE if value != PSTATE => Err(Error::Invalid),
+        hvc::REG_PSTATE if value != START_PSTATE => Err(Error::Invalid),
         hvc::REG_PC if value & 3 != 0 => Err(Error::Invalid),
         hvc::REG_MPIDR => Err(Error::Invalid),
         _ => Ok(()),
@@ -483,6 +548,41 @@ mod tests {
         assert_eq!(init(5, 1 << 3, 0), Err(Error::Invalid));
         assert_eq!(init(5, 1 << 9, 0), Err(Error::NoEntry));
         assert_eq!(init(5, 0, 1), Err(Error::NoEntry));
+    }
+
+    #[test]
+    fn the_first_vcpu_is_on_and_the_others_wait_for_the_guest() {
+        let (on, off) = (Features { off: false }, Features { off: true });
+        assert_eq!(on.fit(0), Ok(on));
+        assert_eq!(off.fit(0), Err(Error::Invalid));
+        for vcpu in [1, 7, u64::MAX] {
+            assert_eq!(off.fit(vcpu), Ok(off));
+            assert_eq!(on.fit(vcpu), Err(Error::Invalid));
+        }
+    }
+
+    #[test]
+    fn a_vmm_sees_who_is_off_and_switches_nobody() {
+        let state = |mp_state| io::MpState { mp_state };
+        assert_eq!((mp_state(false), mp_state(true)), (state(0), state(5)));
+        for off in [false, true] {
+            let now = mp_state(off);
+            assert_eq!(set_mp_state(now, now), Ok(()));
+            assert_eq!(set_mp_state(now, mp_state(!off)), Err(Error::Denied));
+            for unknown in [1, 2, 3, 4, 6, 10, u32::MAX] {
+                assert_eq!(set_mp_state(now, state(unknown)), Err(Error::Invalid), "{unknown}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_to_a_vcpu_that_the_guest_starts_reads_back() {
+        let mut entry = Entry::default();
+        for (reg, value) in [(hvc::REG_X0, 1), (hvc::REG_X3, 4), (hvc::REG_PC, 0x8000_0000), (99, 5)] {
+            entry.set(reg, value);
+        }
+        let read = [hvc::REG_X0, hvc::REG_X1, hvc::REG_X3, hvc::REG_PC, hvc::REG_PSTATE, 99].map(|reg| entry.get(reg));
+        assert_eq!(read, [1, 0, 4, 0x8000_0000, 0x3c5, 0]);
     }
 
     #[test]

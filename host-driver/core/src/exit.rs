@@ -6,7 +6,7 @@ use freehold_uapi::hvc;
 /// Why a vCPU needs the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// A host interrupt, or a kick.
+    /// A host interrupt, a kick, or another vCPU to wake, which the answer names besides.
     Irq,
     /// An access outside RAM.
     Mmio(Mmio),
@@ -29,11 +29,10 @@ pub enum Exit {
         /// Frames.
         count: u64,
     },
-    /// The guest powered the VM off (or asked for a reset).
-    System {
-        /// A reset.
-        reset: bool,
-    },
+    /// The vCPU is off.
+    Off,
+    /// The guest ended the VM.
+    System(Power),
     /// The vCPU can not go on.
     Crash {
         /// One of `CRASH_*`.
@@ -44,6 +43,17 @@ pub enum Exit {
         /// How many.
         count: u64,
     },
+}
+
+/// How a guest ends its VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// `SYSTEM_OFF`.
+    Off,
+    /// `SYSTEM_RESET`.
+    Reset,
+    /// `SYSTEM_RESET2`.
+    Reset2,
 }
 
 /// An access that the VMM serves.
@@ -74,7 +84,9 @@ impl Exit {
     pub fn decode([reason, a, b, c]: [u64; 4]) -> Option<Self> {
         let request = |kind| Some(Self::Request { kind, gfn: a, count: b });
         match reason {
+            // No end of an SPI is asked for, so `EXIT_EOI` is nobody's.
             hvc::EXIT_IRQ | hvc::EXIT_KICKED | hvc::EXIT_WAKE | hvc::EXIT_EOI => Some(Self::Irq),
+            hvc::EXIT_OFF => Some(Self::Off),
             hvc::EXIT_MMIO => {
                 let size = match b & hvc::MMIO_SIZE_MASK {
                     1 => 1,
@@ -88,11 +100,14 @@ impl Exit {
             }
             hvc::EXIT_MEM_FAULT => Some(Self::MemFault { gfn: a }),
             hvc::EXIT_WFI => Some(Self::Wfi { deadline: (a != 0).then_some(a) }),
-            hvc::EXIT_OFF => Some(Self::Wfi { deadline: None }),
             hvc::EXIT_SHARE => request(Request::Share),
             hvc::EXIT_UNSHARE => request(Request::Unshare),
             hvc::EXIT_RELINQUISH => request(Request::Relinquish),
-            hvc::EXIT_SYSTEM => Some(Self::System { reset: a != 0 }),
+            hvc::EXIT_SYSTEM => Some(Self::System(match a {
+                0 => Power::Off,
+                2 => Power::Reset2,
+                _ => Power::Reset,
+            })),
             hvc::EXIT_CRASH => Some(Self::Crash { code: a }),
             hvc::EXIT_NEED_PAGES => Some(Self::NeedPages { count: a }),
             _ => None,
@@ -112,6 +127,12 @@ mod tests {
         }
         assert_eq!(Exit::decode([0, 0, 0, 0]), None);
         assert_eq!(Exit::decode([99, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn the_ends_of_a_vm_are_told_apart() {
+        let ends = [0, 1, 2].map(|how| Exit::decode([hvc::EXIT_SYSTEM, how, 0, 0]));
+        assert_eq!(ends, [Power::Off, Power::Reset, Power::Reset2].map(|power| Some(Exit::System(power))));
     }
 
     #[test]

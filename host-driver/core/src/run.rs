@@ -8,7 +8,7 @@
 
 use crate::el2::Ran;
 use crate::error::Error;
-use crate::exit::{Exit, Mmio, Request};
+use crate::exit::{Exit, Mmio, Power, Request};
 use crate::idle::Slept;
 use crate::status::Refused;
 use freehold_uapi::hvc;
@@ -20,10 +20,8 @@ pub enum Told {
     Nothing,
     /// `KVM_EXIT_MMIO`.
     Mmio(Mmio),
-    /// `KVM_EXIT_SYSTEM_EVENT`: power off.
-    Shutdown,
-    /// `KVM_EXIT_SYSTEM_EVENT`: reset.
-    Reset,
+    /// `KVM_EXIT_SYSTEM_EVENT`: power off or reset.
+    Ended(Power),
     /// `KVM_EXIT_SYSTEM_EVENT`: crash, with its code.
     Crash(u64),
     /// `KVM_EXIT_FAIL_ENTRY`, with the hypervisor's status.
@@ -43,6 +41,20 @@ pub enum Served {
     Nobodys(u64),
 }
 
+/// What a vCPU waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// An interrupt. The counter shows `deadline` when its next timer fires.
+    Interrupt {
+        /// `None`: none does.
+        deadline: Option<u64>,
+    },
+    /// Another vCPU that switches it on.
+    Power,
+    /// Nothing but a signal: its VM has ended.
+    Signal,
+}
+
 /// The vCPU, its VM, and the calling thread.
 pub trait Machine {
     /// Enters the guest; `mmio` is the answer to its pending load. `None` if it was not entered, for something was
@@ -60,8 +72,12 @@ pub trait Machine {
     fn grow(&self, count: u64) -> Result<(), Error>;
     /// Whether a signal is pending, or `immediate_exit` is set.
     fn interrupted(&self) -> bool;
-    /// Sleeps, because the guest waits, until the bell rings, the counter shows `deadline`, or a signal comes.
-    fn sleep(&self, deadline: Option<u64>) -> Slept;
+    /// Sleeps until what the vCPU waits for, its bell, or a signal.
+    fn sleep(&self, wait: Wait) -> Slept;
+    /// Whether the guest has ended its VM: no vCPU runs any more.
+    fn is_ended(&self) -> bool;
+    /// Says so, rings every bell and has the others come out of the guest.
+    fn end(&self);
     /// Lets others run if they should.
     fn breathe(&self);
     /// The data that the VMM left in the run page for a load of `size` bytes.
@@ -77,6 +93,22 @@ pub struct Memory {
     load: Option<u8>,
     /// A loaded value that the guest has not got yet.
     value: u64,
+    /// The vCPU is off, as far as its last run says.
+    off: bool,
+}
+
+impl Memory {
+    /// Of a vCPU that never ran: number 0 is on.
+    #[must_use]
+    pub const fn new(vcpu: u64) -> Self {
+        Self { load: None, value: 0, off: vcpu != 0 }
+    }
+
+    /// Whether the vCPU is off.
+    #[must_use]
+    pub const fn is_off(&self) -> bool {
+        self.off
+    }
 }
 
 /// Runs the vCPU.
@@ -94,6 +126,13 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             return Err(Error::Interrupted);
         }
         machine.mute();
+        if machine.is_ended() {
+            if let Err(error) = rest(machine, Wait::Signal) {
+                machine.tell(Told::Intr);
+                return Err(error);
+            }
+            continue;
+        }
         let Some(ran) = machine.enter(memory.value) else {
             machine.breathe();
             continue;
@@ -106,28 +145,28 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             Err(refused) => return fail(machine, refused),
         };
         memory.value = 0;
-        let served = match Exit::decode(answer) {
-            None => return Err(Error::Io),
-            Some(Exit::Irq) => Ok(Served::Done),
-            Some(Exit::Wfi { deadline }) => match machine.sleep(deadline) {
-                Slept::Rung | Slept::Elapsed => Ok(Served::Done),
-                Slept::Interrupted => Err(Error::Interrupted),
-            },
-            Some(Exit::MemFault { gfn }) => machine.touch(gfn),
-            Some(Exit::Request { kind, gfn, count }) => machine.request(kind, gfn, count),
-            Some(Exit::NeedPages { count }) => machine.grow(count).map(|()| Served::Done),
-            Some(Exit::Mmio(mmio)) => {
+        let exit = Exit::decode(answer).ok_or(Error::Io)?;
+        memory.off = exit == Exit::Off;
+        let served = match exit {
+            Exit::Irq => Ok(Served::Done),
+            Exit::Wfi { deadline } => rest(machine, Wait::Interrupt { deadline }).map(|()| Served::Done),
+            Exit::Off => rest(machine, Wait::Power).map(|()| Served::Done),
+            Exit::MemFault { gfn } => machine.touch(gfn),
+            Exit::Request { kind, gfn, count } => machine.request(kind, gfn, count),
+            Exit::NeedPages { count } => machine.grow(count).map(|()| Served::Done),
+            Exit::Mmio(mmio) => {
                 if mmio.store.is_none() {
                     memory.load = Some(mmio.size);
                 }
                 machine.tell(Told::Mmio(mmio));
                 return Ok(());
             }
-            Some(Exit::System { reset }) => {
-                machine.tell(if reset { Told::Reset } else { Told::Shutdown });
+            Exit::System(power) => {
+                machine.end();
+                machine.tell(Told::Ended(power));
                 return Ok(());
             }
-            Some(Exit::Crash { code }) => {
+            Exit::Crash { code } => {
                 machine.tell(Told::Crash(code));
                 return Ok(());
             }
@@ -144,6 +183,13 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+fn rest(machine: &impl Machine, wait: Wait) -> Result<(), Error> {
+    match machine.sleep(wait) {
+        Slept::Rung | Slept::Elapsed => Ok(()),
+        Slept::Interrupted => Err(Error::Interrupted),
     }
 }
 
@@ -177,6 +223,7 @@ mod tests {
         muted: Cell<bool>,
         wake: Cell<u64>,
         slept: Cell<Option<Slept>>,
+        ended: Cell<bool>,
     }
 
     impl Script {
@@ -233,9 +280,22 @@ mod tests {
                 None => false,
             }
         }
-        fn sleep(&self, deadline: Option<u64>) -> Slept {
-            self.note(format!("sleep({})", deadline.unwrap_or(0)));
+        fn sleep(&self, wait: Wait) -> Slept {
+            match wait {
+                Wait::Interrupt { deadline } => self.note(format!("sleep({})", deadline.unwrap_or(0))),
+                Wait::Power | Wait::Signal => self.note(format!("{wait:?}")),
+            }
+            self.muted.set(false);
             self.slept.get().unwrap_or(Slept::Rung)
+        }
+
+        fn is_ended(&self) -> bool {
+            self.ended.get()
+        }
+
+        fn end(&self) {
+            self.note("end".into());
+            self.ended.set(true);
         }
         fn breathe(&self) {}
         fn loaded(&self, size: u8) -> u64 {
@@ -264,7 +324,7 @@ mod tests {
         assert_eq!(
             script.log(),
             "Nothing enter(0) enter(0) touch(7) enter(0) sleep(0) enter(0) sleep(77) enter(0) grow(3) enter(0) \
-             Unshare(5,2) enter(0) Shutdown"
+             Unshare(5,2) enter(0) end Ended(Off)"
         );
     }
 
@@ -273,12 +333,40 @@ mod tests {
         let script = Script::of(&[[hvc::EXIT_WFI, 0, 0, 0], OFF]);
         script.wake.set(0b110);
         run(&script, &mut Memory::default()).unwrap();
-        assert_eq!(script.log(), "Nothing enter(0) ring(0b110) sleep(0) enter(0) Shutdown");
+        assert_eq!(script.log(), "Nothing enter(0) ring(0b110) sleep(0) enter(0) end Ended(Off)");
         let script = Script::default();
         script.wake.set(1);
         script.answers.borrow_mut().push_back(Err(Refused { status: hvc::DENIED, detail: 0 }));
         run(&script, &mut Memory::default()).unwrap();
         assert!(script.log().starts_with("Nothing enter(0) ring(0b1) FailEntry"));
+    }
+
+    #[test]
+    fn a_vcpu_that_is_off_sleeps_until_it_is_switched_on() {
+        let off = [hvc::EXIT_OFF, 0, 0, 0];
+        let script = Script::of(&[off, [hvc::EXIT_WAKE, 0, 0, 0], [hvc::EXIT_MMIO, 0x1000, 4, 0]]);
+        let mut memory = Memory::new(1);
+        assert!(memory.is_off() && !Memory::new(0).is_off());
+        run(&script, &mut memory).unwrap();
+        assert!(script.log().starts_with("Nothing enter(0) Power enter(0) enter(0) Mmio"));
+        assert!(!memory.is_off());
+        let script = Script::of(&[off]);
+        script.slept.set(Some(Slept::Interrupted));
+        assert_eq!(run(&script, &mut memory), Err(Error::Interrupted));
+        assert!(memory.is_off());
+    }
+
+    #[test]
+    fn nobody_runs_in_a_vm_that_ended_and_a_signal_brings_each_back() {
+        for (how, power) in [(0, Power::Off), (1, Power::Reset), (2, Power::Reset2)] {
+            let script = Script::of(&[[hvc::EXIT_SYSTEM, how, 0, 0]]);
+            run(&script, &mut Memory::default()).unwrap();
+            assert_eq!(script.log(), format!("Nothing enter(0) end Ended({power:?})"));
+            script.slept.set(Some(Slept::Interrupted));
+            // Whichever vCPU it is, the one that ended the VM included.
+            assert_eq!(run(&script, &mut Memory::default()), Err(Error::Interrupted));
+            assert_eq!(script.log(), "Nothing Signal Intr");
+        }
     }
 
     #[test]
@@ -291,7 +379,7 @@ mod tests {
             let script = Script::of(&[[hvc::EXIT_WFI, 5, 0, 0], OFF]);
             script.slept.set(Some(slept));
             run(&script, &mut Memory::default()).unwrap();
-            assert_eq!(script.log(), "Nothing enter(0) sleep(5) enter(0) Shutdown");
+            assert_eq!(script.log(), "Nothing enter(0) sleep(5) enter(0) end Ended(Off)");
         }
     }
 
@@ -304,7 +392,7 @@ mod tests {
         script.log();
         script.loaded.set(42);
         run(&script, &mut memory).unwrap();
-        assert_eq!(script.log(), "loaded(4) Nothing enter(42) enter(0) Shutdown");
+        assert_eq!(script.log(), "loaded(4) Nothing enter(42) enter(0) end Ended(Off)");
     }
 
     #[test]
@@ -320,16 +408,16 @@ mod tests {
         script.signal_after.set(None);
         script.loaded.set(10);
         run(&script, &mut memory).unwrap();
-        assert_eq!(script.log(), "Nothing enter(9) Shutdown");
+        assert_eq!(script.log(), "Nothing enter(9) end Ended(Off)");
     }
 
     #[test]
     fn a_vcpu_that_was_kept_out_keeps_the_loaded_value() {
         let script = Script::of(&[OFF]);
         script.pending.set(true);
-        let mut memory = Memory { load: None, value: 5 };
+        let mut memory = Memory { value: 5, ..Memory::default() };
         run(&script, &mut memory).unwrap();
-        assert_eq!(script.log(), "Nothing enter(5) Shutdown");
+        assert_eq!(script.log(), "Nothing enter(5) end Ended(Off)");
     }
 
     #[test]

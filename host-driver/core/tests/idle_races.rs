@@ -9,7 +9,7 @@ use freehold_driver_core::el2::Ran;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::exit::Request;
 use freehold_driver_core::idle::{wait, Bell, Slept};
-use freehold_driver_core::run::{run, Machine, Memory, Served, Told};
+use freehold_driver_core::run::{run, Machine, Memory, Served, Told, Wait};
 use freehold_uapi::hvc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Condvar, Mutex};
@@ -151,12 +151,19 @@ impl Machine for Vcpu {
         unreachable!("no run names anybody here");
     }
 
-    fn sleep(&self, deadline: Option<u64>) -> Slept {
+    fn sleep(&self, what: Wait) -> Slept {
+        assert_eq!(what, Wait::Interrupt { deadline: None });
         if self.slip == Slip::MutesLate {
             self.rung.store(false, Ordering::Relaxed);
         }
-        wait(self, || deadline)
+        wait(self, || None)
     }
+
+    fn is_ended(&self) -> bool {
+        false
+    }
+
+    fn end(&self) {}
 
     fn touch(&self, _: u64) -> Result<Served, Error> {
         unreachable!()

@@ -358,6 +358,7 @@ void fhc_run_tell(struct fh_vcpu *vcpu, u32 what, u64 a, u64 b, u64 c)
 		memcpy(run->mmio.data, &c, sizeof(c));
 		break;
 	case KVM_EXIT_SYSTEM_EVENT:
+		memset(&run->system_event, 0, sizeof(run->system_event));
 		run->system_event.type = a;
 		run->system_event.ndata = b;
 		run->system_event.data[0] = c;

@@ -36,6 +36,7 @@ impl Vm {
             // SAFETY: alive by the invariant; the glue takes a reference for the descriptor.
             ask.fd = u32::try_from(unsafe { fhc_gic_open(self.raw()) }).map_err(|_| Error::NoSpace)?;
             inner.gic = Some(Vgic::default());
+            self.set_gic();
             Ok(())
         })?;
         // A caller whose memory went meanwhile has the descriptor all the same, as with KVM.
@@ -71,9 +72,9 @@ impl Vm {
         }
     }
 
-    /// Whether there is one. It is created before a vCPU runs.
-    pub(crate) fn has_gic(self) -> bool {
-        self.locked(|inner| inner.gic.is_some())
+    /// Whether a vCPU that does not begin its VM may run.
+    pub(crate) fn may_run(self) -> Result<(), Error> {
+        self.living(|inner| self.check_gic(inner))
     }
 
     /// Whether a vCPU may run: a controller must be complete then.

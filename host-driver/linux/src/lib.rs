@@ -5,6 +5,7 @@
 //! library without the standard library, for the kernel's own ABI (no FP, no SIMD), and linked by Kbuild.
 #![no_std]
 
+mod end;
 mod file;
 mod gic;
 mod port;

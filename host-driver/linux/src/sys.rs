@@ -118,6 +118,7 @@ plain!(
     io::IrqLevel,
     io::CreateDevice,
     io::DeviceAttr,
+    io::MpState,
     io::MemoryRegion,
     io::MemoryRegion2,
     io::CreateGuestMemfd,

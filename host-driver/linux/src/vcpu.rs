@@ -7,16 +7,16 @@ use crate::port::{Caller, EL2};
 use crate::sys;
 use crate::vm::{RawVm, Vm};
 use core::ptr::NonNull;
-use freehold_driver_core::abi::{self, Features};
+use freehold_driver_core::abi::{self, Entry, Features};
 use freehold_driver_core::el2::Ran;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::exit::Request;
+use freehold_driver_core::exit::{Power, Request};
 use freehold_driver_core::file::{Thread, Wake};
 use freehold_driver_core::guest::{self, NotYet};
 use freehold_driver_core::idle::{self, Bell, Slept};
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
-use freehold_driver_core::run::{self, Machine, Memory, Served, Told};
+use freehold_driver_core::run::{self, Machine, Memory, Served, Told, Wait};
 use freehold_driver_core::status::Refused;
 use freehold_uapi::hvc;
 use freehold_uapi::ioctl as io;
@@ -34,6 +34,8 @@ pub(crate) struct VcpuState {
     memory: Memory,
     /// It was entered, or may have been: its registers are closed.
     ran: bool,
+    /// What the VMM wrote, of a vCPU that the guest starts.
+    entry: Entry,
 }
 
 #[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
@@ -56,7 +58,13 @@ pub(crate) fn open(vm: Vm, id: u32) -> Result<i64, Error> {
     if state.is_null() {
         return Err(Error::NoMemory);
     }
-    let fresh = VcpuState { id: u64::from(id), features: None, memory: Memory::default(), ran: false };
+    let fresh = VcpuState {
+        id: u64::from(id),
+        features: None,
+        memory: Memory::new(u64::from(id)),
+        ran: false,
+        entry: Entry::default(),
+    };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe { state.write(fresh) };
     // SAFETY: the VM is alive; the state is the glue's unless it fails.
@@ -75,8 +83,6 @@ struct Running {
     raw: NonNull<RawVcpu>,
     vm: Vm,
     id: u64,
-    /// Its VM has an interrupt controller: the bell rings when it has something to do.
-    rings: bool,
 }
 
 impl Running {
@@ -199,18 +205,31 @@ impl Machine for Running {
         self.vm.ring(vcpus);
     }
 
-    fn sleep(&self, deadline: Option<u64>) -> Slept {
-        if self.rings {
-            let frequency = sys::counter_frequency();
-            return idle::wait(self, || deadline.map(|at| idle::nanoseconds(at, sys::counter(), frequency)));
+    fn sleep(&self, what: Wait) -> Slept {
+        match what {
+            Wait::Interrupt { .. } if !self.vm.has_gic() => {
+                // Nothing tells when a guest without a controller has something to do.
+                sys::doze();
+                if sys::signal() {
+                    Slept::Interrupted
+                } else {
+                    Slept::Elapsed
+                }
+            }
+            Wait::Interrupt { deadline } => {
+                let frequency = sys::counter_frequency();
+                idle::wait(self, || deadline.map(|at| idle::nanoseconds(at, sys::counter(), frequency)))
+            }
+            Wait::Power | Wait::Signal => idle::wait(self, || None),
         }
-        // Nothing tells when a guest without a controller has something to do.
-        sys::doze();
-        if sys::signal() {
-            Slept::Interrupted
-        } else {
-            Slept::Elapsed
-        }
+    }
+
+    fn is_ended(&self) -> bool {
+        self.vm.is_ended()
+    }
+
+    fn end(&self) {
+        self.vm.set_ended();
     }
 
     fn breathe(&self) {
@@ -235,8 +254,12 @@ impl Machine for Running {
                 let write = u64::from(mmio.store.is_some()) << 8;
                 (io::KVM_EXIT_MMIO, mmio.address, u64::from(mmio.size) | write, mmio.store.unwrap_or(0))
             }
-            Told::Shutdown => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_SHUTDOWN, 0, 0),
-            Told::Reset => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_RESET, 0, 0),
+            Told::Ended(Power::Off) => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_SHUTDOWN, 1, 0),
+            Told::Ended(Power::Reset) => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_RESET, 1, 0),
+            Told::Ended(Power::Reset2) => {
+                let flag = io::KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2;
+                (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_RESET, 1, flag)
+            }
             Told::Crash(code) => (io::KVM_EXIT_SYSTEM_EVENT, io::KVM_SYSTEM_EVENT_CRASH, 1, code),
             Told::FailEntry(status) => (io::KVM_EXIT_FAIL_ENTRY, status, 0, 0),
             Told::MemoryFault(gfn) => {
@@ -259,44 +282,45 @@ struct Vcpu<'a> {
 
 impl Vcpu<'_> {
     fn run(&mut self) -> Result<(), Error> {
-        let features = self.state.features.ok_or(Error::NotReady)?;
-        let running = Running { raw: self.raw, vm: self.vm, id: self.state.id, rings: false };
-        if features.off {
-            // Nothing can power it on yet: it sleeps until the VMM calls it back.
-            while !Machine::interrupted(&running) {
-                running.mute();
-                idle::wait(&running, || None);
-            }
-            running.tell(Told::Intr);
-            return Err(Error::Interrupted);
-        }
-        match self.vm.first_run(&running) {
+        self.state.features.ok_or(Error::NotReady)?;
+        let running = Running { raw: self.raw, vm: self.vm, id: self.state.id };
+        // Another vCPU than number 0 does not begin its VM: it is off until the guest starts it.
+        let begun = if self.state.id == 0 { self.vm.first_run(&running) } else { self.vm.may_run() };
+        match begun {
             // The VM ended under us, before a reboot: the run itself says so.
             Ok(()) | Err(Error::Ended) => {}
             Err(error) => return Err(error),
         }
-        // Its first run is past: it gets no controller any more.
-        let running = Running { rings: self.vm.has_gic(), ..running };
         self.state.ran = true;
         run::run(&running, &mut self.state.memory)
     }
 
     fn init(&mut self, arg: usize) -> Result<(), Error> {
-        let features = Features::decode(&sys::copy_in(arg)?)?;
+        let features = Features::decode(&sys::copy_in(arg)?)?.fit(self.state.id)?;
         if self.state.ran {
             return Err(Error::Denied);
         }
         if self.state.features.is_some_and(|before| before != features) {
             return Err(Error::Invalid);
         }
+        self.state.entry = Entry::default();
         for reg in [hvc::REG_X0, hvc::REG_X1, hvc::REG_X2, hvc::REG_X3, hvc::REG_PC] {
-            EL2.vcpu_set_reg(self.vm.handle(), self.state.id, reg, 0)?;
+            self.write(reg, 0)?;
         }
         self.state.features = Some(features);
         Ok(())
     }
 
-    fn set_reg(&self, arg: usize) -> Result<(), Error> {
+    fn write(&mut self, reg: u64, value: u64) -> Result<(), Error> {
+        if self.state.id == 0 {
+            EL2.vcpu_set_reg(self.vm.handle(), self.state.id, reg, value)?;
+        } else {
+            self.state.entry.set(reg, value);
+        }
+        Ok(())
+    }
+
+    fn set_reg(&mut self, arg: usize) -> Result<(), Error> {
         self.state.features.ok_or(Error::NotReady)?;
         let ask: io::OneReg = sys::copy_in(arg)?;
         let reg = abi::register(ask.id)?;
@@ -305,8 +329,7 @@ impl Vcpu<'_> {
         if self.state.ran {
             return Err(Error::Denied);
         }
-        EL2.vcpu_set_reg(self.vm.handle(), self.state.id, reg, value)?;
-        Ok(())
+        self.write(reg, value)
     }
 
     fn get_reg(&self, arg: usize) -> Result<(), Error> {
@@ -314,12 +337,17 @@ impl Vcpu<'_> {
         let ask: io::OneReg = sys::copy_in(arg)?;
         let reg = abi::register(ask.id)?;
         // What a vCPU that ran holds is its own: its registers read as zero.
-        let value = if self.state.ran && reg != hvc::REG_MPIDR {
-            0
-        } else {
-            EL2.vcpu_get_reg(self.vm.handle(), self.state.id, reg)?
+        let value = match reg {
+            hvc::REG_MPIDR => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, reg)?,
+            _ if self.state.ran => 0,
+            _ if self.state.id != 0 => self.state.entry.get(reg),
+            _ => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, reg)?,
         };
         sys::copy_out(usize::try_from(ask.addr).map_err(|_| Error::Fault)?, &value)
+    }
+
+    fn mp_state(&self) -> io::MpState {
+        abi::mp_state(self.state.memory.is_off() || self.vm.is_ended())
     }
 
     fn ioctl(&mut self, cmd: u32, arg: usize) -> Result<(), Error> {
@@ -329,6 +357,8 @@ impl Vcpu<'_> {
             io::KVM_ARM_VCPU_INIT => self.init(arg),
             io::KVM_SET_ONE_REG => self.set_reg(arg),
             io::KVM_GET_ONE_REG => self.get_reg(arg),
+            io::KVM_GET_MP_STATE => sys::copy_out(arg, &self.mp_state()),
+            io::KVM_SET_MP_STATE => abi::set_mp_state(self.mp_state(), sys::copy_in(arg)?),
             // KVM's answer for an ioctl that it does not know on this descriptor.
             _ => Err(Error::Invalid),
         }

@@ -3,15 +3,15 @@
 // UNSAFETY: foreign calls and entries; state that the VM's lock protects.
 
 use crate::file::{self, errno, from_errno, FileRef};
-use crate::port::{Undertaker, EL2};
+use crate::port::EL2;
 use crate::sys::{self, log, Level};
 use crate::vcpu;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 use freehold_driver_core::abi::{self, Asked, Conversion, NewFile, Region, VmType};
-use freehold_driver_core::convert::{cancel, to_private, Mode};
+use freehold_driver_core::convert::{to_private, Mode};
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::el2::{Handle, Run};
-use freehold_driver_core::end;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{any, Thread};
 use freehold_driver_core::give::ToVm;
@@ -20,9 +20,6 @@ use freehold_driver_core::pool;
 use freehold_driver_core::slots::{Slot, Slots};
 use freehold_driver_core::vgic::Vgic;
 use freehold_uapi::ioctl as io;
-
-/// Rounds of a millisecond that an ending VM waits for its vCPUs, and for conversions under way.
-const END_ROUNDS: u32 = 5000;
 
 /// The glue's `struct fh_vm`.
 #[repr(C)]
@@ -34,15 +31,19 @@ pub(crate) struct RawVm {
 pub(crate) struct VmState {
     handle: Handle,
     ipa_bits: u64,
+    /// Its guest has ended it.
+    ended: AtomicBool,
+    /// It has an interrupt controller. Set under the lock, before a vCPU runs.
+    has_gic: AtomicBool,
     inner: Inner,
 }
 
 /// What the VM's lock protects.
 pub(crate) struct Inner {
-    slots: Slots<FileRef>,
+    pub(crate) slots: Slots<FileRef>,
     pub(crate) life: Life,
     /// vCPUs that `el2` has, a bit each.
-    created: u64,
+    pub(crate) created: u64,
     /// vCPUs that have a descriptor, or had one.
     pub(crate) opened: u64,
     /// Its interrupt controller, if it was given one.
@@ -121,7 +122,7 @@ impl Vm {
         self.raw.as_ptr()
     }
 
-    fn id(self) -> u64 {
+    pub(crate) fn id(self) -> u64 {
         // SAFETY: alive by the invariant; the number never changes.
         unsafe { fhc_vm_id(self.raw.as_ptr()) }
     }
@@ -135,6 +136,31 @@ impl Vm {
     pub(crate) fn ipa_bits(self) -> u64 {
         // SAFETY: only a VM that has its state is asked; the field never changes.
         unsafe { (*self.state).ipa_bits }
+    }
+
+    /// Whether its guest has ended it.
+    pub(crate) fn is_ended(self) -> bool {
+        // SAFETY: only a VM that has its state is asked; the flag is an atomic.
+        unsafe { &(*self.state).ended }.load(Ordering::Acquire)
+    }
+
+    /// Its guest has ended it: every vCPU comes out, and none goes in again.
+    pub(crate) fn set_ended(self) {
+        // SAFETY: only a VM that has its state is asked; the flag is an atomic.
+        unsafe { &(*self.state).ended }.store(true, Ordering::Release);
+        self.kick(self.locked(|inner| inner.created));
+    }
+
+    /// Whether it has an interrupt controller.
+    pub(crate) fn has_gic(self) -> bool {
+        // SAFETY: only a VM that has its state is asked; the flag is an atomic.
+        unsafe { &(*self.state).has_gic }.load(Ordering::Acquire)
+    }
+
+    /// Notes that it has one.
+    pub(crate) fn set_gic(self) {
+        // SAFETY: only a VM that has its state is asked; the flag is an atomic.
+        unsafe { &(*self.state).has_gic }.store(true, Ordering::Release);
     }
 
     pub(crate) fn pool_keep(self, chunk: Run) {
@@ -341,63 +367,6 @@ impl Vm {
         })
     }
 
-    /// Ends the VM: stops its vCPUs, takes every frame back. Safe to call again, and while its descriptors are open.
-    fn halt(self) {
-        let created = self.locked(|inner| {
-            let was = core::mem::replace(&mut inner.life, Life::Ended);
-            (was != Life::Ended).then_some(inner.created)
-        });
-        let Some(created) = created else { return };
-        if let Err(error) = self.doom(created) {
-            // It refuses each frame too, below, which marks it: a page that is the dead VM's is nobody's to touch.
-            log(Level::Error, format_args!("el2 would not end a VM: {error:?}"));
-        }
-        let mut lost = 0;
-        for _ in 0..END_ROUNDS {
-            let (more, draining) = self.reclaim_slots();
-            lost += more;
-            if !draining {
-                break;
-            }
-            Undertaker.pause(1000);
-        }
-        lost += end::reclaim_pool(&EL2, &self, self.handle(), &Undertaker);
-        if lost > 0 {
-            log(Level::Error, format_args!("el2 would not return {lost} frames of a VM: they are lost"));
-        }
-    }
-
-    fn doom(self, created: u64) -> Result<(), Error> {
-        for _ in 0..END_ROUNDS {
-            match end::doom(&EL2, self.handle()) {
-                Err(Error::Busy) => {}
-                other => return other,
-            }
-            for vcpu in (0..64).filter(|&vcpu| created >> vcpu & 1 != 0) {
-                // A vCPU that is not there has nothing to leave.
-                let _ = EL2.vcpu_kick(self.handle(), vcpu);
-            }
-            Undertaker.pause(1000);
-        }
-        Err(Error::Busy)
-    }
-
-    /// One pass over every slot: frames lost, and whether a conversion is under way somewhere.
-    fn reclaim_slots(self) -> (u64, bool) {
-        self.locked(|inner| {
-            let mut lost = 0;
-            let mut draining = false;
-            for slot in inner.slots.iter() {
-                let file = slot.file;
-                // A conversion for this VM would outlast it as long as somebody holds a page.
-                cancel(&file);
-                lost += end::reclaim_pages(&file, slot.pages, file.initial(), &EL2, self.handle(), &Undertaker);
-                draining |= any(&file, slot.pages, |page| matches!(page, Page::Draining { .. }));
-            }
-            (lost, draining)
-        })
-    }
-
     fn ioctl(self, cmd: u32, arg: usize) -> Result<i64, Error> {
         match cmd {
             io::KVM_CHECK_EXTENSION => {
@@ -473,9 +442,10 @@ fn build(vm: Vm, ipa_bits: u64) -> Result<i64, Error> {
             return Err(error);
         }
     };
+    let (ended, has_gic) = (AtomicBool::new(false), AtomicBool::new(false));
     let inner = Inner { slots: Slots::new(), life: Life::New, created: 0, opened: 0, gic: None };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
-    unsafe { state.write(VmState { handle, ipa_bits, inner }) };
+    unsafe { state.write(VmState { handle, ipa_bits, ended, has_gic, inner }) };
     // SAFETY: the VM is alive; from here on its state is the glue's, which ends it with the VM whatever happens.
     match unsafe { fhc_vm_open(vm.raw(), state) } {
         fd if fd >= 0 => Ok(i64::from(fd)),
@@ -489,26 +459,4 @@ fn build(vm: Vm, ipa_bits: u64) -> Result<i64, Error> {
 extern "C" fn fh_vm_ioctl(raw: *mut RawVm, state: *mut VmState, cmd: u32, arg: usize) -> i64 {
     let Some(vm) = Vm::new(raw, state) else { return errno(Error::BadFile) };
     vm.ioctl(cmd, arg).unwrap_or_else(errno)
-}
-
-/// Ends a VM whose descriptors may still be open, before a reboot.
-// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
-#[unsafe(no_mangle)]
-extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState) {
-    if let Some(vm) = Vm::new(raw, state) {
-        vm.halt();
-    }
-}
-
-/// Ends a VM that nobody refers to any more, and frees its state.
-// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
-#[unsafe(no_mangle)]
-extern "C" fn fh_vm_end(raw: *mut RawVm, state: *mut VmState) {
-    let Some(vm) = Vm::new(raw, state) else { return };
-    vm.halt();
-    while let Some(slot) = vm.locked(|inner| inner.slots.pop()) {
-        slot.file.put();
-    }
-    // SAFETY: came from `alloc` in `build`, and the VM is gone.
-    unsafe { sys::free(state) };
 }

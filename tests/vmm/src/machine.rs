@@ -33,11 +33,13 @@ pub(crate) struct Plan {
     pub(crate) boot: u64,
     /// With an interrupt controller.
     pub(crate) gic: bool,
+    /// vCPUs. All but the first are off until the program starts them.
+    pub(crate) vcpus: u64,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0, gic: false }
+        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0, gic: false, vcpus: 1 }
     }
 }
 
@@ -73,6 +75,8 @@ pub(crate) struct Machine {
     /// Kept: the VM lives as long as its vCPU and this.
     pub(crate) vm: VmFd,
     pub(crate) vcpu: VcpuFd,
+    /// The other vCPUs, in order.
+    pub(crate) others: Vec<VcpuFd>,
     pub(crate) gmem: Arc<Gmem>,
     pub(crate) ram: Arc<Mapping>,
     pub(crate) program: Vec<u8>,
@@ -169,6 +173,7 @@ impl Machine {
         set_slot(&vm, 0, proto::RAM_BASE, plan.bytes, &gmem, 0).map_err(|e| err("SET_USER_MEMORY_REGION2", e))?;
         let gic = if plan.gic { Some(Gic::new(&vm)?) } else { None };
         let vcpu = new_vcpu(&vm, 0)?;
+        let others = (1..plan.vcpus).map(|index| new_vcpu(&vm, index)).collect::<Result<_, _>>()?;
         if let Some(gic) = &gic {
             gic.complete()?;
         }
@@ -185,6 +190,7 @@ impl Machine {
         Ok(Self {
             vm,
             vcpu,
+            others,
             gmem,
             ram: Arc::new(ram),
             program,
@@ -345,6 +351,9 @@ pub(crate) fn new_vcpu(vm: &VmFd, index: u64) -> Result<VcpuFd, String> {
     let mut init = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut init).map_err(|e| err("ARM_PREFERRED_TARGET", e.errno()))?;
     init.features[0] |= 1 << abi::KVM_ARM_VCPU_PSCI_0_2;
+    if index != 0 {
+        init.features[0] |= 1 << abi::KVM_ARM_VCPU_POWER_OFF;
+    }
     vcpu.vcpu_init(&init).map_err(|e| err("ARM_VCPU_INIT", e.errno()))?;
     Ok(vcpu)
 }

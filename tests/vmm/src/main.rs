@@ -7,6 +7,7 @@
 
 mod attack;
 mod counters;
+mod cpus;
 mod cycles;
 mod drain;
 mod fuzz;
@@ -52,6 +53,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   soak SEED SECONDS  random calls with guests that run, a while
+  cpus        a guest of several vCPUs, through the driver
   vgic        a guest's interrupts and waits, through the driver
   switch      what survives a run, and what an exit shows
   vcpus       a guest of several vCPUs: who starts them, and who is woken
@@ -117,6 +119,7 @@ fn main() {
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
         "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
+        "cpus" => or_report(cpus::STEP.0, cpus::all()),
         "vgic" => or_report(vgic::STEP.0, vgic::all()),
         "switch" => or_report("world-switch", switch::all()),
         "vcpus" => or_report("vcpus", vcpus::all()),

@@ -192,12 +192,19 @@ pub(crate) fn fallocate(fd: &impl AsRawFd, mode: i32, offset: i64, bytes: i64) -
 
 /// Keeps this thread on one CPU.
 pub(crate) fn pin_to(cpu: usize) {
+    allow(0, &[cpu]);
+}
+
+/// Keeps a thread of this process on these CPUs; 0 is this one.
+pub(crate) fn allow(thread: libc::pid_t, cpus: &[usize]) {
     // SAFETY: all zeroes is an empty CPU set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is ours; CPU_SET checks the bound.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    for &cpu in cpus {
+        // SAFETY: the set is ours; CPU_SET checks the bound.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
     // SAFETY: the set is alive during the call.
-    unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    unsafe { libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) };
 }
 
 /// Online CPUs.

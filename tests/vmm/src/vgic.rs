@@ -72,12 +72,12 @@ impl Gic {
 }
 
 /// `KVM_IRQ_LINE`.
-fn line(vm: &impl AsRawFd, kind: u64, number: u64, level: u32) -> String {
+pub(crate) fn line(vm: &impl AsRawFd, kind: u64, number: u64, level: u32) -> String {
     let irq = u32::try_from(kind << 24 | number).expect("a 32-bit number");
     outcome(ioctl(vm, KVM_IRQ_LINE, &mut IrqLevel { irq, level }))
 }
 
-fn spi(vm: &impl AsRawFd, level: u32) -> String {
+pub(crate) fn spi(vm: &impl AsRawFd, level: u32) -> String {
     line(vm, KVM_ARM_IRQ_TYPE_SPI, SPI, level)
 }
 
@@ -243,7 +243,7 @@ fn worked() -> Duration {
 }
 
 /// Waits until thread `thread` of this process sleeps; whether it came to that.
-fn sleeps(thread: libc::pid_t) -> bool {
+pub(crate) fn sleeps(thread: libc::pid_t) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
@@ -256,7 +256,7 @@ fn sleeps(thread: libc::pid_t) -> bool {
     false
 }
 
-fn myself() -> libc::pid_t {
+pub(crate) fn myself() -> libc::pid_t {
     // SAFETY: asks for a number.
     unsafe { libc::gettid() }
 }
@@ -297,22 +297,31 @@ fn spi_command(machine: &mut Machine, wire: &OwnedFd) -> Result<[u64; 3], String
 
 extern "C" fn nothing(_: i32) {}
 
-/// A signal ends the sleep, and the interrupt that comes between two runs is not lost.
-fn interrupted(machine: &mut Machine) -> Result<(), String> {
+/// `SIGUSR1` ends what a thread sleeps in, and does nothing else.
+pub(crate) fn let_signals_interrupt() {
     // SAFETY: all zeroes is a valid sigaction.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = nothing as *const () as usize;
     // SAFETY: the handler does nothing, and the structure is alive during the call.
     unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+}
+
+/// Sends `SIGUSR1` to a thread of this process.
+pub(crate) fn interrupt(thread: libc::pid_t) {
+    // SAFETY: plain numbers; a thread that is gone gets nothing.
+    unsafe { libc::syscall(libc::SYS_tgkill, std::process::id().cast_signed(), thread, libc::SIGUSR1) };
+}
+
+/// A signal ends the sleep, and the interrupt that comes between two runs is not lost.
+fn interrupted(machine: &mut Machine) -> Result<(), String> {
+    let_signals_interrupt();
     let thread = myself();
-    let process = std::process::id().cast_signed();
     machine.answer(CMD_SPI, [0; 3]);
     let event = std::thread::scope(|scope| {
         scope.spawn(|| {
             let asleep = sleeps(thread);
             STEP.same("it sleeps until the signal", true, asleep);
-            // SAFETY: plain numbers; the thread lives, for it waits for this one.
-            unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGUSR1) };
+            interrupt(thread);
         });
         machine.step()
     });
@@ -352,7 +361,7 @@ fn raised_early() -> Result<(), String> {
 }
 
 /// A descriptor of the VM for another thread.
-trait Cloned {
+pub(crate) trait Cloned {
     fn as_fd_clone(&self) -> Result<OwnedFd, String>;
 }
 
