@@ -131,7 +131,7 @@ items! {
 items! {
     /// Every VM type flag.
     VM_FLAGS: u64;
-    /// The VM is protected: its pages and registers are its own. Without it the VM is ordinary (not yet served).
+    /// The VM is protected: its pages and registers are its own. Without it the VM is ordinary: the host lends it pages.
     VM_PROTECTED = 1;
 }
 
@@ -362,7 +362,7 @@ calls! {
     MEM_SHARE = BASE + 14;
     args("handle": "VM", "pfn": "first frame", "gfn": "first guest frame", "count": "frames, 1 to 512", "flags": "`SHARE_*`");
     rets("done": "frames lent");
-    errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, BAD_ARGUMENT, ZERO_COUNT, COUNT_TOO_LARGE, OVERFLOW, NOT_MEMORY, NO_MAP, EL2_OWNED, FOREIGN, SHARED, GFN_OUT_OF_RANGE, GFN_MAPPED, NEED_PAGES);
+    errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, BAD_ARGUMENT, ZERO_COUNT, COUNT_TOO_LARGE, OVERFLOW, NOT_MEMORY, NO_MAP, EL2_OWNED, ALREADY_DONATED, FOREIGN, SHARED, GFN_OUT_OF_RANGE, GFN_MAPPED, NEED_PAGES);
     when("host, until VM_DESTROY");
     /// Takes lent frames back from an ordinary VM.
     MEM_UNSHARE = BASE + 15;

@@ -27,6 +27,8 @@ pub enum Call {
     },
     /// A new VM.
     VmCreate {
+        /// Whether its memory is its own; else the host lends it.
+        protected: bool,
         /// Bits of its address space.
         ipa_bits: u32,
         /// Its first pool.
@@ -179,11 +181,11 @@ impl Call {
             hvc::VERSION => Self::Version,
             hvc::COUNTER => Self::Counter { counter: x1, index: x2 },
             hvc::VM_CREATE => {
-                if x1 != hvc::VM_PROTECTED {
+                if x1 & !hvc::VM_PROTECTED != 0 {
                     return Err(Refused::BadArgument);
                 }
                 let ipa_bits = u32::try_from(x2).map_err(|_| Refused::BadArgument)?;
-                Self::VmCreate { ipa_bits, pool: frames(x3, x4)? }
+                Self::VmCreate { protected: x1 != 0, ipa_bits, pool: frames(x3, x4)? }
             }
             hvc::VM_RANGE => Self::VmRange { vm: Handle::decode(x1)?, run: guest_frames(x2, x3)? },
             hvc::VM_GIC => Self::VmGic { vm: Handle::decode(x1)?, distributor: x2, redistributors: x3 },

@@ -27,6 +27,8 @@ pub enum Backing {
 
 /// What the memory model knows of a guest's address space.
 pub trait Space {
+    /// Whether its memory is the guest's own, so that it may lend it and give it up.
+    fn is_protected(&self) -> bool;
     /// What stands at `gfn`.
     fn backing(&self, gfn: Gfn) -> Backing;
 }
@@ -61,14 +63,17 @@ pub fn serve(imm: u16, [x0, x1, x2, x3]: [u64; 4], space: &impl Space) -> Outcom
         return UNKNOWN;
     }
     let Ok(id) = u32::try_from(identifier(x0)) else { return UNKNOWN };
+    let of_memory = matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH);
     match id {
+        _ if of_memory && !space.is_protected() => UNKNOWN,
         guest::SMCCC_VERSION => Outcome::Return([0x1_0002, 0, 0, 0]),
         guest::SMCCC_ARCH_FEATURES => match u32::try_from(x1 & 0xffff_ffff) {
             Ok(guest::SMCCC_VERSION | guest::SMCCC_ARCH_FEATURES) => status(guest::OK),
             Ok(_) | Err(_) => UNKNOWN,
         },
         guest::VENDOR_UID => Outcome::Return(guest::PKVM_UID.map(u64::from)),
-        guest::VENDOR_FEATURES => Outcome::Return([u64::from(guest::FEATURES), 0, 0, 0]),
+        guest::VENDOR_FEATURES if space.is_protected() => Outcome::Return([u64::from(guest::FEATURES), 0, 0, 0]),
+        guest::VENDOR_FEATURES => Outcome::Return([1, 0, 0, 0]),
         guest::HYP_MEMINFO if x1 | x2 | x3 == 0 => Outcome::Return([guest::GRANULE, 1, 0, 0]),
         guest::MEM_SHARE if x3 == 0 => run(Wish::Share, x1, x2, space),
         guest::MEM_UNSHARE if x3 == 0 => run(Wish::Unshare, x1, x2, space),
@@ -109,7 +114,22 @@ mod tests {
 
     struct Map;
 
+    /// The same of an ordinary VM.
+    struct Borrowed;
+
+    impl Space for Borrowed {
+        fn is_protected(&self) -> bool {
+            false
+        }
+        fn backing(&self, gfn: Gfn) -> Backing {
+            Map.backing(gfn)
+        }
+    }
+
     impl Space for Map {
+        fn is_protected(&self) -> bool {
+            true
+        }
         // 0x100..0x200 private, 0x200..0x204 shared, 0x204 poisoned, 0x205..0x300 empty; the last frame is RAM too.
         fn backing(&self, gfn: Gfn) -> Backing {
             match gfn.raw() {
@@ -147,6 +167,15 @@ mod tests {
         }
         assert_eq!(serve(1, [u64::from(guest::SMCCC_VERSION), 0, 0, 0], &Map), UNKNOWN);
         assert_eq!(call(guest::SMCCC_ARCH_FEATURES, 0x8000_8000, 0, 0), UNKNOWN);
+    }
+
+    #[test]
+    fn a_guest_whose_memory_is_the_hosts_lends_and_gives_up_nothing() {
+        for id in [guest::HYP_MEMINFO, guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {
+            assert_eq!(serve(0, [id.into(), 0x10_0000, 0, 0], &Borrowed), UNKNOWN, "{id:#x}");
+        }
+        let features = serve(0, [guest::VENDOR_FEATURES.into(), 0, 0, 0], &Borrowed);
+        assert_eq!(features, Outcome::Return([1, 0, 0, 0]), "and is told so");
     }
 
     #[test]

@@ -22,7 +22,11 @@ const ELSEWHERE: &[(&str, &[&str], &str)] = &[
         &["GFN_NOT_MAPPED", "SHARED"],
         "another vCPU of the VM would have to be quicker, and there is one",
     ),
-    ("MEM_SHARE", &["NO_MAP", "EL2_OWNED", "FOREIGN", "SHARED", "GFN_MAPPED", "NEED_PAGES", "SUCCESS"], ORDINARY),
+    (
+        "MEM_SHARE",
+        &["NO_MAP", "EL2_OWNED", "ALREADY_DONATED", "FOREIGN", "SHARED", "GFN_MAPPED", "NEED_PAGES", "SUCCESS"],
+        ORDINARY,
+    ),
     ("MEM_UNSHARE", &["GFN_NOT_MAPPED", "SUCCESS"], ORDINARY),
     (
         "VM_GIC",
@@ -34,7 +38,8 @@ const ELSEWHERE: &[(&str, &[&str], &str)] = &[
 
 const BUSY: &str = "one call at a time; the case `interleavings`";
 const INTERRUPTS: &str = "interrupts are no part of these worlds; unit tests of freehold-el2 and freehold-virt";
-const ORDINARY: &str = "no ordinary VM is served yet, and a protected one is refused first";
+const ORDINARY: &str =
+    "no ordinary VM in these worlds, and a protected one is refused first; unit tests of freehold-el2";
 
 /// Every outcome of every host call, as documented: hit, or with a reason.
 ///

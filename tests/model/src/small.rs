@@ -132,7 +132,7 @@ impl Shape {
             host(Call::Counter { counter: hvc::COUNTER_VMS, index: 0 }),
             host(Call::Counter { counter: 99, index: 0 }),
             host(Call::Unknown { id: hvc::BASE + 0x70 }),
-            create(0, 32, pool, POOL),
+            create(2, 32, pool, POOL),
             create(hvc::VM_PROTECTED, 31, pool, POOL),
             create(hvc::VM_PROTECTED, 32, pool, 0),
             create(hvc::VM_PROTECTED, 32, pool, hvc::MAX_RUN + 1),

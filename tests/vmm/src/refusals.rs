@@ -180,7 +180,7 @@ fn creation(bench: &Bench) {
         arguments[index] = value;
         arguments
     };
-    bench.refuse("create: ordinary VM", VM_CREATE, &with(0, 0), BAD_ARGUMENT);
+    bench.refuse("create: ordinary VM, pool too small", VM_CREATE, &[0, 40, pool.first, 1], NEED_PAGES);
     bench.refuse("create: unknown flag", VM_CREATE, &with(0, VM_PROTECTED | 1 << 63), BAD_ARGUMENT);
     bench.refuse("create: 31 bits of address", VM_CREATE, &with(1, 31), BAD_ARGUMENT);
     bench.refuse("create: 41 bits of address", VM_CREATE, &with(1, 41), BAD_ARGUMENT);

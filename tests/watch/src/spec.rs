@@ -14,8 +14,8 @@ use crate::shadow::{Shadow, Word};
 
 /// RAM ranges that a VM may have.
 pub const RANGES: usize = 8;
-/// Poisoned guest frames that are remembered, of all VMs.
-const POISONED: usize = 1024;
+/// Guest frames that are poisoned or borrow a page of the host, of all VMs. More stop the machine.
+const MARKED: usize = 2048;
 
 /// One slot.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ impl Slot {
 #[derive(Debug)]
 pub struct Vms {
     slots: [SpinMutex<Slot>; MAX_VMS],
-    poisoned: SpinMutex<[Option<(u8, u64)>; POISONED]>,
+    marks: SpinMutex<[Option<(u8, u64, Mark)>; MARKED]>,
     /// CPUs of the machine.
     pub cpus: AtomicU8,
 }
@@ -75,7 +75,7 @@ impl Vms {
     pub const fn new() -> Self {
         Self {
             slots: [const { SpinMutex::new(Slot::EMPTY) }; MAX_VMS],
-            poisoned: SpinMutex::new([None; POISONED]),
+            marks: SpinMutex::new([None; MARKED]),
             cpus: AtomicU8::new(0),
         }
     }
@@ -172,7 +172,7 @@ impl State for View<'_> {
             vcpus: MAX_VCPUS as u8,
             cpus: self.vms.cpus.load(Ordering::Relaxed),
             ranges: RANGES as u8,
-            ordinary: false,
+            ordinary: true,
         }
     }
 
@@ -191,17 +191,19 @@ impl State for View<'_> {
     }
 
     fn mark(&self, slot: u8, gfn: u64) -> Mark {
-        if self.vms.poisoned.lock().contains(&Some((slot, gfn))) { Mark::Poisoned } else { Mark::None }
+        let marks = self.vms.marks.lock();
+        let found = marks.iter().flatten().find(|mark| (mark.0, mark.1) == (slot, gfn));
+        found.map_or(Mark::None, |mark| mark.2)
     }
 
     fn set_mark(&mut self, slot: u8, gfn: u64, mark: Mark) {
-        let mut poisoned = self.vms.poisoned.lock();
-        let place = match mark {
-            Mark::Poisoned => poisoned.iter_mut().find(|place| place.is_none()),
-            Mark::None | Mark::Borrow { .. } => None,
-        };
-        if let Some(place) = place {
-            *place = Some((slot, gfn));
+        let mut marks = self.vms.marks.lock();
+        let is = |place: &Option<(u8, u64, Mark)>| place.is_some_and(|(of, at, _)| (of, at) == (slot, gfn));
+        let at = marks.iter().position(is).or_else(|| marks.iter().position(Option::is_none));
+        let place = at.and_then(|at| marks.get_mut(at));
+        match place {
+            Some(place) => *place = (mark != Mark::None).then_some((slot, gfn, mark)),
+            None => panic!("more guest frames are marked than the watcher can follow"),
         }
     }
 
@@ -229,8 +231,8 @@ impl State for View<'_> {
         self.vms.change(slot, |slot| {
             *slot = Slot { generation: slot.generation + 1, version: slot.version, vm: slot.vm, ..Slot::EMPTY };
         });
-        for place in self.vms.poisoned.lock().iter_mut() {
-            if place.is_some_and(|(of, _)| of == slot) {
+        for place in self.vms.marks.lock().iter_mut() {
+            if place.is_some_and(|(of, ..)| of == slot) {
                 *place = None;
             }
         }

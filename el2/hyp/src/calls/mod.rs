@@ -195,7 +195,7 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
         Call::Counter { counter, index } => {
             p.counter(permit, counter, index).map(Reply::value).ok_or(Refused::BadArgument)
         }
-        Call::VmCreate { ipa_bits, pool } => vm::create(p, permit, ipa_bits, pool),
+        Call::VmCreate { protected, ipa_bits, pool } => vm::create(p, permit, protected, ipa_bits, pool),
         Call::VmRange { vm, run } => vm::range(p, permit, vm, run),
         Call::VmGic { vm, distributor, redistributors } => {
             interrupts::declare(p, permit, vm, distributor, redistributors)

@@ -16,6 +16,7 @@ use freehold_virt::handle::Handle;
 pub(super) fn create(
     p: &impl Platform,
     permit: &mut Permit,
+    protected: bool,
     ipa_bits: u32,
     pool: Claim<PfnRun>,
 ) -> Result<Reply, Refused> {
@@ -31,7 +32,8 @@ pub(super) fn create(
         return Err(Refused::NoVms);
     }
     let (host, guest) = both.get();
-    let checked = host_donate_el2::check_birth(host, &mut guest.memory, pool, Kind::Protected, ipa_bits)?;
+    let kind = if protected { Kind::Protected } else { Kind::Ordinary };
+    let checked = host_donate_el2::check_birth(host, &mut guest.memory, pool, kind, ipa_bits)?;
     checked.commit(&mut p.machine());
     guest.forget();
     *p.board(slot.handle().slot()).acquire() = Board::new();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A guest's address space as its exits are decided by: the tables, and for its own calls the ledger too.
 
-use freehold_mem::{Claim, Gfn, Guest, GuestView, Host, Machine, State};
+use freehold_mem::{Claim, Gfn, Guest, GuestView, Host, Kind, Machine, State};
 use freehold_virt::guest_call::{Backing, Space};
 
 /// What of the VM's memory is in view.
@@ -29,6 +29,10 @@ impl<'l, M: Machine> View<'l, M> {
 }
 
 impl<M: Machine> Space for View<'_, M> {
+    fn is_protected(&self) -> bool {
+        self.guest.and_then(Guest::kind) == Some(Kind::Protected)
+    }
+
     fn backing(&self, gfn: Gfn) -> Backing {
         let Some(guest) = self.guest else { return Backing::Outside };
         match guest.view(Claim::new(gfn.ipa()), self.machine) {

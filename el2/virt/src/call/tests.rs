@@ -31,7 +31,7 @@ fn every_declared_call_is_decoded_and_no_other() {
 fn bad_arguments_have_their_own_errors() {
     let refused = |id, x: [u64; 5]| Call::decode(id, x).map(|_| ()).map_err(code);
     for (id, x, expected) in [
-        (hvc::VM_CREATE, [0, 40, 1, 1, 0], hvc::BAD_ARGUMENT),
+        (hvc::VM_CREATE, [1 << 63, 40, 1, 1, 0], hvc::BAD_ARGUMENT),
         (hvc::VM_CREATE, [2, 40, 1, 1, 0], hvc::BAD_ARGUMENT),
         (hvc::VM_CREATE, [1, 1 << 40, 1, 1, 0], hvc::BAD_ARGUMENT),
         (hvc::VM_CREATE, [1, 40, 1, 0, 0], hvc::ZERO_COUNT),

@@ -10,6 +10,9 @@ use freehold_uapi::guest;
 struct Map;
 
 impl Space for Map {
+    fn is_protected(&self) -> bool {
+        true
+    }
     fn backing(&self, gfn: Gfn) -> Backing {
         match gfn.raw() {
             0x8_0000..0x8_0100 => Backing::Private,

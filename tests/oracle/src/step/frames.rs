@@ -59,15 +59,15 @@ fn belongs(ours: bool) -> Statuses {
     Statuses::one(if ours { hvc::ALREADY_DONATED } else { hvc::FOREIGN })
 }
 
-/// A host frame that is to be lent to an ordinary VM, or to be read.
-pub(super) fn loan(page: &Page) -> Statuses {
+/// A host frame that is to be lent to ordinary VM `slot`.
+pub(super) fn loan(page: &Page, slot: u8) -> Statuses {
     match page.owner {
         Owner::NotMemory => Statuses::one(hvc::NOT_MEMORY),
         Owner::NoMap => Statuses::one(hvc::NO_MAP),
         Owner::El2 => Statuses::one(hvc::EL2_OWNED),
         Owner::Host => Statuses::NONE.when(page.borrows == u16::MAX, hvc::SHARED),
-        Owner::Guest { .. } => Statuses::one(hvc::FOREIGN).when(page.lent, hvc::SHARED),
-        Owner::Pool { .. } => Statuses::one(hvc::FOREIGN).when(true, hvc::EL2_OWNED),
+        Owner::Guest { slot: s, .. } => belongs(slot == s).when(page.lent, hvc::SHARED),
+        Owner::Pool { slot: s } => belongs(slot == s).when(true, hvc::EL2_OWNED),
     }
 }
 

@@ -153,7 +153,7 @@ pub(super) fn decide_share(s: &impl State, who: Who, run: Run, flags: u64, env: 
         Ok(found) => found,
         Err(e) => return Outcome::refused(no.and(e)),
     };
-    let no = no.and(fits(&vm, false)).and(run.places(s, slot, loan)).and(change::short(&vm, env));
+    let no = no.and(fits(&vm, false)).and(run.places(s, slot, |p| loan(p, slot))).and(change::short(&vm, env));
     unless(no, result(change::done(run.count, env)))
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Host calls.
 
-use freehold_oracle::{Call, Kind, Statuses, VcpuLife, Who};
+use freehold_oracle::{Call, Kind, Owner, Statuses, VcpuLife, Who};
 use freehold_uapi::hvc::{self, Record};
 
 use super::stage::*;
@@ -258,6 +258,10 @@ refusals! {
         not_memory NOT_MEMORY: |_| share(ORDINARY, super::NOT_MEMORY, VACANT, 1);
         no_map NO_MAP: |_| share(ORDINARY, super::NO_MAP, VACANT, 1);
         el2_owned EL2_OWNED: |_| share(ORDINARY, EL2, VACANT, 1);
+        already_donated ALREADY_DONATED: |w| {
+            w.pages[7].owner = Owner::Guest { slot: 3, gfn: 0x103 };
+            share(ORDINARY, PRIVATE, VACANT, 1)
+        };
         foreign FOREIGN: |_| share(ORDINARY, PRIVATE, VACANT, 1);
         shared SHARED: |w| { w.pages[5].borrows = u16::MAX; share(ORDINARY, BORROWED, VACANT, 1) };
         gfn_out_of_range GFN_OUT_OF_RANGE: |_| share(ORDINARY, HOST, OUTSIDE, 1);

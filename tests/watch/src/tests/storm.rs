@@ -80,7 +80,7 @@ pub(super) fn one(rig: &Rig, r: &mut Random) -> bool {
     let arguments = match id {
         VM_CREATE if rig.handles().len() > 4 => [0; 5],
         VM_CREATE if r.below(8) == 0 => [rare, r.below(70), r.pfn(), r.count(), 0],
-        VM_CREATE => [VM_PROTECTED, 32 + r.below(9), r.pfn(), 4 + r.below(12), 0],
+        VM_CREATE => [u64::from(r.below(8) != 0), 32 + r.below(9), r.pfn(), 4 + r.below(12), 0],
         VM_RANGE if r.below(4) == 0 => [vm, r.gfn(), r.count(), 0, 0],
         VM_RANGE => [vm, GUEST_RAM, 64, 0, 0],
         VM_RECLAIM | POOL_TOPUP => [vm, r.pfn(), r.count(), 0, 0],

@@ -10,7 +10,7 @@ use crate::watcher::Fault;
 /// A trace of random calls, as far as there is room for it.
 fn judged(fault: Fault, calls: u32) -> Report {
     let rig = Rig::new(fault);
-    let mut r = Random(11);
+    let mut r = Random(12);
     for _ in 0..calls {
         one(&rig, &mut r);
     }

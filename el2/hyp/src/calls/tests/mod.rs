@@ -3,6 +3,7 @@
 
 mod cpus;
 mod interrupts;
+mod ordinary;
 mod refusals;
 mod rig;
 mod runs;

@@ -53,7 +53,7 @@ fn one(rig: &Rig, r: &mut Random) -> (u32, i64) {
     let id = BASE + u32::try_from(r.below(20)).unwrap();
     let vm = r.handle();
     let arguments = match id {
-        VM_CREATE => [VM_PROTECTED, 36 + r.below(5), r.pfn(), 4 + r.below(12), 0],
+        VM_CREATE => [u64::from(r.below(4) != 0), 36 + r.below(5), r.pfn(), 4 + r.below(12), 0],
         VM_RANGE => [vm, GUEST_RAM, 64, 0, 0],
         VM_RECLAIM | POOL_TOPUP => [vm, r.pfn(), r.count(), 0, 0],
         VCPU_SET_REG => [vm, r.below(2), r.below(40), r.next(), 0],
@@ -113,6 +113,9 @@ fn storm(threads: u64, calls: u64) {
     // Take everything apart, without knowing what there is.
     for handle in rig.vms().handles() {
         let _ = rig.call(VM_DESTROY, &[handle.encode()]);
+        for gfn in GUEST_RAM..GUEST_RAM + 64 {
+            let _ = rig.call(MEM_UNSHARE, &[handle.encode(), gfn, 1]);
+        }
         for _ in 0..2 {
             for frame in RAM..CARVE_OUT {
                 let _ = rig.call(VM_RECLAIM, &[handle.encode(), frame, 1]);
