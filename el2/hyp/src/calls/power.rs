@@ -7,7 +7,7 @@
 use super::Platform;
 use freehold_mem::lock::Permit;
 use freehold_mem::ports::Frames;
-use freehold_mem::{Host, Life, State};
+use freehold_mem::{Host, Kind, State};
 use freehold_virt::Refused;
 use freehold_virt::handle::Handle;
 
@@ -22,21 +22,23 @@ pub fn quiesce(p: &impl Platform) -> bool {
     p.set_closing(true);
     // A VM that was being created when the machine closed is there once the host's lock was free.
     drop(world.host(permit));
+    let mut ordinary = 0u64;
     for vm in p.vms().handles() {
         if !end(p, vm) {
             p.set_closing(false);
             return false;
         }
         if let Some(mut guest) = world.guest(permit, vm.slot().index())
-            && matches!(guest.get().memory.life(), Life::Building | Life::Running)
             && p.vms().phase(vm).is_ok()
         {
-            // Refused only if it is dying already.
-            let _ = guest.get().memory.begin_death(&mut p.machine());
+            let memory = &mut guest.get().memory;
+            ordinary |= u64::from(memory.kind() == Some(Kind::Ordinary)).unbounded_shl(vm.slot().raw().into());
+            // Refused if it is dying already.
+            let _ = memory.begin_death(&mut p.machine());
         }
     }
     let mut host = world.host(permit);
-    scrub(p, host.get());
+    scrub(p, host.get(), ordinary);
     true
 }
 
@@ -57,14 +59,16 @@ fn end(p: &impl Platform, vm: Handle) -> bool {
     false
 }
 
-/// Zeroes the frames of VMs and their pools. They stay whose they are.
-fn scrub(p: &impl Platform, host: &mut Host<'static>) {
+/// Zeroes the frames of VMs and their pools. They stay whose they are. The pools of ordinary VMs keep their tables: by
+/// these the host ends its loans if the machine stays on after all.
+fn scrub(p: &impl Platform, host: &mut Host<'static>, ordinary: u64) {
     if host.counters().foreign == 0 {
         return;
     }
     let mut machine = p.machine();
     for frame in host.map().ram().flat_map(|bank| bank.frames()) {
         match host.ledger().state(frame) {
+            Some(State::Pool { vm, .. }) if ordinary.unbounded_shr(vm.raw().into()) & 1 != 0 => {}
             Some(State::Private { .. } | State::Shared { .. } | State::Pool { .. }) => machine.scrub(frame),
             Some(State::Host | State::Lent(_) | State::El2 | State::NoMap) | None => {}
         }

@@ -5,7 +5,7 @@ use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
 use super::rig::{self, CARVE_OUT, DEVICE, GUEST_FRAMES, GUEST_RAM, RAM, Rig};
-use crate::calls::Stop;
+use crate::calls::{self, Stop};
 
 const MEMORY: u64 = RAM + 512;
 const ALL: u64 = SHARE_WRITE | SHARE_EXEC;
@@ -117,4 +117,25 @@ fn its_guest_asks_for_nothing_about_its_memory() {
     }
     rig.next(|_| Stop::Trap(Trap { esr: 0x24 << 26 | 1 << 24 | 7, far: 0, hpfar: (GUEST_RAM + 1) << 4 }));
     assert_eq!(rig.run(vm, 0)[..2], [EXIT_MEM_FAULT, GUEST_RAM + 1], "what is not lent yet is asked for");
+}
+
+#[test]
+fn a_machine_that_stays_on_after_all_ends_its_loans() {
+    let rig = Rig::new();
+    let vm = ordinary(&rig, RAM);
+    rig.memory.write(MEMORY, 3, 0x77);
+    rig.yes(MEM_SHARE, &[vm, MEMORY, GUEST_RAM, 2, ALL]);
+    assert!(calls::quiesce(&rig));
+    calls::reopen(&rig);
+    assert_eq!(rig.memory.read(MEMORY, 3), 0x77, "what the host lent is the host's");
+    assert_eq!(rig.yes(MEM_UNSHARE, &[vm, GUEST_RAM, 2]), 2);
+    assert_eq!(rig.yes(VM_RECLAIM, &[vm, RAM, 16]), 16);
+}
+
+#[test]
+fn no_vcpu_is_made_for_a_vm_that_runs() {
+    let rig = Rig::new();
+    let vm = ordinary(&rig, RAM);
+    let _ = rig.run(vm, 0);
+    assert_eq!(rig.no(VCPU_CREATE, &[vm, 1]), WRONG_STATE);
 }
