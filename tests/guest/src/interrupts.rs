@@ -50,6 +50,12 @@ fn end(interrupt: u64) {
 
 /// Wakes the redistributor, puts everything in group 1, enables what is used here. There are so many CPUs.
 pub(crate) fn set_up(cpus: u64) -> u64 {
+    // Nothing of whoever ran on this CPU before: masks, groups, active priorities.
+    let fresh = [
+        read!("s3_0_c4_c6_0") == 0 && read!("s3_0_c12_c12_7") == 0 && read!("s3_0_c12_c12_6") == 0,
+        running() == IDLE,
+        read!("s3_0_c12_c9_0") == 0 && read!("s3_0_c12_c8_4") == 0,
+    ];
     store(GICD, 2);
     set_up_here(0);
     store(GICD + 0x80 + 4 * (SPI / 32), 1 << (SPI % 32));
@@ -67,7 +73,27 @@ pub(crate) fn set_up(cpus: u64) -> u64 {
         read!("isr_el1") & PENDING == 0,
         acknowledge() == NO_INTERRUPT,
     ];
-    facts.iter().enumerate().filter(|(_, holds)| !**holds).fold(0, |all, (n, _)| all | 1 << n)
+    facts.iter().chain(&fresh).enumerate().filter(|(_, holds)| !**holds).fold(0, |all, (n, _)| all | 1 << n)
+}
+
+/// What ICC_RPR_EL1 says when nothing is active.
+const IDLE: u64 = 0xff;
+
+/// The priority of what this CPU has acknowledged and not ended.
+fn running() -> u64 {
+    read!("s3_0_c12_c11_3")
+}
+
+/// Leaves an SGI active, or ends it.
+pub(crate) fn hold(holds: bool) -> [u64; 3] {
+    if holds {
+        write!("s3_0_c12_c11_5", SGI << 24 | 1);
+        let got = acknowledge();
+        return [u64::from(got != SGI || running() == IDLE), running(), 0];
+    }
+    let was = running();
+    end(SGI);
+    [u64::from(was == IDLE || running() != IDLE), was, 0]
 }
 
 /// The part of it that each CPU does for itself.

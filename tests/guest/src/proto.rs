@@ -171,6 +171,8 @@ pub const CMD_CPU_ON: u64 = 30;
 pub const CMD_CPU: u64 = 31;
 /// Wakes CPU arg0 by an SGI, and is woken by its answer, arg1 times. r0 = what went wrong, r1 = ticks that all took.
 pub const CMD_CPU_PING: u64 = 32;
+/// arg0 = 1: sends itself an SGI, acknowledges it and leaves it active; 0: ends it. r0 = the running priority is not what it must be, r1 = the running priority.
+pub const CMD_HOLD: u64 = 33;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].

@@ -7,6 +7,7 @@ use crate::hostile::Hostile;
 use crate::proto::*;
 use crate::raw::status_name;
 use crate::switch::{Bench, STEP};
+use crate::sys;
 
 /// Periods of a timer.
 const PERIODS: u64 = 20;
@@ -38,6 +39,7 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
     }
     // Command, three arguments and three results of each command; the next one was asked for already.
     STEP.same("the host saw no access to it", commands * 7, exits(&bench, EXIT_MMIO) - mmio);
+    beside_another(hostile, &mut bench)?;
     bench.raises = true;
     let [got, after, _] = bench.command(CMD_SPI, [0; 3])?;
     STEP.same(
@@ -47,6 +49,18 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
     );
     STEP.same("the host learns whom to wake", "[1]", format!("{:?}", bench.woke));
     bench.close();
+    Ok(())
+}
+
+/// A guest finds nothing of what another one has active on the same CPU, and that one finds it again.
+fn beside_another(hostile: &Hostile, bench: &mut Bench<'_>) -> Result<(), String> {
+    sys::pin_to(0);
+    bench.clean("an interrupt is left active", CMD_HOLD, [1, 0, 0])?;
+    let mut other = Bench::new(hostile, true)?;
+    other.clean("another guest on that CPU finds nothing of it", CMD_GIC, [0; 3])?;
+    other.clean("and takes its own", CMD_IPI, [10, 0, 0])?;
+    bench.clean("the first one finds it again and ends it", CMD_HOLD, [0; 3])?;
+    other.close();
     Ok(())
 }
 
