@@ -149,6 +149,7 @@ impl<'h> Bench<'h> {
             match x[1] {
                 EXIT_MMIO if self.device(x[2], x[3], x[4]) => return Ok(Stopped::Asks),
                 EXIT_WFI => self.waits(x[2])?,
+                EXIT_EOI => self.wakes.ends(self.hostile, self.handle, x[2]),
                 EXIT_MMIO | EXIT_IRQ | EXIT_WAKE => {}
                 EXIT_MEM_FAULT => self.back(x[2])?,
                 reason => return Ok(Stopped::Ended(reason, x[2])),
@@ -175,7 +176,7 @@ impl<'h> Bench<'h> {
         let payload = match x[1] {
             EXIT_WFI if self.gic => 1,
             EXIT_IRQ | EXIT_WFI | EXIT_WAKE => 0,
-            EXIT_MEM_FAULT | EXIT_SYSTEM | EXIT_CRASH => 1,
+            EXIT_MEM_FAULT | EXIT_SYSTEM | EXIT_CRASH | EXIT_EOI => 1,
             EXIT_MMIO if x[3] & MMIO_WRITE == 0 => 2,
             EXIT_MMIO => 3,
             _ => 3,
@@ -195,7 +196,7 @@ impl<'h> Bench<'h> {
     /// woken.
     fn waits(&mut self, deadline: u64) -> Result<(), String> {
         if core::mem::take(&mut self.raises) {
-            let woken = self.hostile.raw(VM_IRQ.into(), &[self.handle, SPI, 1])[1];
+            let woken = self.hostile.raw(VM_IRQ.into(), &[self.handle, SPI, self.wakes.high()])[1];
             self.wakes.wake(woken);
             self.woke.push(woken);
         } else if self.several {

@@ -6,7 +6,7 @@
 //! to wake it, however long that takes: a wake-up that is lost is a case that does not hold.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,9 @@ pub(crate) struct Wakes {
     woken: Mutex<u64>,
     somebody: Condvar,
     over: AtomicBool,
+    /// The SPI falls when el2 tells of its end, not when the guest makes its store; and how often that was.
+    pub(crate) resamples: AtomicBool,
+    ended: AtomicUsize,
 }
 
 /// The counter, which guests read too.
@@ -57,6 +60,19 @@ impl Wakes {
     pub(crate) fn wake(&self, vcpus: u64) {
         *self.woken() |= vcpus;
         self.somebody.notify_all();
+    }
+
+    /// Flags with which the SPI is raised.
+    pub(crate) fn high(&self) -> u64 {
+        if self.resamples.load(Ordering::SeqCst) { IRQ_HIGH | IRQ_RESAMPLE } else { IRQ_HIGH }
+    }
+
+    /// The guest has ended an interrupt whose wire is high.
+    pub(crate) fn ends(&self, hostile: &Hostile, handle: u64, intid: u64) {
+        if intid == SPI {
+            self.ended.fetch_add(1, Ordering::SeqCst);
+        }
+        self.wake(hostile.raw(VM_IRQ.into(), &[handle, intid, IRQ_RESAMPLE])[1]);
     }
 
     /// Nothing runs any more.
@@ -108,10 +124,12 @@ fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Exits
         match x[1] {
             EXIT_OFF => wakes.sleep(vcpu, 0, Duration::MAX)?,
             EXIT_WFI => wakes.sleep(vcpu, x[2], PATIENCE)?,
+            EXIT_EOI => wakes.ends(hostile, handle, x[2]),
+            EXIT_MMIO if x[2] == DEVICE + REG_SCRATCH && wakes.resamples.load(Ordering::SeqCst) => {}
             EXIT_MMIO if x[2] == DEVICE + REG_SCRATCH => {
                 wakes.wake(hostile.raw(VM_IRQ.into(), &[handle, SPI, 0])[1]);
             }
-            EXIT_IRQ | EXIT_WAKE | EXIT_KICKED | EXIT_EOI => {}
+            EXIT_IRQ | EXIT_WAKE | EXIT_KICKED => {}
             reason => return Err(format!("vCPU {vcpu} left with {reason}: {:x?}", &x[2..5])),
         }
     }
@@ -180,8 +198,34 @@ fn commands(bench: &mut Bench<'_>) -> Result<(), String> {
     for cpu in 1..VCPUS {
         bench.clean(&format!("CPU {cpu} is woken beside the others"), CMD_CPU_PING, [cpu, 100, 0])?;
     }
+    bench.wakes.resamples.store(true, Ordering::SeqCst);
+    bench.raises = true;
+    let [got, after, _] = bench.command(CMD_CPU, [1, JOB_SPI, 0])?;
+    STEP.same(
+        "an SPI that the host holds until its end",
+        format!("{SPI}, then {NO_INTERRUPT}"),
+        format!("{got}, then {after}"),
+    );
+    STEP.same("the host hears of its end", 1, bench.wakes.ended.load(Ordering::SeqCst));
+    random(bench)?;
     let [wrong, ..] = bench.command(CMD_CPU_ON, [VCPUS, 0, 0])?;
     STEP.same("a CPU that there is not does not start", guest::INVALID_PARAMETERS, wrong.cast_signed());
+    Ok(())
+}
+
+/// The CPU of these machines has random numbers; no two are alike.
+fn random(bench: &mut Bench<'_>) -> Result<(), String> {
+    let version = bench.command(CMD_HVC, [guest::TRNG_VERSION.into(), 0, 0])?[0];
+    STEP.same("random numbers: version", 0x1_0000, version);
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..8 {
+        let [status, high, middle] = bench.command(CMD_HVC, [guest::TRNG_RND_64.into(), 192, 0])?;
+        STEP.same("random numbers: 192 bits", 0, status);
+        seen.extend([high, middle]);
+    }
+    STEP.same("no two are alike", 16, seen.len());
+    let none = bench.command(CMD_HVC, [guest::TRNG_RND_64.into(), 193, 0])?[0];
+    STEP.same("random numbers: too many", guest::INVALID_PARAMETERS, none.cast_signed());
     Ok(())
 }
 
