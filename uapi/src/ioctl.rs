@@ -220,7 +220,8 @@ items! {
     IOCTLS: u32;
     /// System: the ABI version, 12.
     KVM_GET_API_VERSION = ioc(NONE, KVM_MAGIC, 0x00, 0);
-    /// System: creates a VM. The type's bit 31 asks for a protected one, its low byte is the address size.
+    /// System: creates a VM. The type's bit 31 asks for a protected one, else it is ordinary; its low byte is the address
+    /// size.
     KVM_CREATE_VM = ioc(NONE, KVM_MAGIC, 0x01, 0);
     /// System and VM: answers for one capability.
     KVM_CHECK_EXTENSION = ioc(NONE, KVM_MAGIC, 0x03, 0);
@@ -257,7 +258,7 @@ items! {
     /// `guest_memfd`: makes a range private or shared at once, or says which offset is busy (`EAGAIN`). As proposed
     /// upstream.
     KVM_SET_MEMORY_ATTRIBUTES2 = ioc(READ | WRITE, KVM_MAGIC, 0xd2, 128);
-    /// VM: creates a `guest_memfd`.
+    /// VM: creates a `guest_memfd`. An ordinary VM's starts shared (`INIT_SHARED`) and stays so.
     KVM_CREATE_GUEST_MEMFD = ioc(READ | WRITE, KVM_MAGIC, 0xd4, 64);
     /// VM: creates a device: a vGICv3.
     KVM_CREATE_DEVICE = ioc(READ | WRITE, KVM_MAGIC, 0xe0, 12);

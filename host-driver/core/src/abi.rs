@@ -67,6 +67,8 @@ pub enum Asked {
     System,
     /// A protected VM.
     Vm,
+    /// An ordinary VM.
+    OrdinaryVm,
 }
 
 /// Answers `KVM_CHECK_EXTENSION`.
@@ -86,7 +88,9 @@ pub fn capability(asked: Asked, cap: u64, max_vcpus: u64) -> u64 {
         | io::KVM_CAP_MEMORY_FAULT_INFO
         | io::KVM_CAP_GUEST_MEMFD => 1,
         io::KVM_CAP_GUEST_MEMFD_FLAGS => GUEST_MEMFD_FLAGS,
-        io::KVM_CAP_MEMORY_ATTRIBUTES | io::KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES => ATTRIBUTES,
+        io::KVM_CAP_MEMORY_ATTRIBUTES | io::KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES if asked != Asked::OrdinaryVm => {
+            ATTRIBUTES
+        }
         io::KVM_CAP_NR_VCPUS | io::KVM_CAP_MAX_VCPUS | io::KVM_CAP_MAX_VCPU_ID => max_vcpus,
         io::KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as u64,
         io::KVM_CAP_ARM_VM_IPA_SIZE => IPA_BITS,
@@ -463,6 +467,11 @@ mod tests {
         }
         assert_eq!(capability(Asked::System, 0xffba_dab1, 8), 0);
         assert_eq!(capability(Asked::Vm, 0xffba_dab1, 8), 1);
+        // Nothing of an ordinary VM is private.
+        for cap in [0xffba_dab1, 233, 250] {
+            assert_eq!(capability(Asked::OrdinaryVm, cap, 8), 0, "{cap:#x}");
+        }
+        assert_eq!(capability(Asked::OrdinaryVm, 234, 8), 1);
         for unknown in [1, 15, 81, 126, 170, 187, 205, 236, 239, 5000, u64::MAX, 1 << 32 | 70] {
             assert_eq!(capability(Asked::Vm, unknown, 8), 0, "{unknown}");
         }

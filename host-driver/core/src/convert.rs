@@ -6,6 +6,7 @@
 use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
 use crate::error::Error;
 use crate::file::{Book, File, Open, Thread, Wake, CHUNK};
+use crate::lend::recall;
 use crate::page::{Page, Span};
 
 /// First pause between two tries, in microseconds; it doubles.
@@ -200,7 +201,7 @@ fn may_be_shared(book: &Book<'_>, part: Span) -> Result<(), Stopped> {
     }
     for page in part.pages() {
         let error = match book.page(page) {
-            Page::Host | Page::Lent | Page::Held | Page::Vacant => continue,
+            Page::Host | Page::Borrowed | Page::Lent | Page::Held | Page::Vacant => continue,
             Page::Draining { .. } => Error::Again,
             Page::Given => Error::Denied,
             Page::Lost => Error::Poisoned,
@@ -226,7 +227,7 @@ pub fn to_shared<F: File>(file: &F, span: Span) -> Result<(), Stopped> {
                     book.open(page, Open::Host);
                 }
                 Page::Vacant => book.open(page, Open::Host),
-                Page::Host | Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => {}
+                Page::Host | Page::Borrowed | Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => {}
             }
         }
         Ok(())
@@ -239,7 +240,7 @@ fn may_be_punched(book: &Book<'_>, part: Span) -> Result<(), Error> {
     }
     for page in part.pages() {
         match book.page(page) {
-            Page::Host | Page::Held | Page::Vacant => {}
+            Page::Host | Page::Borrowed | Page::Held | Page::Vacant => {}
             Page::Lent | Page::Draining { .. } | Page::Given | Page::Lost => return Err(Error::Busy),
         }
     }
@@ -258,8 +259,9 @@ pub fn punch<F: File>(file: &F, span: Span) -> Result<(), Error> {
         book.report.begun = book.report.begun.saturating_add(1);
         // Before any frame goes: a mapping of a frame that somebody else has by then would be the end.
         file.shut(part);
+        recall(file, book, part);
         for page in part.pages() {
-            if file.frame(page).is_none() {
+            if file.frame(page).is_none() || book.page(page) == Page::Lost {
                 continue;
             }
             if book.page(page) == Page::Held {
@@ -286,9 +288,14 @@ pub fn reserve<F: File, T: Thread>(file: &F, span: Span, thread: &T) -> Result<(
         file.change(|book| match book.page(page) {
             _ if !book.holds(span) => Err(Error::Invalid),
             Page::Host if file.frame(page).is_none() => file.allocate(page),
-            Page::Host | Page::Lent | Page::Draining { .. } | Page::Held | Page::Vacant | Page::Given | Page::Lost => {
-                Ok(())
-            }
+            Page::Host
+            | Page::Borrowed
+            | Page::Lent
+            | Page::Draining { .. }
+            | Page::Held
+            | Page::Vacant
+            | Page::Given
+            | Page::Lost => Ok(()),
         })?;
         thread.breathe();
     }
@@ -312,7 +319,7 @@ fn empty_part<F: File>(file: &F, book: &Book<'_>, part: Span) -> u64 {
                 file.thaw(page);
                 file.release(page);
             }
-            Page::Lent | Page::Draining { .. } | Page::Given | Page::Vacant | Page::Lost => {
+            Page::Borrowed | Page::Lent | Page::Draining { .. } | Page::Given | Page::Vacant | Page::Lost => {
                 lost = lost.saturating_add(1);
             }
         }

@@ -85,12 +85,13 @@ impl<C: Conduit> El2<C> {
         self.call(hvc::COUNTER, [counter, index, 0, 0, 0]).map(|r| r[0])
     }
 
-    /// `VM_CREATE` of a protected VM.
+    /// `VM_CREATE` of a protected VM, or an ordinary one.
     ///
     /// # Errors
     /// As the call's.
-    pub fn vm_create(&self, ipa_bits: u64, pool: Run) -> Result<Handle, Refused> {
-        self.call(hvc::VM_CREATE, [hvc::VM_PROTECTED, ipa_bits, pool.pfn, pool.count, 0]).map(|r| Handle(r[0]))
+    pub fn vm_create(&self, protected: bool, ipa_bits: u64, pool: Run) -> Result<Handle, Refused> {
+        let flags = if protected { hvc::VM_PROTECTED } else { 0 };
+        self.call(hvc::VM_CREATE, [flags, ipa_bits, pool.pfn, pool.count, 0]).map(|r| Handle(r[0]))
     }
 
     /// `VM_RANGE`.
@@ -193,6 +194,22 @@ impl<C: Conduit> El2<C> {
     /// As the call's.
     pub fn mem_donate_list(&self, vm: Handle, list: u64, records: u64) -> Result<u64, Refused> {
         self.call(hvc::MEM_DONATE_LIST, [vm.0, list, records, 0, 0]).map(|r| r[0])
+    }
+
+    /// `MEM_SHARE` of a frame, to be read, written and executed; the number of frames lent.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn mem_share(&self, vm: Handle, pfn: u64, gfn: u64) -> Result<u64, Refused> {
+        self.call(hvc::MEM_SHARE, [vm.0, pfn, gfn, 1, hvc::SHARE_WRITE | hvc::SHARE_EXEC]).map(|r| r[0])
+    }
+
+    /// `MEM_UNSHARE`; the number of frames taken back.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn mem_unshare(&self, vm: Handle, gfn: u64, count: u64) -> Result<u64, Refused> {
+        self.call(hvc::MEM_UNSHARE, [vm.0, gfn, count, 0, 0]).map(|r| r[0])
     }
 
     /// `GUEST_ACCEPT`; the number of frames moved.

@@ -4,6 +4,7 @@
 use crate::error::Error;
 use crate::notify::Notice;
 use crate::page::{Origin, Page, Span};
+use crate::status::Refused;
 
 /// What the file's lock protects.
 pub struct Book<'a> {
@@ -56,6 +57,7 @@ impl Book<'_> {
             page,
             match as_what {
                 Open::Host => Page::Host,
+                Open::Borrowed => Page::Borrowed,
                 Open::Lent => Page::Lent,
                 Open::Lost => Page::Lost,
             },
@@ -109,6 +111,8 @@ pub enum Sealed {
 pub enum Open {
     /// `Page::Host`.
     Host,
+    /// `Page::Borrowed`.
+    Borrowed,
     /// `Page::Lent`.
     Lent,
     /// `Page::Lost`.
@@ -179,6 +183,17 @@ pub trait File {
     /// Waits out the faults that were answered before the lock was taken, and unmaps `span` from every process. Called
     /// under the lock.
     fn shut(&self, span: Span);
+
+    /// Lends the frame of `page`, which the host owns, to the ordinary VM that has it in a slot; 0: an interrupt came first.
+    /// Called under the lock.
+    ///
+    /// # Errors
+    /// What the hypervisor says; `GFN_NOT_MAPPED` if no slot has the page.
+    fn lend(&self, page: u64) -> Result<u64, Refused>;
+
+    /// Ends the loans of `run`, whose pages an ordinary VM borrows, all of them, at most `MAX_RUN`. `false` if the
+    /// hypervisor would not. Called under the lock.
+    fn recall(&self, run: Span) -> bool;
 
     /// Wakes those who wait for an attempt's outcome.
     fn wake(&self);

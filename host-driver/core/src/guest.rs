@@ -40,7 +40,7 @@ fn given_prefix(book: &Book<'_>, span: Span) -> Result<u64, NotYet> {
             Page::Host | Page::Held | Page::Vacant => NotYet::Untouched(page),
             Page::Draining { .. } => NotYet::Draining(page),
             // `el2` would not have passed the request on.
-            Page::Lent | Page::Lost => NotYet::Refused(Error::Io),
+            Page::Borrowed | Page::Lent | Page::Lost => NotYet::Refused(Error::Io),
         };
         return if count == 0 { Err(why) } else { Ok(count) };
     }

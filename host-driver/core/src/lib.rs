@@ -30,6 +30,7 @@ pub mod file;
 pub mod give;
 pub mod guest;
 pub mod idle;
+pub mod lend;
 pub mod notify;
 pub mod page;
 pub mod pool;

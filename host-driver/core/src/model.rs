@@ -11,6 +11,7 @@ use crate::give::{List, Lists, ToVm};
 use crate::notify::Notice;
 use crate::page::{HostFault, Origin, Page, Span};
 use crate::pool;
+use crate::status::Refused;
 use freehold_uapi::hvc::{self, Record};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use std::rc::Rc;
 
 mod drain;
 mod edges;
+mod lend;
 mod life;
 mod notify;
 mod sleeper;
@@ -43,6 +45,8 @@ struct World {
     next_pfn: Cell<u64>,
     /// Guest frame behind each frame of the VM, and whether it is shared.
     owned: RefCell<BTreeMap<u64, (u64, bool)>>,
+    /// Guest frame behind each frame of the host's that an ordinary VM borrows.
+    loans: RefCell<BTreeMap<u64, u64>>,
     pool: RefCell<BTreeSet<u64>>,
     lists: RefCell<BTreeMap<u64, Vec<Record>>>,
     kept: RefCell<Vec<Run>>,
@@ -101,6 +105,7 @@ impl World {
     fn free_frames(&self, first: u64, count: u64) {
         for pfn in first..first + count {
             assert!(!self.owned.borrow().contains_key(&pfn), "frame {pfn} is freed while the guest owns it");
+            assert!(!self.loans.borrow().contains_key(&pfn), "frame {pfn} is freed while it is lent");
             assert!(!self.pool.borrow().contains(&pfn), "frame {pfn} is freed while el2 owns it");
             let frame = self.frames.borrow_mut().remove(&pfn).expect("freed twice");
             assert!(!frame.frozen, "frame {pfn} is freed while frozen");
@@ -410,8 +415,10 @@ impl Model {
             let frame = self.frames.borrow()[page];
             let owned = frame.and_then(|pfn| self.world.owned.borrow().get(&pfn).copied());
             let frozen = frame.is_some_and(|pfn| self.world.frames.borrow()[&pfn].frozen);
+            let lent = frame.is_some_and(|pfn| self.world.loans.borrow().contains_key(&pfn));
             let fits = match state {
-                Page::Host => owned.is_none() && !frozen,
+                Page::Host => owned.is_none() && !frozen && !lent,
+                Page::Borrowed => owned.is_none() && !frozen && lent,
                 Page::Lent => owned.is_some_and(|(_, shared)| shared) && !frozen,
                 Page::Held => owned.is_none() && frozen,
                 Page::Vacant => frame.is_none(),
@@ -496,6 +503,31 @@ impl File for Model {
                 }
             });
         }
+    }
+
+    fn lend(&self, page: u64) -> Result<u64, Refused> {
+        assert!(self.locked.get());
+        if self.world.refuse.borrow().contains(&(BASE + page)) {
+            return Err(Refused { status: hvc::NEED_PAGES, detail: 3 });
+        }
+        if self.world.burst.get() == 0 {
+            return Ok(0);
+        }
+        let pfn = self.frame(page).expect("a page that is lent has a frame");
+        assert_eq!(self.world.loans.borrow_mut().insert(pfn, BASE + page), None, "lent twice");
+        Ok(1)
+    }
+
+    fn recall(&self, run: Span) -> bool {
+        assert!(self.locked.get() && run.count() <= hvc::MAX_RUN);
+        self.world.calls.set(self.world.calls.get() + 1);
+        run.pages().all(|page| {
+            let pfn = self.frame(page).expect("a borrowed page has a frame");
+            if self.world.stuck.borrow().contains(&pfn) {
+                return false;
+            }
+            self.world.loans.borrow_mut().remove(&pfn).is_some()
+        })
     }
 
     fn wake(&self) {}

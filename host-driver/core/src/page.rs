@@ -7,13 +7,15 @@
 /// State of one page offset.
 ///
 /// # Invariants
-/// `Held`, `Given` and `Lent` have a frame; `Vacant` has none; `Host` may have one. The frame of `Held` and `Given` is
+/// `Held`, `Given`, `Lent` and `Borrowed` have a frame; `Vacant` has none; `Host` may have one. The frame of `Held` and `Given` is
 /// frozen (reference count 0). The frame of `Given` and `Lent` is the VM's. `Draining` belongs to one attempt alone:
 /// nobody else changes it or its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Page {
     /// `HostMappable`, and the host's.
     Host,
+    /// `HostMappable`, and the host's; an ordinary VM borrows it.
+    Borrowed,
     /// `HostMappable`: the guest's own page, which it has shared.
     Lent,
     /// `NoneMappable`: an attempt to make it private is under way.
@@ -75,7 +77,7 @@ impl Page {
     #[must_use]
     pub const fn host_fault(self) -> HostFault {
         match self {
-            Self::Host | Self::Lent => HostFault::Map,
+            Self::Host | Self::Borrowed | Self::Lent => HostFault::Map,
             Self::Draining { origin: Origin::Host | Origin::Lent, .. } => HostFault::Wait,
             Self::Draining { origin: Origin::Held | Origin::Vacant, .. }
             | Self::Held
@@ -91,7 +93,7 @@ impl Page {
         match self {
             Self::Lent | Self::Given => true,
             Self::Draining { origin: Origin::Lent, .. } => true,
-            Self::Draining { .. } | Self::Host | Self::Held | Self::Vacant | Self::Lost => false,
+            Self::Draining { .. } | Self::Host | Self::Borrowed | Self::Held | Self::Vacant | Self::Lost => false,
         }
     }
 }
@@ -177,7 +179,7 @@ mod tests {
             assert!(page.is_the_guests(), "{page:?}");
         }
         let origins = [Origin::Host, Origin::Held, Origin::Vacant].map(draining);
-        for page in [Page::Host, Page::Held, Page::Vacant, Page::Lost].into_iter().chain(origins) {
+        for page in [Page::Host, Page::Borrowed, Page::Held, Page::Vacant, Page::Lost].into_iter().chain(origins) {
             assert!(!page.is_the_guests(), "{page:?}");
         }
     }

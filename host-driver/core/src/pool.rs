@@ -31,15 +31,15 @@ fn order_for(frames: u64, least: u32) -> Option<u32> {
     (least..=MAX_ORDER).find(|&order| 1_u64.checked_shl(order).is_some_and(|n| n >= frames))
 }
 
-/// Creates a protected VM out of a first chunk.
+/// Creates a VM out of a first chunk.
 ///
 /// # Errors
 /// `NoMemory`, or what `el2` says.
-pub fn create<C: Conduit>(el2: &El2<C>, frames: &impl Frames, ipa_bits: u64) -> Result<Handle, Error> {
+pub fn create<C: Conduit>(el2: &El2<C>, frames: &impl Frames, protected: bool, ipa_bits: u64) -> Result<Handle, Error> {
     let mut order = FIRST_ORDER;
     loop {
         let chunk = frames.take(order).ok_or(Error::NoMemory)?;
-        match el2.vm_create(ipa_bits, chunk) {
+        match el2.vm_create(protected, ipa_bits, chunk) {
             Ok(handle) => {
                 frames.keep(chunk);
                 return Ok(handle);

@@ -12,6 +12,7 @@ use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{Book, File, Freeze, Report, Thread, Wake};
 use freehold_driver_core::notify::Notice;
 use freehold_driver_core::page::{Page, Span};
+use freehold_driver_core::status::Refused;
 use loom::sync::atomic::{fence, AtomicBool, AtomicU32, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 
@@ -109,6 +110,14 @@ impl File for OnePage {
     }
 
     fn shut(&self, _: Span) {}
+
+    fn lend(&self, _: u64) -> Result<u64, Refused> {
+        unreachable!("nothing is lent")
+    }
+
+    fn recall(&self, _: Span) -> bool {
+        unreachable!("nothing is lent")
+    }
 
     fn wake(&self) {}
 

@@ -60,6 +60,10 @@ impl Vm {
             let mut draining = false;
             for slot in inner.slots.iter() {
                 let file = slot.file;
+                if !self.is_protected() {
+                    lost += file.unbind(slot.pages);
+                    continue;
+                }
                 // A conversion for this VM would outlast it as long as somebody holds a page.
                 cancel(&file);
                 lost += end::reclaim_pages(&file, slot.pages, file.initial(), &EL2, self.handle(), &Undertaker);

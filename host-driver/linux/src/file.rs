@@ -2,19 +2,19 @@
 //! A `guest_memfd`: the core's file port over the glue, and the entries for its ioctls, `fallocate` and faults.
 // UNSAFETY: foreign calls and entries; state that the file's lock protects.
 
+use crate::moves;
 use crate::port::{Caller, Undertaker, EL2};
 use crate::sys;
-use crate::vm::Vm;
 use core::ptr::NonNull;
-use freehold_driver_core::abi::{self, Conversion};
-use freehold_driver_core::convert::{self, Given, Giver, Nobody, Stopped};
-use freehold_driver_core::drain::{Aim, Attempt, Rest};
+use freehold_driver_core::abi;
+use freehold_driver_core::convert;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{Book, File, Freeze, Report};
-use freehold_driver_core::give::ToVm;
+use freehold_driver_core::lend::{self, Binding, Bindings, Loan};
 use freehold_driver_core::notify::{self, Next, Notice};
 use freehold_driver_core::page::{HostFault, Page, Span};
-use freehold_uapi::ioctl as io;
+use freehold_driver_core::status::Refused;
+use freehold_uapi::{hvc, ioctl as io};
 
 /// The glue's `struct fh_file`.
 #[repr(C)]
@@ -22,10 +22,12 @@ pub(crate) struct RawFile {
     _opaque: [u8; 0],
 }
 
-/// Rust's part of a file. All but `initial`, `len` and `pages` itself is under the file's lock.
+/// Rust's part of a file. All but `initial`, `len`, `pages` and `bindings` themselves is under the file's lock.
 pub(crate) struct FileState {
     /// Number of the VM that it belongs to, maybe of one that has ended.
     vm: u64,
+    /// That VM is ordinary: nothing becomes private.
+    ordinary: bool,
     /// What each offset is in a new file.
     initial: Page,
     next: u64,
@@ -33,6 +35,8 @@ pub(crate) struct FileState {
     notice: Notice,
     len: usize,
     pages: *mut Page,
+    /// An allocation of its own: it is looked at while the rest is borrowed.
+    bindings: *mut Bindings,
 }
 
 #[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
@@ -42,7 +46,6 @@ extern "C" {
     fn fhc_file_put(file: *mut RawFile);
     fn fhc_file_hold(file: *mut RawFile);
     fn fhc_file_tell(file: *mut RawFile, outcome: bool);
-    fn fhc_file_drive_later(file: *mut RawFile);
     fn fhc_file_lock(file: *mut RawFile);
     fn fhc_file_unlock(file: *mut RawFile);
     fn fhc_file_frame(file: *mut RawFile, page: u64) -> u64;
@@ -52,7 +55,6 @@ extern "C" {
     fn fhc_file_thaw(file: *mut RawFile, page: u64);
     fn fhc_file_shut(file: *mut RawFile, first: u64, count: u64);
     fn fhc_file_wake(file: *mut RawFile);
-    fn fhc_file_fill(file: *mut RawFile, page: u64, from: usize) -> bool;
     fn fhc_vm_alive(id: u64) -> bool;
 }
 
@@ -101,6 +103,10 @@ impl FileRef {
         }
     }
 
+    pub(crate) fn raw(self) -> *mut RawFile {
+        self.raw.as_ptr()
+    }
+
     /// Drops a reference of [`FileRef::get`].
     pub(crate) fn put(self) {
         // SAFETY: the file is alive by the invariant, and the caller gives the reference up.
@@ -144,19 +150,60 @@ impl FileRef {
     }
 
     /// Makes the file `vm`'s, unless it is another living VM's.
-    pub(crate) fn claim(self, vm: u64) -> Result<(), Error> {
+    pub(crate) fn claim(self, vm: u64, ordinary: bool) -> Result<(), Error> {
         self.locked(|state| {
             // SAFETY: takes a number; looks at the glue's list under the list's lock.
             if state.vm != vm && unsafe { fhc_vm_alive(state.vm) } {
                 return Err(Error::Invalid);
             }
             state.vm = vm;
+            state.ordinary = ordinary;
             Ok(())
         })
     }
 
+    /// Whether it belongs to an ordinary VM.
+    fn is_ordinary(self) -> bool {
+        self.locked(|state| state.ordinary)
+    }
+
+    /// Runs `change` on the bindings, with the lock held.
+    fn bindings<R>(self, change: impl FnOnce(&mut Bindings) -> R) -> R {
+        self.locked(|state| {
+            // SAFETY: an allocation of the state's own that lives as long, and the lock makes this the only reference.
+            change(unsafe { &mut *state.bindings })
+        })
+    }
+
+    /// Lends from these pages from here on, as the VM touches them.
+    pub(crate) fn bind(self, binding: Binding) -> Result<(), Error> {
+        self.bindings(|bindings| bindings.add(binding))
+    }
+
+    /// Ends every loan of these pages and lends no more of them; the number of pages that are lost.
+    pub(crate) fn unbind(self, pages: Span) -> u64 {
+        let before = lend::recall_all(&self, pages);
+        // What was touched in between ends in the same hold of the lock as the binding.
+        let after = self.locked(|state| {
+            let bindings = state.bindings;
+            let lost = lend::recall_last(&self, &mut state.book(), pages);
+            // SAFETY: an allocation of the state's own, and the lock makes this the only reference.
+            unsafe { &mut *bindings }.remove(pages);
+            lost
+        });
+        before.max(after)
+    }
+
+    /// Who borrows `run` or may, and as what. Only with the file's lock held.
+    fn loans(&self, run: Span) -> impl Iterator<Item = Loan> + '_ {
+        // SAFETY: the state is alive by the invariant, and this field never changes.
+        let bindings = unsafe { (*self.state.as_ptr()).bindings };
+        // SAFETY: an allocation of the state's own; the core asks with the lock held, so that nobody changes it.
+        unsafe { &*bindings }.loans(run)
+    }
+
     /// Number of the VM that the file belongs to.
-    fn owner(self) -> u64 {
+    pub(crate) fn owner(self) -> u64 {
         self.locked(|state| state.vm)
     }
 }
@@ -214,6 +261,17 @@ impl File for FileRef {
         unsafe { fhc_file_shut(self.raw.as_ptr(), span.first(), span.count()) }
     }
 
+    fn lend(&self, page: u64) -> Result<u64, Refused> {
+        let nobody = Refused { status: hvc::GFN_NOT_MAPPED, detail: 0 };
+        let loan = Span::one(page).and_then(|run| self.loans(run).next()).ok_or(nobody)?;
+        EL2.mem_share(loan.vm, self.frame(page).ok_or(nobody)?, loan.gfn)
+    }
+
+    fn recall(&self, run: Span) -> bool {
+        let ended = self.loans(run).map(|loan| EL2.mem_unshare(loan.vm, loan.gfn, loan.count).unwrap_or(0));
+        ended.fold(0_u64, u64::saturating_add) == run.count()
+    }
+
     fn wake(&self) {
         // SAFETY: the file is alive by the invariant.
         unsafe { fhc_file_wake(self.raw.as_ptr()) }
@@ -233,7 +291,10 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
     let Ok(len) = usize::try_from(pages) else { return core::ptr::null_mut() };
     let states = sys::alloc::<Page>(len);
     let state = sys::alloc::<FileState>(1);
-    if states.is_null() || state.is_null() {
+    let bindings = sys::alloc::<Bindings>(1);
+    if states.is_null() || state.is_null() || bindings.is_null() {
+        // SAFETY: fresh from `alloc`, or null.
+        unsafe { sys::free(bindings) };
         // SAFETY: fresh from `alloc`, or null.
         unsafe { sys::free(states) };
         // SAFETY: fresh from `alloc`, or null.
@@ -249,7 +310,19 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
             sys::breathe();
         }
     }
-    let fresh = FileState { vm, initial, next: 0, report: Report::default(), notice: Notice::None, len, pages: states };
+    // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
+    unsafe { bindings.write(Bindings::default()) };
+    let fresh = FileState {
+        vm,
+        ordinary: false,
+        initial,
+        next: 0,
+        report: Report::default(),
+        notice: Notice::None,
+        len,
+        pages: states,
+        bindings,
+    };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe { state.write(fresh) };
     state
@@ -271,6 +344,10 @@ extern "C" fn fh_file_drop(raw: *mut RawFile, state: *mut FileState) {
     let pages = unsafe { (*state).pages };
     // SAFETY: came from `alloc` in `fh_file_new`, and the file is gone.
     unsafe { sys::free(pages) };
+    // SAFETY: the state is alive until the end of this call, and this field never changes.
+    let bindings = unsafe { (*state).bindings };
+    // SAFETY: came from `alloc` in `fh_file_new`, and the file is gone.
+    unsafe { sys::free(bindings) };
     // SAFETY: came from `alloc` in `fh_file_new`, and the file is gone.
     unsafe { sys::free(state) };
 }
@@ -332,10 +409,14 @@ pub(crate) fn errno(error: Error) -> i64 {
 extern "C" fn fh_file_ioctl(raw: *mut RawFile, state: *mut FileState, cmd: u32, arg: usize) -> i64 {
     let Some(file) = FileRef::new(raw, state) else { return errno(Error::BadFile) };
     let done = match cmd {
-        io::FREEHOLD_CONVERT => convert_range(file, arg),
-        io::KVM_SET_MEMORY_ATTRIBUTES2 => set_attributes(file, arg),
+        // Nothing of an ordinary VM's becomes private.
+        io::FREEHOLD_CONVERT | io::KVM_SET_MEMORY_ATTRIBUTES2 | io::FREEHOLD_POPULATE if file.is_ordinary() => {
+            Err(Error::Invalid)
+        }
+        io::FREEHOLD_CONVERT => moves::convert_range(file, arg),
+        io::KVM_SET_MEMORY_ATTRIBUTES2 => moves::set_attributes(file, arg),
         io::FREEHOLD_PENDING => pending(file, arg),
-        io::FREEHOLD_POPULATE => populate(file, arg),
+        io::FREEHOLD_POPULATE => moves::populate(file, arg),
         io::FREEHOLD_OUTCOME => outcome(file, arg),
         io::FREEHOLD_CANCEL if arg != 0 => Err(Error::Invalid),
         io::FREEHOLD_CANCEL => {
@@ -381,114 +462,4 @@ fn outcome(file: FileRef, arg: usize) -> Result<(), Error> {
         reserved: [0; 4],
     };
     sys::copy_out(arg, &answer).inspect_err(|_| notify::keep(&file, outcome))
-}
-
-/// Moves a range of the file, for the VM that it is bound to if it is.
-pub(crate) fn convert(file: FileRef, conversion: Conversion) -> Result<(), Stopped> {
-    let mut giver = Bound { vm: None };
-    let moved = match conversion {
-        Conversion::ToShared(span) => convert::to_shared(&file, span),
-        Conversion::ToPrivate(span, mode) => {
-            convert::to_private(&file, span, Aim::Convert, mode, &Caller, &mut giver).map(|_| ())
-        }
-        Conversion::Notify(span, until) => {
-            let begun = notify::start(&file, span, until, &Caller, &mut giver);
-            if begun.is_err_and(|stopped| stopped.error == Error::InProgress) {
-                // SAFETY: the file is alive by the invariant.
-                unsafe { fhc_file_drive_later(file.raw.as_ptr()) }
-            }
-            begun
-        }
-    };
-    if let Some(vm) = giver.vm {
-        vm.put();
-    }
-    moved
-}
-
-fn convert_range(file: FileRef, arg: usize) -> Result<(), Error> {
-    let mut ask: io::Convert = sys::copy_in(arg)?;
-    let moved = convert(file, Conversion::decode(&ask, file.len(), sys::now())?);
-    let Err(Stopped { error, page }) = moved else { return Ok(()) };
-    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
-    sys::copy_out(arg, &ask)?;
-    // A wait without an end goes on after a stop, a freeze or a debugger's look.
-    Err(if ask.timeout_ms == 0 { resumed(error) } else { error })
-}
-
-/// The error of a call that says the same when it is repeated.
-pub(crate) fn resumed(error: Error) -> Error {
-    if error == Error::Interrupted {
-        Error::Restart
-    } else {
-        error
-    }
-}
-
-fn populate(file: FileRef, arg: usize) -> Result<(), Error> {
-    let mut ask: io::Populate = sys::copy_in(arg)?;
-    let span = abi::populated(&ask, file.len())?;
-    let copy = |page: u64| {
-        let at = page.saturating_sub(span.first()).saturating_mul(abi::PAGE_SIZE);
-        let from = usize::try_from(ask.source.saturating_add(at)).map_err(|_| Error::Fault)?;
-        // SAFETY: the file is alive by the invariant; the core fills only frames of its own attempt, which are frozen.
-        let done = unsafe { fhc_file_fill(file.raw.as_ptr(), page, from) };
-        done.then_some(()).ok_or(Error::Fault)
-    };
-    let mut giver = Unrun { vm: None };
-    let moved = convert::populate(&file, span, &Caller, copy, &mut giver);
-    if let Some(vm) = giver.vm {
-        vm.put();
-    }
-    let Err(Stopped { error, page }) = moved else { return Ok(()) };
-    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
-    sys::copy_out(arg, &ask)?;
-    Err(error)
-}
-
-fn set_attributes(file: FileRef, arg: usize) -> Result<(), Error> {
-    let mut ask: io::MemoryAttributes2 = sys::copy_in(arg)?;
-    let moved = convert(file, Conversion::of_attributes(&ask, file.len())?);
-    let Err(Stopped { error, page }) = moved else { return Ok(()) };
-    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
-    sys::copy_out(arg, &ask)?;
-    Err(error)
-}
-
-/// Gives to the VM that the file is bound to, if it is. It is looked up only when the pages are frozen: a wait may be
-/// long, must not keep a VM alive, and may outlast the binding.
-struct Bound {
-    /// The VM that was found, with a reference. The reference outlasts the attempt: the last one ends the VM, which
-    /// waits for its draining pages.
-    vm: Option<Vm>,
-}
-
-impl Giver<FileRef> for Bound {
-    fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Given {
-        let Some(vm) = Vm::find(file.owner()) else { return Nobody.give(file, attempt) };
-        self.vm = Some(vm);
-        match vm.prepare(file, attempt.span()) {
-            Ok(Some(gfn)) => ToVm { el2: &EL2, vm: vm.handle(), kernel: &vm, thread: &Caller, gfn }.give(file, attempt),
-            Ok(None) => Nobody.give(file, attempt),
-            Err(error) => Given { count: 0, rest: Rest::Restore, error: Some(error) },
-        }
-    }
-}
-
-/// Gives to the VM that the file is bound to, while no vCPU of it ran: what was copied counts then.
-struct Unrun {
-    /// As [`Bound`]'s.
-    vm: Option<Vm>,
-}
-
-impl Giver<FileRef> for Unrun {
-    fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Given {
-        let Some(vm) = Vm::find(file.owner()) else { return Nobody.give(file, attempt) };
-        self.vm = Some(vm);
-        let given = vm.prepare_unrun(file, attempt.span(), |gfn| match gfn {
-            Some(gfn) => ToVm { el2: &EL2, vm: vm.handle(), kernel: &vm, thread: &Caller, gfn }.give(file, attempt),
-            None => Nobody.give(file, attempt),
-        });
-        given.unwrap_or_else(|error| Given { count: 0, rest: Rest::Restore, error: Some(error) })
-    }
 }

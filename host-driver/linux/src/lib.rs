@@ -8,7 +8,9 @@
 mod end;
 mod file;
 mod gic;
+mod moves;
 mod port;
+mod slots;
 mod sys;
 mod system;
 mod vcpu;

@@ -170,11 +170,18 @@ impl Machine for Running {
     }
 
     fn touch(&self, gfn: u64) -> Result<Served, Error> {
+        if !self.vm.is_protected() {
+            return Ok(if self.vm.lend(gfn)? { Served::Done } else { Served::Nobodys(gfn) });
+        }
         let Some((file, page, _)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
         self.vm.touch(file, page, gfn, self).map(|()| Served::Done)
     }
 
     fn request(&self, kind: Request, gfn: u64, count: u64) -> Result<Served, Error> {
+        if !self.vm.is_protected() {
+            // `el2` passes on no such request of a guest that has nothing of its own.
+            return Err(Error::Io);
+        }
         let Some((file, page, left)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
         let span = Span::new(page, count.min(left).min(hvc::MAX_RUN)).ok_or(Error::Io)?;
         match kind {

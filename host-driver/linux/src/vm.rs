@@ -3,19 +3,20 @@
 // UNSAFETY: foreign calls and entries; state that the VM's lock protects.
 
 use crate::file::{self, errno, from_errno, FileRef};
+use crate::moves;
 use crate::port::EL2;
-use crate::sys::{self, log, Level};
+use crate::sys;
 use crate::vcpu;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
-use freehold_driver_core::abi::{self, Asked, Conversion, NewFile, Region, VmType};
+use freehold_driver_core::abi::{self, Asked, Conversion, NewFile, VmType};
 use freehold_driver_core::convert::{to_private, Mode};
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::el2::{Handle, Run};
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{any, Thread};
+use freehold_driver_core::file::Thread;
 use freehold_driver_core::give::ToVm;
-use freehold_driver_core::page::{Page, Span};
+use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
 use freehold_driver_core::slots::{Slot, Slots};
 use freehold_driver_core::vgic::Vgic;
@@ -31,6 +32,7 @@ pub(crate) struct RawVm {
 pub(crate) struct VmState {
     handle: Handle,
     ipa_bits: u64,
+    protected: bool,
     /// Its guest has ended it.
     ended: AtomicBool,
     /// It has an interrupt controller. Set under the lock, before a vCPU runs.
@@ -131,6 +133,12 @@ impl Vm {
     pub(crate) fn handle(self) -> Handle {
         // SAFETY: only a VM that has its state is asked; the field never changes.
         unsafe { (*self.state).handle }
+    }
+
+    /// Whether it is protected; else ordinary.
+    pub(crate) fn is_protected(self) -> bool {
+        // SAFETY: only a VM that has its state is asked; the field never changes.
+        unsafe { (*self.state).protected }
     }
 
     pub(crate) fn ipa_bits(self) -> u64 {
@@ -236,7 +244,7 @@ impl Vm {
         Ok(())
     }
 
-    /// The file and page behind a guest frame, and how many pages of the slot follow from there.
+    /// Of a protected VM, whose slots stay: the file and page behind a guest frame, and how many pages of the slot follow from there.
     pub(crate) fn resolve(self, gfn: u64) -> Option<(FileRef, u64, u64)> {
         self.locked(|inner| {
             let slot = inner.slots.of_gfn(gfn)?;
@@ -264,6 +272,9 @@ impl Vm {
             self.check_gic(inner)?;
             for slot in inner.slots.iter_mut() {
                 self.declare(slot)?;
+                if !self.is_protected() {
+                    continue;
+                }
                 let mut giver = ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread, gfn: slot.gfn };
                 to_private(&slot.file, slot.pages, Aim::Bind, Mode::Wait, thread, &mut giver)
                     .map_err(|stopped| stopped.error)?;
@@ -272,55 +283,6 @@ impl Vm {
             inner.life = Life::Ran;
             Ok(())
         })
-    }
-
-    fn set_region(self, region: &io::MemoryRegion2) -> Result<(), Error> {
-        match Region::decode(region, self.ipa_bits())? {
-            Region::Plain => {
-                log(Level::Warning, format_args!("slots of plain memory are not served yet: use KVM_MEM_GUEST_MEMFD"));
-                Err(Error::Invalid)
-            }
-            Region::Delete { id } => self.delete_slot(id),
-            Region::Add { id, gfn, pages, fd } => {
-                let file = FileRef::get(fd)?;
-                let added = self.add_slot(Slot { id, gfn, pages, file, declared: false });
-                if added.is_err() {
-                    file.put();
-                }
-                added
-            }
-        }
-    }
-
-    fn add_slot(self, slot: Slot<FileRef>) -> Result<(), Error> {
-        let file = slot.file;
-        self.living(|inner| {
-            if inner.life == Life::Ran {
-                return Err(Error::Denied);
-            }
-            file.claim(self.id())?;
-            if slot.pages.end() > file.len() {
-                return Err(Error::Invalid);
-            }
-            inner.slots.add(slot)
-        })
-    }
-
-    fn delete_slot(self, id: u32) -> Result<(), Error> {
-        let slot = self.living(|inner| {
-            let slot = inner.slots.get(id).ok_or(Error::Invalid)?;
-            if inner.life == Life::Ran {
-                return Err(Error::Denied);
-            }
-            let used =
-                any(&slot.file, slot.pages, |page| page.is_the_guests() || matches!(page, Page::Draining { .. }));
-            if used || slot.declared {
-                return Err(Error::Busy);
-            }
-            inner.slots.remove(id)
-        })?;
-        slot.file.put();
-        Ok(())
     }
 
     /// Makes a range of guest frames private or shared, slot by slot. No lock is held while pages drain: a slot that goes
@@ -338,9 +300,9 @@ impl Vm {
                 Ok((file, span))
             })?;
             let how = if private { Conversion::ToPrivate(span, Mode::Wait) } else { Conversion::ToShared(span) };
-            let moved = file::convert(file, how);
+            let moved = moves::convert(file, how);
             file.put();
-            moved.map_err(|stopped| file::resumed(stopped.error))?;
+            moved.map_err(|stopped| moves::resumed(stopped.error))?;
             gfn = gfn.saturating_add(span.count());
         }
         Ok(())
@@ -371,7 +333,8 @@ impl Vm {
         match cmd {
             io::KVM_CHECK_EXTENSION => {
                 let cap = u64::try_from(arg).map_err(|_| Error::Invalid)?;
-                let value = abi::capability(Asked::Vm, cap, crate::system::max_vcpus());
+                let asked = if self.is_protected() { Asked::Vm } else { Asked::OrdinaryVm };
+                let value = abi::capability(asked, cap, crate::system::max_vcpus());
                 i64::try_from(value).map_err(|_| Error::Invalid)
             }
             io::KVM_CREATE_VCPU => self.create_vcpu(arg),
@@ -397,8 +360,13 @@ impl Vm {
             io::KVM_SET_USER_MEMORY_REGION2 => self.set_region(&sys::copy_in(arg)?).map(|()| 0),
             io::KVM_CREATE_GUEST_MEMFD => {
                 let new = NewFile::decode(&sys::copy_in(arg)?)?;
+                if !self.is_protected() && !new.shared {
+                    // Its offsets would be private, and could never be lent.
+                    return Err(Error::Invalid);
+                }
                 file::open(new, self.id())
             }
+            io::KVM_SET_MEMORY_ATTRIBUTES if !self.is_protected() => Err(Error::Invalid),
             io::KVM_SET_MEMORY_ATTRIBUTES => self.set_attributes(&sys::copy_in(arg)?).map(|()| 0),
             io::KVM_ARM_PREFERRED_TARGET => {
                 let target = u32::try_from(io::KVM_ARM_TARGET_GENERIC_V8).map_err(|_| Error::Invalid)?;
@@ -416,25 +384,22 @@ impl Vm {
 /// `KVM_CREATE_VM`.
 pub(crate) fn create(argument: usize) -> Result<i64, Error> {
     let kind = VmType::decode(u64::try_from(argument).map_err(|_| Error::Invalid)?)?;
-    if !kind.protected {
-        log(Level::Warning, format_args!("ordinary VMs are not served yet: set bit 31 of the type"));
-        return Err(Error::Invalid);
-    }
     // SAFETY: takes nothing; the answer is null or a VM with one reference.
     let vm = Vm::new(unsafe { fhc_vm_new() }, core::ptr::null_mut()).ok_or(Error::NoMemory)?;
-    let opened = build(vm, kind.ipa_bits);
+    let opened = build(vm, kind);
     if opened.is_err() {
         vm.put();
     }
     opened
 }
 
-fn build(vm: Vm, ipa_bits: u64) -> Result<i64, Error> {
+fn build(vm: Vm, kind: VmType) -> Result<i64, Error> {
+    let ipa_bits = kind.ipa_bits;
     let state = sys::alloc::<VmState>(1);
     if state.is_null() {
         return Err(Error::NoMemory);
     }
-    let handle = match pool::create(&EL2, &vm, ipa_bits) {
+    let handle = match pool::create(&EL2, &vm, kind.protected, ipa_bits) {
         Ok(handle) => handle,
         Err(error) => {
             // SAFETY: fresh from `alloc`, and nobody knows it.
@@ -445,7 +410,7 @@ fn build(vm: Vm, ipa_bits: u64) -> Result<i64, Error> {
     let (ended, has_gic) = (AtomicBool::new(false), AtomicBool::new(false));
     let inner = Inner { slots: Slots::new(), life: Life::New, created: 0, opened: 0, gic: None };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
-    unsafe { state.write(VmState { handle, ipa_bits, ended, has_gic, inner }) };
+    unsafe { state.write(VmState { handle, ipa_bits, protected: kind.protected, ended, has_gic, inner }) };
     // SAFETY: the VM is alive; from here on its state is the glue's, which ends it with the VM whatever happens.
     match unsafe { fhc_vm_open(vm.raw(), state) } {
         fd if fd >= 0 => Ok(i64::from(fd)),

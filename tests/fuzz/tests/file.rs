@@ -10,6 +10,7 @@ use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{Book, File, Freeze, Report, Thread, Wake};
 use freehold_driver_core::notify::Notice;
 use freehold_driver_core::page::{HostFault, Page, Span};
+use freehold_driver_core::status::Refused;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
@@ -77,6 +78,13 @@ impl File for Kernel {
     }
     fn shut(&self, span: Span) {
         span.pages().for_each(|page| self.with(page, |frame| frame.mapped = false));
+    }
+    fn lend(&self, _: u64) -> Result<u64, Refused> {
+        unreachable!("nothing is lent")
+    }
+
+    fn recall(&self, _: Span) -> bool {
+        unreachable!("nothing is lent")
     }
     fn wake(&self) {}
     fn tell(&self, _: bool) {}

@@ -9,8 +9,10 @@ use freehold_driver_core::end;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{Book, File, Freeze, Report, Thread, Wake};
 use freehold_driver_core::guest::{self, NotYet};
+use freehold_driver_core::lend;
 use freehold_driver_core::notify::Notice;
 use freehold_driver_core::page::{Origin, Page, Span};
+use freehold_driver_core::status::Refused;
 use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write as _};
 
@@ -69,6 +71,12 @@ impl File for OnePage {
         assert!(self.frozen.replace(false), "thawed, and was not frozen");
     }
     fn shut(&self, _: Span) {}
+    fn lend(&self, _: u64) -> Result<u64, Refused> {
+        Ok(1)
+    }
+    fn recall(&self, _: Span) -> bool {
+        true
+    }
     fn wake(&self) {}
     fn tell(&self, _: bool) {}
 }
@@ -144,7 +152,7 @@ fn touch(file: &OnePage) -> Answer {
     convert::to_private(file, all(), Aim::Touch, Mode::Now, &Quiet, &mut gives).map(drop).map_err(stopped)
 }
 
-const MOVES: [Move; 12] = [
+const MOVES: [Move; 14] = [
     Move {
         name: "fault",
         by: "any process that has it mapped",
@@ -200,6 +208,26 @@ const MOVES: [Move; 12] = [
         act: |file| guest::relinquish(file, all(), Page::Host, Ok).map(drop).map_err(not_yet),
     },
     Move {
+        name: "first touch in an ordinary VM",
+        by: "the guest, through its vCPU's thread",
+        held: false,
+        act: |file| {
+            lend::touch(file, all()).map_err(|why| match why {
+                lend::NotLent::Error(error) => format!("{error:?}"),
+                lend::NotLent::Refused(refused) => format!("{}", refused.status),
+            })
+        },
+    },
+    Move {
+        name: "an ordinary VM ends, or its slot goes",
+        by: "the driver, the VMM",
+        held: false,
+        act: |file| match lend::recall_all(file, all()) {
+            0 => Ok(()),
+            lost => Err(format!("{lost} lost")),
+        },
+    },
+    Move {
         name: "the VM ends",
         by: "the driver",
         held: false,
@@ -214,9 +242,10 @@ const fn draining(origin: Origin) -> Page {
     Page::Draining { origin, attempt: 7 }
 }
 
-const STARTS: [(Page, bool); 10] = [
+const STARTS: [(Page, bool); 11] = [
     (Page::Host, false),
     (Page::Host, true),
+    (Page::Borrowed, true),
     (Page::Lent, true),
     (draining(Origin::Host), true),
     (draining(Origin::Lent), true),
@@ -231,6 +260,7 @@ fn name(page: Page, has_frame: bool) -> String {
     let state = match page {
         Page::Host if has_frame => "`Host`",
         Page::Host => "`Host`, empty",
+        Page::Borrowed => "`Borrowed`",
         Page::Lent => "`Lent`",
         Page::Draining { origin: Origin::Host, .. } => "`Draining` from `Host`",
         Page::Draining { origin: Origin::Lent, .. } => "`Draining` from `Lent`",
@@ -259,6 +289,7 @@ pub(crate) fn write(out: &mut String) -> fmt::Result {
     out.push_str(
         "| state | of the design | the frame |\n|---|---|---|\n\
          | `Host` | HostMappable | the host's; or none yet |\n\
+         | `Borrowed` | HostMappable | the host's; an ordinary VM borrows it |\n\
          | `Lent` | HostMappable | the guest's, which shared it |\n\
          | `Draining` | NoneMappable | on its way to private; belongs to one attempt |\n\
          | `Held` | GuestMappable | frozen, not donated yet |\n\

@@ -71,7 +71,7 @@ fn system(kvm: &Kvm) {
     ask("vm type: unknown high bit", "EINVAL", KVM_CREATE_VM, VM_TYPE | 1 << 40);
     ask("vm type: address size 31", "EINVAL", KVM_CREATE_VM, KVM_VM_TYPE_ARM_PROTECTED | 31);
     ask("vm type: address size 60", "EINVAL", KVM_CREATE_VM, KVM_VM_TYPE_ARM_PROTECTED | 60);
-    ask("vm type: ordinary", "EINVAL", KVM_CREATE_VM, 40);
+    ask("vm type: ordinary, address size 31", "EINVAL", KVM_CREATE_VM, 31);
     ask("ioctl of a vm", "EINVAL", KVM_CREATE_VCPU, 0);
     ask("ioctl of a vcpu", "EINVAL", KVM_RUN, 0);
     ask("unknown ioctl", "EINVAL", ioc(0, KVM_MAGIC, 0x7f, 0), 0);

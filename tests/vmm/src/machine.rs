@@ -35,11 +35,13 @@ pub(crate) struct Plan {
     pub(crate) gic: bool,
     /// vCPUs. All but the first are off until the program starts them.
     pub(crate) vcpus: u64,
+    /// Not protected: nothing is made private.
+    pub(crate) ordinary: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0, gic: false, vcpus: 1 }
+        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0, gic: false, vcpus: 1, ordinary: false }
     }
 }
 
@@ -159,7 +161,8 @@ impl Machine {
     ) -> Result<Self, String> {
         let program = std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))?;
         let kvm = open()?;
-        let vm = kvm.create_vm_with_type(VM_TYPE).map_err(|e| err("CREATE_VM", e.errno()))?;
+        let kind = if plan.ordinary { VM_TYPE & !abi::KVM_VM_TYPE_ARM_PROTECTED } else { VM_TYPE };
+        let vm = kvm.create_vm_with_type(kind).map_err(|e| err("CREATE_VM", e.errno()))?;
         let gmem = match gmem {
             Some(gmem) => gmem,
             None => Arc::new(

@@ -21,6 +21,7 @@ mod kill;
 mod leaks;
 mod light;
 mod machine;
+mod ordinary;
 mod probe;
 #[path = "../../guest/src/proto.rs"]
 mod proto;
@@ -53,6 +54,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   soak SEED SECONDS  random calls with guests that run, a while
+  ordinary    an ordinary VM, through the driver
   cpus        a guest of several vCPUs, through the driver
   vgic        a guest's interrupts and waits, through the driver
   switch      what survives a run, and what an exit shows
@@ -119,6 +121,7 @@ fn main() {
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
         "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
+        "ordinary" => or_report("ordinary", ordinary::all()),
         "cpus" => or_report(cpus::STEP.0, cpus::all()),
         "vgic" => or_report(vgic::STEP.0, vgic::all()),
         "switch" => or_report("world-switch", switch::all()),

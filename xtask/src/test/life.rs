@@ -37,13 +37,14 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
     Job { cpu, stock: Some(at_el2), ..job(name, "noel2") }
 }
 
-const JOBS: [Job; 12] = [
+const JOBS: [Job; 13] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
     job("life/ioctls", "ioctls"),
     job("life/cycles", "cycles"),
     job("life/vgic", "vgic"),
+    job("life/ordinary", "ordinary"),
     job("life/world-switch", "world-switch"),
     job("life/vcpus", "vcpus"),
     without_el2("life/no-el2-a72", "cortex-a72", false),

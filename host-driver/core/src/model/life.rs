@@ -41,7 +41,7 @@ fn lent(world: &Rc<World>, pages: usize) -> Model {
 fn a_pool_that_is_too_small_is_made_larger() {
     let world = world();
     let kernel = Kernel(world.clone());
-    assert_eq!(pool::create(&el2(&world), &kernel, 40), Ok(VM));
+    assert_eq!(pool::create(&el2(&world), &kernel, true, 40), Ok(VM));
     assert_eq!(world.kept.borrow().len(), 1);
     assert_eq!(world.pool.borrow().len(), 32, "the first chunk of 16 went back");
     assert_eq!(world.frames.borrow().len(), 32);
@@ -164,7 +164,7 @@ fn the_end_returns_every_frame() {
         let world = world();
         let kernel = Kernel(world.clone());
         let below = el2(&world);
-        pool::create(&below, &kernel, 40).unwrap();
+        pool::create(&below, &kernel, true, 40).unwrap();
         let file = private(&world, 40);
         asks(&world, Request::Share, 3, 2);
         share(&file, span(3, 2), |n| below.guest_accept(VM, 0, n)).unwrap();

@@ -25,7 +25,7 @@ fn life(seed: u64) -> u64 {
     let world = world();
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (below, kernel) = (el2(&world), Kernel(world.clone()));
-    pool::create(&below, &kernel, 40).unwrap();
+    pool::create(&below, &kernel, true, 40).unwrap();
     let initial = if dice.roll(2) == 0 { Page::Host } else { Page::Vacant };
     let file = Model::new(&world, PAGES as usize, initial);
     let mut held: Vec<u64> = Vec::new();
