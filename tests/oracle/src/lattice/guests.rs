@@ -99,10 +99,10 @@ fn questions(l: &Lattice, f: &mut impl FnMut(Act, Env<'_>)) {
     for x in [[0; 3], [1, 0, 0], [0, 1, 0], [0, 0, 1]] {
         f(Act::Call { id: guest::HYP_MEMINFO, x }, Env::CALM);
     }
-    let plain = [guest::SMCCC_VERSION, guest::VENDOR_UID, guest::VENDOR_FEATURES, guest::PSCI_VERSION, 0x8400_0003];
+    let plain = [guest::SMCCC_VERSION, guest::VENDOR_UID, guest::VENDOR_FEATURES, guest::PSCI_VERSION, 0x8400_0013];
     plain.into_iter().for_each(|id| f(Act::Call { id, x: [0; 3] }, Env::CALM));
     for id in [guest::SMCCC_ARCH_FEATURES, guest::PSCI_FEATURES] {
-        for function in [guest::SMCCC_VERSION, guest::PSCI_SYSTEM_OFF, 0x8400_0003] {
+        for function in [guest::SMCCC_VERSION, guest::PSCI_SYSTEM_OFF, 0x8400_0013] {
             f(Act::Call { id, x: [function.into(), 0, 0] }, Env::CALM);
         }
     }

@@ -54,6 +54,7 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
     ("GUEST_ACCEPT", "GFN_NOT_MAPPED", "a request is for what is there, and there is one vCPU"),
     ("GUEST_ACCEPT", "SHARED", "a request is for what is there, and there is one vCPU"),
     ("VCPU_RUN", "EXIT_NEED_PAGES", "nothing in the specification ends so"),
+    ("MEM_SHARE", "FOREIGN", "there is one ordinary VM, and no other beside it: tests/oracle/tests/errors"),
     ("VCPU_RUN", "EXIT_WAKE", "whom to wake is not specified"),
     ("VCPU_RUN", "EXIT_EOI", "no world has an interrupt controller yet"),
     ("VCPU_RUN", "EXIT_OFF", CPUS),
