@@ -13,7 +13,7 @@ use crate::label::Label;
 use crate::picture::{FrameView, Picture, VcpuView, VmView};
 use crate::tlb::ELSEWHERE;
 
-/// Compares a picture with a world whose first page is the last frame of `el2`'s, and whose others are the watched ones.
+/// Compares a picture with a world whose first pages are the last frames of `el2`'s, and whose others are the host's.
 ///
 /// # Errors
 /// The first difference.
@@ -21,17 +21,25 @@ pub fn agree<const P: usize, const V: usize, const U: usize, const G: usize, con
     picture: &Picture,
     world: &World<P, V, U, G, C>,
 ) -> Result<(), String> {
+    let first = first_of(world);
     for (frame, number) in picture.frames.iter().zip(&picture.watched) {
-        let pfn = world.first_pfn + 1 + number;
+        let pfn = first + number;
         frame_agrees(frame, &world.page(pfn), |slot| picture.vms.get(usize::from(slot)).and_then(Option::as_ref))
             .map_err(|what| format!("frame {pfn:x}: {what}"))?;
     }
-    let foreign = world.pages[1..].iter().filter(|page| !page.host_reaches()).count() as u64;
+    let foreign = world.frames().filter(|(pfn, page)| *pfn >= first && !page.host_reaches()).count() as u64;
     same("frames out of the host's reach", picture.foreign, foreign)?;
     for (slot, vm) in (0..).zip(&picture.vms) {
         vm_agrees(vm.as_ref(), slot, world, picture).map_err(|what| format!("VM {slot}: {what}"))?;
     }
     Ok(())
+}
+
+/// The first frame that is not `el2`'s.
+fn first_of<const P: usize, const V: usize, const U: usize, const G: usize, const C: usize>(
+    world: &World<P, V, U, G, C>,
+) -> u64 {
+    world.frames().find(|(_, page)| page.owner != Owner::El2).map_or(world.first_pfn, |(pfn, _)| pfn)
 }
 
 fn same<T: PartialEq + Debug>(what: &str, real: T, said: T) -> Result<(), String> {
@@ -95,6 +103,7 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
         return Ok(());
     }
     same("free pool frames", view.pool_free, vm.free)?;
+    same("an interrupt controller", view.gic, vm.gic)?;
     let declared = || (0..world.machine().ranges).map_while(|n| world.range(slot, n));
     if !view.ram.iter().copied().eq(declared()) {
         return Err(format!("RAM: el2 {:x?}, oracle {:x?}", view.ram, declared().collect::<Vec<_>>()));
@@ -113,7 +122,8 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
             let mark = world.mark(slot, gfn);
             return Err(format!("guest frame {gfn:x}: el2 {found:x?}, oracle {backing:x?} {mark:?}, RAM {is_ram}"));
         }
-        let number = |pfn: u64| picture.watched.iter().position(|at| world.first_pfn + 1 + at == pfn);
+        let first = first_of(world);
+        let number = |pfn: u64| picture.watched.iter().position(|at| first + at == pfn);
         let set = backing.map_or(0, |pfn| number(pfn).map_or(ELSEWHERE, |number| 1 << number));
         same("frames that its CPUs may reach", *reaches, set)?;
     }
@@ -133,13 +143,18 @@ fn vcpu_agrees(view: Option<&VcpuView>, vcpu: &Vcpu) -> Result<(), String> {
         return Ok(());
     };
     same("kicked", view.kicked, vcpu.kicked)?;
+    same("it waits for", waits_of(view, vcpu), vcpu.pending)
+}
+
+/// What a vCPU waits for, in the oracle's words, which has it like `said`.
+fn waits_of(view: &VcpuView, said: &Vcpu) -> Pending {
     let kind = |wish| match wish {
         Wish::Share => Kind::Share,
         Wish::Unshare => Kind::Unshare,
         Wish::Relinquish => Kind::Relinquish,
     };
     let short = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    let waits = match (view.pending, vcpu.pending) {
+    match (view.pending, said.pending) {
         (Waits::None, _) => Pending::None,
         // Of which width a load is does not show; its value does, when it is answered.
         (Waits::Load(_), Pending::Load { size }) => Pending::Load { size },
@@ -148,6 +163,5 @@ fn vcpu_agrees(view: Option<&VcpuView>, vcpu: &Vcpu) -> Result<(), String> {
             Pending::Request { kind: kind(request.wish), gfn: short(request.first.raw()), count: short(request.count) }
         }
         (Waits::Accepted { wish, done }, _) => Pending::Answer { kind: kind(wish), count: short(done) },
-    };
-    same("it waits for", waits, vcpu.pending)
+    }
 }

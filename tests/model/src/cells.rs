@@ -7,16 +7,9 @@ use crate::lockstep::Tally;
 
 /// Outcomes that these worlds do not have: call, outcomes, reason.
 const ELSEWHERE: &[(&str, &[&str], &str)] = &[
-    ("VM_CREATE", &["NO_VMS"], "the machine has what VMs need; a unit test of freehold-el2"),
-    ("VM_DESTROY", &["VCPU_BUSY"], BUSY),
-    ("VCPU_SET_REG", &["VCPU_BUSY"], BUSY),
-    ("VCPU_GET_REG", &["VCPU_BUSY"], BUSY),
-    ("VCPU_RUN", &["VCPU_BUSY"], BUSY),
-    ("GUEST_ACCEPT", &["VCPU_BUSY"], BUSY),
-    ("VCPU_RUN", &["DENIED"], "the host's streaming mode; a unit test of freehold-el2"),
     ("VCPU_RUN", &["EXIT_NEED_PAGES"], "no guest's call needs pages of the pool yet"),
     ("VCPU_RUN", &["EXIT_WAKE", "EXIT_OFF"], "one vCPU, which its guest leaves on; unit tests of freehold-el2"),
-    ("VCPU_RUN", &["EXIT_EOI"], INTERRUPTS),
+    ("VCPU_RUN", &["EXIT_EOI"], "guests here take no interrupts; unit tests of freehold-el2 and freehold-virt"),
     (
         "GUEST_ACCEPT",
         &["GFN_NOT_MAPPED", "SHARED"],
@@ -28,16 +21,8 @@ const ELSEWHERE: &[(&str, &[&str], &str)] = &[
         ORDINARY,
     ),
     ("MEM_UNSHARE", &["GFN_NOT_MAPPED", "SUCCESS"], ORDINARY),
-    (
-        "VM_GIC",
-        &["WRONG_HANDLE", "STALE_HANDLE", "WRONG_STATE", "UNALIGNED", "GFN_OUT_OF_RANGE", "SUCCESS"],
-        INTERRUPTS,
-    ),
-    ("VM_IRQ", &["WRONG_HANDLE", "STALE_HANDLE", "WRONG_STATE", "BAD_ARGUMENT", "SUCCESS"], INTERRUPTS),
 ];
 
-const BUSY: &str = "one call at a time; the case `interleavings`";
-const INTERRUPTS: &str = "interrupts are no part of these worlds; unit tests of freehold-el2 and freehold-virt";
 const ORDINARY: &str =
     "no ordinary VM in these worlds, and a protected one is refused first; unit tests of freehold-el2";
 

@@ -46,8 +46,11 @@ impl Label {
 
     /// What a frame with these words holds.
     pub(crate) fn of_words(words: [u64; 3]) -> Self {
-        if words.iter().any(|word| *word != words[0]) {
-            return Self::Other;
+        match words {
+            [first, middle, last] if first == middle && middle == last => {}
+            // The host's, with records of a list at its beginning; neither zeros nor what a guest wrote.
+            [first, HOST, HOST] if first != 0 && first & TOP != SECRET => return Self::Host,
+            _ => return Self::Other,
         }
         match words[0] {
             0 => Self::Zero,
@@ -68,5 +71,8 @@ mod tests {
             assert_eq!(Label::of_words([label.word(); 3]), label);
         }
         assert_eq!(Label::of_words([0, 0, Label::Host.word()]), Label::Other);
+        assert_eq!(Label::of_words([0, Label::Host.word(), Label::Host.word()]), Label::Other);
+        assert_eq!(Label::of_words([Label::of_vm(3).word(), HOST, HOST]), Label::Other);
+        assert_eq!(Label::of_words([0x4_0200, HOST, HOST]), Label::Host);
     }
 }

@@ -16,10 +16,10 @@ use crate::rig::{Answer, Rig};
 /// The specification, so that a wrong one can be tried.
 pub type Decide<W> = fn(&W, &Said, &Env<'_>) -> Outcome;
 
-/// Machine and specification side by side. `World`'s pages are the last frame of `el2`'s and then all of the host's.
+/// Machine and specification side by side. `World`'s pages are the last frames of `el2`'s, one at least, and then all of the host's.
 pub struct Lockstep<'r, W> {
-    rig: &'r Rig,
-    decide: Decide<W>,
+    pub(crate) rig: &'r Rig,
+    pub(crate) decide: Decide<W>,
     lists: &'r [&'r [Record]],
     /// Pool pages that the next call needs, where the world does not say.
     need: Mutex<Option<u64>>,
@@ -37,11 +37,11 @@ pub struct Cell {
 /// What became of a call or an access that both did alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
-    cell: Cell,
+    pub(crate) cell: Cell,
     /// Of what the guest did, if it ran.
-    inner: Option<Cell>,
+    pub(crate) inner: Option<Cell>,
     /// Whether it was done, so that the world may be another.
-    done: bool,
+    pub(crate) done: bool,
 }
 
 /// How a run began.
@@ -64,7 +64,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn note(&mut self, taken: Taken) {
+    pub(crate) fn note(&mut self, taken: Taken) {
         self.transitions += 1;
         self.refused += u64::from(!taken.done);
         for cell in [Some(taken.cell), taken.inner].into_iter().flatten() {
@@ -110,9 +110,10 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     #[must_use]
     pub fn world(&self) -> World<P, V, U, G, C> {
         let layout = self.rig.layout();
-        let mut world = World::new(self.rig.first_frame() - 1, layout.gfns.first().copied().unwrap_or_default());
-        assert!(layout.frames + 1 == P as u64 && layout.vms == V && U == 1, "the world is the machine's");
-        world.pages[0].owner = Owner::El2;
+        let carved = (P as u64).checked_sub(layout.frames).expect("a page for each frame");
+        let mut world = World::new(self.rig.first_frame() - carved, layout.gfns.first().copied().unwrap_or_default());
+        assert!(carved != 0 && layout.vms == V && U == 1, "the world is the machine's");
+        world.pages.iter_mut().take(usize::try_from(carved).expect("few")).for_each(|page| page.owner = Owner::El2);
         for page in world.pages.iter_mut().rev().take(usize::try_from(layout.no_map).expect("few")) {
             page.owner = Owner::NoMap;
         }
@@ -150,6 +151,19 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 answer
             }
             Op::Touch { frame, write, from } => self.touch(frame, write, from),
+            Op::During { who, call } => self.during(who, call).0,
+            Op::Streaming(who) => {
+                self.rig.set_busy(true);
+                let answer = self.real(&Op::Run { who, vcpu: 0, mmio: 0, act: Act::Interrupt });
+                self.rig.set_busy(false);
+                answer
+            }
+            Op::Unserved(call) => {
+                self.rig.set_serves_vms(false);
+                let answer = self.real(&Op::Host(call));
+                self.rig.set_serves_vms(true);
+                answer
+            }
         }
     }
 
@@ -164,7 +178,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 self.rig.call_only(cpu, hvc::VCPU_RUN, [handle, vcpu, mmio, 0, 0])
             }
             Op::Touch { frame, .. } => Answer { status: if self.rig.may_retry(cpu, frame) { 1 } else { 2 }, x: [0; 4] },
-            Op::List { .. } | Op::Ask { .. } | Op::Hurried(_) => panic!("not for two CPUs"),
+            _ => panic!("not for two CPUs"),
         };
         catch_unwind(AssertUnwindSafe(work)).map_err(said)
     }
@@ -200,7 +214,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     }
 
     /// The handle by which the host names a VM.
-    fn handle(&self, who: Who) -> u64 {
+    pub(crate) fn handle(&self, who: Who) -> u64 {
         match who {
             Who::Slot(slot) => {
                 self.rig.handles().find(|(at, _)| *at == usize::from(slot)).map_or(0, |(_, handle)| handle)
@@ -274,6 +288,9 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     fn one(&self, world: &mut World<P, V, U, G, C>, op: &Op, tally: &mut Tally) -> Result<(), String> {
         let changes = self.rig.changes();
         let list = self.found(op);
+        if let Op::During { who, call } = *op {
+            return self.one_during(world, who, call, tally);
+        }
         let answer = self.caught(op)?;
         let taken = match *op {
             Op::Run { who, vcpu, mmio, act } => self.run(world, Call::VcpuRun { vm: who, vcpu, mmio }, act, answer)?,
@@ -284,7 +301,9 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 let call = Call::MemDonateList { vm: who, list: frame, records, flags };
                 self.called(world, call, self.lists[list], answer, false)?
             }
-            Op::Ask { .. } => return Err("a request is several operations".to_owned()),
+            Op::Streaming(who) => self.streaming(world, who, answer)?,
+            Op::Unserved(call) => self.unserved(*world, call, answer)?,
+            Op::Ask { .. } | Op::During { .. } => return Err("that is several operations".to_owned()),
         };
         if !taken.done && self.rig.changes() != changes {
             return Err(format!("refused with {}, and yet something was written", answer.name()));
@@ -301,7 +320,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         words.as_chunks::<2>().0.iter().map(|[pfn, gfn_count]| Record { pfn: *pfn, gfn_count: *gfn_count }).collect()
     }
 
-    fn env<'e>(&self, world: &World<P, V, U, G, C>, call: &Call, list: &'e [Record]) -> Env<'e> {
+    pub(crate) fn env<'e>(&self, world: &World<P, V, U, G, C>, call: &Call, list: &'e [Record]) -> Env<'e> {
         let free = (0..).zip(&world.vms).find(|(_, vm)| !vm.exists()).map_or(0, |(slot, _)| slot);
         let need = self.needed().unwrap_or_else(|| need(world, call, list));
         Env { slot: free, need, list, ..Env::CALM }
@@ -329,8 +348,9 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         let outcome = (self.decide)(world, &said, &env);
         let mut x = answer.x;
         if call == Call::Version {
-            // The machine has fewer slots than el2 has room for.
+            // The machine has fewer slots than el2 has room for, and its VMs fewer vCPUs.
             x[2] = x[2].min(V as u64);
+            x[3] = x[3].min(U as u64);
         }
         if !outcome.permits(answer.status, x) {
             return Err(format!("el2 answers {} {:x?}, oracle permits {outcome:x?}", answer.name(), answer.x));
@@ -479,7 +499,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
 
 /// What a panic said.
 #[expect(clippy::needless_pass_by_value, reason = "as catch_unwind gives it")]
-fn said(panic: Box<dyn core::any::Any + Send>) -> String {
+pub(crate) fn said(panic: Box<dyn core::any::Any + Send>) -> String {
     let said = panic.downcast_ref::<String>().map(String::as_str);
     said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it stopped").to_owned()
 }

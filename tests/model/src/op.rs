@@ -15,6 +15,17 @@ pub enum Op {
     Host(Call),
     /// The same, while an interrupt waits for the host: a long call stops at its first look.
     Hurried(Call),
+    /// The same, made by one CPU while another has a vCPU 0 in its guest, which is interrupted then.
+    During {
+        /// Whose vCPU.
+        who: Who,
+        /// The call.
+        call: Call,
+    },
+    /// A vCPU 0 is to run on a CPU whose host is in streaming mode.
+    Streaming(Who),
+    /// A call to a machine that can run no VMs.
+    Unserved(Call),
     /// A list, by its number, is written and donated.
     List {
         /// To whom.
@@ -134,6 +145,9 @@ impl fmt::Display for Op {
                 }
             }
             Self::Hurried(call) => write!(f, "interrupted {}", Self::Host(call)),
+            Self::During { who, call } => write!(f, "while {} is in its guest, {}", Named(who), Self::Host(call)),
+            Self::Streaming(who) => write!(f, "in streaming mode, VCPU_RUN({}, 0)", Named(who)),
+            Self::Unserved(call) => write!(f, "without VMs, {}", Self::Host(call)),
             Self::List { who, frame, list, records, flags } => {
                 write!(f, "MEM_DONATE_LIST({}, frame {frame:x}, list {list}, {records}, {flags})", Named(who))
             }

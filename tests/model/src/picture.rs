@@ -2,7 +2,7 @@
 //! All that is known of the machine between two calls, and what must be true of it whatever was called.
 
 use freehold_el2::calls::Platform as _;
-use freehold_mem::lock::Permit;
+use freehold_mem::lock::{Mutex as _, Permit};
 use freehold_mem::{Claim, Gfn, GuestView, Kind, Life, Pfn, State};
 use freehold_virt::Refused;
 use freehold_virt::handle::{Handle, VcpuIndex};
@@ -52,6 +52,8 @@ pub struct VmView {
     pub pool_free: u32,
     /// Frames that it owns.
     pub owned: u64,
+    /// Whether it has an interrupt controller.
+    pub gic: bool,
     /// Its vCPU 0; none if it was not created, or if the VM is dying.
     pub vcpu: Option<VcpuView>,
     /// What it finds at each watched guest frame.
@@ -121,6 +123,7 @@ impl Rig {
             ram: memory.ram().map(|run| (run.start().raw(), run.count())).collect(),
             pool_free: memory.pool_free(),
             owned: memory.frames().0,
+            gic: self.boards[slot].acquire().vgic().is_some(),
             vcpu: self.vcpu_view(handle),
             gfns: self.board.layout.gfns.iter().map(at).collect(),
             reaches: (0..self.board.layout.gfns.len()).map(|place| tlb.guest(slot, place)).collect(),

@@ -71,6 +71,7 @@ impl<'r> Loaded<'r> for Open<'r> {
         turns::point();
         let rig = self.cpu.rig;
         rig.entered(self.cpu.number, regime.flushes);
+        rig.guest_runs(self.cpu.number);
         let pc = self.block.registers.pc;
         let mut again = self.faulted.take().filter(|(_, at)| *at == pc).map(|(act, _)| act);
         loop {

@@ -16,9 +16,10 @@ use crate::agree::agree;
 use crate::board::Fault;
 use crate::lockstep::{Lockstep, vm_of};
 use crate::op::Op;
+use crate::owners::possible;
 use crate::picture::Picture;
 use crate::rig::Answer;
-use crate::small::{Shape, possible};
+use crate::small::Shape;
 use crate::turns::{Plan, Turns};
 
 type Both<'r, const P: usize, const V: usize, const G: usize> = Lockstep<'r, World<P, V, 1, G, 2>>;
@@ -90,7 +91,7 @@ fn is_done<const P: usize, const V: usize, const G: usize>(world: &World<P, V, 1
             decide(world, &Said::Host { cpu: 0, call }, &Env::CALM).done.is_some()
         }
         Op::Touch { frame, .. } => touch(world, frame) == Done::Revoked,
-        Op::List { .. } | Op::Ask { .. } | Op::Hurried(_) => false,
+        _ => false,
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Rig {
     pub(crate) closing: AtomicU32,
     pub(crate) wanted: AtomicBool,
     pub(crate) busy: AtomicBool,
+    /// What CPU 0 calls as soon as a guest runs on another, and what it was answered.
+    meanwhile: Mutex<(Option<(u32, [u64; 5])>, Option<Answer>)>,
 }
 
 /// What a call answered: the status of x0, and x1–x4.
@@ -102,6 +104,7 @@ impl Rig {
             closing: AtomicU32::new(0),
             wanted: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            meanwhile: Mutex::default(),
         };
         rig.settle();
         rig
@@ -167,6 +170,22 @@ impl Rig {
     pub(crate) fn call_only(&self, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
         let reply = calls::serve(&self.cpu(cpu), id, x);
         Answer { status: reply.x(0).cast_signed(), x: core::array::from_fn(|n| reply.x(n + 1)) }
+    }
+
+    /// Makes a call on CPU 1, and another on CPU 0 while the guest that the first one enters is running: both answers.
+    pub(crate) fn call_during(&self, id: u32, x: [u64; 5], (inner, its): (u32, [u64; 5])) -> (Answer, Option<Answer>) {
+        *self.meanwhile.lock().expect("one thread at a time") = (Some((inner, its)), None);
+        let answer = self.call(1, id, x);
+        (answer, core::mem::take(&mut *self.meanwhile.lock().expect("one thread at a time")).1)
+    }
+
+    /// A guest runs on a CPU: another makes its call.
+    pub(crate) fn guest_runs(&self, cpu: usize) {
+        let lined_up = self.meanwhile.lock().expect("one thread at a time").0.take().filter(|_| cpu != 0);
+        if let Some((id, x)) = lined_up {
+            let answer = self.call_only(0, id, x);
+            self.meanwhile.lock().expect("one thread at a time").1 = Some(answer);
+        }
     }
 
     /// An access of the host's faulted at a frame: whether it should be made again (D7, D8). `kernel`: from EL1, through

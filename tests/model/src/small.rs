@@ -5,7 +5,7 @@
 //! slot, one that is `no-map`. Handles, counts, frames and guest frames are drawn from small sets that have each kind of
 //! wrong one in it.
 
-use freehold_oracle::{Act, Call, Life, Stray, Who, World};
+use freehold_oracle::{Act, Call, Stray, Who, World};
 use freehold_uapi::guest;
 use freehold_uapi::hvc::{self, Record};
 
@@ -13,14 +13,17 @@ use crate::board::{Board, Fault, Layout};
 use crate::digest::{Renaming, orders};
 use crate::lockstep::{Decide, Lockstep};
 use crate::op::Op;
+use crate::owners::possible;
 use crate::rig::Rig;
 use crate::search::{self, Report};
 
 /// Frames of a pool: root, two tables, a vCPU.
-const POOL: u64 = 4;
+pub(crate) const POOL: u64 = 4;
+/// The index of a vCPU that no VM can have.
+const BEYOND: u64 = 8;
 /// First guest frame of RAM.
-const GFN: u64 = 0x8_0000;
-const PAGE: u64 = 4096;
+pub(crate) const GFN: u64 = 0x8_0000;
+pub(crate) const PAGE: u64 = 4096;
 
 /// What a world is made of.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,8 @@ pub enum Lattice {
     Full,
     /// What moves pages between their owners, and what is refused about it. vCPUs wait for nothing in between.
     Owners,
+    /// The same, and in between one vCPU at a time may be kicked, wait for a load, or be off.
+    Vcpus,
     /// Calls that two CPUs may make at the same time.
     Races,
 }
@@ -52,23 +57,23 @@ impl Shape {
         self.pages + 1 + POOL * self.vms as u64 + 1
     }
 
-    const fn page(&self, number: u64) -> u64 {
+    pub(crate) const fn page(&self, number: u64) -> u64 {
         Board::HOST + number
     }
 
-    const fn list(&self) -> u64 {
+    pub(crate) const fn list(&self) -> u64 {
         Board::HOST + self.pages
     }
 
-    const fn pool(&self, slot: u8) -> u64 {
+    pub(crate) const fn pool(&self, slot: u8) -> u64 {
         Board::HOST + self.pages + 1 + POOL * slot as u64
     }
 
-    const fn no_map(&self) -> u64 {
+    pub(crate) const fn no_map(&self) -> u64 {
         Board::HOST + self.frames() - 1
     }
 
-    const fn beyond(&self) -> u64 {
+    pub(crate) const fn beyond(&self) -> u64 {
         Board::HOST + self.frames()
     }
 
@@ -141,6 +146,7 @@ impl Shape {
             create(hvc::VM_PROTECTED, 32, self.no_map(), 1),
             create(hvc::VM_PROTECTED, 32, Board::HOST - 1, 2),
         ];
+        ops.push(Op::Unserved(Call::VmCreate { flags: hvc::VM_PROTECTED, ipa_bits: 32, pfn: pool, count: POOL }));
         for slot in 0..self.vms {
             ops.push(create(hvc::VM_PROTECTED, 32, self.pool(slot), POOL));
             // A root and no more; or not even that, for an address space with a root of two frames.
@@ -178,6 +184,8 @@ impl Shape {
             Call::MemShare { vm, pfn, gfn, count: 1, flags: 0 },
             Call::MemUnshare { vm, gfn, count: 1 },
             Call::GuestAccept { vm, vcpu: 0, count: 1 },
+            Call::VmGic { vm, distributor: 0, redistributors: 0x20 },
+            Call::VmIrq { vm, intid: 32, level: 1 },
         ]
         .map(Op::Host)
         .into();
@@ -196,9 +204,9 @@ impl Shape {
             Call::VmRange { vm, gfn: u64::MAX, count: 2 },
             Call::VmDestroy { vm },
             Call::VcpuCreate { vm, vcpu: 0 },
-            Call::VcpuCreate { vm, vcpu: 1 },
+            Call::VcpuCreate { vm, vcpu: BEYOND },
             Call::VcpuKick { vm, vcpu: 0 },
-            Call::VcpuKick { vm, vcpu: 1 },
+            Call::VcpuKick { vm, vcpu: BEYOND },
             Call::MemShare { vm, pfn: self.page(0), gfn: GFN, count: 1, flags: 0 },
             Call::MemShare { vm, pfn: self.page(0), gfn: GFN, count: 1, flags: 8 },
             Call::MemUnshare { vm, gfn: GFN, count: 1 },
@@ -212,6 +220,7 @@ impl Shape {
         for list in [self.pool(slot), self.no_map(), Board::HOST - 1, self.beyond(), 1 << 36] {
             calls.push(Call::MemDonateList { vm, list, records: 1, flags: 0 });
         }
+        calls.extend(interrupts(vm));
         for (reg, value) in [
             (hvc::REG_PC, 0x8000_0000),
             (hvc::REG_PC, 2),
@@ -226,7 +235,7 @@ impl Shape {
         for reg in [hvc::REG_PC, hvc::REG_MPIDR, 4, 99] {
             calls.push(Call::VcpuGetReg { vm, vcpu: 0, reg });
         }
-        calls.push(Call::VcpuGetReg { vm, vcpu: 1, reg: hvc::REG_PC });
+        calls.push(Call::VcpuGetReg { vm, vcpu: BEYOND, reg: hvc::REG_PC });
         for (pfn, count) in self.runs(slot) {
             calls.push(Call::VmReclaim { vm, pfn, count });
             calls.push(Call::PoolTopup { vm, pfn, count });
@@ -255,7 +264,7 @@ impl Shape {
         for count in [0, 1, 2] {
             calls.push(Call::GuestAccept { vm, vcpu: 0, count });
         }
-        calls.push(Call::GuestAccept { vm, vcpu: 1, count: 1 });
+        calls.push(Call::GuestAccept { vm, vcpu: BEYOND, count: 1 });
         let mut ops: Vec<Op> = calls.into_iter().map(Op::Host).collect();
         for (list, content) in self.lists().iter().enumerate() {
             ops.push(Op::List { who: vm, frame: self.list(), list, records: content.len() as u64, flags: 0 });
@@ -263,75 +272,27 @@ impl Shape {
         ops.push(Op::List { who: vm, frame: self.list(), list: 4, records: 1, flags: 2 });
         ops.push(Op::List { who: vm, frame: self.list(), list: 0, records: 0, flags: 0 });
         ops.push(Op::List { who: vm, frame: self.list(), list: 0, records: hvc::MAX_RECORDS + 1, flags: 0 });
-        ops.push(Op::Run { who: vm, vcpu: 1, mmio: 0, act: Act::Interrupt });
+        ops.push(Op::Run { who: vm, vcpu: BEYOND, mmio: 0, act: Act::Interrupt });
+        ops.push(Op::Streaming(vm));
+        ops.extend(self.meanwhile(vm).map(|call| Op::During { who: vm, call }));
         ops.extend(self.acts().into_iter().map(|act| Op::Run { who: vm, vcpu: 0, mmio: 0x5a5a, act }));
         ops
     }
 
-    /// What moves pages of a VM's.
-    fn owners_of_vm(&self, slot: u8) -> Vec<Op> {
-        let vm = Who::Slot(slot);
+    /// What the host may ask of a VM whose vCPU is in its guest, on another CPU.
+    fn meanwhile(&self, vm: Who) -> [Call; 9] {
         let (pfn, gfn) = (self.page(0), GFN);
-        let mut calls = vec![
-            Call::VmRange { vm, gfn: GFN, count: self.gfns },
-            Call::VcpuCreate { vm, vcpu: 0 },
+        [
             Call::VmDestroy { vm },
-            Call::MemDonate { vm, pfn: self.pool(slot), gfn, count: 1, flags: 0 },
-            Call::MemDonate { vm, pfn: self.no_map(), gfn, count: 1, flags: 0 },
-            Call::MemDonate { vm, pfn, gfn: GFN + self.gfns, count: 1, flags: 0 },
-            Call::MemDonate { vm, pfn, gfn, count: 2, flags: 0 },
-            Call::VmReclaim { vm, pfn: self.pool(slot), count: POOL },
-            Call::VmReclaim { vm, pfn: self.pool((slot + 1) % self.vms), count: 1 },
-            Call::PoolTopup { vm, pfn: self.pool((slot + 1) % self.vms), count: 1 },
-            Call::MemDonate { vm, pfn: self.pool((slot + 1) % self.vms), gfn, count: 1, flags: 0 },
-            Call::VmReclaim { vm, pfn, count: 2 },
-            Call::PoolTopup { vm, pfn: self.no_map(), count: 1 },
-        ];
-        for page in 0..self.pages {
-            let pfn = self.page(page);
-            calls.push(Call::VmReclaim { vm, pfn, count: 1 });
-            for gfn in GFN..GFN + self.gfns {
-                calls.push(Call::MemDonate { vm, pfn, gfn, count: 1, flags: 0 });
-                calls.push(Call::MemDonate { vm, pfn, gfn, count: 1, flags: hvc::DONATE_REVOCABLE });
-            }
-        }
-        let mut ops: Vec<Op> = calls.into_iter().map(Op::Host).collect();
-        for list in 0..4 {
-            ops.push(Op::List { who: vm, frame: self.list(), list, records: 2, flags: 0 });
-        }
-        ops.push(Op::Run { who: vm, vcpu: 0, mmio: 0, act: Act::Interrupt });
-        for gfn in GFN..GFN + self.gfns {
-            let (who, ipa) = (vm, gfn * PAGE);
-            for id in [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {
-                ops.push(Op::Ask { who, act: Act::Call { id, x: [ipa, 0, 0] } });
-            }
-            ops.push(Op::Ask { who, act: Act::Access { ipa, size: 8, store: Some(7), described: true } });
-        }
-        for id in [guest::MEM_SHARE, guest::MEM_UNSHARE] {
-            ops.push(Op::Ask { who: vm, act: Act::Call { id, x: [GFN * PAGE, 2, 0] } });
-        }
-        ops
-    }
-
-    fn owners_anywhere(&self) -> Vec<Op> {
-        let mut ops = Vec::new();
-        for slot in 0..self.vms {
-            let pfn = self.pool(slot);
-            ops.push(Op::Host(Call::VmCreate { flags: hvc::VM_PROTECTED, ipa_bits: 32, pfn, count: POOL }));
-        }
-        // The last VM's last pool frame, and one that nobody can have.
-        let pfn = self.no_map() - 1;
-        ops.push(Op::Host(Call::VmCreate { flags: hvc::VM_PROTECTED, ipa_bits: 32, pfn, count: 2 }));
-        let vm = Who::Ended;
-        ops.push(Op::Host(Call::MemDonate { vm, pfn: self.page(0), gfn: GFN, count: 1, flags: 0 }));
-        ops.push(Op::Host(Call::VmReclaim { vm, pfn: self.page(0), count: 1 }));
-        ops.push(Op::Host(Call::VmDestroy { vm }));
-        for page in 0..self.pages {
-            let frame = self.page(page);
-            ops.push(Op::Touch { frame, write: true, from: Stray::User });
-            ops.push(Op::Touch { frame, write: true, from: Stray::Kernel });
-        }
-        ops
+            Call::VcpuSetReg { vm, vcpu: 0, reg: hvc::REG_PC, value: 4 },
+            Call::VcpuGetReg { vm, vcpu: 0, reg: hvc::REG_PC },
+            Call::VcpuRun { vm, vcpu: 0, mmio: 0 },
+            Call::VcpuKick { vm, vcpu: 0 },
+            Call::GuestAccept { vm, vcpu: 0, count: 1 },
+            Call::MemDonate { vm, pfn, gfn, count: 1, flags: 0 },
+            Call::PoolTopup { vm, pfn, count: 1 },
+            Call::VmIrq { vm, intid: 32, level: 1 },
+        ]
     }
 
     /// Runs of frames that may be right for a pool and for what is taken back.
@@ -391,6 +352,16 @@ impl Shape {
     }
 }
 
+/// Frames of a GIC, in the right place and in wrong ones, and wires of the host's.
+fn interrupts(vm: Who) -> Vec<Call> {
+    let gic = |distributor, redistributors| Call::VmGic { vm, distributor, redistributors };
+    let irq = |intid, level| Call::VmIrq { vm, intid, level };
+    let end = 1 << 20;
+    let good = [gic(0x8000, 0x8010), irq(32, 1), irq(32, 2)];
+    let bad = [gic(0x8001, 0x8010), gic(end, 0x8010), gic(0x8000, end), irq(31, 1), irq(1019, 1), irq(32, 4)];
+    good.into_iter().chain(bad).collect()
+}
+
 /// The world of such a shape.
 pub type Small<const P: usize, const V: usize, const G: usize> = World<P, V, 1, G, 1>;
 
@@ -427,59 +398,14 @@ impl Shape {
     pub(crate) fn ops(&self) -> (Vec<Op>, Vec<Vec<Op>>) {
         let of_vm = |slot| match self.lattice {
             Lattice::Full => self.of_vm(slot),
-            Lattice::Owners => self.owners_of_vm(slot),
+            Lattice::Owners | Lattice::Vcpus => self.owners_of_vm(slot),
             Lattice::Races => self.races_of_vm(slot),
         };
         let anywhere = match self.lattice {
             Lattice::Full => self.anywhere(),
-            Lattice::Owners => self.owners_anywhere(),
+            Lattice::Owners | Lattice::Vcpus => self.owners_anywhere(),
             Lattice::Races => self.races_anywhere(),
         };
         (anywhere, (0..self.vms).map(of_vm).collect())
     }
-
-    fn races_anywhere(&self) -> Vec<Op> {
-        let create = |slot| {
-            let pfn = self.pool(slot);
-            Op::Host(Call::VmCreate { flags: hvc::VM_PROTECTED, ipa_bits: 32, pfn, count: POOL })
-        };
-        let touch = |page| Op::Touch { frame: self.page(page), write: false, from: Stray::Kernel };
-        (0..self.vms).map(create).chain((0..self.pages).map(touch)).collect()
-    }
-
-    /// What two CPUs may do with a VM at the same time; each is one call.
-    fn races_of_vm(&self, slot: u8) -> Vec<Op> {
-        let (vm, gfn) = (Who::Slot(slot), GFN);
-        let mut calls = vec![
-            Call::VmRange { vm, gfn, count: self.gfns },
-            Call::VcpuCreate { vm, vcpu: 0 },
-            Call::VcpuSetReg { vm, vcpu: 0, reg: hvc::REG_PC, value: 4 },
-            Call::VcpuKick { vm, vcpu: 0 },
-            Call::VmDestroy { vm },
-            Call::VmReclaim { vm, pfn: self.pool(slot), count: POOL },
-            Call::GuestAccept { vm, vcpu: 0, count: 1 },
-        ];
-        for pfn in (0..self.pages).map(|page| self.page(page)) {
-            calls.push(Call::MemDonate { vm, pfn, gfn, count: 1, flags: hvc::DONATE_REVOCABLE });
-            calls.push(Call::VmReclaim { vm, pfn, count: 1 });
-            calls.push(Call::PoolTopup { vm, pfn, count: 1 });
-        }
-        let ipa = GFN * PAGE;
-        let mut acts = vec![Act::Interrupt, Act::Access { ipa, size: 8, store: Some(7), described: true }];
-        for id in [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {
-            acts.push(Act::Call { id, x: [ipa, 0, 0] });
-        }
-        let run = |act| Op::Run { who: vm, vcpu: 0, mmio: 0, act };
-        calls.into_iter().map(Op::Host).chain(acts.into_iter().map(run)).collect()
-    }
-}
-
-/// What can be tried in a world.
-pub(crate) fn possible<const P: usize, const V: usize, const G: usize, const C: usize>(
-    world: &World<P, V, 1, G, C>,
-    anywhere: &[Op],
-    of_vms: &[Vec<Op>],
-) -> Vec<Op> {
-    let alive = world.vms.iter().zip(of_vms).filter(|(vm, _)| vm.life != Life::Free);
-    anywhere.iter().chain(alive.flat_map(|(_, ops)| ops)).copied().collect()
 }

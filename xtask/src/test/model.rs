@@ -11,9 +11,20 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 6] = ["lockstep-2x2x2", "interleavings", "lockstep-2x1x2", "lockstep-1x1x2", "cells", "controls"];
+const CASES: [&str; 10] = [
+    "lockstep-2x2x2",
+    "lockstep-2x1x2",
+    "interleavings",
+    "cells",
+    "lockstep-1x1x2",
+    "idle-vcpus",
+    "block",
+    "no-memory",
+    "batches",
+    "controls",
+];
 /// Cases for `--long`.
-const LONG: [&str; 1] = ["lockstep-3x2x2"];
+const LONG: [&str; 2] = ["lockstep-3x2x2", "idle-vcpus-2x2x2"];
 /// No case takes a tenth of it on an idle machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
