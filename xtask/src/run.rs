@@ -58,7 +58,8 @@ pub(crate) fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
         ui::note("el2 is not there yet: nothing to boot");
         return Ok(ExitCode::from(3));
     };
-    let machine = machine(args, &kernel, &parts.initramfs);
+    let initramfs = builds::with_guest(env, &tools, false)?;
+    let machine = machine(args, &kernel, &initramfs);
     if args.shell {
         return shell(&tools, machine);
     }

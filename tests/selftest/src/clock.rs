@@ -35,6 +35,7 @@ const ROW: u32 = 10;
 pub(crate) fn stamp() {
     for _ in 0..ROW {
         println!("fh-guest: stamp {}", sys::monotonic().as_nanos());
+        sys::drain();
     }
 }
 

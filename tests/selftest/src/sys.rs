@@ -3,6 +3,13 @@
 
 use std::time::Duration;
 
+/// Waits until the console has taken all that was printed: the kernel sends it in the background, and a machine that is
+/// switched off meanwhile loses the rest.
+pub(crate) fn drain() {
+    // SAFETY: a plain number. Where standard output is no terminal there is nothing to wait for.
+    unsafe { libc::tcdrain(1) };
+}
+
 /// CPUs that are online, as the kernel lists them: `0-1,3`.
 pub(crate) fn online() -> usize {
     let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();

@@ -46,6 +46,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   held        the VMM that step 8 kills
   debian      step 9: a Linux guest, and a host that looks for its secret
   guests      Linux guests of every kind
+  crowd       eight protected guests at once, three of them bad
   cycles      sharing, relinquishing, ends at every stage and in every order
   leaks       VMs that come and go leave nothing behind in the host
   stage NAME  a VMM that `cycles` kills at a stage
@@ -113,6 +114,7 @@ fn main() {
         "held" => or_report("8", kill::held()),
         "debian" => or_report("9", guests::scene()),
         "guests" => or_report("guests", guests::all()),
+        "crowd" => or_report("guests", guests::crowd::all()),
         "cycles" => or_report("cycles", cycles::all()),
         "leaks" => or_report("cycles", leaks::all()),
         "stage" => or_report("cycles", cycles::stage(&stage)),

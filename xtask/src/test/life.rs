@@ -7,11 +7,14 @@ use anyhow::{Context as _, Result};
 
 use super::boot::{image, log};
 use super::{Context, Item, Work};
+use crate::builds;
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
 use crate::steps::{self, Status};
 
 const LIMIT: Duration = Duration::from_secs(300);
+/// The main job has a Linux guest.
+const MAIN: Duration = Duration::from_secs(900);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A job and the machine that it runs on.
@@ -87,10 +90,10 @@ pub(super) fn works() -> Vec<Work> {
 fn main_job(context: &Context<'_>) -> Result<Vec<Item>> {
     let name = "life/main";
     let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
-    let mut machine = Machine::new(image(parts)?, &parts.initramfs);
+    let mut machine = Machine::new(image(parts)?, &builds::with_guest(context.env, tools, false)?);
     machine.append = "fh.job=boot,main".to_owned();
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
-    let outcome = session::follow(&mut running, LIMIT, |_| ())?;
+    let outcome = session::follow(&mut running, MAIN, |_| ())?;
     let mut items = cases(context, name, &outcome);
     for step in steps::judge(&outcome, machine.smp) {
         let own = format!("{name}/step-{}", step.step);

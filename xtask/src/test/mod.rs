@@ -5,6 +5,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod fuzz;
+mod guests;
 mod life;
 mod miri;
 mod model;
@@ -153,9 +154,10 @@ fn suites() -> Vec<Suite> {
         suite("mutants", 90, 1, false, mutants::works()),
         suite("fuzz", 180, 2, false, fuzz::works()),
         suite("boot", 90, 2, true, boot::works()),
-        suite("life", 120, 2, true, life::works()),
+        suite("life", 180, 2, true, life::works()),
         suite("watch", 150, 2, true, watch::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
+        suite("guests", 240, 2, true, guests::works()),
     ]
 }
 

@@ -45,7 +45,10 @@ impl Child {
         std::thread::spawn(move || {
             for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                println!("guest| {line}");
+                // Stamps are for us alone.
+                if !line.contains("fh-guest: stamp ") {
+                    println!("guest| {line}");
+                }
                 if sender.send(line).is_err() {
                     return;
                 }
@@ -72,6 +75,18 @@ impl Child {
 
     pub(super) fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Whether it runs still.
+    pub(super) fn runs(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// Asks it to end.
+    pub(super) fn end(&self) {
+        let Ok(id) = libc::pid_t::try_from(self.process.id()) else { return };
+        // SAFETY: plain numbers; the process is our child and was not waited for.
+        unsafe { libc::kill(id, libc::SIGTERM) };
     }
 
     /// Its exit status, as text: it has closed its output, or is killed.

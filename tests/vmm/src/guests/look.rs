@@ -32,7 +32,7 @@ pub(super) fn at_memory(step: Step, process: u32, masked: &str) -> Result<(), St
 fn by_kernel(step: Step, hostile: &Hostile, foreign: &[u64]) {
     let own = hostile.alloc(0).map(|frame| (hostile.access(frame, How::Linear, None).0, hostile.free(frame)));
     let works = own.as_ref().is_ok_and(|(load, free)| load == "done" && free.is_ok());
-    step.judged("the kernel reads a frame of its own", "done", format!("{own:?}"), works);
+    step.judged("tools: kernel-reads-its-own", "done", format!("{own:?}"), works);
     let before = hostile.counter(hvc::COUNTER_HOST_FAULTS, 0);
     let tried = foreign.iter().step_by((foreign.len() / TRIES).max(1));
     let met: Vec<String> = tried.map(|frame| hostile.access(*frame, How::Linear, None).0).collect();
@@ -40,7 +40,7 @@ fn by_kernel(step: Step, hostile: &Hostile, foreign: &[u64]) {
     let refused = met.iter().filter(|met| *met == "EFAULT").count();
     let held = refused == met.len() && refused >= TRIES && faults >= refused as u64;
     let seen = format!("{refused} of {} loads EFAULT, {faults} faults", met.len());
-    step.judged("the kernel reads the guest's memory", "every load EFAULT, each a fault that el2 took", seen, held);
+    step.judged("kernel-reads-guest-memory", "every load EFAULT, each a fault that el2 took", seen, held);
 }
 
 /// The VMM's mapping of its guest's memory, from another process: no page of it.
@@ -63,9 +63,9 @@ fn by_mapping(step: Step, process: u32) -> Result<(), String> {
             }
         }
     }
-    step.same("another process reads the VMM's heap", true, control);
+    step.same("tools: proc-mem-reads-the-vmm", true, control);
     step.judged(
-        "another process reads the VMM's mapping of the guest",
+        "proc-mem-reads-guest-memory",
         "no page",
         format!("{read} pages read, {refused} refused"),
         read == 0 && refused >= TRIES,

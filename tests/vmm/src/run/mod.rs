@@ -8,6 +8,7 @@ mod vcpu;
 mod vm;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -60,8 +61,10 @@ fn boot(args: &Args) -> Result<End, Refusal> {
     vm.finish().map_err(failed)?;
     let begin = Instant::now();
     let (tallies, end) = vcpu::run_all(vm).map_err(failed)?;
-    eprintln!("freehold-vmm: {}, after {:.1} s", said(&end), begin.elapsed().as_secs_f64());
-    eprintln!("{}", Summary(&tallies));
+    let seconds = begin.elapsed().as_secs_f64();
+    // At once: others may write to the same place.
+    let summary = format!("freehold-vmm: {}, after {seconds:.1} s\n{}\n", said(&end), Summary(&tallies));
+    let _ = std::io::stderr().write_all(summary.as_bytes());
     match end {
         vcpu::Ended::By(end, _) => Ok(end),
         vcpu::Ended::Failed(why) => Err(Refusal(FAILED, why)),

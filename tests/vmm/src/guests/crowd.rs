@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Eight protected guests of two CPUs at once, three of them bad: one crashes, one spins with interrupts masked, one
+//! floods the VMM with exits. The others come to their end, and the host's CPUs answer meanwhile.
+//!
+//! The guests' program is an arm64 Image of a page, so that `freehold-vmm run` boots it as any kernel.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use freehold_vmm_boot::layout;
+
+use super::child::{Child, Read};
+use crate::report::Step;
+use crate::sys;
+
+const STEP: Step = Step("guests");
+const IMAGE: &str = "/tmp/crowd";
+/// Guests that do their work.
+const WORKERS: usize = 5;
+const LIMIT: Duration = Duration::from_secs(300);
+/// A thread on each host CPU wakes so often,
+const BEAT: Duration = Duration::from_millis(20);
+/// and at least once in so many beats, on average. A CPU that a guest keeps for itself never beats.
+const SLOW: u64 = 20;
+
+/// What a guest does; the program finds it in its header.
+#[derive(Clone, Copy)]
+enum Role {
+    Work = 0,
+    Crash = 1,
+    Spin = 2,
+    Flood = 3,
+}
+
+core::arch::global_asm!(
+    ".balign 8",
+    ".global fh_crowd_begin",
+    // The header of an arm64 Image. The role is where it has a reserved word.
+    "fh_crowd_begin:",
+    "    b       1f",
+    "    .word   0",
+    "    .quad   0, 4096, 0xa",
+    "    .quad   0, 0, 0",
+    "    .ascii  \"ARM\\x64\"",
+    "    .word   0",
+    // x19: this CPU, x20: the program's start, x21: the role, x22: the port. The second CPU starts at 2.
+    "1:  mov     x19, xzr",
+    "    adr     x20, fh_crowd_begin",
+    "    movz    x0, #0xc400, lsl #16",
+    "    movk    x0, #3",
+    "    mov     x1, #1",
+    "    adr     x2, 2f",
+    "    mov     x3, #1",
+    "    hvc     #0",
+    "    cbnz    x0, 9f",
+    "    b       3f",
+    "2:  mov     x19, x0",
+    "    adr     x20, fh_crowd_begin",
+    "3:  ldr     x21, [x20, #0x20]",
+    "    movz    x22, #{port}, lsl #16",
+    "    cmp     x21, #1",
+    "    b.eq    5f",
+    "    cmp     x21, #2",
+    "    b.eq    6f",
+    "    cmp     x21, #3",
+    "    b.eq    7f",
+    // Work: fills memory of its own, and finds what it filled in. x23: the memory, x24: rounds, x25: a running number.
+    "    add     x23, x20, #0x200, lsl #12",
+    "    add     x23, x23, x19, lsl #20",
+    "    mov     x24, #{rounds}",
+    "    mov     x25, x19",
+    "10: mov     x26, x23",
+    "    mov     x27, #{words}",
+    "11: add     x25, x25, #1",
+    "    str     x25, [x26], #8",
+    "    subs    x27, x27, #1",
+    "    b.ne    11b",
+    "    sub     x28, x25, #{words}",
+    "    mov     x26, x23",
+    "    mov     x27, #{words}",
+    "12: add     x28, x28, #1",
+    "    ldr     x0, [x26], #8",
+    "    cmp     x0, x28",
+    "    b.ne    9f",
+    "    subs    x27, x27, #1",
+    "    b.ne    12b",
+    "    subs    x24, x24, #1",
+    "    b.ne    10b",
+    // The second tells the first and switches itself off; the first waits, and ends the VM.
+    "    cbz     x19, 13f",
+    "    str     x19, [x20, #0x28]",
+    "    movz    x0, #0x8400, lsl #16",
+    "    movk    x0, #2",
+    "    hvc     #0",
+    "    b       9f",
+    "13: ldr     x0, [x20, #0x28]",
+    "    cbz     x0, 13b",
+    "    mov     w0, #'k'",
+    "    strb    w0, [x22]",
+    "    mov     w0, #'\\n'",
+    "    strb    w0, [x22]",
+    "    movz    x0, #0x8400, lsl #16",
+    "    movk    x0, #8",
+    "    hvc     #0",
+    "    b       .",
+    // Crash: the first loads a pair from a device, which no exit can describe; the second runs on.
+    "5:  cbnz    x19, 6f",
+    "    ldp     x0, x1, [x22]",
+    "    b       9f",
+    // Spin.
+    "6:  msr     daifset, #15",
+    "    b       .",
+    // Flood: each store to the port's scratch register is an exit.
+    "7:  strb    w0, [x22, #7]",
+    "    b       7b",
+    // What must not be: a reset, which nobody expects.
+    "9:  movz    x0, #0x8400, lsl #16",
+    "    movk    x0, #9",
+    "    hvc     #0",
+    "    b       .",
+    ".balign 8",
+    ".global fh_crowd_end",
+    "fh_crowd_end:",
+    port = const layout::SERIAL >> 16,
+    rounds = const 1000,
+    words = const 4096,
+);
+
+unsafe extern "C" {
+    static fh_crowd_begin: u8;
+    static fh_crowd_end: u8;
+}
+
+/// The program for `role`, as a file of one page.
+fn image(role: Role) -> Vec<u8> {
+    let (begin, end) = (&raw const fh_crowd_begin, &raw const fh_crowd_end);
+    // SAFETY: the assembly above stands between the two symbols, and nobody writes there.
+    let mut bytes = unsafe { std::slice::from_raw_parts(begin, end.addr() - begin.addr()) }.to_vec();
+    bytes[0x20] = role as u8;
+    bytes.resize(4096, 0);
+    bytes
+}
+
+fn guest(role: Role) -> Result<Child, String> {
+    let file = format!("{IMAGE}-{}", role as u8);
+    std::fs::write(&file, image(role)).map_err(|e| format!("{file}: {e}"))?;
+    let arguments = ["--kernel", &file, "--mem", "36M", "--cpus", "2", "--protected"];
+    Child::run(&arguments.map(str::to_owned))
+}
+
+/// A host CPU's heart: a thread that sleeps and counts.
+fn beats<T>(work: impl FnOnce() -> T) -> (T, Vec<u64>, Duration) {
+    let counts: Vec<AtomicU64> = (0..sys::cpus()).map(|_| AtomicU64::new(0)).collect();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (cpu, count) in counts.iter().enumerate() {
+            let stop = &stop;
+            scope.spawn(move || {
+                sys::pin_to(cpu);
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(BEAT);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let begin = Instant::now();
+        let done = work();
+        let took = begin.elapsed();
+        let beaten = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        stop.store(true, Ordering::Relaxed);
+        (done, beaten, took)
+    })
+}
+
+/// Waits until a guest's VMM has ended, and says how.
+fn ended(child: Child, deadline: Instant) -> String {
+    loop {
+        match child.line(deadline) {
+            Read::Line(_) => {}
+            Read::Closed => return child.status(),
+            Read::Late => return "none: it runs on".to_owned(),
+        }
+    }
+}
+
+/// Runs them.
+pub(crate) fn all() -> Result<(), String> {
+    let bad = [Role::Crash, Role::Spin, Role::Flood].map(guest);
+    let [crash, spin, flood] = bad;
+    let (crash, mut spin, mut flood) = (crash?, spin?, flood?);
+    let workers = (0..WORKERS).map(|_| guest(Role::Work)).collect::<Result<Vec<_>, _>>()?;
+    let deadline = Instant::now() + LIMIT;
+    let ((statuses, crashed), counts, took) = beats(|| {
+        let statuses: Vec<String> = workers.into_iter().map(|worker| ended(worker, deadline)).collect();
+        (statuses, ended(crash, deadline))
+    });
+    STEP.same("crowd: those that work come to their end", format!("{:?}", ["0"; WORKERS]), format!("{statuses:?}"));
+    STEP.same("crowd: the one that crashes is told so", 11, crashed);
+    STEP.same("crowd: those that spin and flood run on", "true, true", format!("{}, {}", spin.runs(), flood.runs()));
+    let least = u64::try_from(took.as_millis() / BEAT.as_millis()).unwrap_or(0) / SLOW;
+    let seen = format!("{counts:?} in {} ms", took.as_millis());
+    let alive = least > 0 && counts.iter().all(|count| *count >= least);
+    STEP.judged("crowd: every host CPU answers", &format!("at least {least} times each"), seen, alive);
+    for (who, child) in [("spins", spin), ("floods", flood)] {
+        child.end();
+        let status = ended(child, Instant::now() + Duration::from_secs(60));
+        STEP.same(&format!("crowd: the one that {who} is ended by a signal"), 12, status);
+    }
+    Ok(())
+}
