@@ -41,8 +41,20 @@ pub const PKVM_UID: [u32; 4] = [0xb66f_b428, 0xe911_c52e, 0x564b_caa9, 0x743a_00
 /// Features word 0 that a protected guest sees: bits 0 (features), 2 (meminfo), 3 (share), 4 (unshare), 9 (relinquish).
 pub const FEATURES: u32 = 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9;
 
+/// Features word 3 that a protected guest sees: bit 16 ([`ATTEST`] is function 112).
+pub const FEATURES_3: u32 = 1 << 16;
+
 /// Bytes of a granule, the answer of [`HYP_MEMINFO`].
 pub const GRANULE: u64 = 4096;
+
+items! {
+    /// Parts of a report's first word: [`ATTEST`].
+    REPORT: u64;
+    /// Bits `[31:0]`: version of the report.
+    REPORT_VERSION = 1;
+    /// The VM was measured; without it the digest is zero.
+    REPORT_MEASURED = 1 << 32;
+}
 
 calls! {
     /// SMCCC version.
@@ -94,6 +106,13 @@ calls! {
     args("ipa": "granule, aligned", "x2": "0", "x3": "0");
     rets();
     errors(INVALID_PARAMETER);
+    when("protected guest");
+    /// Says what this VM started from: docs/attestation.md. Words are little-endian, as stores of x1 to x9 would leave
+    /// them. Nobody but the guest can ask; the report is not signed yet.
+    ATTEST = 0xC600_0070;
+    args("nonce0": "bytes 0 to 7 of a nonce", "nonce1": "8 to 15", "nonce2": "16 to 23", "nonce3": "24 to 31");
+    rets("format": "`REPORT_VERSION`, and `REPORT_MEASURED`", "digest0": "bytes 0 to 7 of the launch measurement (SHA-256)", "digest1": "8 to 15", "digest2": "16 to 23", "digest3": "24 to 31", "nonce0": "as it came", "nonce1": "as it came", "nonce2": "as it came", "nonce3": "as it came");
+    errors();
     when("protected guest");
     /// PSCI version: 1.1.
     PSCI_VERSION = 0x8400_0000;

@@ -346,7 +346,8 @@ calls! {
     rets();
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU);
     when("host, until VM_DESTROY");
-    /// Gives a run of host frames to a protected VM. Contents stay before its first run and are zeroed after it.
+    /// Gives a run of host frames to a protected VM. Contents stay and are measured before its first run, and are zeroed
+    /// after it.
     MEM_DONATE = BASE + 12;
     args("handle": "VM", "pfn": "first frame", "gfn": "first guest frame", "count": "frames, 1 to 512", "flags": "`DONATE_*`");
     rets("done": "frames donated; fewer than asked if an interrupt is pending");

@@ -21,6 +21,7 @@ const ITEM_TABLES: &[(&str, &str, &[Item])] = &[
     ("FREEHOLD_GUEST_", "Statuses of guest calls (x0)", guest::GUEST_STATUSES),
     ("FREEHOLD_GUEST_", "Further statuses of PSCI", guest::PSCI_STATUSES),
     ("FREEHOLD_GUEST_", "Further statuses of random numbers", guest::TRNG_STATUSES),
+    ("FREEHOLD_GUEST_", "First word of a report", guest::REPORT),
 ];
 
 /// Tables that only the ioctl half has; KVM's own names are left to `<linux/kvm.h>` in the header.

@@ -8,6 +8,7 @@ use crate::{barrier, cache, fatal, host, switch, tlb};
 use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
 use freehold_mem::{Entry, PAGE_SIZE, Pfn, Vmid};
+use freehold_virt::sha256::Sha256;
 
 const FRAME: usize = PAGE_SIZE as usize;
 const WORDS: usize = FRAME / 8;
@@ -91,6 +92,21 @@ impl Frames for Hardware {
             // SAFETY: as above; the host may write the word meanwhile, so it is read atomically.
             *word = unsafe { &*place }.load(Ordering::Relaxed);
         }
+    }
+}
+
+/// Takes the contents of a frame into a hash. Nobody writes to the frame meanwhile: it is on its way to a guest.
+pub fn hash(hash: &mut Sha256, frame: Pfn) {
+    let mut block = [0; 8];
+    let words = address(frame) as *const AtomicU64;
+    for first in (0..WORDS).step_by(block.len()) {
+        for (index, word) in block.iter_mut().enumerate() {
+            // SAFETY: the sum is below the words of a frame, and `mem` names only frames of RAM, all of which are mapped.
+            let place = unsafe { words.add(first + index) };
+            // SAFETY: as above.
+            *word = unsafe { &*place }.load(Ordering::Relaxed);
+        }
+        hash.block(&block);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::pte::Leaf;
 use crate::{Claim, Gfn, GfnRun, Host, Ipa, Machine, Pfn, Refused, VmSlot, Vmid};
 
 /// RAM ranges that a VM may declare.
-const RANGES: usize = 8;
+pub const MAX_RANGES: usize = 8;
 
 /// What a VM is, as far as its memory goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(crate) struct Body {
     pub(crate) kind: Kind,
     pub(crate) space: GuestSpace,
     pub(crate) pool: Pool,
-    ram: Few<GfnRun, RANGES>,
+    ram: Few<GfnRun, MAX_RANGES>,
     /// Frames that the VM owns, private or shared.
     pub(crate) owned: u64,
     /// Frames that the VM borrows.
@@ -140,7 +140,7 @@ impl Guest {
     }
 
     /// The declared RAM, in the order of declaration.
-    pub fn ram(&self) -> impl Iterator<Item = GfnRun> + '_ {
+    pub fn ram(&self) -> impl Iterator<Item = GfnRun> + Clone + '_ {
         self.body.iter().flat_map(|body| body.ram.iter())
     }
 

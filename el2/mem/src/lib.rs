@@ -66,7 +66,7 @@ pub use address::{
 pub use batch::Granule;
 pub use confine::confine;
 pub use debt::{Debt, OfGuest, OfHost, Settled};
-pub use guest::{Guest, GuestView, Kind, Life};
+pub use guest::{Guest, GuestView, Kind, Life, MAX_RANGES};
 pub use guest_space::Access;
 pub use host::{Counters, Host, HostView};
 pub use ledger::Ledger;

@@ -60,6 +60,12 @@ impl Board {
         self.window = Some(window);
     }
 
+    /// Where the frames are, if it was said.
+    #[must_use]
+    pub const fn window(&self) -> Option<Window> {
+        self.window
+    }
+
     /// Counts a vCPU that was created.
     pub fn add_vcpu(&mut self, index: VcpuIndex) {
         self.vcpus = self.vcpus.max(index.index().saturating_add(1));

@@ -31,6 +31,8 @@ pub trait Space {
     fn is_protected(&self) -> bool;
     /// What stands at `gfn`.
     fn backing(&self, gfn: Gfn) -> Backing;
+    /// What the VM's measurement says; nothing where no call of the guest's is decided.
+    fn attest(&self) -> Option<[u64; 5]>;
 }
 
 /// What becomes of a call.
@@ -42,6 +44,8 @@ pub enum Outcome {
     Ask(Request),
     /// The call needs this guest frame backed first; it is made again then.
     Back(Gfn),
+    /// x1–x5 take these, x6–x9 the nonce from x1–x4, and the guest goes on.
+    Attest([u64; 5]),
 }
 
 const fn status(code: i64) -> Outcome {
@@ -72,9 +76,12 @@ pub fn serve(imm: u16, [x0, x1, x2, x3]: [u64; 4], space: &impl Space) -> Outcom
             Ok(_) | Err(_) => UNKNOWN,
         },
         guest::VENDOR_UID => Outcome::Return(guest::PKVM_UID.map(u64::from)),
-        guest::VENDOR_FEATURES if space.is_protected() => Outcome::Return([u64::from(guest::FEATURES), 0, 0, 0]),
+        guest::VENDOR_FEATURES if space.is_protected() => {
+            Outcome::Return([guest::FEATURES.into(), 0, 0, guest::FEATURES_3.into()])
+        }
         guest::VENDOR_FEATURES => Outcome::Return([1, 0, 0, 0]),
         guest::HYP_MEMINFO if x1 | x2 | x3 == 0 => Outcome::Return([guest::GRANULE, 1, 0, 0]),
+        guest::ATTEST if space.is_protected() => space.attest().map_or(UNKNOWN, Outcome::Attest),
         guest::MEM_SHARE if x3 == 0 => run(Wish::Share, x1, x2, space),
         guest::MEM_UNSHARE if x3 == 0 => run(Wish::Unshare, x1, x2, space),
         guest::MEM_RELINQUISH if x2 | x3 == 0 => run(Wish::Relinquish, x1, 1, space),
@@ -124,6 +131,9 @@ mod tests {
         fn backing(&self, gfn: Gfn) -> Backing {
             Map.backing(gfn)
         }
+        fn attest(&self) -> Option<[u64; 5]> {
+            Map.attest()
+        }
     }
 
     impl Space for Map {
@@ -139,6 +149,10 @@ mod tests {
                 0x205..0x300 => Backing::Empty,
                 _ => Backing::Outside,
             }
+        }
+
+        fn attest(&self) -> Option<[u64; 5]> {
+            Some([1, 2, 3, 4, 5])
         }
     }
 
@@ -171,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_guest_whose_memory_is_the_hosts_lends_and_gives_up_nothing() {
-        for id in [guest::HYP_MEMINFO, guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {
+        for id in [guest::HYP_MEMINFO, guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH, guest::ATTEST] {
             assert_eq!(serve(0, [id.into(), 0x10_0000, 0, 0], &Borrowed), UNKNOWN, "{id:#x}");
         }
         let features = serve(0, [guest::VENDOR_FEATURES.into(), 0, 0, 0], &Borrowed);

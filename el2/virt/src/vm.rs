@@ -325,6 +325,15 @@ impl<'a, A: Cell> Vms<'a, A> {
         }
     }
 
+    /// The vCPUs that were created, one bit each.
+    #[must_use]
+    pub fn created(&self, handle: Handle) -> u64 {
+        let is_there = |vcpu: &VcpuCell<A>| VcpuPhase::unpack(vcpu.phase.load()) != VcpuPhase::Absent;
+        // The last one first, so that the first one's bit is the lowest.
+        let vcpus = self.cell(handle).into_iter().flat_map(|cell| &cell.vcpus).rev();
+        vcpus.fold(0, |bits, vcpu| bits << 1 | u64::from(is_there(vcpu)))
+    }
+
     fn vcpu(&self, handle: Handle, index: VcpuIndex) -> Result<&'a VcpuCell<A>, Refused> {
         self.cell(handle)?.vcpus.get(index.index()).ok_or(Refused::WrongVcpu)
     }

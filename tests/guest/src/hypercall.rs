@@ -6,6 +6,7 @@ use core::arch::asm;
 const MEM_SHARE: u64 = 0xc600_0003;
 const MEM_UNSHARE: u64 = 0xc600_0004;
 const MEM_RELINQUISH: u64 = 0xc600_0009;
+const ATTEST: u64 = 0xc600_0070;
 const SYSTEM_OFF: u64 = 0x8400_0008;
 const SYSTEM_RESET: u64 = 0x8400_0009;
 
@@ -40,6 +41,23 @@ pub(crate) fn unshare(address: u64, count: u64) -> [u64; 3] {
 /// Gives a granule back for good.
 pub(crate) fn relinquish(address: u64) -> [u64; 3] {
     hvc(MEM_RELINQUISH, [address, 0, 0])
+}
+
+/// Asks for the report; x0–x9.
+pub(crate) fn attest(nonce: [u64; 4]) -> [u64; 10] {
+    let mut x = [ATTEST, nonce[0], nonce[1], nonce[2], nonce[3], 0, 0, 0, 0, 0];
+    // SAFETY: SMCCC: a call may change x0-x17; this one touches no memory.
+    unsafe {
+        asm!(
+            "hvc #0",
+            inout("x0") x[0], inout("x1") x[1], inout("x2") x[2], inout("x3") x[3], inout("x4") x[4],
+            inout("x5") x[5], inout("x6") x[6], inout("x7") x[7], inout("x8") x[8], inout("x9") x[9],
+            out("x10") _, out("x11") _, out("x12") _, out("x13") _,
+            out("x14") _, out("x15") _, out("x16") _, out("x17") _,
+            options(nostack, nomem),
+        );
+    }
+    x
 }
 
 /// Ends the VM.

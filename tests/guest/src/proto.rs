@@ -187,6 +187,8 @@ pub const JOB_FP: u64 = 4;
 pub const JOB_OFF: u64 = 5;
 /// CPUs that the payload has room for.
 pub const MOST_CPUS: u64 = 4;
+/// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.
+pub const CMD_ATTEST: u64 = 40;
 /// [`CMD_TICKS`]: the virtual timer, waited for by WFI.
 pub const TICK_WAIT: u64 = 0;
 /// [`CMD_TICKS`]: the virtual timer, as an exception in a loop that makes no exit.
@@ -242,6 +244,12 @@ pub fn hash_words(bytes: &[u8]) -> u64 {
         word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
         hash_step(hash, u64::from_le_bytes(word))
     })
+}
+
+/// The nonce of a seed.
+#[must_use]
+pub const fn nonce(seed: u64) -> [u64; 4] {
+    [pattern(seed, 0), pattern(seed, 1), pattern(seed, 2), pattern(seed, 3)]
 }
 
 /// Word at `address` of the pattern with `seed`; neighbours and seeds differ.

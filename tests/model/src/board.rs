@@ -68,6 +68,8 @@ pub(crate) struct Board {
     /// Watched frames that a guest had lent to the host at the last picture.
     pub(crate) lent: AtomicU64,
     complaints: Mutex<Vec<String>>,
+    /// Frames whose contents were measured since somebody looked.
+    measured: Mutex<Vec<u64>>,
     pub(crate) fault: Fault,
 }
 
@@ -95,6 +97,7 @@ impl Board {
             changes: AtomicU64::new(0),
             lent: AtomicU64::new(0),
             complaints: Mutex::default(),
+            measured: Mutex::default(),
             fault,
             layout,
         }
@@ -227,6 +230,10 @@ impl Board {
 
     pub(crate) fn blocks(&self) -> MutexGuard<'_, Vec<(u64, Block)>> {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn measured(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes what no machine may ever see.

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
 use freehold_oracle::{Act, Call, Done, Env, Op as Said, Outcome, World, apply, decide};
-use freehold_oracle::{Owner, Pending, State, Stray, Value, VcpuLife, Who};
+use freehold_oracle::{Life, Owner, Pending, State, Stray, Value, VcpuLife, Who};
 use freehold_uapi::hvc::{self, Record};
 
 use crate::agree::agree;
@@ -82,8 +82,8 @@ impl Tally {
     }
 }
 
-/// Frames after which a long call looks for interrupts.
-const STRIDE: u64 = 32;
+/// Frames after which a long call looks for interrupts, and the same where each is measured.
+const STRIDES: [u64; 2] = [32, 4];
 
 /// Exits that are a guest's requests.
 const ASKS: [u64; 3] = [hvc::EXIT_SHARE, hvc::EXIT_UNSHARE, hvc::EXIT_RELINQUISH];
@@ -287,6 +287,8 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
 
     fn one(&self, world: &mut World<P, V, U, G, C>, op: &Op, tally: &mut Tally) -> Result<(), String> {
         let changes = self.rig.changes();
+        let before = *world;
+        self.rig.board.measured().clear();
         let list = self.found(op);
         if let Op::During { who, call } = *op {
             return self.one_during(world, who, call, tally);
@@ -308,9 +310,23 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         if !taken.done && self.rig.changes() != changes {
             return Err(format!("refused with {}, and yet something was written", answer.name()));
         }
+        self.measured(&before, world)?;
         self.compare(world)?;
         tally.note(taken);
         Ok(())
+    }
+
+    /// Compares what was measured since with what a VM that never ran was given: each page once, and no other.
+    fn measured(&self, before: &World<P, V, U, G, C>, after: &World<P, V, U, G, C>) -> Result<(), String> {
+        let mut real = core::mem::take(&mut *self.rig.board.measured());
+        real.sort_unstable();
+        let pages = before.frames().zip(after.frames());
+        let given = pages.filter(|((_, old), (_, new))| match new.owner {
+            Owner::Guest { slot, .. } => old.owner == Owner::Host && before.vm(slot).life == Life::Open,
+            _ => false,
+        });
+        let must: Vec<u64> = given.map(|((frame, _), _)| frame).collect();
+        if real == must { Ok(()) } else { Err(format!("frames {real:x?} were measured, and {must:x?} must be")) }
     }
 
     /// The records that a list frame holds which nobody wrote for this operation.
@@ -343,7 +359,8 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         answer: Answer,
         hurried: bool,
     ) -> Result<Taken, String> {
-        let env = Env { done: if hurried { STRIDE } else { u64::MAX }, ..self.env(world, &call, list) };
+        let done = if hurried { stride(world, &call) } else { u64::MAX };
+        let env = Env { done, ..self.env(world, &call, list) };
         let said = Said::Host { cpu: 0, call };
         let outcome = (self.decide)(world, &said, &env);
         let mut x = answer.x;
@@ -535,6 +552,12 @@ fn need<const P: usize, const V: usize, const U: usize, const G: usize, const C:
         }
         _ => 0,
     }
+}
+
+/// Frames between two looks for interrupts.
+fn stride(world: &impl State, call: &Call) -> u64 {
+    let open = vm_of(call).is_some_and(|slot| world.vm(slot).life == Life::Open);
+    STRIDES[usize::from(open && matches!(call, Call::MemDonate { .. } | Call::MemDonateList { .. }))]
 }
 
 /// Name of an exit.

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use freehold_el2::calls::{GuestSlot, Loaded, Platform, Stop};
 use freehold_mem::lock::{Permit, World};
+use freehold_mem::ports::Frames as _;
 use freehold_mem::{Host, Pfn, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::board::Board;
 use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::Vcpu;
@@ -155,6 +157,15 @@ impl<'r> Platform for Cpu<'r> {
 
     fn host_is_busy(&self) -> bool {
         self.rig.busy.load(Ordering::Relaxed)
+    }
+
+    // A label is all that a frame holds: one block says it.
+    fn hash_frame(&self, hash: &mut Sha256, frame: Pfn) {
+        let ports = self.machine();
+        ports.measure(frame);
+        let mut words = [0; 8];
+        ports.copy_words(frame, &mut words);
+        hash.block(&words);
     }
 
     fn create_vcpu(&self, frame: Pfn) -> u64 {

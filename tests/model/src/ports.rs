@@ -31,6 +31,12 @@ impl Ports<'_> {
         }
     }
 
+    /// The frame's contents go into a measurement: nobody may reach it, for what is measured must be what is found.
+    pub(crate) fn measure(&self, frame: Pfn) {
+        self.must_be_unreached(frame, "a measurement");
+        self.0.measured().push(frame.raw());
+    }
+
     fn wipe(&self, frame: Pfn) {
         self.0.blocks().retain(|(at, _)| *at != frame.raw());
         match self.0.fault {

@@ -348,6 +348,7 @@ impl Rig {
     /// # Errors
     /// If a call that must succeed does not, or something is left (I8).
     pub fn reset(&self) -> Result<(), String> {
+        self.board.measured().clear();
         self.set_wanted(false);
         self.set_busy(false);
         self.set_serves_vms(true);

@@ -93,6 +93,8 @@ pub(crate) struct Machine {
     pub(crate) leaked: bool,
     /// Runs that a signal ended.
     pub(crate) interruptions: u32,
+    /// What x1 of the boot vCPU starts with.
+    pub(crate) x1: u64,
 }
 
 fn err(what: &str, error: i32) -> String {
@@ -180,9 +182,10 @@ impl Machine {
         if let Some(gic) = &gic {
             gic.complete()?;
         }
+        let x1 = entropy();
         for (id, value) in [
             (abi::KVM_REG_X0, plan.boot),
-            (abi::KVM_REG_X0 + 2, entropy()),
+            (abi::KVM_REG_X0 + 2, x1),
             (abi::KVM_REG_PC, proto::RAM_BASE),
             (abi::KVM_REG_PSTATE, proto::START_PSTATE),
         ] {
@@ -205,6 +208,7 @@ impl Machine {
             watch: None,
             leaked: false,
             interruptions: 0,
+            x1,
         })
     }
 

@@ -6,6 +6,7 @@
 //! and from nothing else.
 
 mod attack;
+mod attest;
 mod counters;
 mod cpus;
 mod cycles;
@@ -119,6 +120,7 @@ fn main() {
         "leaks" => or_report("cycles", leaks::all()),
         "stage" => or_report("cycles", cycles::stage(&stage)),
         "canary" => light::canary(),
+        "attest" => or_report("attest", attest::all()),
         "ioctls" => or_report("ioctls", ioctls::all()),
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),

@@ -150,7 +150,9 @@ fn one(
         then.pool_free.saturating_sub(now.pool_free).into()
     };
     let (looks, wanted) = cpu.looks;
-    let done = if wanted { 32 * looks } else { hvc::MAX_RUN };
+    let measured = then.life == freehold_mem::Life::Building;
+    let measured = measured && matches!(call, Call::MemDonate { .. } | Call::MemDonateList { .. });
+    let done = if wanted { (if measured { 4 } else { 32 }) * looks } else { hvc::MAX_RUN };
     let op = Op::Host { cpu: 0, call: *call };
     let env = Env { slot, need, done, list: cpu.records(), ..Env::CALM };
     let mut view = View { pages: Some(pages), vms, runs: None };

@@ -8,6 +8,7 @@ use freehold_mem::lock::{Permit, World};
 use freehold_mem::{Pfn, Vmid};
 use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
+use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Pending, Vcpu};
@@ -156,6 +157,10 @@ impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
         let wanted = self.platform.host_is_wanted();
         self.listener.looked(wanted);
         wanted
+    }
+
+    fn hash_frame(&self, hash: &mut Sha256, frame: Pfn) {
+        self.platform.hash_frame(hash, frame);
     }
 
     fn create_vcpu(&self, frame: Pfn) -> u64 {

@@ -73,6 +73,7 @@ const RULES: &[Rule] = &[
         ours: &["freehold-oracle", "freehold-el2", "freehold-mem", "freehold-virt", "freehold-uapi"],
         others: Some(&[]),
     },
+    Rule { package: "freehold-attest", ours: &[], others: Some(&["sha2"]) },
     Rule { package: "freehold-guest", ours: &["freehold-uapi"], others: None },
     Rule {
         package: "freehold-el2-watch",
@@ -87,7 +88,11 @@ const RULES: &[Rule] = &[
         ],
         others: Some(WIRING),
     },
-    Rule { package: "freehold-vmm", ours: &["freehold-uapi", "freehold-guest", "freehold-vmm-boot"], others: None },
+    Rule {
+        package: "freehold-vmm",
+        ours: &["freehold-uapi", "freehold-guest", "freehold-vmm-boot", "freehold-attest"],
+        others: None,
+    },
     Rule { package: "freehold-vmm-boot", ours: &[], others: None },
     Rule { package: "freehold-selftest", ours: &[], others: Some(&["libc"]) },
     Rule { package: "xtask", ours: &["freehold-uapi", "freehold-states", "freehold-trace"], others: None },

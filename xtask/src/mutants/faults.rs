@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::env::Env;
 
 /// The classes of bugs that trusted hypervisors had, each a file of the same name.
-pub(super) const CLASSES: [&str; 11] = [
+pub(super) const CLASSES: [&str; 12] = [
     "alignment",
     "overflow",
     "missing-check",
@@ -22,6 +22,7 @@ pub(super) const CLASSES: [&str; 11] = [
     "lock-order",
     "aliased-arguments",
     "stale-generation",
+    "unmeasured",
 ];
 
 /// The class whose faults the compiler may refuse: there the types are the defence.

@@ -40,11 +40,12 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
     Job { cpu, stock: Some(at_el2), ..job(name, "noel2") }
 }
 
-const JOBS: [Job; 13] = [
+const JOBS: [Job; 14] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
     job("life/ioctls", "ioctls"),
+    job("life/attest", "attest"),
     job("life/cycles", "cycles"),
     job("life/vgic", "vgic"),
     job("life/ordinary", "ordinary"),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory that changes hands while a VM lives. Each is one verb of `freehold_mem` under both locks.
 
-use super::{Loaded, Platform, with_both};
+use super::{GuestSlot, Loaded, Platform, with_both};
 use freehold_mem::lock::Permit;
 use freehold_mem::verbs::{
     guest_relinquish, guest_share_host, guest_unshare_host, host_donate_guest, host_share_guest, host_unshare_guest,
@@ -11,10 +11,13 @@ use freehold_virt::Refused;
 use freehold_virt::call::Reply;
 use freehold_virt::exit::Wish;
 use freehold_virt::handle::{Handle, VcpuIndex};
+use freehold_virt::measure::Measurement;
 use freehold_virt::vm::Purpose;
 
-/// Contents that stay are not measured yet.
-fn unmeasured(_: Gfn, _: Pfn) {}
+/// Contents that stay are measured.
+fn measure(p: &impl Platform, measurement: &mut Measurement) -> impl FnMut(Gfn, Pfn) {
+    move |gfn, pfn| measurement.page(gfn, |hash| p.hash_frame(hash, pfn))
+}
 
 /// `MEM_DONATE`.
 pub(super) fn donate(
@@ -24,9 +27,10 @@ pub(super) fn donate(
     lot: Claim<Lot>,
     revocable: bool,
 ) -> Result<Reply, Refused> {
-    with_both(p, permit, vm, |host, guest| {
-        let checked = host_donate_guest::check(host, &mut guest.memory, lot, revocable, &p.machine())?;
-        Ok(Reply::value(checked.commit(&mut p.machine(), &mut || p.host_is_wanted(), &mut unmeasured)))
+    with_both(p, permit, vm, |host, GuestSlot { memory, measurement, .. }| {
+        let checked = host_donate_guest::check(host, memory, lot, revocable, &p.machine())?;
+        let measure = &mut measure(p, measurement);
+        Ok(Reply::value(checked.commit(&mut p.machine(), &mut || p.host_is_wanted(), measure)))
     })
 }
 
@@ -39,9 +43,10 @@ pub(super) fn donate_list(
     records: u64,
     revocable: bool,
 ) -> Result<Reply, Refused> {
-    with_both(p, permit, vm, |host, guest| {
-        let checked = host_donate_guest::check_list(host, &mut guest.memory, list, records, revocable, &p.machine())?;
-        Ok(Reply::value(checked.commit(&mut p.machine(), &mut || p.host_is_wanted(), &mut unmeasured)))
+    with_both(p, permit, vm, |host, GuestSlot { memory, measurement, .. }| {
+        let checked = host_donate_guest::check_list(host, memory, list, records, revocable, &p.machine())?;
+        let measure = &mut measure(p, measurement);
+        Ok(Reply::value(checked.commit(&mut p.machine(), &mut || p.host_is_wanted(), measure)))
     })
 }
 

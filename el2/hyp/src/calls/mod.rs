@@ -24,7 +24,9 @@ use freehold_virt::Refused;
 use freehold_virt::board::Board;
 use freehold_virt::call::{Call, Reply};
 use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::measure::Measurement;
 use freehold_virt::registers::Registers;
+use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Trap, Vcpu};
@@ -46,12 +48,14 @@ pub struct GuestSlot {
     last: [Option<VcpuIndex>; MAX_CPUS],
     /// Whether it has an interrupt controller: its board is looked at only then.
     has_gic: bool,
+    /// What it starts from.
+    pub(crate) measurement: Measurement,
 }
 
 impl GuestSlot {
     /// The slot, without a VM.
     pub const fn new(slot: VmSlot) -> Self {
-        Self { memory: Guest::new(slot), last: [None; MAX_CPUS], has_gic: false }
+        Self { memory: Guest::new(slot), last: [None; MAX_CPUS], has_gic: false, measurement: Measurement::new() }
     }
 
     /// Whether what a CPU has cached of the VM may be of another vCPU than `vcpu`, so that it must be flushed. From
@@ -83,6 +87,7 @@ impl GuestSlot {
     fn forget(&mut self) {
         self.last = [None; MAX_CPUS];
         self.has_gic = false;
+        self.measurement = Measurement::new();
     }
 }
 
@@ -162,6 +167,8 @@ pub trait Platform {
     fn interrupt(&self, cpus: u32);
     /// Whether an interrupt waits for the host on this CPU.
     fn host_is_wanted(&self) -> bool;
+    /// Takes the contents of a frame into a hash: its 64 blocks, in order. Nobody writes to the frame.
+    fn hash_frame(&self, hash: &mut Sha256, frame: Pfn);
     /// Makes a vCPU that was just reset in a frame of its VM's pool; returns what its claim will know it by.
     fn create_vcpu(&self, frame: Pfn) -> u64;
     /// Opens a claimed vCPU.

@@ -17,6 +17,7 @@ use freehold_virt::call::Reply;
 use freehold_virt::exit::{Crash, Exit};
 use freehold_virt::guest_power::Arrival;
 use freehold_virt::handle::{Handle, VcpuIndex};
+use freehold_virt::measure::Shape;
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::{IdView, RawIds};
 use freehold_virt::vcpu::{Next, Trap};
@@ -106,8 +107,8 @@ impl<'a, P: Platform> Run<'a, P> {
         }
     }
 
-    /// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed. From this call on nothing of the
-    /// VM is measured any more, whether or not the guest gets to its first instruction. `None`: the vCPU is off.
+    /// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed. With this call the
+    /// measurement is fixed, whether or not the guest gets to its first instruction. `None`: the vCPU is off.
     ///
     /// A vCPU that never ran begins together with its VM, or where the guest has started it.
     fn begin(&mut self, permit: &mut Permit) -> Result<Option<Turn<P::Regime>>, Refused> {
@@ -126,7 +127,13 @@ impl<'a, P: Platform> Run<'a, P> {
                     registers.set_x(0, entry.context);
                 }
             }
+            let is_first = guest.memory.life() == Life::Building;
             guest.memory.start()?;
+            if is_first {
+                let gic = guest.has_gic().then(|| p.board(vm.slot()).acquire().window()).flatten();
+                let shape = Shape { ipa_bits: root.1, vcpus: p.vms().created(vm), gic };
+                guest.measurement.start(&shape, self.loaded.parts().0, guest.memory.ram());
+            }
             let flushes = guest.begin_turn(p.cpu(), index);
             let regime = p.regime(root, guest.memory.vmid(), index, flushes);
             Ok(Some(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes }))
@@ -154,7 +161,7 @@ impl<'a, P: Platform> Run<'a, P> {
             CLASS_HVC => {
                 let mut both = world.host(permit).with_guest(world, slot).ok_or(Refused::WrongHandle)?;
                 let (host, guest) = both.get();
-                vcpu.handle(trap, registers, &View::owned(host, &guest.memory, &machine), &ids)
+                vcpu.handle(trap, registers, &View::owned(host, guest, &machine), &ids)
             }
             CLASS_FETCH | CLASS_DATA => {
                 let mut guest = world.guest(permit, slot).ok_or(Refused::WrongHandle)?;

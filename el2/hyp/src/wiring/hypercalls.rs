@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_arch::gicr;
 use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::this_cpu;
+use freehold_arch::phys;
 use freehold_arch::random;
 use freehold_arch::switch::{self, ExitKind, GuestContext};
 use freehold_arch::vcpu::{self, Regime};
@@ -17,6 +18,7 @@ use freehold_mem::{Pfn, VmSlot, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::board::Board;
 use freehold_virt::handle::{Slot, VcpuIndex};
+use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Trap, Vcpu};
@@ -170,6 +172,10 @@ impl<K: Kind> Platform for El2<K> {
 
     fn host_is_wanted(&self) -> bool {
         vcpu::host_is_wanted()
+    }
+
+    fn hash_frame(&self, hash: &mut Sha256, frame: Pfn) {
+        phys::hash(hash, frame);
     }
 
     fn create_vcpu(&self, frame: Pfn) -> u64 {

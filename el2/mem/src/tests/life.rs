@@ -259,6 +259,16 @@ fn a_long_call_stops_for_an_interrupt_and_goes_on() {
 }
 
 #[test]
+fn where_contents_stay_it_stops_sooner() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Protected, POOL, 16);
+    assert_eq!(rig.donate_with(0, FREE, GUEST_RAM, 200, false, &mut || true), Ok(4));
+    assert_eq!(rig.m.content(pfn(FREE + 3)), HOST_DATA);
+    rig.start(0);
+    assert_eq!(rig.donate_with(0, FREE + 4, GUEST_RAM + 4, 196, false, &mut || true), Ok(32));
+}
+
+#[test]
 fn dropping_a_checked_call_changes_nothing() {
     let mut rig = Rig::new();
     rig.with_vm(0, Kind::Protected, POOL, 16);

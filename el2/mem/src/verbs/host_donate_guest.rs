@@ -83,11 +83,12 @@ impl Checked<'_, '_> {
         let Host { map, ledger, space, batch, .. } = self.host;
         let Some(body) = &mut self.guest.body else { return 0 };
         let zero = body.kind == Kind::Protected && body.life == Life::Running;
+        let stride = if zero { super::STRIDE } else { super::MEASURED_STRIDE };
         let debt = space.unmap(batch.granules(), m);
         let settled = space.settle(debt, m);
         let mut done = 0_u64;
         for granule in batch.granules().iter() {
-            if super::paused(done, pause) {
+            if super::paused(done, stride, pause) {
                 break;
             }
             let (pfn, gfn) = (granule.pfn(), granule.gfn());

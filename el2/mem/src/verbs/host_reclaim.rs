@@ -51,7 +51,7 @@ impl Checked<'_, '_> {
         let settled = Settled::unreached(batch.granules());
         let mut done = 0_u64;
         for frame in settled.iter() {
-            if super::paused(done, pause) {
+            if super::paused(done, super::STRIDE, pause) {
                 break;
             }
             m.scrub(frame.granule().pfn());

@@ -49,7 +49,7 @@ impl Checked<'_, '_> {
         let Some(body) = &mut self.guest.body else { return 0 };
         let mut done = 0_u64;
         for granule in batch.granules().iter() {
-            if super::paused(done, pause) {
+            if super::paused(done, super::STRIDE, pause) {
                 break;
             }
             m.settle_for_guest(granule.pfn());

@@ -22,6 +22,10 @@ impl Space for Map {
             _ => Backing::Outside,
         }
     }
+
+    fn attest(&self) -> Option<[u64; 5]> {
+        Some([1, 2, 3, 4, 5])
+    }
 }
 
 const IDS: RawIds = RawIds {
@@ -199,6 +203,17 @@ fn sharing_what_is_not_backed_faults_it_in_first() {
     let x = [u64::from(guest::MEM_SHARE), 0x8015_0000, 1, 0];
     assert_eq!(hvc(&mut vcpu, &mut r, x), Next::Leave(Exit::MemFault(Gfn::new(0x8_0150).unwrap())));
     assert_eq!((r.pc, vcpu.pending()), (0x8000_0000, Pending::None));
+}
+
+#[test]
+fn a_report_has_the_nonce_that_was_asked_with_and_leaves_other_registers_alone() {
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    r.x[4] = 14;
+    let others = r.x[10..].to_vec();
+    assert_eq!(hvc(&mut vcpu, &mut r, [guest::ATTEST.into(), 11, 12, 13]), Next::Resume);
+    assert_eq!(r.x[..10], [0, 1, 2, 3, 4, 5, 11, 12, 13, 14]);
+    assert_eq!(r.x[10..], others);
+    assert_eq!(r.pc, 0x8000_0004, "behind the HVC");
 }
 
 #[test]

@@ -33,6 +33,12 @@ impl Window {
         Ok(Self { distributor: distributor << 12, redistributors: redistributors << 12 })
     }
 
+    /// Addresses of the distributor and of the first redistributor.
+    #[must_use]
+    pub const fn addresses(self) -> [u64; 2] {
+        [self.distributor, self.redistributors]
+    }
+
     /// The frame and the offset in it that an address means in a VM with so many vCPUs.
     #[must_use]
     pub fn locate(&self, ipa: u64, vcpus: usize) -> Option<(Frame, u64)> {

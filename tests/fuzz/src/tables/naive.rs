@@ -13,6 +13,8 @@ use super::{CARVE_OUT, NO_MAP, NO_MAP_FRAMES, RAM, RAM_FRAMES, RAM2, RAM2_FRAMES
 const MOST: u64 = 512;
 /// Frames after which a call looks for interrupts.
 const STRIDE: u64 = 32;
+/// The same where contents stay, and are measured.
+const MEASURED_STRIDE: u64 = 4;
 
 /// Who has a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +236,9 @@ impl Naive {
         if !host || !vacant || missing > vm.free {
             return None;
         }
-        let done = done(pairs.len() as u64, stop);
+        let count = pairs.len() as u64;
+        let stays = vm.kind == Kind::Lazy || vm.life == Life::Building;
+        let done = if stop && stays { count.min(MEASURED_STRIDE) } else { done(count, stop) };
         for &(pfn, gfn) in pairs.iter().take(done as usize) {
             vm.put(gfn, Spot::Frame { pfn, write: true, execute: true });
         }

@@ -65,7 +65,7 @@ fn inside(s: &impl State, slot: u8, gfn: u64, write: bool) -> Done {
 
 /// A call that is for protected guests alone.
 const fn protected_only(id: u32) -> bool {
-    matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH)
+    matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH | guest::ATTEST)
 }
 
 fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Outcome {
@@ -76,9 +76,16 @@ fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Outcome {
         guest::SMCCC_VERSION => answers([0x1_0002, 0, 0, 0]),
         guest::SMCCC_ARCH_FEATURES => feature(x[0], &[guest::SMCCC_VERSION, guest::SMCCC_ARCH_FEATURES], true),
         guest::VENDOR_UID => answers(guest::PKVM_UID.map(u64::from)),
-        guest::VENDOR_FEATURES if s.vm(slot).protected => answers([guest::FEATURES.into(), 0, 0, 0]),
+        guest::VENDOR_FEATURES if s.vm(slot).protected => {
+            answers([guest::FEATURES.into(), 0, 0, guest::FEATURES_3.into()])
+        }
         guest::VENDOR_FEATURES => Outcome::done(Done::Answered([Value::Any; 4])),
         guest::HYP_MEMINFO if x == [0; 3] => answers([guest::GRANULE, 1, 0, 0]),
+        // A guest that can ask runs, so it was measured. What the digest must be is `tests/attest`'s to say.
+        guest::ATTEST => {
+            let format = Value::Is(guest::REPORT_VERSION | guest::REPORT_MEASURED);
+            Outcome::done(Done::Answered([Value::Is(0), format, Value::Any, Value::Any]))
+        }
         guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH => request(s, slot, id, x),
         guest::HYP_MEMINFO => Outcome::refused(Statuses::one(guest::INVALID_PARAMETER)),
         _ => power::decide(s, slot, id, x)

@@ -74,6 +74,7 @@ fn each_call_is_served_with_other_arguments() {
         (guest::PSCI_CPU_SUSPEND_64, [0; 3]),
         (guest::PSCI_AFFINITY_INFO, [1, 0, 0]),
         (guest::PSCI_AFFINITY_INFO_64, [1, 0, 0]),
+        (guest::ATTEST, [1, 2, 3]),
     ];
     for (id, x) in good {
         let outcome = called(id, x);

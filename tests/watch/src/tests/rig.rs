@@ -16,6 +16,7 @@ use freehold_trace::traced::Traced;
 use freehold_virt::board::Board;
 use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
+use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::Vcpu;
@@ -286,6 +287,12 @@ impl Platform for &'static Bench {
     }
     fn host_is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
+    }
+    // Memory here is words that are compared, never a guest's: the first block stands for a frame.
+    fn hash_frame(&self, hash: &mut Sha256, frame: Pfn) {
+        let mut block = [0; 8];
+        self.machine().copy_words(frame, &mut block);
+        hash.block(&block);
     }
     fn create_vcpu(&self, frame: Pfn) -> u64 {
         self.blocks.lock().unwrap().insert(frame.raw(), Block::new());

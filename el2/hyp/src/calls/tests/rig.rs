@@ -13,6 +13,7 @@ use freehold_uapi::hvc;
 use freehold_virt::board::Board;
 use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
+use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::Vcpu;
@@ -440,6 +441,11 @@ impl Platform for Rig {
     }
     fn host_is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
+    }
+    fn hash_frame(&self, hash: &mut Sha256, frame: Pfn) {
+        let mut words = [0; 512];
+        self.machine().copy_words(frame, &mut words);
+        words.as_chunks().0.iter().for_each(|block| hash.block(block));
     }
     fn create_vcpu(&self, frame: Pfn) -> u64 {
         self.blocks.lock().unwrap().insert(frame.raw(), Block::new());

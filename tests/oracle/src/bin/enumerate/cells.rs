@@ -51,6 +51,7 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
     ("VM_CREATE", "NO_VMS", "every world has VM slots"),
     ("VM_GIC", "*", "no world has an interrupt controller yet"),
     ("VM_IRQ", "*", "no world has an interrupt controller yet"),
+    ("ATTEST", "success", "it answers alike in every state; `tests/errors`"),
     ("GUEST_ACCEPT", "GFN_NOT_MAPPED", "a request is for what is there, and there is one vCPU"),
     ("GUEST_ACCEPT", "SHARED", "a request is for what is there, and there is one vCPU"),
     ("VCPU_RUN", "EXIT_NEED_PAGES", "nothing in the specification ends so"),

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The launch measurement, end to end: a guest asks for its report, and the VMM's side recomputes what it must be from
+//! the image and the parameters. Then I9: what a running guest is given is zeros, whatever the host prepared.
+
+use std::ops::Range;
+
+use freehold_attest::{Digest, Start, Transcript, verify};
+
+use crate::gmem::converted;
+use crate::machine::{Machine, Plan};
+use crate::proto::{self, GRANULE, RAM_BASE, RAM_MIN};
+use crate::report::Step;
+
+const STEP: Step = Step("attest");
+/// A page of the guest's that its program leaves alone.
+const SPARE: u64 = proto::SHARE_BASE - RAM_BASE + 40 * GRANULE;
+
+/// One VM, not run yet, and what it is known to be.
+struct Launch {
+    machine: Machine,
+    plan: Plan,
+    contents: Vec<u8>,
+    transcript: Transcript,
+}
+
+impl Launch {
+    /// A VM whose memory the host has written and still has.
+    fn new(plan: Plan, change: impl FnOnce(&mut [u8])) -> Result<Self, String> {
+        let machine = Machine::new(plan)?;
+        let mut contents = machine.program.clone();
+        contents.resize(index(plan.bytes), 0);
+        change(&mut contents);
+        machine.ram.copy_in(0, &contents);
+        Ok(Self { machine, plan, contents, transcript: Transcript::new() })
+    }
+
+    /// Gives a part of its memory to it.
+    fn give(&mut self, part: Range<u64>) -> Result<(), String> {
+        let converted = self.machine.gmem.to_private(part.start, part.end - part.start, 0);
+        converted.map_err(|(error, at)| format!("convert, at {at:#x}: {}", crate::sys::errno_name(error)))?;
+        self.transcript.image(RAM_BASE + part.start, &self.contents[index(part.start)..index(part.end)]);
+        Ok(())
+    }
+
+    fn start(&self) -> Start {
+        Start {
+            ipa_bits: 40,
+            vcpus: 1,
+            registers: [RAM_BASE, proto::START_PSTATE, self.plan.boot, self.machine.x1, 0, 0],
+            gic: self.plan.gic.then_some([proto::GICD_GFN, proto::GICR_GFN].map(|gfn| gfn * GRANULE)),
+            ranges: vec![(RAM_BASE, self.plan.bytes)],
+        }
+    }
+
+    fn expected(&self) -> Digest {
+        self.transcript.clone().start(&self.start())
+    }
+
+    /// The guest's report, with the nonce of a seed.
+    fn report(&mut self, seed: u64) -> Result<Vec<u8>, String> {
+        let mut words = Vec::new();
+        for from in [0, 3, 6, 9] {
+            words.extend(self.machine.command(proto::CMD_ATTEST, [seed, from, 0])?);
+        }
+        STEP.same("the call succeeds", 0, words[0]);
+        Ok(words[1..10].iter().flat_map(|word| word.to_le_bytes()).collect())
+    }
+
+    /// Has the guest ask, and the verifier judge.
+    fn judged(&mut self, seed: u64, expected: &Digest) -> Result<String, String> {
+        let nonce: Vec<u8> = proto::nonce(seed).iter().flat_map(|word| word.to_le_bytes()).collect();
+        let nonce = nonce.try_into().map_err(|_| "a nonce")?;
+        Ok(format!("{:?}", verify(&self.report(seed)?, &nonce, expected)))
+    }
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
+/// Runs the suite.
+pub(crate) fn all() -> Result<(), String> {
+    let plan = Plan { boot: proto::BOOT_NO_SHARE, ..Plan::default() };
+    let mut first = Launch::new(plan, |_| ())?;
+    first.give(0..RAM_MIN)?;
+    let expected = first.expected();
+    first.machine.boot()?;
+    STEP.same("the report is what the image comes to", "Ok(())", first.judged(1, &expected)?);
+    let old = first.report(1)?;
+    let nonce = proto::nonce(2).iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    let replayed = verify(&old, &nonce.try_into().map_err(|_| "a nonce")?, &expected);
+    STEP.same("an old report answers no new nonce", "Err(Nonce)", format!("{replayed:?}"));
+    STEP.same("a new one does, at any time", "Ok(())", first.judged(2, &expected)?);
+    differences(plan, &mut first, expected)?;
+    running(plan)
+}
+
+/// Each thing that is different is seen, and known for what it is.
+fn differences(plan: Plan, first: &mut Launch, expected: Digest) -> Result<(), String> {
+    /// What is different, the plan, a change of the contents, and the parts in which memory is given.
+    type Case = (&'static str, Plan, fn(&mut [u8]), &'static [(u64, u64)]);
+    const HALF: u64 = RAM_MIN / 2;
+    const WHOLE: &[(u64, u64)] = &[(0, RAM_MIN)];
+    let cases: [Case; 5] = [
+        ("one bit of the image", plan, |contents| contents[index(SPARE) + 4095] ^= 1, WHOLE),
+        ("the order of donation", plan, |_| (), &[(HALF, RAM_MIN), (0, HALF)]),
+        ("a register", Plan { boot: plan.boot | proto::BOOT_QUIET, ..plan }, |_| (), WHOLE),
+        ("an interrupt controller", Plan { gic: true, ..plan }, |_| (), WHOLE),
+        ("the size of its RAM", Plan { bytes: 2 * RAM_MIN, ..plan }, |_| (), WHOLE),
+    ];
+    for (what, plan, change, parts) in cases {
+        let mut launch = Launch::new(plan, change)?;
+        for (start, end) in parts {
+            launch.give(*start..*end)?;
+        }
+        launch.machine.boot()?;
+        let told = launch.expected();
+        STEP.same(&format!("{what}: verified by who knows of it"), "Ok(())", launch.judged(3, &told)?);
+        // x1 differs from launch to launch, so what was expected is recomputed with this one's.
+        let mut without = Transcript::new();
+        without.image(RAM_BASE, &first.contents[..index(RAM_MIN)]);
+        let naive = without.start(&Start { registers: launch_registers(first, launch.machine.x1), ..first.start() });
+        STEP.same(&format!("{what}: refused by who does not"), "Err(Digest)", launch.judged(4, &naive)?);
+    }
+    // The first VM still lives, beside those: its report is its own.
+    STEP.same("another VM's life changes nothing", "Ok(())", first.judged(5, &expected)?);
+    Ok(())
+}
+
+fn launch_registers(first: &Launch, x1: u64) -> [u64; 6] {
+    let [pc, pstate, x0, _, x2, x3] = first.start().registers;
+    [pc, pstate, x0, x1, x2, x3]
+}
+
+/// After the first run the host brings what it likes, and the guest finds zeros; the measurement stays (I9).
+fn running(plan: Plan) -> Result<(), String> {
+    let plan = Plan { bytes: 2 * RAM_MIN, ..plan };
+    let mut launch = Launch::new(plan, |contents| contents[index(RAM_MIN)..].fill(0x5a))?;
+    launch.give(0..RAM_MIN)?;
+    let expected = launch.expected();
+    launch.machine.boot()?;
+    let (touched, brought) = (RAM_MIN, RAM_MIN + 8 * GRANULE);
+    let prepared = launch.machine.ram.load(index(touched));
+    STEP.same("the host prepares contents", format!("{:#x}", 0x5a5a_5a5a_5a5a_5a5a_u64), format!("{prepared:#x}"));
+    let found = launch.machine.command(proto::CMD_ZERO, [RAM_BASE + touched, 8 * GRANULE, 0])?;
+    STEP.same("first touch: the guest finds zeros", 0, found[0]);
+    launch.machine.ram.store(index(brought), 0x5a);
+    STEP.same("the host converts more", "0", converted(launch.machine.gmem.to_private(brought, 8 * GRANULE, 0)));
+    let found = launch.machine.command(proto::CMD_ZERO, [RAM_BASE + brought, 8 * GRANULE, 0])?;
+    STEP.same("converted late: the guest finds zeros", 0, found[0]);
+    STEP.same("and the measurement is what it was", "Ok(())", launch.judged(6, &expected)?);
+    Ok(())
+}
