@@ -36,8 +36,11 @@ pub struct Rig {
     pub(crate) wanted: AtomicBool,
     pub(crate) busy: AtomicBool,
     /// What CPU 0 calls as soon as a guest runs on another, and what it was answered.
-    meanwhile: Mutex<(Option<(u32, [u64; 5])>, Option<Answer>)>,
+    meanwhile: Mutex<Meanwhile>,
 }
+
+/// A call that is lined up, and what one came to.
+type Meanwhile = (Option<(u32, [u64; 5])>, Option<Answer>);
 
 /// What a call answered: the status of x0, and x1–x4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
