@@ -2,17 +2,29 @@
 //! QEMU's debug stub: the system registers of each CPU, and physical memory as it is.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Bytes that one packet asks for.
 const CHUNK: u64 = 1024;
 
-/// A connection; as long as it is open, the machine stands still.
+/// How long the stub may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why the machine stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stop {
+    /// The watched address that was stored to.
+    pub(super) watched: Option<u64>,
+    /// Exception level of the CPU that came there.
+    pub(super) level: u64,
+}
+
+/// A connection; the machine stands still from its beginning until it is told to go.
 pub(super) struct Gdb {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
@@ -23,7 +35,7 @@ impl Gdb {
     /// Stops the machine and learns which registers there are.
     pub(super) fn open(socket: &Path) -> Result<Self> {
         let writer = UnixStream::connect(socket).context("cannot reach QEMU's debug stub")?;
-        writer.set_read_timeout(Some(Duration::from_secs(60)))?;
+        writer.set_read_timeout(Some(PATIENCE))?;
         let reader = BufReader::new(writer.try_clone()?);
         let mut gdb = Self { reader, writer, registers: BTreeMap::new() };
         gdb.ask("qSupported:xmlRegisters=aarch64")?;
@@ -33,9 +45,73 @@ impl Gdb {
             let text = gdb.file(name)?;
             gdb.registers.extend(registers(&text));
         }
+        // The core registers carry no numbers: x0 to x30, sp, pc, cpsr.
+        gdb.registers.entry("cpsr".to_owned()).or_insert(33);
         ensure!(gdb.registers.contains_key("TTBR0_EL2"), "the stub names no TTBR0_EL2");
         gdb.expect_ok("Qqemu.PhyMemMode:1")?;
         Ok(gdb)
+    }
+
+    /// Connects to a machine that was started with `-S` and may not have opened its stub yet.
+    pub(super) fn open_stopped(socket: &Path) -> Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        while !socket.exists() {
+            ensure!(Instant::now() < deadline, "QEMU opened no debug stub");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self::open(socket)
+    }
+
+    /// Lets the machine go until the instruction at `address` is the next.
+    pub(super) fn go_to(&mut self, address: u64, limit: Duration) -> Result<()> {
+        self.expect_ok(&format!("Z1,{address:x},4"))?;
+        self.go()?;
+        ensure!(self.stopped(limit)?.is_some(), "nothing came to {address:#x}");
+        self.expect_ok(&format!("z1,{address:x},4"))
+    }
+
+    /// Has the machine stop behind each store to these bytes.
+    pub(super) fn watch_stores(&mut self, address: u64, bytes: u64) -> Result<()> {
+        self.expect_ok(&format!("Z2,{address:x},{bytes:x}"))
+    }
+
+    /// Lets the machine go on.
+    pub(super) fn go(&mut self) -> Result<()> {
+        self.send("c")
+    }
+
+    /// Waits until a machine that goes has stopped by itself; none if it has not within `limit`.
+    pub(super) fn stopped(&mut self, limit: Duration) -> Result<Option<Stop>> {
+        self.writer.set_read_timeout(Some(limit))?;
+        let there = self.packet_begins();
+        self.writer.set_read_timeout(Some(PATIENCE))?;
+        if !there? {
+            return Ok(None);
+        }
+        let answer = self.answer()?;
+        let (watched, cpu) = reason(&answer).with_context(|| format!("no stop: {answer}"))?;
+        Ok(Some(Stop { watched, level: self.register(&cpu, "cpsr")? >> 2 & 3 }))
+    }
+
+    /// Whether the stub says something in time, but that it has heard.
+    fn packet_begins(&mut self) -> Result<bool> {
+        loop {
+            match self.reader.fill_buf().map(|bytes| bytes.first().copied()) {
+                Ok(Some(b'$')) => return Ok(true),
+                Ok(Some(_)) => self.reader.consume(1),
+                Ok(None) => bail!("the stub went away"),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Stops a machine that goes.
+    pub(super) fn interrupt(&mut self) -> Result<()> {
+        self.writer.write_all(&[3])?;
+        let stop = self.stopped(PATIENCE)?;
+        ensure!(stop.is_some(), "the machine does not stop");
+        Ok(())
     }
 
     /// The CPUs, by the stub's name.
@@ -53,20 +129,27 @@ impl Gdb {
     pub(super) fn register(&mut self, cpu: &str, name: &str) -> Result<u64> {
         self.expect_ok(&format!("Hg{cpu}"))?;
         let number = *self.registers.get(name).with_context(|| format!("the stub names no {name}"))?;
-        let bytes = bytes(&self.ask(&format!("p{number:x}"))?)?;
-        let word: [u8; 8] = bytes.try_into().ok().with_context(|| format!("{name} is not 64 bits wide"))?;
-        Ok(u64::from_le_bytes(word))
+        let mut bytes = bytes(&self.ask(&format!("p{number:x}"))?)?;
+        ensure!(matches!(bytes.len(), 4 | 8), "{name} is neither 32 nor 64 bits wide");
+        bytes.resize(8, 0);
+        Ok(words_of(&bytes)[0])
     }
 
     /// A frame of physical memory.
     pub(super) fn frame(&mut self, number: u64) -> Result<Vec<u64>> {
+        self.words(number << 12, 4096)
+    }
+
+    /// The words of so many bytes of physical memory.
+    pub(super) fn words(&mut self, address: u64, size: u64) -> Result<Vec<u64>> {
         let mut all = Vec::new();
-        for at in (0..4096).step_by(CHUNK as usize) {
-            let address = (number << 12) + at;
-            all.extend(bytes(&self.ask(&format!("m{address:x},{CHUNK:x}"))?)?);
+        while let Some(left @ 1..) = size.checked_sub(all.len() as u64) {
+            let (at, count) = (address + all.len() as u64, left.min(CHUNK));
+            let part = bytes(&self.ask(&format!("m{at:x},{count:x}"))?)?;
+            ensure!(part.len() as u64 == count, "memory at {at:#x} cannot be read");
+            all.extend(part);
         }
-        ensure!(all.len() == 4096, "frame {number:#x} cannot be read");
-        Ok(all.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default())).collect())
+        Ok(words_of(&all))
     }
 
     fn file(&mut self, name: &str) -> Result<String> {
@@ -88,8 +171,16 @@ impl Gdb {
     }
 
     fn ask(&mut self, packet: &str) -> Result<String> {
+        self.send(packet)?;
+        self.answer()
+    }
+
+    fn send(&mut self, packet: &str) -> Result<()> {
         let sum = packet.bytes().fold(0u8, u8::wrapping_add);
-        self.writer.write_all(format!("${packet}#{sum:02x}").as_bytes())?;
+        Ok(self.writer.write_all(format!("${packet}#{sum:02x}").as_bytes())?)
+    }
+
+    fn answer(&mut self) -> Result<String> {
         let mut noise = Vec::new();
         self.reader.read_until(b'$', &mut noise)?;
         let mut body = Vec::new();
@@ -100,6 +191,18 @@ impl Gdb {
         // `*` repeats, `}` escapes; the stub uses both in memory and files.
         Ok(String::from_utf8_lossy(&unpacked(&body)).into_owned())
     }
+}
+
+/// The stored-to address, if there is one, and the CPU, of a reason to stop: `T05thread:p1.2;watch:40298008;`.
+fn reason(answer: &str) -> Option<(Option<u64>, String)> {
+    let parts = || answer.strip_prefix('T')?.get(2..).map(|rest| rest.split(';'));
+    let value = |key: &str| parts()?.find_map(|part| part.strip_prefix(key)?.strip_prefix(':'));
+    let watched = value("watch").and_then(|at| u64::from_str_radix(at, 16).ok());
+    Some((watched, value("thread")?.to_owned()))
+}
+
+fn words_of(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default())).collect()
 }
 
 fn unpacked(body: &[u8]) -> Vec<u8> {
@@ -150,5 +253,8 @@ mod tests {
         assert_eq!(unpacked(b"a}\x03b"), b"a#b");
         assert_eq!(bytes("00ff").unwrap(), [0, 255]);
         assert!(bytes("zz").is_err());
+        assert_eq!(reason("T05thread:p01.02;watch:40298008;"), Some((Some(0x4029_8008), "p01.02".to_owned())));
+        assert_eq!(reason("T05thread:01;"), Some((None, "01".to_owned())));
+        assert_eq!(reason("OK"), None);
     }
 }

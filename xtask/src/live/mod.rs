@@ -6,6 +6,7 @@
 //! CPU has the same tables in force. Then the tables are doctored, and the same checks find it.
 
 mod gdb;
+mod own;
 mod walk;
 
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ const SLOT: u64 = 28 << 10;
 const STACK: u64 = 16 << 10;
 
 pub(crate) fn works() -> Vec<Work> {
-    vec![Work::new("boot/live-tables", case)]
+    vec![Work::new("boot/live-tables", case), Work::new(own::NAME, own::case).only_long()]
 }
 
 /// Where el2 is.
