@@ -107,14 +107,12 @@ impl Facts {
 fn hits_in_ram(machine: &Running, secret: &[[u8; 8]]) -> Result<Vec<u64>> {
     let file = machine.scratch("ram");
     let mut monitor = machine.monitor()?;
-    monitor.stop()?;
-    let saved = monitor.save_memory(RAM_BASE, machine.memory, &file);
-    let found = saved.and_then(|()| {
+    let found = monitor.while_stopped(|monitor| {
+        monitor.save_memory(RAM_BASE, machine.memory, &file)?;
         let saved = std::fs::metadata(&file).context("QEMU saved no RAM")?.len();
         anyhow::ensure!(saved == machine.memory, "QEMU saved {saved} of {} bytes of RAM", machine.memory);
         hits_in_file(&file, secret)
     });
-    monitor.resume()?;
     // The copy holds a test's secret only; it is large, though.
     let _ = std::fs::remove_file(&file);
     found

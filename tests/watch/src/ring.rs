@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where the trace goes: memory of the binary's own, read from outside the machine.
 //!
-//! A full buffer drops the rest, never the beginning.
+//! A full buffer overwrites its beginning: a trace that is longer is read in stretches. Records carry their numbers, so
+//! what a reader missed is noticed.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_trace::record::{BYTES, Event, Record, Words};
@@ -21,25 +22,22 @@ impl<const N: usize> Ring<N> {
         Self { next: AtomicU64::new(0), records: [const { [const { AtomicU64::new(0) }; 4] }; N] }
     }
 
-    /// Where the records stand, and how many bytes they have.
+    /// Where the records stand, how many bytes they have, and where it is counted how many were ever written.
     #[must_use]
-    pub fn place(&self) -> (usize, usize) {
-        (self.records.as_ptr().addr(), N * BYTES)
+    pub fn place(&self) -> (usize, usize, usize) {
+        (self.records.as_ptr().addr(), N * BYTES, (&raw const self.next).addr())
     }
 
-    /// The records, up to the first that was never written.
-    pub fn words(&self) -> impl Iterator<Item = Words> {
-        let records = self.records.iter().map(|record| record.each_ref().map(|word| word.load(Ordering::Acquire)));
-        records.take_while(|words| words[0] != 0)
+    /// The records behind the first `seen`, up to the last that was written; of those that are gone, what came after.
+    pub fn words(&self, seen: u64) -> impl Iterator<Item = Words> {
+        let places = (seen..self.next.load(Ordering::Acquire)).map(|at| &self.records[(at % N as u64) as usize]);
+        places.map(|record| record.each_ref().map(|word| word.load(Ordering::Acquire)))
     }
 
     /// Notes what a CPU does.
     pub fn note(&self, cpu: u8, event: Event) {
-        if self.next.load(Ordering::Relaxed) >= N as u64 {
-            return;
-        }
         let at = self.next.fetch_add(1, Ordering::AcqRel);
-        let Some(place) = usize::try_from(at).ok().and_then(|at| self.records.get(at)) else { return };
+        let place = &self.records[(at % N as u64) as usize];
         let words = Record { sequence: at + 1, cpu, event }.encode();
         // The head last: a record whose head is there is whole.
         for (cell, word) in place.iter().zip(words).rev() {
@@ -53,13 +51,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_ring_keeps_its_beginning() {
+    fn a_ring_that_is_read_in_time_loses_nothing_and_else_it_shows() {
         let ring = Ring::<2>::new();
-        for frame in 1..=5 {
+        let read = |from| ring.words(from).map(Record::decode).collect::<Vec<_>>();
+        let zeroed = |sequence| Some(Record { sequence, cpu: 3, event: Event::Zero { frame: sequence } });
+        for frame in 1..=4 {
             ring.note(3, Event::Zero { frame });
+            assert_eq!(read(frame - 1), [zeroed(frame)]);
         }
-        let seen: Vec<_> = ring.words().map(Record::decode).collect();
-        let zeroed = |sequence, frame| Some(Record { sequence, cpu: 3, event: Event::Zero { frame } });
-        assert_eq!(seen, [zeroed(1, 1), zeroed(2, 2)]);
+        assert_eq!(read(0), [zeroed(3), zeroed(4), zeroed(3), zeroed(4)], "no 1, no 2");
     }
 }

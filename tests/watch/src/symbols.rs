@@ -94,9 +94,9 @@ impl Kind for Debug {
 
 #[unsafe(no_mangle)]
 extern "C" fn freehold_main(dtb: usize) -> ! {
-    let (at, bytes) = WATCHER.ring.place();
+    let (at, bytes, count) = WATCHER.ring.place();
     // The console cannot fail.
-    let _ = writeln!(uart::Uart, "freehold: trace at {at:#x} bytes {bytes:#x}");
+    let _ = writeln!(uart::Uart, "freehold: trace at {at:#x} bytes {bytes:#x} count {count:#x}");
     boot::main::<Debug>(dtb)
 }
 

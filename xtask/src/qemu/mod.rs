@@ -9,6 +9,7 @@ mod qmp;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -137,6 +138,8 @@ pub(crate) struct Running {
     /// Bytes of its RAM.
     pub memory: u64,
     qmp: PathBuf,
+    /// Held by whoever has stopped its CPUs.
+    stopper: Arc<Mutex<()>>,
 }
 
 impl Running {
@@ -149,7 +152,9 @@ impl Running {
         let mut command = bound_to_us(qemu);
         command.args(machine.arguments());
         command.args(["-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con"]);
-        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
+        for socket in [qmp.clone(), second(&qmp)] {
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        }
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -157,7 +162,10 @@ impl Running {
             .spawn()
             .with_context(|| format!("cannot start {}", qemu.display()))?;
         match Console::attach(&mut child, log) {
-            Ok(console) => Ok(Self { child, console, memory: u64::from(machine.memory) << 20, qmp }),
+            Ok(console) => {
+                let memory = u64::from(machine.memory) << 20;
+                Ok(Self { child, console, memory, qmp, stopper: Arc::default() })
+            }
             Err(error) => {
                 // Nothing can be done about a machine that will not die.
                 let _ = child.kill();
@@ -182,7 +190,15 @@ impl Running {
     /// # Errors
     /// If it does not answer.
     pub(crate) fn monitor(&self) -> Result<Qmp> {
-        Qmp::open(&self.qmp)
+        Qmp::open(&self.qmp, Arc::clone(&self.stopper))
+    }
+
+    /// Opens its other monitor, for somebody who keeps it while others come and go at the first.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub(crate) fn second_monitor(&self) -> Result<Qmp> {
+        Qmp::open(&second(&self.qmp), Arc::clone(&self.stopper))
     }
 
     /// A file for large and short-lived things of this machine.
@@ -211,6 +227,7 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.qmp);
+        let _ = std::fs::remove_file(second(&self.qmp));
     }
 }
 
@@ -231,6 +248,10 @@ fn socket_path() -> PathBuf {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     // Not below the work tree: a socket's path is at most 107 bytes.
     std::env::temp_dir().join(format!("freehold-{}-{number}.qmp", std::process::id()))
+}
+
+fn second(socket: &Path) -> PathBuf {
+    socket.with_extension("qmp2")
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -13,13 +14,15 @@ use serde_json::{Value, json};
 pub(crate) struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
+    stopper: Arc<Mutex<()>>,
 }
 
 impl Qmp {
-    pub(super) fn open(socket: &Path) -> Result<Self> {
+    /// `stopper` is held by whoever of the machine's monitors has stopped it.
+    pub(super) fn open(socket: &Path, stopper: Arc<Mutex<()>>) -> Result<Self> {
         let writer = UnixStream::connect(socket).context("cannot reach QEMU's monitor")?;
         writer.set_read_timeout(Some(Duration::from_secs(120)))?;
-        let mut qmp = Self { reader: BufReader::new(writer.try_clone()?), writer };
+        let mut qmp = Self { reader: BufReader::new(writer.try_clone()?), writer, stopper };
         let greeting = qmp.message()?;
         if greeting.get("QMP").is_none() {
             bail!("unexpected greeting of QEMU's monitor");
@@ -28,20 +31,24 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Stops all CPUs.
+    /// Does something while no CPU runs. One that switched itself off stays so.
     ///
     /// # Errors
-    /// If the monitor says so.
-    pub(crate) fn stop(&mut self) -> Result<()> {
-        self.call("stop", json!({})).map(drop)
+    /// If the monitor says so, or what is done fails.
+    pub(crate) fn while_stopped<R>(&mut self, what: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let stopper = Arc::clone(&self.stopper);
+        let _stopped = stopper.lock().unwrap_or_else(PoisonError::into_inner);
+        self.call("stop", json!({}))?;
+        let result = what(self);
+        if self.status()? == "paused" {
+            self.call("cont", json!({}))?;
+        }
+        result
     }
 
-    /// Lets all CPUs go on.
-    ///
-    /// # Errors
-    /// If the monitor says so.
-    pub(crate) fn resume(&mut self) -> Result<()> {
-        self.call("cont", json!({})).map(drop)
+    fn status(&mut self) -> Result<String> {
+        let status = self.call("query-status", json!({}))?;
+        Ok(status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
     /// Writes `size` bytes of physical memory from `address` to `file`.
@@ -59,7 +66,7 @@ impl Qmp {
     /// If the monitor closes, or says nothing for long.
     pub(crate) fn wait_for_power_off(&mut self) -> Result<()> {
         // What happened before is a state, what happens from now on an event.
-        if self.call("query-status", json!({}))?.get("status").is_some_and(|status| status == "shutdown") {
+        if self.status()? == "shutdown" {
             return Ok(());
         }
         while self.message()?.get("event").is_none_or(|event| event != "SHUTDOWN") {}

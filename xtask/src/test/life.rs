@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Life of the module and of VMs: the main job and the other jobs on the host, one case per line that they report.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,22 +15,41 @@ use crate::steps::{self, Status};
 
 const LIMIT: Duration = Duration::from_secs(300);
 /// The main job has a Linux guest.
-const MAIN: Duration = Duration::from_secs(900);
+const LINUX: Duration = Duration::from_secs(900);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A job and the machine that it runs on.
-struct Job {
-    name: &'static str,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    /// The piece that it is.
+    pub name: &'static str,
     file: &'static str,
     cpu: &'static str,
     /// Debian's kernel by itself, with or without EL2 in the CPUs.
-    stock: Option<bool>,
+    pub stock: Option<bool>,
     /// Some RAM that the device tree forbids to map.
     no_map: bool,
     /// More of the command line.
     append: &'static str,
-    limit: Duration,
-    long: bool,
+    /// How long it may take.
+    pub limit: Duration,
+    /// Too long for CI.
+    pub long: bool,
+}
+
+impl Job {
+    /// The machine that boots `kernel` and does it.
+    pub(super) fn machine(&self, context: &Context<'_>, kernel: &Path) -> Result<Machine> {
+        let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
+        let mut machine = Machine::new(kernel, &parts.initramfs);
+        machine.cpu = self.cpu.to_owned();
+        machine.el2 = self.stock.unwrap_or(true);
+        machine.append = format!("fh.job={}{}", self.file, self.append);
+        if !self.no_map {
+            return Ok(machine);
+        }
+        machine.with_no_map(&tools.qemu, &context.env.out.join(format!("{}.dtb", self.file)))
+    }
 }
 
 const fn job(name: &'static str, file: &'static str) -> Job {
@@ -39,6 +59,9 @@ const fn job(name: &'static str, file: &'static str) -> Job {
 const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job {
     Job { cpu, stock: Some(at_el2), ..job(name, "noel2") }
 }
+
+/// What `cargo xtask run` shows, and more of it.
+const MAIN: Job = Job { limit: LINUX, ..job("life/main", "boot,main") };
 
 const JOBS: [Job; 14] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
@@ -65,6 +88,14 @@ const GUEST_MEMFD: [Job; 4] = [
     Job { append: " fh.seconds=600", limit: HOUR, long: true, ..job("guest-memfd/stress-600", "gmem-stress") },
 ];
 
+/// The jobs that run above el2.
+pub(super) fn above_el2() -> impl Iterator<Item = Job> {
+    [MAIN].into_iter().chain(JOBS).chain(GUEST_MEMFD).filter(|job| job.stock.is_none())
+}
+
+/// A minute of the soak, which is a suite's of its own.
+pub(super) const SOAK: Job = Job { append: " fh.seconds=60", ..job("watch/soak", "soak") };
+
 /// Files, conversions, and whoever holds or maps a page.
 pub(super) fn guest_memfd_works() -> Vec<Work> {
     GUEST_MEMFD
@@ -79,7 +110,7 @@ pub(super) fn guest_memfd_works() -> Vec<Work> {
 
 /// The main job and the others; one whose file is not there fails.
 pub(super) fn works() -> Vec<Work> {
-    let mut works = vec![Work::new("life/main", main_job).with_inner_filter()];
+    let mut works = vec![Work::new(MAIN.name, main_job).with_inner_filter()];
     for job in JOBS {
         let long = job.long;
         let work = Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter();
@@ -89,12 +120,12 @@ pub(super) fn works() -> Vec<Work> {
 }
 
 fn main_job(context: &Context<'_>) -> Result<Vec<Item>> {
-    let name = "life/main";
+    let name = MAIN.name;
     let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
-    let mut machine = Machine::new(image(parts)?, &builds::with_guest(context.env, tools, false)?);
-    machine.append = "fh.job=boot,main".to_owned();
+    let mut machine = MAIN.machine(context, image(parts)?)?;
+    machine.initrd = Some(builds::with_guest(context.env, tools, false)?);
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
-    let outcome = session::follow(&mut running, MAIN, |_| ())?;
+    let outcome = session::follow(&mut running, MAIN.limit, |_| ())?;
     let mut items = cases(context, name, &outcome);
     for step in steps::judge(&outcome, machine.smp) {
         let own = format!("{name}/step-{}", step.step);
@@ -113,14 +144,7 @@ fn main_job(context: &Context<'_>) -> Result<Vec<Item>> {
 fn other_job(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
     let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
     let kernel = if job.stock.is_some() { tools.kernel.as_path() } else { image(parts)? };
-    let mut machine = Machine::new(kernel, &parts.initramfs);
-    machine.cpu = job.cpu.to_owned();
-    machine.el2 = job.stock.unwrap_or(true);
-    machine.append = format!("fh.job={}{}", job.file, job.append);
-    if job.no_map {
-        let tree = context.env.out.join(format!("{}.dtb", job.file));
-        machine = machine.with_no_map(&tools.qemu, &tree)?;
-    }
+    let machine = job.machine(context, kernel)?;
     let mut running = Running::start(&tools.qemu, &machine, &log(context, job.name))?;
     let outcome = session::follow(&mut running, job.limit, |_| ())?;
     let mut items = cases(context, job.name, &outcome);

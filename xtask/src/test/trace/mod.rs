@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The trace that the debug el2 leaves of a whole job, read when the machine is off and judged by its checker.
+//! The trace that the debug el2 leaves of a whole job, read while it runs and judged by its checker.
 //!
-//! A trace that is empty, cut or one-sided is noticed: each rule must have had enough to decide, and the buffer must
-//! not be full. A debug el2 that loses one invalidation shows that the checker sees such a thing in such a trace.
+//! A trace that is empty, cut or one-sided is noticed: each rule must have had enough to decide, and no record may be
+//! missing. A debug el2 that loses one invalidation shows that the checker sees such a thing in such a trace.
 
-use std::path::Path;
-use std::time::Duration;
+mod drain;
 
-use anyhow::{Context as _, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
 use freehold_trace::check::{self, Report, Rule};
 
 use super::boot::log;
+use super::life::{self, Job};
 use super::{Context, Item, Work};
-use crate::qemu::{Machine, Running};
+use crate::qemu::{Machine, Read, Running};
 use crate::session::{self, Outcome};
+use drain::{Drain, Place};
 
 const LIMIT: Duration = Duration::from_secs(400);
-/// What the debug el2 says first.
-const PLACE: &str = "freehold: trace at ";
-/// A record's size.
-const RECORD: u64 = freehold_trace::record::BYTES as u64;
+/// Until el2 has said its first word.
+const BOOT: Duration = Duration::from_secs(60);
 
 /// How often each rule must have decided something, at least: about half of what an idle machine showed.
 type Floors = [(Rule, u64); check::RULES.len()];
@@ -38,7 +39,7 @@ const MAIN: Floors = [
     (Rule::Root, 2_500),
 ];
 
-const GMEM: Floors = [
+const FILES: Floors = [
     (Rule::Trace, 35_000),
     (Rule::BreakBeforeMake, 700),
     (Rule::InvalidateBeforeReuse, 4_000),
@@ -52,70 +53,99 @@ const GMEM: Floors = [
     (Rule::Root, 350),
 ];
 
-/// The pieces.
+/// What any job shows, be it about refusals.
+const LEAST: Floors = [
+    (Rule::Trace, 2_000),
+    (Rule::BreakBeforeMake, 10),
+    (Rule::InvalidateBeforeReuse, 10),
+    (Rule::TableReuse, 10),
+    (Rule::PublishBeforeLink, 10),
+    (Rule::CleanBeforeGuest, 10),
+    (Rule::ScrubBeforeHost, 10),
+    (Rule::Reach, 10),
+    (Rule::Lock, 100),
+    (Rule::Debt, 100),
+    (Rule::Root, 10),
+];
+
+/// What is judged in CI, and how much it must have shown.
+const CI: [(&str, &Floors); 2] = [("life/main", &MAIN), ("guest-memfd/files", &FILES)];
+
+/// The pieces: every job that runs above el2, but those that repeat another one for longer only with `--long`.
 pub(super) fn works() -> Vec<Work> {
-    vec![
-        Work::new("watch/trace-main", |c| sound(c, "watch/trace-main", "boot,main", &MAIN)),
-        Work::new("watch/trace-gmem", |c| sound(c, "watch/trace-gmem", "gmem-convert", &GMEM)),
-        Work::new("watch/trace-of-a-lost-invalidation", planted),
-    ]
+    let lost = Work::new("watch/trace-of-a-lost-invalidation", planted);
+    let jobs = life::above_el2().chain([life::SOAK]).map(|job| {
+        let ci = CI.iter().find(|(name, _)| *name == job.name);
+        let (name, floors) = (name_of(&job), ci.map_or(&LEAST, |(_, floors)| *floors));
+        let work = Work::new(name.clone(), move |c| sound(c, &name, &job, floors));
+        if ci.is_some() { work } else { work.only_long() }
+    });
+    jobs.chain([lost]).collect()
 }
 
-/// How the job went, and what is said of its trace.
+/// The piece that judges the trace of a job.
+fn name_of(job: &Job) -> String {
+    let (_, own) = job.name.split_once('/').unwrap_or(("", job.name));
+    format!("watch/trace-{own}")
+}
+
+/// How a job went, and what is said of its trace.
 struct Judged {
     outcome: Outcome,
     report: Report,
-    full: bool,
 }
 
-/// Runs `job` on `image` until the machine is off.
-fn judge(context: &Context<'_>, name: &str, image: &Path, job: &str) -> Result<Judged> {
-    let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
-    let mut machine = Machine::new(image, &parts.initramfs);
-    machine.append = format!("fh.job={job}");
+/// Has `machine` do its job on a debug el2 until it is off, while its trace is read and judged.
+///
+/// # Errors
+/// If the machine, its monitor or its trace fail.
+fn judge(context: &Context<'_>, name: &str, mut machine: Machine, limit: Duration) -> Result<Judged> {
+    let (tools, _) = context.boot.as_ref().context("nothing was built to boot")?;
     machine.extra.push("-no-shutdown".to_owned());
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
-    let outcome = session::follow_job(&mut running, LIMIT, |_| ())?;
-    let (at, bytes) = outcome.el2.iter().find_map(|line| place(line)).context("el2 did not say where its trace is")?;
-    let mut monitor = running.monitor()?;
+    let place = place(&mut running)?;
+    let drain = Drain::start(&running, place)?;
+    let outcome = session::follow_job(&mut running, limit, |_| ())?;
     // A machine with a problem may never switch itself off.
     if outcome.problem.is_none() {
-        monitor.wait_for_power_off()?;
+        running.monitor()?.wait_for_power_off()?;
     }
-    let file = running.scratch("trace");
-    let saved = monitor.save_memory(at, bytes, &file).and_then(|()| Ok(std::fs::read(&file)?));
-    // It is large; the machine's end leaves nothing behind.
-    let _ = std::fs::remove_file(&file);
-    let report = check::check(&saved?);
-    let full = report.events * RECORD >= bytes;
-    Ok(Judged { outcome, report, full })
+    Ok(Judged { outcome, report: drain.finish()? })
 }
 
-/// Address and size, out of el2's own words.
-fn place(line: &str) -> Option<(u64, u64)> {
-    let (at, bytes) = line.strip_prefix(PLACE)?.split_once(" bytes ")?;
-    let number = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
-    Some((number(at)?, number(bytes)?))
+/// Where the trace is: what the debug el2 says before anything else.
+fn place(running: &mut Running) -> Result<Place> {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        match running.console.line(deadline) {
+            Read::Line(line) => {
+                if let Some(place) = Place::read(&line) {
+                    return Ok(place);
+                }
+            }
+            Read::Closed | Read::Late => bail!("el2 did not say where its trace is"),
+        }
+    }
 }
 
-fn sound(context: &Context<'_>, name: &str, job: &str, floors: &Floors) -> Result<Vec<Item>> {
+fn sound(context: &Context<'_>, name: &str, job: &Job, floors: &Floors) -> Result<Vec<Item>> {
     let watched = context.watched.as_ref().context("the debug el2 was not built")?;
-    let judged = judge(context, name, &watched.sound, job)?;
-    tell(name, &judged.report);
+    let judged = judge(context, name, job.machine(context, &watched.sound)?, job.limit.max(LIMIT))?;
     let mut problems = judged.outcome.failures();
+    tell(name, &judged.report);
     problems.extend(broken(&judged.report));
     problems.extend(thin(&judged.report, floors));
-    if judged.full {
-        problems.push("the trace's buffer is full, so its end is missing".to_owned());
-    }
     Ok(vec![Item::new(name, told(context, name, &problems))])
 }
 
 /// A lost invalidation changes nothing that is compared while the machine runs; that the trace shows it is the control.
 fn planted(context: &Context<'_>) -> Result<Vec<Item>> {
     let name = "watch/trace-of-a-lost-invalidation";
+    let (_, parts) = context.boot.as_ref().context("nothing was built to boot")?;
     let watched = context.watched.as_ref().context("the debug el2 was not built")?;
-    let judged = judge(context, name, &watched.stale, "ioctls")?;
+    let mut machine = Machine::new(&watched.stale, &parts.initramfs);
+    machine.append = "fh.job=ioctls".to_owned();
+    let judged = judge(context, name, machine, LIMIT)?;
     tell(name, &judged.report);
     let broken = |rule| judged.report.broken.contains_key(&rule);
     // That it was owed, and that something went on as if it had been done.
@@ -158,13 +188,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_place_is_read_from_the_console() {
-        assert_eq!(place("freehold: trace at 0x40200000 bytes 0x2000000"), Some((0x4020_0000, 0x200_0000)));
-        assert_eq!(place("freehold: trace at 40200000 bytes 0x2000000"), None);
-        assert_eq!(place("freehold: el2 0.1.0"), None);
-    }
-
-    #[test]
     fn an_empty_trace_is_a_problem_of_every_rule() {
         let empty = check::check(&[0; 64]);
         assert_eq!((broken(&empty), thin(&empty, &MAIN).len()), (None, check::RULES.len()));
@@ -172,7 +195,7 @@ mod tests {
 
     #[test]
     fn floors_speak_of_every_rule() {
-        for floors in [MAIN, GMEM] {
+        for floors in [MAIN, FILES, LEAST] {
             assert_eq!(floors.map(|(rule, _)| rule), check::RULES);
             assert!(floors.iter().all(|(_, floor)| *floor > 0));
         }
