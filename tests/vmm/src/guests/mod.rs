@@ -71,6 +71,7 @@ pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
     let case = |what: &str| format!("{}{what}", plan.prefix);
     let mut child = Child::run(&plan.arguments())?;
     let mut stamps = Stamps::default();
+    stamps.begin();
     let mut seen: Vec<String> = Vec::new();
     let deadline = Instant::now() + LIMIT;
     loop {
