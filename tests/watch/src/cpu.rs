@@ -173,8 +173,11 @@ impl Cpu {
         }
     }
 
-    /// el2 has copied words of a frame.
-    pub fn copied(&mut self, _frame: Pfn, words: &[u64]) {
+    /// el2 has copied words of a frame: of its call's list, or of a frame that it measures.
+    pub fn copied(&mut self, frame: Pfn, words: &[u64]) {
+        if !matches!(self.trap, Trap::Call { id: hvc::MEM_DONATE_LIST, x } if x[1] == frame.raw()) {
+            return;
+        }
         let (pairs, _) = words.as_chunks::<2>();
         self.listed = pairs.len().min(self.list.len());
         for (place, [pfn, gfn_count]) in self.list.iter_mut().zip(pairs) {
