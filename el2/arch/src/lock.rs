@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a CPU waits for a lock: in line. The order of locks and the line itself are `mem`'s.
+//! How a CPU waits for a lock: a while for its chance, and then in line. The order of locks and the line itself are `mem`'s.
 //!
 //! UNSAFETY: the value is reached through a shared reference, by whoever is being served.
 use core::cell::UnsafeCell;
@@ -11,7 +11,10 @@ use core::sync::atomic::AtomicU32;
 use freehold_mem::lock::Mutex;
 use freehold_mem::lock::line::Line;
 
-/// A fair spin lock.
+/// Looks at a lock before a CPU stands in line: a tenth of a second or so, longer than whoever has it may not be run.
+const LOOKS: u32 = 1 << 24;
+
+/// A spin lock, fair to whoever has waited for a while.
 pub struct Ticket<T> {
     line: Line<AtomicU32>,
     value: UnsafeCell<T>,
@@ -50,7 +53,7 @@ impl<T> Mutex for Ticket<T> {
         T: 'a;
 
     fn acquire(&self) -> Held<'_, T> {
-        self.line.join(spin_loop);
+        self.line.join(LOOKS, spin_loop);
         // INVARIANT: `join` returned, and `leave` is called by the drop alone.
         Held { lock: self, value: PhantomData }
     }

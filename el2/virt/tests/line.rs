@@ -21,6 +21,8 @@ type Value = Arc<UnsafeCell<u64>>;
 struct Lock<const WEAK: bool> {
     line: Line<Num<WEAK>>,
     value: Value,
+    /// How often who comes looks before it stands in line.
+    looks: u32,
 }
 
 struct Held<'a, const WEAK: bool> {
@@ -30,7 +32,11 @@ struct Held<'a, const WEAK: bool> {
 
 impl<const WEAK: bool> Lock<WEAK> {
     fn new() -> Self {
-        Self { line: Line::new(Num::zero(), Num::zero()), value: Arc::new(UnsafeCell::new(0)) }
+        Self::patient(1)
+    }
+
+    fn patient(looks: u32) -> Self {
+        Self { line: Line::new(Num::zero(), Num::zero()), value: Arc::new(UnsafeCell::new(0)), looks }
     }
 }
 
@@ -39,7 +45,7 @@ impl<const WEAK: bool> Mutex for Lock<WEAK> {
     type Guard<'a> = Held<'a, WEAK>;
 
     fn acquire(&self) -> Held<'_, WEAK> {
-        self.line.join(thread::yield_now);
+        self.line.join(self.looks, thread::yield_now);
         Held { lock: self, value: Arc::clone(&self.value) }
     }
 }
@@ -68,9 +74,9 @@ fn touch(value: &Value) {
     value.with_mut(|_| ());
 }
 
-fn one_at_a_time<const WEAK: bool>() {
-    loom::model(|| {
-        let lock = Arc::new(Lock::<WEAK>::new());
+fn one_at_a_time<const WEAK: bool>(looks: u32) {
+    loom::model(move || {
+        let lock = Arc::new(Lock::<WEAK>::patient(looks));
         let other = {
             let lock = Arc::clone(&lock);
             thread::spawn(move || touch(&lock.acquire()))
@@ -84,13 +90,19 @@ fn one_at_a_time<const WEAK: bool>() {
 
 #[test]
 fn one_is_served_at_a_time_and_sees_what_was_done_before() {
-    one_at_a_time::<false>();
+    (0..3).for_each(one_at_a_time::<false>);
 }
 
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn control_a_line_without_orderings_protects_nothing() {
-    one_at_a_time::<true>();
+    one_at_a_time::<true>(0);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn control_a_chance_without_orderings_protects_nothing() {
+    one_at_a_time::<true>(1);
 }
 
 fn host_then_guest<const WEAK: bool>() {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Waiting in line: who came first is served first, and one at a time.
+//! Waiting in line: one is served at a time, and who stands in line is served in turn.
 //!
-//! Guarantees that nobody is served before those who came earlier have left, and that whatever one did while it was
-//! served is seen by all who are served later: the orderings that this takes are stated here, and a checker that
+//! Who comes looks a bounded number of times whether nobody is there, and only then stands in line: a line hands over to
+//! one CPU and no other, which may be one that an emulator or a hypervisor below does not run just then. Guarantees that
+//! nobody is served before those who stood in line earlier have left, and that whatever one did while it was served is seen by all who are served later: the orderings that this takes are stated here, and a checker that
 //! tries every interleaving supplies its own [`Number`]. It does not know what the line is for, nor how a CPU idles.
 //! More than 2^32 waiting at once would meet the same number; there are fewer CPUs.
 
@@ -16,6 +17,8 @@ pub trait Number {
     fn store(&self, value: u32, order: Ordering);
     /// Adds one, around the end, and returns what was there.
     fn increment(&self, order: Ordering) -> u32;
+    /// Adds one, around the end, if `seen` is there; whether it was.
+    fn increment_if(&self, seen: u32, order: Ordering) -> bool;
 }
 
 impl Number for AtomicU32 {
@@ -29,6 +32,10 @@ impl Number for AtomicU32 {
 
     fn increment(&self, order: Ordering) -> u32 {
         self.fetch_add(1, order)
+    }
+
+    fn increment_if(&self, seen: u32, order: Ordering) -> bool {
+        self.compare_exchange(seen, seen.wrapping_add(1), order, order).is_ok()
     }
 }
 
@@ -45,8 +52,16 @@ impl<N: Number> Line<N> {
         Self { next, served }
     }
 
-    /// Joins the line and waits to be served; `idle` is what a CPU does between two looks.
-    pub fn join(&self, mut idle: impl FnMut()) {
+    /// Waits to be served: looks so often whether nobody is there, and then joins the line. `idle` is what a CPU does
+    /// between two looks.
+    pub fn join(&self, looks: u32, mut idle: impl FnMut()) {
+        for _ in 0..looks {
+            // Nobody is there while both numbers are the same: who takes the next one then is served.
+            if self.next.increment_if(self.served.load(Ordering::Acquire), Ordering::Relaxed) {
+                return;
+            }
+            idle();
+        }
         // Order between the waiting comes from the number itself.
         let mine = self.next.increment(Ordering::Relaxed);
         while self.served.load(Ordering::Acquire) != mine {

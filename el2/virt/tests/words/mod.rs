@@ -48,4 +48,8 @@ impl<const WEAK: bool> Number for Num<WEAK> {
     fn increment(&self, order: Ordering) -> u32 {
         self.0.fetch_add(1, weakened(WEAK, order))
     }
+    fn increment_if(&self, seen: u32, order: Ordering) -> bool {
+        let order = weakened(WEAK, order);
+        self.0.compare_exchange(seen, seen.wrapping_add(1), order, order).is_ok()
+    }
 }
