@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a CPU waits for a lock: a while for its chance, and then in line. The order of locks and the line itself are `mem`'s.
+//! How a CPU waits for a lock: a while for its chance, and then in line. The order of locks and the line are `mem`'s.
 //!
 //! UNSAFETY: the value is reached through a shared reference, by whoever is being served.
 use core::cell::UnsafeCell;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Waiting in line: one is served at a time, and who stands in line is served in turn.
 //!
-//! Who comes looks a bounded number of times whether nobody is there, and only then stands in line: a line hands over to
-//! one CPU and no other, which may be one that an emulator or a hypervisor below does not run just then. Guarantees that
-//! nobody is served before those who stood in line earlier have left, and that whatever one did while it was served is seen by all who are served later: the orderings that this takes are stated here, and a checker that
-//! tries every interleaving supplies its own [`Number`]. It does not know what the line is for, nor how a CPU idles.
+//! Who comes looks a bounded number of times whether nobody is there, and only then stands in line: a line hands over
+//! to one CPU and no other, which may be one that an emulator or a hypervisor below does not run just then. Guarantees
+//! that nobody is served before those who stood in line earlier have left, and that whatever one did while it was
+//! served is seen by all who are served later: the orderings that this takes are stated here, and a checker that tries
+//! every interleaving supplies its own [`Number`]. It does not know what the line is for, nor how a CPU idles.
 //! More than 2^32 waiting at once would meet the same number; there are fewer CPUs.
 
 use core::sync::atomic::{AtomicU32, Ordering};
