@@ -37,9 +37,12 @@ pub(crate) struct Open<'r> {
     claim: Claimed<'r, AtomicU64>,
     frame: u64,
     block: Block,
-    /// An access that faulted, and at which instruction: it is made again if the guest goes on there.
-    faulted: Option<(Act, u64)>,
+    /// An access that faulted, at which instruction, and how often: it is made again if the guest goes on there.
+    faulted: Option<(Act, u64, u32)>,
 }
+
+/// How often a guest's access is made again within one run.
+const FAULTS: u32 = 4;
 
 /// Whose tables a guest runs on, and whether this entry forgets what the CPU cached of its VM.
 #[derive(Clone, Copy, Debug)]
@@ -75,12 +78,17 @@ impl<'r> Loaded<'r> for Open<'r> {
         rig.entered(self.cpu.number, regime.flushes);
         rig.guest_runs(self.cpu.number);
         let pc = self.block.registers.pc;
-        let mut again = self.faulted.take().filter(|(_, at)| *at == pc).map(|(act, _)| act);
+        let mut again = self.faulted.take().filter(|(_, at, _)| *at == pc).map(|(act, _, times)| (act, times));
         loop {
-            let act = again.take().unwrap_or_else(|| rig.next_act(self.cpu.number));
+            let (act, times) = again.take().unwrap_or_else(|| (rig.next_act(self.cpu.number), 0));
             let touches = act.touches();
             if touches.is_none_or(|(ipa, write)| !rig.guest_touches(regime.vmid, ipa, write)) {
-                self.faulted = touches.map(|_| (act, pc));
+                // Of a frame that nobody watches el2 knows more than the rig, and says each time that it is there. On a
+                // machine the access would be done, or the host's timer would end it.
+                if times == FAULTS {
+                    return Stop::Interrupt;
+                }
+                self.faulted = touches.map(|_| (act, pc, times + 1));
                 return act.stop(&mut self.block.registers);
             }
         }

@@ -359,20 +359,33 @@ fn lists(bench: &Bench) {
 
 /// A batch pays one broadcast, however many records it has and blocks it splits (D6).
 ///
-/// No batch here is so long that el2 looks for interrupts before its end.
+/// Before the first run each page is measured, so `el2` looks for interrupts after a few pages: what it has left is given
+/// with the next call, which pays its own.
 fn batches(bench: &Bench) {
     let batch = |case: &str, records: &[Record], splits: u64| {
-        let words: Vec<u64> = records.iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
-        STEP.same(&format!("{case}: written"), "0", crate::sys::outcome(bench.hostile.fill(bench.list.first, &words)));
         let count = |counter| bench.hostile.counter(counter, 0);
-        let before = [count(COUNTER_TLB_BROADCASTS), count(COUNTER_SPLITS)];
-        let arguments = [bench.a, bench.list.first, records.len() as u64, 0];
-        let x = bench.accept(case, MEM_DONATE_LIST, &arguments);
-        let after = [count(COUNTER_TLB_BROADCASTS), count(COUNTER_SPLITS)];
+        let begin = count(COUNTER_SPLITS);
         let frames: u64 = records.iter().map(|r| r.count()).sum();
-        STEP.same(&format!("{case}: frames done"), frames, x[1]);
-        STEP.same(&format!("{case}: one broadcast for the batch"), 1, after[0] - before[0]);
-        STEP.same(&format!("{case}: blocks split"), splits, after[1] - before[1]);
+        let (mut done, mut dear) = (0, 0);
+        while done < frames {
+            let rest = after(records, done);
+            let words: Vec<u64> = rest.iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
+            STEP.same(
+                &format!("{case}: written"),
+                "0",
+                crate::sys::outcome(bench.hostile.fill(bench.list.first, &words)),
+            );
+            let before = count(COUNTER_TLB_BROADCASTS);
+            let x = bench.accept(case, MEM_DONATE_LIST, &[bench.a, bench.list.first, rest.len() as u64, 0]);
+            dear += u64::from(count(COUNTER_TLB_BROADCASTS) - before != 1);
+            if x[0] != 0 || x[1] == 0 {
+                break;
+            }
+            done += x[1];
+        }
+        STEP.same(&format!("{case}: frames done"), frames, done);
+        STEP.same(&format!("{case}: calls that paid other than one broadcast"), 0, dear);
+        STEP.same(&format!("{case}: blocks split"), splits, count(COUNTER_SPLITS) - begin);
     };
     let gfn = GFN + 64;
     let scattered: Vec<Record> =
@@ -384,6 +397,16 @@ fn batches(bench: &Bench) {
         .map(|i| Record::new(bench.blocks[usize::from(i % 2 == 1)].first + 500 - i * 25, gfn + (19 - i) * 7, 1))
         .collect();
     batch("20 records over 2 whole blocks", &over_blocks, 2);
+}
+
+/// What is left of a list of records when so many frames are done.
+fn after(records: &[Record], mut done: u64) -> Vec<Record> {
+    let rest = records.iter().filter_map(|r| {
+        let skipped = done.min(r.count());
+        done -= skipped;
+        (skipped < r.count()).then(|| Record::new(r.pfn + skipped, r.gfn() + skipped, r.count() - skipped))
+    });
+    rest.collect()
 }
 
 /// A pool that runs dry: the refusal says how many pages would do, one fewer does not, and so many do.

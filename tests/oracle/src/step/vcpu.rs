@@ -77,10 +77,14 @@ fn named_register(reg: u64) -> Statuses {
     Statuses::NONE.when(guests, hvc::DENIED).when(!guests && !known, hvc::BAD_ARGUMENT)
 }
 
-/// A vCPU's registers are the host's until the first run.
+/// A vCPU's registers are the host's to set until the VM's first run.
 fn too_late(vm: &Vm, vcpu: &Vcpu) -> Statuses {
-    let ran = vcpu.life != VcpuLife::Ready || vm.life != Life::Open;
-    Statuses::NONE.when(vcpu.running, hvc::VCPU_BUSY).when(ran, hvc::WRONG_STATE)
+    has_run(vcpu).when(vm.life != Life::Open, hvc::WRONG_STATE)
+}
+
+/// What it set in a vCPU that is off, it may still read when the others run.
+fn has_run(vcpu: &Vcpu) -> Statuses {
+    Statuses::NONE.when(vcpu.running, hvc::VCPU_BUSY).when(vcpu.life != VcpuLife::Ready, hvc::WRONG_STATE)
 }
 
 pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outcome {
@@ -91,7 +95,7 @@ pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outc
         Err(e) if reg == hvc::REG_MPIDR && exists(s, who, index) => Outcome { refused: e, ..Outcome::done(value) },
         Err(e) => Outcome::refused(no.and(e)),
         Ok(_) if reg == hvc::REG_MPIDR => Outcome::done(value),
-        Ok((_, vm, _, vcpu)) => unless(no.and(too_late(&vm, &vcpu)), value),
+        Ok((_, _, _, vcpu)) => unless(no.and(has_run(&vcpu)), value),
     }
 }
 

@@ -141,8 +141,9 @@ fn image(role: Role) -> Vec<u8> {
     bytes
 }
 
-fn guest(role: Role) -> Result<Child, String> {
-    let file = format!("{IMAGE}-{}", role as u8);
+/// Starts a guest, from a file of its own: a VMM may still be reading that of the guest before.
+fn guest(role: Role, number: usize) -> Result<Child, String> {
+    let file = format!("{IMAGE}-{number}");
     std::fs::write(&file, image(role)).map_err(|e| format!("{file}: {e}"))?;
     let arguments = ["--kernel", &file, "--mem", "36M", "--cpus", "2", "--protected"];
     Child::run(&arguments.map(str::to_owned))
@@ -185,10 +186,9 @@ fn ended(child: Child, deadline: Instant) -> String {
 
 /// Runs them.
 pub(crate) fn all() -> Result<(), String> {
-    let bad = [Role::Crash, Role::Spin, Role::Flood].map(guest);
-    let [crash, spin, flood] = bad;
-    let (crash, mut spin, mut flood) = (crash?, spin?, flood?);
-    let workers = (0..WORKERS).map(|_| guest(Role::Work)).collect::<Result<Vec<_>, _>>()?;
+    let crash = guest(Role::Crash, WORKERS)?;
+    let (mut spin, mut flood) = (guest(Role::Spin, WORKERS + 1)?, guest(Role::Flood, WORKERS + 2)?);
+    let workers = (0..WORKERS).map(|number| guest(Role::Work, number)).collect::<Result<Vec<_>, _>>()?;
     let deadline = Instant::now() + LIMIT;
     let ((statuses, crashed), counts, took) = beats(|| {
         let statuses: Vec<String> = workers.into_iter().map(|worker| ended(worker, deadline)).collect();
