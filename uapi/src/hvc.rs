@@ -319,12 +319,12 @@ calls! {
     rets();
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_EXISTS, NEED_PAGES);
     when("host, before the VM's first run");
-    /// Sets a register of a vCPU that never ran.
+    /// Sets a register of a vCPU of a VM that never ran. What is set in one that the guest starts is forgotten.
     VCPU_SET_REG = BASE + 8;
     args("handle": "VM", "vcpu": "index", "reg": "one of `REG_*`", "value": "its value");
     rets();
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_BUSY, DENIED, UNALIGNED, BAD_ARGUMENT);
-    when("host, before that vCPU's first run");
+    when("host, before the VM's first run");
     /// Reads a register of a vCPU that never ran; `REG_MPIDR` at any time.
     VCPU_GET_REG = BASE + 9;
     args("handle": "VM", "vcpu": "index", "reg": "one of `REG_*`");

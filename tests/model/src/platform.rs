@@ -83,9 +83,12 @@ impl<'r> Loaded<'r> for Open<'r> {
             let (act, times) = again.take().unwrap_or_else(|| (rig.next_act(self.cpu.number), 0));
             let touches = act.touches();
             if touches.is_none_or(|(ipa, write)| !rig.guest_touches(regime.vmid, ipa, write)) {
-                // Of a frame that nobody watches el2 knows more than the rig, and says each time that it is there. On a
-                // machine the access would be done, or the host's timer would end it.
                 if times == FAULTS {
+                    // Of a frame that nobody watches el2 knows more than the rig, and says each time that it is there.
+                    // On a machine the access would be done. A frame that is watched must be reached or refused (I7).
+                    if let Some((ipa, _)) = touches.filter(|(ipa, _)| rig.board.layout.gfns.contains(&(ipa >> 12))) {
+                        rig.board.complain(format!("a guest's access to {ipa:#x} is made again for ever"));
+                    }
                     return Stop::Interrupt;
                 }
                 self.faulted = touches.map(|_| (act, pc, times + 1));
