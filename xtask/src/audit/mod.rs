@@ -143,7 +143,8 @@ fn controls(code: &Code) -> Result<Vec<String>> {
     let before = |at: u64| (1..8).map(move |n| at - 4 * n).filter(|at| matches!(code.does(*at), Some(Does::Dsb(_))));
     let tlbi = *tlbi.first().context("no broadcast")?;
     let clean = first(Does::CleanData).context("no clean")?;
-    let faults: [Fault<'_>; 10] = [
+    let again = first(Does::TlbiAgain).context("no repeated wait")?;
+    let faults: [Fault<'_>; 11] = [
         ("a panic at the host's entry", vec![(entry, branch)], no_panic),
         ("a call through a register", vec![(entry, CALL_REGISTER)], no_panic),
         ("an ERET without a DSB behind it", vec![(eret + 4, NOP)], barriers),
@@ -152,6 +153,7 @@ fn controls(code: &Code) -> Result<Vec<String>> {
         ("no CLRBHB", (0..16).map(|n| (forget + 4 * n, NOP)).collect(), barriers),
         ("no masks", every(|does| *does == Does::SignMask), barriers),
         ("a TLBI that nobody waits for", behind(tlbi).map(|at| (at, NOP)).collect(), maintenance),
+        ("a wait that is not repeated", vec![(again, NOP)], maintenance),
         ("a TLBI before the stores", before(tlbi).map(|at| (at, NOP)).collect(), maintenance),
         ("a clean that nobody waits for", behind(clean).map(|at| (at, NOP)).collect(), maintenance),
     ];
