@@ -28,6 +28,8 @@ pub(crate) struct Fake {
     host_tables: Option<(u64, u64)>,
     /// Frames that somebody may still reach through a cached translation.
     pub(crate) cached: BTreeMap<u8, BTreeSet<Pfn>>,
+    /// Frames that the tables of a VM which lives map, and the VM.
+    mapped: BTreeSet<(Pfn, u8)>,
     /// Entries that were valid and are not, until their owner's invalidation.
     broken: BTreeMap<Entry, u64>,
     /// One word per frame stands for all of it.
@@ -152,6 +154,12 @@ impl TableMemory for Fake {
         let owner = self.owner(at.table()).expect("a store outside every table");
         // A page descriptor carries the access flag (bit 10); a table descriptor of ours does not.
         let page_level = is_page(old, old & 1 << 10 != 0);
+        let page = |word: u64| match pte::leaf(word) {
+            Leaf::Page(pfn) if owner != 0 && word & 1 << 10 != 0 => Some((pfn, owner)),
+            _ => None,
+        };
+        page(old).map(|gone| self.mapped.remove(&gone));
+        self.mapped.extend(page(new));
         if old & 1 != 0 && old != new {
             assert!(new & 1 == 0, "break-before-make: {old:#x} became {new:#x} at {at:?}");
             for pfn in self.grants(old, page_level) {
@@ -225,6 +233,10 @@ impl Tlb for Fake {
     fn invalidate_vm(&mut self, vmid: Vmid) {
         assert_ne!(vmid, Vmid::HOST);
         self.vm_broadcasts.push(vmid.raw());
+        // One that ends no entry is the VM's death: nobody walks its tables any more.
+        if !self.broken.keys().any(|at| self.owner(at.table()) == Some(vmid.raw())) {
+            self.mapped.retain(|(_, who)| *who != vmid.raw());
+        }
         self.forget(vmid.raw());
     }
 }
@@ -237,6 +249,8 @@ impl Frames for Fake {
                 "I3: {frame:?} scrubbed while {who} may still write to it"
             );
         }
+        let guests = self.mapped.range((frame, 0)..=(frame, u8::MAX)).count();
+        assert!(guests == 0, "I4: {frame:?} scrubbed while a guest may still write to it");
         self.wipe(frame);
         self.tables.remove(&frame);
         self.unfetched.remove(&frame);
@@ -244,7 +258,10 @@ impl Frames for Fake {
     }
 
     fn settle_for_guest(&mut self, frame: Pfn) {
-        assert!(self.sharing || !self.may_reach(0, frame), "settled while the host may still write to {frame:?}");
+        assert!(
+            self.sharing || !(self.may_reach(0, frame) || self.host_root.is_some() && self.host_reaches(frame)),
+            "settled while the host may still write to {frame:?}"
+        );
         self.cleaned.insert(frame);
         self.unfetched.insert(frame);
         self.clean_log.borrow_mut().push(frame);

@@ -269,6 +269,23 @@ fn where_contents_stay_it_stops_sooner() {
 }
 
 #[test]
+fn a_loan_that_is_cut_short_counts_what_it_lent() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Ordinary, POOL, 16);
+    let Rig { host, guests, m } = &mut rig;
+    let lot = Claim::new(Lot::decode(FREE, GUEST_RAM, 100).unwrap());
+    let access = crate::Access { write: true, execute: false };
+    m.sharing = true;
+    let checked = crate::verbs::host_share_guest::check(host, &mut guests[0], lot, access, m).unwrap();
+    assert_eq!(checked.commit(m, &mut || true), 32);
+    m.sharing = false;
+    assert_eq!(guests[0].frames(), (0, 32));
+    rig.die(0);
+    rig.unlend(0, GUEST_RAM, 32).unwrap();
+    assert_eq!(rig.return_pool(0, POOL, 16), Ok((16, true)));
+}
+
+#[test]
 fn dropping_a_checked_call_changes_nothing() {
     let mut rig = Rig::new();
     rig.with_vm(0, Kind::Protected, POOL, 16);
@@ -313,7 +330,8 @@ fn tables_that_went_back_to_the_host_are_not_walked() {
     // The host writes what it likes into the frames that it has back, the root among them.
     for frame in POOL..POOL + 4 {
         for index in 0..512 {
-            rig.m.words.insert(Entry::of(pfn(frame), index), 0xdead_beef);
+            // A table, or a page that a guest may use: both lead on to the root.
+            rig.m.words.insert(Entry::of(pfn(frame), index), POOL << 12 | 1 << 10 | 3);
         }
     }
     let ram = crate::GfnRun::decode(GUEST_RAM, 1).unwrap();

@@ -146,16 +146,41 @@ fn what_the_vmm_converts_is_not_what_the_guest_shares() {
 }
 
 #[test]
-fn relinquished_frames_go_back_zeroed_and_the_offset_is_new() {
+fn a_partly_accepted_share_lends_no_more_than_that() {
     let world = world();
     let file = private(&world, 3);
-    let before = world.frames.borrow().len();
-    asks(&world, Request::Relinquish, 1, 1);
+    asks(&world, Request::Share, 0, 3);
     let below = el2(&world);
-    assert_eq!(relinquish(&file, span(1, 1), Page::Host, |n| below.guest_accept(VM, 0, n)), Ok(1));
-    assert_eq!((file.state(1), file.frame(1)), (Page::Host, None));
-    assert_eq!(world.frames.borrow().len(), before - 1);
+    assert_eq!(share(&file, span(0, 3), |_| below.guest_accept(VM, 0, 2)), Ok(2));
+    assert_eq!((file.state(0), file.state(1), file.state(2)), (Page::Lent, Page::Lent, Page::Given));
     file.check();
+}
+
+#[test]
+fn relinquished_frames_go_back_zeroed_and_the_offset_is_new() {
+    for initial in [Page::Host, Page::Vacant] {
+        let world = world();
+        let file = private(&world, 3);
+        let before = world.frames.borrow().len();
+        asks(&world, Request::Relinquish, 1, 1);
+        let below = el2(&world);
+        assert_eq!(relinquish(&file, span(1, 1), initial, |n| below.guest_accept(VM, 0, n)), Ok(1));
+        assert_eq!((file.state(1), file.frame(1)), (initial, None));
+        assert_eq!(world.frames.borrow().len(), before - 1);
+        file.check();
+    }
+}
+
+#[test]
+fn a_chunk_of_the_pool_that_el2_keeps_in_part_is_lost_as_a_whole() {
+    let world = world();
+    let (kernel, below) = (Kernel(world.clone()), el2(&world));
+    pool::create(&below, &kernel, true, 40).unwrap();
+    let chunk = world.kept.borrow()[0];
+    world.stuck.borrow_mut().insert(chunk.pfn + 3);
+    doom(&below, VM).unwrap();
+    assert_eq!(reclaim_pool(&below, &kernel, VM, &Sleeper::default()), chunk.count - 3);
+    assert_eq!(world.frames.borrow().len() as u64, chunk.count, "the kernel gets none of it back");
 }
 
 #[test]

@@ -229,6 +229,11 @@ fn nothing_of_it_is_left_for_the_slots_next_vm() {
     assert_eq!(first & 0xffff, second & 0xffff);
     assert_eq!(rig.no(VM_IRQ, &[second, 40, 0]), WRONG_STATE, "it has no controller");
     assert_eq!(rig.no(VM_IRQ, &[first, 40, 0]), STALE_HANDLE);
+    rig.lists.lock().unwrap().clear();
+    assert_eq!(rig.run(second, 0)[0], EXIT_IRQ);
+    assert!(rig.lists.lock().unwrap().is_empty(), "nor is it entered with one");
+    rig.end(second, &[], RAM, 16);
+    let second = rig.vm(RAM);
     rig.yes(VM_GIC, &[second, DISTRIBUTOR, REDISTRIBUTORS]);
     rig.next(load((DISTRIBUTOR << 12) + 0x104));
     assert_eq!(rig.run(second, 0)[0], EXIT_IRQ);

@@ -11,7 +11,7 @@ use freehold_uapi::{guest, hvc::*};
 use freehold_virt::handle::{Handle, VcpuIndex};
 use freehold_virt::vcpu::Trap;
 
-use super::rig::{Fake, GUEST_RAM, RAM, Rig};
+use super::rig::{self, Fake, GUEST_RAM, RAM, Rig};
 use crate::calls::{self, GuestSlot, Platform, Stop};
 
 const MEMORY: u64 = RAM + 512;
@@ -196,6 +196,36 @@ fn a_poisoned_frame_stays_poisoned() {
     rig.end(vm, &[], RAM, 16);
 }
 
+/// D8: only a revocable frame, and only an access of the kernel's by an address of its own.
+#[test]
+fn the_host_may_try_again_what_it_has_and_what_it_may_revoke() {
+    let rig = &Rig::new();
+    let vm = rig.vm(RAM);
+    rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 1, DONATE_REVOCABLE]);
+    rig.yes(MEM_DONATE, &[vm, MEMORY + 1, GUEST_RAM + 1, 1, 0]);
+    rig.memory.write(MEMORY, 1, SECRET);
+    let retry = |frame: u64, may_revoke| calls::host_may_retry(rig, frame << 12, may_revoke);
+    let before = rig.everything();
+    for (frame, may_revoke, what) in [
+        (MEMORY, false, "a process strays into a revocable frame"),
+        (MEMORY + 1, false, "or into a frozen one"),
+        (MEMORY + 1, true, "which the kernel does not get either"),
+        (RAM, true, "nor a frame of the pool"),
+        (rig::CARVE_OUT, true, "nor one of el2's"),
+        (1 << 28, true, "nor what is beyond the address space"),
+        (1 << 36, true, "nor what no address names"),
+    ] {
+        assert!(!retry(frame, may_revoke), "{what}");
+    }
+    assert!(retry(MEMORY + 2, false) && retry(rig::DEVICE, false) && retry(rig::NO_MAP, false), "mapped after all");
+    assert!(rig.everything() == before, "none of this changes anything");
+    assert!(retry(MEMORY, true));
+    assert_eq!(rig.memory.read(MEMORY, 1), 0);
+    assert!(retry(MEMORY, false), "it is the host's now");
+    assert_eq!(rig.no(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 1, 0]), GFN_POISONED);
+    rig.end(vm, &[MEMORY + 1], RAM, 16);
+}
+
 #[test]
 fn a_running_vcpu_is_busy() {
     let rig = &Rig::new();
@@ -294,6 +324,9 @@ fn a_turn_that_did_not_come_about_is_nobodys() {
     assert!(slot.begin_turn(0, vcpu));
     slot.keep_turn(0, vcpu);
     assert!(!slot.begin_turn(0, vcpu));
+    let sibling = VcpuIndex::existing(1, 2).unwrap();
+    assert!(slot.begin_turn(0, sibling));
+    assert!(slot.begin_turn(0, vcpu), "an interrupt alone may have taken the sibling off");
     assert!(slot.begin_turn(calls::MAX_CPUS, vcpu), "a CPU that nothing is kept of");
 }
 
@@ -316,6 +349,21 @@ fn what_firmware_refuses_one_cpu_lets_nothing_begin_under_another() {
     assert_eq!(rig.no(VM_CREATE, &[VM_PROTECTED, 40, RAM, 16]), NO_VMS);
     calls::reopen(rig);
     rig.vm(RAM);
+}
+
+#[test]
+fn a_vm_that_was_beginning_as_the_machine_closed_ends_with_the_others() {
+    let rig = Arc::new(Rig::new());
+    let other = Arc::clone(&rig);
+    // It has the host's lock, and had found the machine open.
+    rig.before_host_lock(move || {
+        calls::reopen(&*other);
+        other.vm(RAM);
+        other.set_closing(true);
+    });
+    assert!(calls::quiesce(&*rig));
+    let vm = rig.vms().handles().next().unwrap();
+    assert_eq!(rig.no(VCPU_RUN, &[vm.encode(), 0, 0]), WRONG_STATE);
 }
 
 #[test]
@@ -372,12 +420,12 @@ fn power_stays_on_while_a_vcpu_runs() {
         let run = scope.spawn(|| rig.run(vm, 0));
         entered.recv().unwrap();
         assert!(!calls::quiesce(rig));
-        let next = rig.vm(RAM + 32);
-        rig.end(next, &[], RAM + 32, 16);
         go_on.send(()).unwrap();
         run.join().unwrap();
     });
     assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ, "and it runs on");
+    let next = rig.vm(RAM + 32);
+    rig.end(next, &[], RAM + 32, 16);
 }
 
 #[test]
