@@ -41,18 +41,15 @@ impl Aim {
             (Self::Convert | Self::Touch, Page::Host) => Verdict::Take(Origin::Host),
             (Self::Touch | Self::Bind, Page::Held) => Verdict::Take(Origin::Held),
             (Self::Touch | Self::Reserve | Self::Populate, Page::Vacant) => Verdict::Take(Origin::Vacant),
-            (Self::Populate, Page::Host | Page::Borrowed | Page::Lent | Page::Held | Page::Given) => {
-                Verdict::Refuse(Error::Exists)
-            }
+            (Self::Populate, Page::Host | Page::Borrowed | Page::Lent | Page::Held | Page::Given)
+            | (Self::Unshare, Page::Host | Page::Held | Page::Vacant | Page::Given) => Verdict::Refuse(Error::Exists),
             (Self::Unshare, Page::Lent) => Verdict::Take(Origin::Lent),
             (Self::Convert | Self::Touch, Page::Borrowed) | (Self::Convert, Page::Lent) => {
                 Verdict::Refuse(Error::Denied)
             }
             (Self::Bind | Self::Reserve, Page::Draining { .. }) => Verdict::Pass,
             (Self::Convert | Self::Touch | Self::Unshare | Self::Populate, Page::Draining { .. }) => Verdict::Wait,
-            (Self::Unshare, Page::Host | Page::Borrowed | Page::Held | Page::Vacant | Page::Given) => {
-                Verdict::Refuse(Error::Io)
-            }
+            (Self::Unshare, Page::Borrowed) => Verdict::Refuse(Error::Io),
             (Self::Convert, Page::Held | Page::Vacant | Page::Given)
             | (Self::Touch, Page::Lent | Page::Given)
             | (Self::Bind, Page::Host | Page::Borrowed | Page::Lent | Page::Vacant | Page::Given)

@@ -3,6 +3,9 @@
 //!
 //! Each is two-phase: `el2` recorded the request and carries it out when the driver accepts it, at the moment that the
 //! driver's half holds. Lending and giving away need no wait and run under the file's lock; taking back is a drain.
+//!
+//! A request may be old: another vCPU's, for the same pages, was served meanwhile. Then nothing is done, which is no
+//! error: the guest makes its call again, and `el2` answers by what stands there now.
 
 use crate::convert::{to_private, Given, Mode, Stopped};
 use crate::drain::{Aim, Attempt, Rest};
@@ -28,7 +31,7 @@ impl From<Refused> for NotYet {
     }
 }
 
-/// Pages at the start of `span` that are the guest's alone; if none is, why.
+/// Pages at the start of `span` that are the guest's alone; if none is, why. That it is lent is no reason to complain.
 fn given_prefix(book: &Book<'_>, span: Span) -> Result<u64, NotYet> {
     let mut count = 0_u64;
     for page in span.pages() {
@@ -39,29 +42,38 @@ fn given_prefix(book: &Book<'_>, span: Span) -> Result<u64, NotYet> {
             }
             Page::Host | Page::Held | Page::Vacant => NotYet::Untouched(page),
             Page::Draining { .. } => NotYet::Draining(page),
+            Page::Lent => return Ok(count),
             // `el2` would not have passed the request on.
-            Page::Borrowed | Page::Lent | Page::Lost => NotYet::Refused(Error::Io),
+            Page::Borrowed | Page::Lost => NotYet::Refused(Error::Io),
         };
         return if count == 0 { Err(why) } else { Ok(count) };
     }
     Ok(count)
 }
 
-/// Pages at the start of `span` that the guest has lent, those on their way back included.
-fn lent_prefix(book: &Book<'_>, span: Span) -> Result<Span, Error> {
+/// Pages at the start of `span` that the guest has lent, those on their way back included. None if the first is not.
+fn lent_prefix(book: &Book<'_>, span: Span) -> Result<Option<Span>, Error> {
     let lent = |&page: &u64| matches!(book.page(page), Page::Lent | Page::Draining { origin: Origin::Lent, .. });
     let count = u64::try_from(span.pages().take_while(lent).count()).unwrap_or(0);
-    // `el2` would not have passed on a request for a page that is not lent.
-    Span::new(span.first(), count).ok_or(Error::Io)
+    match book.page(span.first()) {
+        // `el2` would not have passed the request on.
+        Page::Borrowed | Page::Lost => Err(Error::Io),
+        Page::Host | Page::Lent | Page::Draining { .. } | Page::Held | Page::Vacant | Page::Given => {
+            Ok(Span::new(span.first(), count))
+        }
+    }
 }
 
-/// Carries out MEM_SHARE: the guest stays the owner, the host may map. Fewer pages than asked may be done.
+/// Carries out MEM_SHARE: the guest stays the owner, the host may map. Fewer pages than asked may be done, or none.
 ///
 /// # Errors
 /// Why not even the first page was shared; nothing has changed.
 pub fn share<F: File>(file: &F, span: Span, accept: impl FnOnce(u64) -> Result<u64, Refused>) -> Result<u64, NotYet> {
     file.change(|book| {
         let count = given_prefix(book, span)?;
+        if count == 0 {
+            return Ok(0);
+        }
         let done = accept(count)?.min(count);
         for page in span.pages().take(usize::try_from(done).unwrap_or(usize::MAX)) {
             file.thaw(page);
@@ -71,7 +83,8 @@ pub fn share<F: File>(file: &F, span: Span, accept: impl FnOnce(u64) -> Result<u
     })
 }
 
-/// Carries out MEM_RELINQUISH: the frames come back zeroed and go to the kernel; the offsets are as in a new file.
+/// Carries out MEM_RELINQUISH: the frames come back zeroed and go to the kernel; the offsets are as in a new file. Fewer
+/// pages than asked may be done, or none.
 ///
 /// # Errors
 /// Why not even the first page was given away; nothing has changed.
@@ -83,6 +96,9 @@ pub fn relinquish<F: File>(
 ) -> Result<u64, NotYet> {
     file.change(|book| {
         let count = given_prefix(book, span)?;
+        if count == 0 {
+            return Ok(0);
+        }
         let done = accept(count)?.min(count);
         for page in span.pages().take(usize::try_from(done).unwrap_or(usize::MAX)) {
             file.thaw(page);
@@ -95,7 +111,8 @@ pub fn relinquish<F: File>(
 
 /// Carries out MEM_UNSHARE: waits until the host has let go of every page, then lets `el2` take them back.
 ///
-/// A signal cancels the attempt: the pages are lent again, the guest stands on its call, and the next run starts over.
+/// What is lent no more stays as it is, and what lies behind it. A signal cancels the attempt: the pages are lent again,
+/// the guest stands on its call, and the next run starts over.
 ///
 /// # Errors
 /// Why it stopped, and at which page.
@@ -105,7 +122,8 @@ pub fn unshare<F: File, T: Thread>(
     thread: &T,
     accept: impl FnOnce(u64) -> Result<u64, Refused>,
 ) -> Result<(), Stopped> {
-    let span = file.change(|book| lent_prefix(book, span)).map_err(|error| Stopped { error, page: span.first() })?;
+    let lent = file.change(|book| lent_prefix(book, span)).map_err(|error| Stopped { error, page: span.first() })?;
+    let Some(span) = lent else { return Ok(()) };
     let mut accept = Some(accept);
     let mut giver = |_: &F, attempt: &Attempt| {
         let Some(accept) = accept.take() else {
@@ -116,5 +134,9 @@ pub fn unshare<F: File, T: Thread>(
             Err(refused) => Given { count: 0, rest: Rest::Restore, error: Some(refused.into()) },
         }
     };
-    to_private(file, span, Aim::Unshare, Mode::Wait, thread, &mut giver).map(|_| ())
+    match to_private(file, span, Aim::Unshare, Mode::Wait, thread, &mut giver) {
+        // Another vCPU took a page back after it was looked at.
+        Ok(_) | Err(Stopped { error: Error::Exists, .. }) => Ok(()),
+        Err(stopped) => Err(stopped),
+    }
 }

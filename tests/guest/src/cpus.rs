@@ -13,6 +13,8 @@ const CPU_OFF: u64 = 0x8400_0002;
 const CPU_ON: u64 = 0xc400_0003;
 const AFFINITY_INFO: u64 = 0xc400_0004;
 const OFF: u64 = 1;
+/// SMCCC's answer for a page that is not in the state that the call wants.
+const INVALID_PARAMETER: u64 = (-3i64).cast_unsigned();
 /// What a CPU is started with, to see that it gets it.
 const CONTEXT: u64 = 0x5eed_0000;
 
@@ -52,15 +54,28 @@ pub(crate) fn start(cpu: u64) -> [u64; 3] {
     [first, again, hypercall::hvc(AFFINITY_INFO, [cpu, 0, 0])[0] | answered << 8]
 }
 
-/// Has a CPU do something and waits for it; its results.
-pub(crate) fn give(cpu: u64, job: u64, arguments: [u64; 2]) -> [u64; 3] {
-    let Some(desk) = desk(cpu) else { return [u64::MAX; 3] };
+/// Has a CPU begin something.
+fn post(cpu: u64, job: u64, arguments: [u64; 2]) -> Option<&'static Desk> {
+    let desk = desk(cpu)?;
     for (place, argument) in desk.arguments.iter().zip(arguments) {
         place.store(argument, Ordering::Relaxed);
     }
     desk.job.store(job, Ordering::Release);
     interrupts::route_spi(if job == JOB_SPI { cpu } else { 0 });
     interrupts::send(cpu);
+    Some(desk)
+}
+
+/// Waits until the CPU is done; its results.
+fn collect(desk: &Desk) -> [u64; 3] {
+    let stray = interrupts::take_sgi();
+    let [first, second, third] = desk.results.each_ref().map(|result| result.load(Ordering::Acquire));
+    [first.wrapping_add(stray), second, third]
+}
+
+/// Has a CPU do something and waits for it; its results.
+pub(crate) fn give(cpu: u64, job: u64, arguments: [u64; 2]) -> [u64; 3] {
+    let Some(desk) = post(cpu, job, arguments) else { return [u64::MAX; 3] };
     if job == JOB_OFF {
         // It does not answer any more.
         while hypercall::hvc(AFFINITY_INFO, [cpu, 0, 0])[0] != OFF {
@@ -68,9 +83,30 @@ pub(crate) fn give(cpu: u64, job: u64, arguments: [u64; 2]) -> [u64; 3] {
         }
         return [0; 3];
     }
-    let stray = interrupts::take_sgi();
-    let [first, second, third] = desk.results.each_ref().map(|result| result.load(Ordering::Acquire));
-    [first.wrapping_add(stray), second, third]
+    collect(desk)
+}
+
+/// This CPU and another one lend the same granule and take it back, each so many times, in no order.
+pub(crate) fn quarrel(cpu: u64, address: u64, rounds: u64) -> [u64; 3] {
+    let Some(desk) = post(cpu, JOB_QUARREL, [address, rounds]) else { return [u64::MAX; 3] };
+    let here = lend_and_take(address, rounds);
+    let there = collect(desk);
+    [0, 1, 2].map(|n| here.get(n).zip(there.get(n)).map_or(u64::MAX, |(here, there)| here + there))
+}
+
+/// Answers that are neither yes nor "not in that state", and how often each call was answered by yes.
+fn lend_and_take(address: u64, rounds: u64) -> [u64; 3] {
+    let mut seen = [0; 3];
+    for _ in 0..rounds {
+        for (call, yes) in [(hypercall::share as fn(u64, u64) -> [u64; 3], 1), (hypercall::unshare, 2)] {
+            seen[match call(address, 1)[0] {
+                0 => yes,
+                INVALID_PARAMETER => continue,
+                _ => 0,
+            }] += 1;
+        }
+    }
+    seen
 }
 
 /// Gives a CPU nothing to do, so many times.
@@ -105,6 +141,7 @@ extern "C" fn guest_other(context: u64) -> ! {
             JOB_PHYSICAL => interrupts::ticks(a, b, TICK_PHYSICAL),
             JOB_SPI => interrupts::wait_for_spi(),
             JOB_FP => [fp::survives_time(a), 0, 0],
+            JOB_QUARREL => lend_and_take(a, b),
             JOB_OFF => {
                 hypercall::hvc(CPU_OFF, [0; 3]);
                 [u64::MAX; 3]

@@ -173,6 +173,9 @@ pub const CMD_CPU: u64 = 31;
 pub const CMD_CPU_PING: u64 = 32;
 /// arg0 = 1: sends itself an SGI, acknowledges it and leaves it active; 0: ends it. r0 = the running priority is not what it must be, r1 = the running priority.
 pub const CMD_HOLD: u64 = 33;
+/// Together with CPU arg0: arg2 times each, MEM_SHARE and MEM_UNSHARE of the granule at arg1. r0 = answers that no such race
+/// may have, r1 and r2 = calls of either kind that were served.
+pub const CMD_QUARREL: u64 = 34;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].
@@ -185,6 +188,8 @@ pub const JOB_SPI: u64 = 3;
 pub const JOB_FP: u64 = 4;
 /// [`CMD_CPU`]: `CPU_OFF`. r0 = 0 once AFFINITY_INFO says so.
 pub const JOB_OFF: u64 = 5;
+/// Of [`CMD_QUARREL`]: the other CPU's half.
+pub const JOB_QUARREL: u64 = 6;
 /// CPUs that the payload has room for.
 pub const MOST_CPUS: u64 = 4;
 /// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.

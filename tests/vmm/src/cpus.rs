@@ -350,8 +350,28 @@ fn commands(machine: &mut Machine, seats: &[Seat], wire: &OwnedFd) -> Result<(),
         let case = format!("CPU {cpu} is woken beside the others");
         STEP.same(&case, 0, machine.command(CMD_CPU_PING, [cpu, 100, 0])?[0]);
     }
+    quarrels(machine)?;
     let [wrong, ..] = machine.command(CMD_CPU_ON, [VCPUS, 0, 0])?;
     STEP.same("a CPU that there is not does not start", guest::INVALID_PARAMETERS, wrong.cast_signed());
+    Ok(())
+}
+
+/// Two vCPUs whose requests are for the same page at once: the one that was overtaken goes on all the same.
+fn quarrels(machine: &mut Machine) -> Result<(), String> {
+    const ROUNDS: u64 = 300;
+    let page = SHARE_BASE + 8 * GRANULE;
+    machine.command(CMD_FILL, [page, GRANULE, 77])?;
+    let [wrong, lent, taken] = machine.command(CMD_QUARREL, [1, page, ROUNDS])?;
+    STEP.same("two CPUs share and unshare one page: answers that are neither yes nor no", 0, wrong);
+    STEP.same("it was taken back as often as it was lent", lent, taken);
+    let seen = format!("{lent} of {}", 2 * ROUNDS);
+    STEP.judged(
+        "and some calls of each were overtaken, others not",
+        "some, not all",
+        seen,
+        lent > 0 && lent < 2 * ROUNDS,
+    );
+    STEP.same("and is as it was", 0, machine.command(CMD_CHECK, [page, GRANULE, 77])?[0]);
     Ok(())
 }
 

@@ -388,7 +388,7 @@ fn each_aim_takes_only_its_own_states() {
     let expected = [
         (Aim::Convert, ["take", "EPERM", "pass", "pass", "pass", "wait", "EHWPOISON"]),
         (Aim::Touch, ["take", "pass", "take", "take", "pass", "wait", "EHWPOISON"]),
-        (Aim::Unshare, ["EIO", "take", "EIO", "EIO", "EIO", "wait", "EHWPOISON"]),
+        (Aim::Unshare, ["EEXIST", "take", "EEXIST", "EEXIST", "EEXIST", "wait", "EHWPOISON"]),
         (Aim::Bind, ["pass", "pass", "take", "pass", "pass", "pass", "EHWPOISON"]),
         (Aim::Reserve, ["pass", "pass", "pass", "take", "pass", "pass", "EHWPOISON"]),
         (Aim::Populate, ["EEXIST", "EEXIST", "EEXIST", "take", "EEXIST", "wait", "EHWPOISON"]),

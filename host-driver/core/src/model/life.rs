@@ -131,8 +131,75 @@ fn unsharing_covers_the_lent_prefix_only() {
     asks(&world, Request::Unshare, 0, 4);
     assert_eq!(unshare(&file, span(0, 4), &Sleeper::default(), |n| below.guest_accept(VM, 0, n)), Ok(()));
     assert!((0..4).all(|page| file.state(page) == Page::Given));
-    let refused = unshare(&file, span(0, 4), &Sleeper::default(), |_| panic!("accepted"));
-    assert_eq!(refused, Err(Stopped { error: Error::Io, page: 0 }));
+    file.check();
+}
+
+/// A vCPU's request that stands while another vCPU's is served: the guest asks again, and `el2` answers it.
+#[test]
+fn what_another_vcpu_moved_first_is_asked_again() {
+    let world = world();
+    let file = lent(&world, 2);
+    let late = |_| -> Result<u64, Refused> { panic!("accepted") };
+    assert_eq!(share(&file, span(0, 2), late), Ok(0), "shared meanwhile");
+    assert_eq!(relinquish(&file, span(0, 1), Page::Host, late), Ok(0), "shared meanwhile");
+    for state in [Page::Given, Page::Host, Page::Held, Page::Vacant] {
+        let file = Model::new(&world, 1, state);
+        assert_eq!(unshare(&file, span(0, 1), &Sleeper::default(), late), Ok(()), "{state:?} meanwhile");
+        assert_eq!(file.state(0), state);
+    }
+    for state in [Page::Borrowed, Page::Lost] {
+        let file = Model::new(&world, 1, state);
+        assert_eq!(share(&file, span(0, 1), late), Err(NotYet::Refused(Error::Io)), "{state:?}");
+        let stopped = Stopped { error: Error::Io, page: 0 };
+        assert_eq!(unshare(&file, span(0, 1), &Sleeper::default(), late), Err(stopped), "{state:?}");
+    }
+}
+
+#[test]
+fn two_vcpus_unshare_the_same_pages_and_both_go_on() {
+    let world = world();
+    let file = lent(&world, 2);
+    file.hold(0);
+    asks(&world, Request::Unshare, 0, 2);
+    let below = el2(&world);
+    let crate::drain::Begun::Attempt(first) = crate::drain::begin(&file, span(0, 2), Aim::Unshare) else {
+        panic!("nothing began")
+    };
+    // The second waits for the first, which ends meanwhile: with the pages, or without.
+    let mut first = Some(first);
+    let thread = Sleeper::of(vec![Box::new(|| {
+        file.let_go(0);
+        let mut attempt = first.take().unwrap();
+        assert_eq!(attempt.step(&file), crate::drain::Step::Frozen);
+        assert_eq!(below.guest_accept(VM, 0, 2), Ok(2));
+        attempt.finish(&file, 2, crate::drain::Rest::Restore);
+    })]);
+    assert_eq!(unshare(&file, span(0, 2), &thread, |_| panic!("accepted")), Ok(()));
+    assert!((0..2).all(|page| file.state(page) == Page::Given));
+    file.check();
+}
+
+#[test]
+fn an_unshare_whose_end_was_taken_back_meanwhile_is_asked_again() {
+    let world = world();
+    let file = lent(&world, 3);
+    let crate::drain::Begun::Attempt(first) = crate::drain::begin(&file, span(1, 1), Aim::Unshare) else {
+        panic!("nothing began")
+    };
+    asks(&world, Request::Unshare, 1, 1);
+    let below = el2(&world);
+    let mut first = Some(first);
+    let thread = Sleeper::of(vec![Box::new(|| {
+        let mut attempt = first.take().unwrap();
+        assert_eq!(attempt.step(&file), crate::drain::Step::Frozen);
+        assert_eq!(below.guest_accept(VM, 0, 1), Ok(1));
+        attempt.finish(&file, 1, crate::drain::Rest::Restore);
+    })]);
+    assert_eq!(unshare(&file, span(0, 3), &thread, |_| panic!("accepted")), Ok(()));
+    // What is still lent is what the guest asks for next.
+    assert_eq!([0, 1, 2].map(|page| file.state(page)), [Page::Lent, Page::Given, Page::Lent]);
+    asks(&world, Request::Unshare, 0, 1);
+    assert_eq!(unshare(&file, span(0, 1), &Sleeper::default(), |n| below.guest_accept(VM, 0, n)), Ok(()));
     file.check();
 }
 
