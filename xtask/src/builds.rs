@@ -232,6 +232,28 @@ fn build(env: &Env, package: &str, target: &str, more: &[&str]) -> Result<PathBu
         .with_context(|| format!("{package} builds, but makes neither a program nor a static library"))
 }
 
+/// Builds the emulator's plugin that counts, for this machine.
+///
+/// # Errors
+/// If it does not build.
+pub(crate) fn counter(env: &Env) -> Result<PathBuf> {
+    let mut command = cmd::cargo(&env.root);
+    command.args(["build", "--release", "--package", "freehold-count", "--message-format", "json-render-diagnostics"]);
+    let said = cmd::output(&mut command)?;
+    said.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|m| {
+            let files = m["filenames"].as_array()?;
+            files
+                .iter()
+                .filter_map(Value::as_str)
+                .find(|f| f.ends_with(".so") && f.contains("count"))
+                .map(PathBuf::from)
+        })
+        .next_back()
+        .context("freehold-count builds, but makes no shared library")
+}
+
 fn product(message: &Value) -> Option<PathBuf> {
     if let Some(program) = message["executable"].as_str() {
         return Some(PathBuf::from(program));

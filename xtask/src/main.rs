@@ -5,6 +5,7 @@
 
 mod audit;
 mod bad_input;
+mod bench;
 mod builds;
 mod cmd;
 mod env;
@@ -77,6 +78,8 @@ enum Command {
     Run(run::RunArgs),
     /// Runs the tests that CI runs, or a part of them
     Test(test::TestArgs),
+    /// Counts what things cost, on Freehold and on the kernel's own protected KVM
+    Bench(bench::BenchArgs),
     /// Checks house rules, format and clippy, and prints the size of the trusted base
     Lint,
     /// Plants faults in a copy of the tree: some test must fail for each
@@ -202,6 +205,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(args) => run::run(&env, &args),
+        Command::Bench(args) => bench::run(&env, &args),
         Command::Test(args) => test::run(&env, &args),
         Command::Lint => test::run(&env, &test::TestArgs::only("lint")),
         Command::Mutants(args) => mutants::run(&env, &args),

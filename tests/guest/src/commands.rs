@@ -3,7 +3,7 @@
 
 use crate::proto::*;
 use crate::sysreg::counter;
-use crate::{cpus, device, fp, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, trap};
+use crate::{bench, cpus, device, fp, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, trap};
 use core::arch::asm;
 
 /// Serves commands until one ends the VM.
@@ -89,6 +89,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_CPU => cpus::give(a, b, [c, PERIOD]),
         CMD_CPU_PING => cpus::ping(a, b),
         CMD_QUARREL => cpus::quarrel(a, b, c),
+        CMD_BENCH => bench::run(a, b, c),
         CMD_ATTEST => {
             let answer = hypercall::attest(nonce(a));
             [0, 1, 2].map(|n| answer.get((b + n) as usize).copied().unwrap_or(0))

@@ -21,6 +21,14 @@ pub(crate) fn read64(register: u64) -> u64 {
     value
 }
 
+/// Loads 4 bytes from any device.
+pub(crate) fn read32(address: u64) -> u64 {
+    let value: u64;
+    // SAFETY: as in `write64`.
+    unsafe { asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack)) };
+    value & 0xffff_ffff
+}
+
 /// Prints one character.
 fn put(byte: u8) {
     // SAFETY: as in `write64`.

@@ -34,6 +34,12 @@ pub(crate) fn computes() -> bool {
     result == 3.875f64.to_bits()
 }
 
+/// One instruction.
+pub(crate) fn use_it() {
+    // SAFETY: only v0 changes, which the compiler does not use.
+    unsafe { asm!(".arch_extension fp", "fmov d0, #1.5", ".arch_extension nofp", options(nostack)) };
+}
+
 /// Fills all registers, makes `exits` exits, and counts the registers that changed.
 pub(crate) fn survives(exits: u64) -> u64 {
     survives_all(|| (0..exits).for_each(|n| device::write64(REG_SCRATCH, n)))

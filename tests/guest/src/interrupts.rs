@@ -2,8 +2,9 @@
 //! Interrupts of a guest that has a controller: from itself, from its timers, from its host; polled with interrupts
 //! masked, and taken as exceptions.
 
-use crate::device;
+use crate::device::{self, read32 as load};
 use crate::proto::*;
+use crate::rows::{begin, end as row_end, mark};
 use crate::sysreg::{counter, read, write};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -20,18 +21,12 @@ const PENDING: u64 = 1 << 7;
 static TAKEN: AtomicU64 = AtomicU64::new(CLOSED);
 const CLOSED: u64 = 0;
 const OPEN: u64 = 1;
-/// What the last one was.
+/// What the last one was, and when.
 static LAST: AtomicU64 = AtomicU64::new(0);
-
-fn load(address: u64) -> u64 {
-    let value: u64;
-    // SAFETY: a register of the interrupt controller, outside RAM.
-    unsafe { asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack)) };
-    value & 0xffff_ffff
-}
+static WHEN: AtomicU64 = AtomicU64::new(0);
 
 fn store(address: u64, value: u64) {
-    // SAFETY: as in `load`.
+    // SAFETY: a register of the interrupt controller, outside RAM.
     unsafe { asm!("str {:w}, [{}]", in(reg) value, in(reg) address, options(nostack)) };
 }
 
@@ -143,6 +138,53 @@ pub(crate) fn send_to_self(times: u64) -> [u64; 3] {
     [wrong, counter() - start, 0]
 }
 
+/// One SGI to this CPU, from its sending to its end.
+pub(crate) fn one_to_self() -> bool {
+    write!("s3_0_c12_c11_5", SGI << 24 | 1);
+    let got = acknowledge();
+    end(got);
+    got == SGI
+}
+
+/// Two interrupts wait, masked.
+pub(crate) fn pend_two() {
+    store(SGI_FRAME + 0x100, 1 << (SGI + 1));
+    for sgi in [SGI, SGI + 1] {
+        write!("s3_0_c12_c11_5", sgi << 24 | 1);
+    }
+}
+
+/// And are gone again.
+pub(crate) fn take_two() {
+    for _ in 0..2 {
+        end(acknowledge());
+    }
+}
+
+/// So many ticks ahead the timer is set: further than its setting takes, and than a wait takes to begin.
+const AHEAD: [u64; 2] = [20_000, 300_000];
+
+/// One period of the virtual timer, taken in a loop or waited for; whether it came, and how many ticks late.
+pub(crate) fn one_tick(row: u64, waits: bool) -> (bool, u64) {
+    let at = counter() + AHEAD[usize::from(waits)];
+    mark!(begin(row));
+    let (got, now) = if waits {
+        arm(false, at);
+        while counter() < at {
+            wait();
+        }
+        let now = counter();
+        let got = poll();
+        disarm(VIRTUAL);
+        end(got);
+        (got, now)
+    } else {
+        (take(|| arm(false, at)), WHEN.load(Ordering::SeqCst))
+    };
+    mark!(row_end(row), now.saturating_sub(at));
+    (got == VIRTUAL && now >= at, now.saturating_sub(at))
+}
+
 /// Arms a timer by its comparator.
 fn arm(physical: bool, at: u64) {
     if physical {
@@ -215,6 +257,7 @@ fn take(cause: impl FnOnce()) -> u64 {
 
 /// Deals with an exception if it is an interrupt that is waited for.
 pub(crate) fn taken() -> bool {
+    let now = read!("cntvct_el0");
     let times = TAKEN.load(Ordering::SeqCst);
     if times == CLOSED || read!("isr_el1") & PENDING == 0 {
         return false;
@@ -225,6 +268,7 @@ pub(crate) fn taken() -> bool {
         end(got);
     }
     LAST.store(got, Ordering::SeqCst);
+    WHEN.store(now, Ordering::SeqCst);
     TAKEN.store(times + 1, Ordering::SeqCst);
     true
 }

@@ -7,6 +7,7 @@
 #![no_std]
 #![no_main]
 
+mod bench;
 mod commands;
 mod cpus;
 mod device;
@@ -19,6 +20,7 @@ mod memory;
 mod mmio;
 mod mmu;
 mod proto;
+mod rows;
 mod secret;
 mod start;
 mod state;

@@ -194,6 +194,8 @@ pub const JOB_QUARREL: u64 = 6;
 pub const MOST_CPUS: u64 = 4;
 /// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.
 pub const CMD_ATTEST: u64 = 40;
+/// Does the row arg0 of `rows.rs` arg1 times, on pages from arg2 on. r0 = fewest ticks of a round, r1 = most, r2 = rounds that went wrong.
+pub const CMD_BENCH: u64 = 41;
 /// [`CMD_TICKS`]: the virtual timer, waited for by WFI.
 pub const TICK_WAIT: u64 = 0;
 /// [`CMD_TICKS`]: the virtual timer, as an exception in a loop that makes no exit.

@@ -18,7 +18,8 @@ use crate::report::{Step, line};
 
 const STEP: Step = Step("8");
 /// Large enough that a leak of it shows in the host's free memory.
-const PLAN: Plan = Plan { bytes: 32 << 20, private: 32 << 20, boot: 0, gic: false, vcpus: 1, ordinary: false };
+const PLAN: Plan =
+    Plan { bytes: 32 << 20, private: 32 << 20, boot: 0, gic: false, vcpus: 1, ordinary: false, peer: false };
 /// How long the machine holds still for a scan; a byte on standard input ends it early.
 const SCAN: Duration = Duration::from_secs(8);
 

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use freehold_uapi::ioctl as abi;
-use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region2, kvm_vcpu_init};
+use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_vcpu_init};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::gmem::Gmem;
@@ -19,6 +19,8 @@ use crate::vgic::Gic;
 /// The driver's node.
 pub(crate) const NODE: &std::ffi::CStr = c"/dev/freehold";
 const PROGRAM: &str = "/lib/guest.bin";
+/// The kernel's own.
+const PEER: &std::ffi::CStr = c"/dev/kvm";
 /// `CREATE_VM` type of every VM here: protected, 40 bits of address.
 pub(crate) const VM_TYPE: u64 = abi::KVM_VM_TYPE_ARM_PROTECTED | 40;
 
@@ -37,11 +39,21 @@ pub(crate) struct Plan {
     pub(crate) vcpus: u64,
     /// Not protected: nothing is made private.
     pub(crate) ordinary: bool,
+    /// Protected by the kernel's own KVM: it takes memory by its address, and makes it private at the first touch.
+    pub(crate) peer: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { bytes: proto::RAM_MIN, private: proto::RAM_MIN, boot: 0, gic: false, vcpus: 1, ordinary: false }
+        Self {
+            bytes: proto::RAM_MIN,
+            private: proto::RAM_MIN,
+            boot: 0,
+            gic: false,
+            vcpus: 1,
+            ordinary: false,
+            peer: false,
+        }
     }
 }
 
@@ -106,6 +118,11 @@ pub(crate) fn open() -> Result<Kvm, String> {
     Kvm::new_with_path(NODE).map_err(|e| err("open /dev/freehold", e.errno()))
 }
 
+/// Opens the node of what the plan asks for.
+fn open_for(plan: Plan) -> Result<Kvm, String> {
+    if plan.peer { Kvm::new_with_path(PEER).map_err(|e| err("open /dev/kvm", e.errno())) } else { open() }
+}
+
 /// Creates a `guest_memfd` that starts host mappable.
 pub(crate) fn new_gmem(vm: &VmFd, bytes: u64) -> Result<Gmem, i32> {
     make_gmem(vm, bytes, abi::GUEST_MEMFD_FLAG_MMAP | abi::GUEST_MEMFD_FLAG_INIT_SHARED)
@@ -131,6 +148,18 @@ pub(crate) fn set_slot(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, gmem: &Gmem, 
     };
     // SAFETY: a protected VM's slot gives the guest the file's pages, never memory of this process.
     unsafe { vm.set_user_memory_region2(region) }.map_err(|e| e.errno())
+}
+
+/// Binds memory of this process to guest addresses, as the kernel's own protected KVM takes it.
+fn set_plain_slot(vm: &VmFd, gpa: u64, bytes: u64, ram: &Mapping) -> Result<(), i32> {
+    let region = kvm_userspace_memory_region {
+        guest_phys_addr: gpa,
+        memory_size: bytes,
+        userspace_addr: ram.at(0) as u64,
+        ..Default::default()
+    };
+    // SAFETY: a mapping that lives as long as the machine and holds no Rust object.
+    unsafe { vm.set_user_memory_region(region) }.map_err(|e| e.errno())
 }
 
 impl Machine {
@@ -162,11 +191,12 @@ impl Machine {
         write: impl FnOnce(&Gmem, &Mapping, &[u8]) -> Result<(), String>,
     ) -> Result<Self, String> {
         let program = std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))?;
-        let kvm = open()?;
+        let kvm = open_for(plan)?;
         let kind = if plan.ordinary { VM_TYPE & !abi::KVM_VM_TYPE_ARM_PROTECTED } else { VM_TYPE };
         let vm = kvm.create_vm_with_type(kind).map_err(|e| err("CREATE_VM", e.errno()))?;
         let gmem = match gmem {
             Some(gmem) => gmem,
+            None if plan.peer => Arc::new(Gmem::new(sys::memfd(plan.bytes).map_err(|e| err("memfd", e))?)),
             None => Arc::new(
                 make_gmem(&vm, plan.bytes, abi::GUEST_MEMFD_FLAG_MMAP | flags)
                     .map_err(|e| err("CREATE_GUEST_MEMFD", e))?,
@@ -175,7 +205,11 @@ impl Machine {
         let bytes = usize::try_from(plan.bytes).map_err(|e| e.to_string())?;
         let ram = gmem.map(bytes).map_err(|e| err("mmap of the guest_memfd", e))?;
         write(&gmem, &ram, &program)?;
-        set_slot(&vm, 0, proto::RAM_BASE, plan.bytes, &gmem, 0).map_err(|e| err("SET_USER_MEMORY_REGION2", e))?;
+        let set = match plan.peer {
+            true => set_plain_slot(&vm, proto::RAM_BASE, plan.bytes, &ram),
+            false => set_slot(&vm, 0, proto::RAM_BASE, plan.bytes, &gmem, 0),
+        };
+        set.map_err(|e| err("SET_USER_MEMORY_REGION", e))?;
         let gic = if plan.gic { Some(Gic::new(&vm)?) } else { None };
         let vcpu = new_vcpu(&vm, 0)?;
         let others = (1..plan.vcpus).map(|index| new_vcpu(&vm, index)).collect::<Result<_, _>>()?;
@@ -215,7 +249,9 @@ impl Machine {
     /// A machine whose memory is private and whose program waits for its first command.
     pub(crate) fn booted(plan: Plan) -> Result<(Self, Boot), String> {
         let mut machine = Self::new(plan)?;
-        machine.gmem.to_private(0, plan.private, 0).map_err(|(e, at)| err(&format!("convert, at {at:#x}"), e))?;
+        if !plan.peer {
+            machine.gmem.to_private(0, plan.private, 0).map_err(|(e, at)| err(&format!("convert, at {at:#x}"), e))?;
+        }
         let boot = machine.boot()?;
         Ok((machine, boot))
     }

@@ -7,6 +7,7 @@
 
 mod attack;
 mod attest;
+mod bench;
 mod counters;
 mod cpus;
 mod cycles;
@@ -29,6 +30,8 @@ mod proto;
 mod raw;
 mod refusals;
 mod report;
+#[path = "../../guest/src/rows.rs"]
+mod rows;
 mod run;
 mod soak;
 mod switch;
@@ -56,6 +59,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   soak SEED SECONDS  random calls with guests that run, a while
+  bench       things done between marks, which the emulator counts
+  bench-boot  marks that the host is up
   ordinary    an ordinary VM, through the driver
   cpus        a guest of several vCPUs, through the driver
   vgic        a guest's interrupts and waits, through the driver
@@ -125,6 +130,8 @@ fn main() {
         "refusals" => or_report("hvc-refusals", refusals::all()),
         "fuzz" => or_report("hvc-fuzz", fuzz::all(numbers.first().copied(), numbers.get(1).copied())),
         "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
+        "bench" => or_report("bench", bench::all()),
+        "bench-boot" => bench::boot(),
         "ordinary" => or_report("ordinary", ordinary::all()),
         "cpus" => or_report(cpus::STEP.0, cpus::all()),
         "vgic" => or_report(vgic::STEP.0, vgic::all()),

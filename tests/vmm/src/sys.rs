@@ -190,6 +190,16 @@ pub(crate) fn fallocate(fd: &impl AsRawFd, mode: i32, offset: i64, bytes: i64) -
     checked(i64::from(unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset, bytes) }))
 }
 
+/// Memory with a descriptor of its own.
+pub(crate) fn memfd(bytes: u64) -> Result<RawFd, i32> {
+    // SAFETY: a constant name.
+    let fd = checked(i64::from(unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) }))?;
+    let fd = RawFd::try_from(fd).unwrap_or(-1);
+    // SAFETY: plain numbers.
+    checked(i64::from(unsafe { libc::ftruncate(fd, bytes.cast_signed()) }))?;
+    Ok(fd)
+}
+
 /// Keeps this thread on one CPU.
 pub(crate) fn pin_to(cpu: usize) {
     allow(0, &[cpu]);

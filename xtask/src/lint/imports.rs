@@ -73,6 +73,7 @@ const RULES: &[Rule] = &[
         ours: &["freehold-oracle", "freehold-el2", "freehold-mem", "freehold-virt", "freehold-uapi"],
         others: Some(&[]),
     },
+    Rule { package: "freehold-count", ours: &[], others: Some(&[]) },
     Rule { package: "freehold-attest", ours: &[], others: Some(&["sha2"]) },
     Rule { package: "freehold-guest", ours: &["freehold-uapi"], others: None },
     Rule {

@@ -47,7 +47,8 @@ pub(crate) fn works() -> Vec<Work> {
 }
 
 const BARE: &str = "aarch64-unknown-none-softfloat";
-const HOST: [&str; 10] = [
+const HOST: [&str; 11] = [
+    "freehold-count",
     "freehold-vmm-boot",
     "freehold-uapi",
     "freehold-mem",

@@ -7,8 +7,8 @@ use super::{files, is_rust};
 use crate::env::Env;
 
 /// Trees where `unsafe` is a means.
-const ALLOWED: [&str; 6] =
-    ["el2/arch/", "host-driver/linux/", "tests/guest/", "tests/miri/", "tests/selftest/", "tests/vmm/"];
+const ALLOWED: [&str; 7] =
+    ["el2/arch/", "host-driver/linux/", "tests/count/", "tests/guest/", "tests/miri/", "tests/selftest/", "tests/vmm/"];
 /// The entry and trap symbols of the two binaries, and nothing else there,
 const SYMBOLS: [&str; 2] = ["el2/hyp/", "tests/watch/"];
 /// but where it takes over what the boot loader left, before anything else runs.

@@ -41,6 +41,34 @@ pub(crate) struct Machine {
     pub append: String,
     /// More arguments.
     pub extra: Vec<String>,
+    /// What it executes is counted.
+    pub counted: Option<Counted>,
+}
+
+/// One instruction is one nanosecond, nothing is left to chance, and a plugin counts.
+#[derive(Clone, Debug)]
+pub(crate) struct Counted {
+    /// The plugin.
+    pub plugin: PathBuf,
+    /// Where it writes.
+    pub out: PathBuf,
+    /// The label of what is profiled.
+    pub profile: Option<u64>,
+}
+
+impl Counted {
+    /// The arguments beside those of any machine.
+    fn arguments(&self) -> Vec<String> {
+        let profile = self.profile.map(|label| format!(",profile={label}")).unwrap_or_default();
+        let plugin = format!("{},out={}{profile}", self.plugin.display(), self.out.display());
+        let pairs = [
+            ("-icount", "shift=0,sleep=off"),
+            ("-seed", "1"),
+            ("-rtc", "base=2026-01-01,clock=vm"),
+            ("-plugin", plugin.as_str()),
+        ];
+        pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_owned()]).collect()
+    }
 }
 
 impl Machine {
@@ -56,12 +84,14 @@ impl Machine {
             initrd: Some(initrd.to_path_buf()),
             append: String::new(),
             extra: Vec::new(),
+            counted: None,
         }
     }
 
     /// The kernel's whole command line.
     pub(crate) fn command_line(&self) -> String {
-        let line = format!("console=ttyAMA0 earlycon panic=-1 fh.smp={} {}", self.smp, self.append);
+        let fixed = if self.counted.is_some() { "nokaslr norandmaps " } else { "" };
+        let line = format!("console=ttyAMA0 earlycon panic=-1 fh.smp={} {fixed}{}", self.smp, self.append);
         line.trim_end().to_owned()
     }
 
@@ -96,12 +126,14 @@ impl Machine {
         let mut all = vec!["-nodefaults".to_owned(), "-no-reboot".to_owned(), "-display".to_owned(), "none".to_owned()];
         let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
         let el2 = if self.el2 { "on" } else { "off" };
-        add("-M", format!("virt,virtualization={el2},gic-version={}", self.gic));
+        let fixed = if self.counted.is_some() { ",dtb-randomness=off" } else { "" };
+        add("-M", format!("virt,virtualization={el2},gic-version={}{fixed}", self.gic));
         // The architected algorithm costs an emulator most of its time; which one is used is not what is tested.
         add("-cpu", if self.cpu == "max" { "max,pauth-impdef=on".to_owned() } else { self.cpu.clone() });
         add("-smp", self.smp.to_string());
         add("-m", format!("{}M", self.memory));
-        add("-accel", "tcg,thread=multi".to_owned());
+        let threads = if self.counted.is_some() { "single" } else { "multi" };
+        add("-accel", format!("tcg,thread={threads}"));
         if let Some(kernel) = &self.kernel {
             add("-kernel", kernel.display().to_string());
             add("-append", self.command_line());
@@ -111,6 +143,7 @@ impl Machine {
         {
             add("-initrd", initrd.display().to_string());
         }
+        all.extend(self.counted.iter().flat_map(Counted::arguments));
         all.extend(self.extra.iter().cloned());
         all
     }

@@ -10,7 +10,7 @@ use super::{Context, Item, Verdict, Work};
 use crate::cmd;
 
 /// Crates with tests, and which of their targets are built for this machine.
-const CRATES: [(&str, &[&str]); 13] = [
+const CRATES: [(&str, &[&str]); 14] = [
     ("freehold-uapi", &[]),
     ("freehold-mem", &[]),
     ("freehold-virt", &[]),
@@ -21,6 +21,7 @@ const CRATES: [(&str, &[&str]); 13] = [
     ("freehold-trace", &[]),
     ("freehold-model", &["--lib"]),
     ("freehold-el2-watch", &["--lib"]),
+    ("freehold-count", &[]),
     ("freehold-fuzz", &[]),
     ("freehold-vmm-boot", &[]),
     ("xtask", &[]),

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Lives of VMs, conversions of files, and a trivial call, through the driver.
+
+use freehold_uapi::hvc;
+
+use super::{ROUNDS, STEP, marked, peer, plan};
+use crate::gmem::converted;
+use crate::machine::{Event, Machine, Plan, counter, make_gmem, open};
+use crate::proto::*;
+use crate::rows;
+use crate::sys::errno_name;
+use freehold_uapi::ioctl as abi;
+
+/// VMs that come and go; the first few warm the kernel's caches.
+const LIVES: u64 = 12;
+const CONVERSIONS: u64 = 6;
+
+/// A VM of 2 MiB is made, runs to its first exit, and is gone.
+pub(super) fn lives() -> Result<(), String> {
+    let plan = Plan { bytes: RAM_MIN, private: RAM_MIN, ..plan() };
+    let mut first = Vec::new();
+    for _ in 0..LIVES {
+        let mut machine = marked(rows::VM_CREATE, || Machine::new(plan))?;
+        if !peer() {
+            machine.gmem.to_private(0, plan.private, 0).map_err(|(e, at)| format!("{}, at {at:#x}", errno_name(e)))?;
+        }
+        first.push(marked(rows::FIRST_RUN, || machine.step()));
+        marked(rows::VM_END, || drop(machine));
+    }
+    let ran = first.iter().filter(|event| matches!(event, Event::Stored(..))).count();
+    STEP.same("VMs that ran to their first exit", LIVES, ran);
+    Ok(())
+}
+
+/// Calls that do next to nothing.
+pub(super) fn calls() -> Result<(), String> {
+    let kvm = open()?;
+    let mut told = 0;
+    for _ in 0..ROUNDS {
+        told += u64::from(marked(rows::HOST_CALL, || counter(&kvm, hvc::COUNTER_CPUS, 0)) == Ok(1));
+    }
+    STEP.same("a counter is read", ROUNDS, told);
+    Ok(())
+}
+
+/// Memory of a VM that runs becomes private: frozen, donated, zeroed. What is frozen and not donated, as a file's that
+/// nobody has bound yet, becomes the host's again.
+pub(super) fn conversions() -> Result<(), String> {
+    let (first, bytes) = (RAM_MIN, 96 << 20);
+    let (mut machine, _) = Machine::booted(Plan { bytes, ..plan() })?;
+    machine.command(CMD_NOP, [0; 3])?;
+    let mut at = first;
+    for (row, size, times) in
+        [(rows::PRIVATE_4K, 4096, 512), (rows::PRIVATE_2M, 2 << 20, 4), (rows::PRIVATE_64M, 64 << 20, 1)]
+    {
+        let mut went = 0;
+        for _ in 0..times {
+            let seen = marked(row, || machine.gmem.to_private(at, size, 0));
+            went += u64::from(seen.is_ok());
+            at += size;
+        }
+        STEP.same(&format!("{size} bytes become private"), times, went);
+    }
+    drop(machine);
+    for (back, bytes) in [(rows::SHARED_4K, 4096), (rows::SHARED_2M, 2 << 20), (rows::SHARED_64M, 64 << 20)] {
+        let kvm = open()?;
+        let vm = kvm.create_vm_with_type(crate::machine::VM_TYPE).map_err(|e| errno_name(e.errno()))?;
+        let flags = abi::GUEST_MEMFD_FLAG_MMAP | abi::GUEST_MEMFD_FLAG_INIT_SHARED;
+        let gmem = make_gmem(&vm, bytes, flags).map_err(errno_name)?;
+        let mut seen = Vec::new();
+        for _ in 0..CONVERSIONS {
+            seen.push(converted(gmem.to_private(0, bytes, 0)));
+            seen.push(marked(back, || converted(gmem.to_shared(0, bytes))));
+        }
+        let went = seen.iter().filter(|text| *text == "0").count();
+        STEP.same(&format!("{bytes} bytes become the host's again"), 2 * CONVERSIONS, went);
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What things cost: each is done a number of times between two marks, which the emulator's plugin counts.
+//!
+//! The same program drives Freehold and the peer, the kernel's own protected KVM: what one of them has no call for is
+//! left out there. Where the counting is off a mark does nothing, and this is a short functional test.
+
+mod memory;
+mod raw;
+
+use crate::machine::{Machine, NODE, Plan};
+use crate::proto::*;
+use crate::report::Step;
+use crate::rows::{self, begin, end, mark};
+
+const STEP: Step = Step("bench");
+/// Rounds of a row, of which the first few also warm the path.
+const ROUNDS: u64 = 24;
+/// Pages of the guest, behind those that it boots from.
+const FREE: u64 = RAM_BASE + RAM_MIN;
+
+/// Whether the peer is measured.
+fn peer() -> bool {
+    !std::path::Path::new(&*NODE.to_string_lossy()).exists()
+}
+
+/// The first program of the host is up.
+pub(crate) fn boot() {
+    mark!(begin(rows::BOOT));
+    mark!(end(rows::BOOT));
+    STEP.same("boot is marked", "", "");
+}
+
+/// All rows.
+pub(crate) fn all() -> Result<(), String> {
+    for _ in 0..ROUNDS {
+        marked(rows::USER_NOTHING, || ());
+    }
+    guest()?;
+    memory::lives()?;
+    if !peer() {
+        memory::calls()?;
+        memory::conversions()?;
+        raw::batches()?;
+    }
+    Ok(())
+}
+
+/// Does something between the marks of a row.
+fn marked<T>(row: u64, what: impl FnOnce() -> T) -> T {
+    mark!(begin(row));
+    let result = what();
+    mark!(end(row));
+    result
+}
+
+fn plan() -> Plan {
+    Plan { bytes: 8 * RAM_MIN, boot: BOOT_NO_SHARE | BOOT_QUIET, gic: true, peer: peer(), ..Plan::default() }
+}
+
+/// What a guest does.
+fn guest() -> Result<(), String> {
+    let (mut machine, _) = Machine::booted(plan())?;
+    // What it says of itself is judged elsewhere.
+    machine.command(CMD_GIC, [0; 3])?;
+    let everywhere = [
+        (rows::GUEST_NOTHING, "nothing"),
+        (rows::GUEST_HVC, "a call answered at EL2, or by the host"),
+        (rows::VGIC_READ, "a register of the controller"),
+        (rows::VMM_READ, "a load that the VMM answers"),
+        (rows::VMM_READ_LISTED, "the same, with two interrupts pending"),
+        (rows::VMM_READ_FP, "the same, with FP in use"),
+        (rows::SELF_SGI, "an SGI to itself"),
+        (rows::TIMER, "the timer, taken"),
+        (rows::WAKE, "the timer, waited for"),
+        (rows::TOUCH, "first touch of a page"),
+        (rows::SHARE, "a page is shared"),
+        (rows::UNSHARE, "and taken back"),
+    ];
+    for (row, what) in everywhere {
+        rounds(&mut machine, row, what)?;
+    }
+    if !peer() {
+        rounds(&mut machine, rows::RELINQUISH, "and given back")?;
+    }
+    Ok(())
+}
+
+fn rounds(machine: &mut Machine, row: u64, what: &str) -> Result<(), String> {
+    let [least, most, wrong] = machine.command(CMD_BENCH, [row, ROUNDS, FREE])?;
+    STEP.judged(what, "0 rounds went wrong", format!("{wrong}; {least} to {most} ticks"), wrong == 0);
+    Ok(())
+}
