@@ -253,6 +253,7 @@ fn walk_vm(vm: &Vm, bits: &mut Bits) -> Vm {
         // One size of address space is as good as another here.
         ipa_bits: if bits.flag(vm.ipa_bits != 0) { 32 } else { 0 },
         free: bits.digit(vm.free.into(), 2) as u32,
+        gic: bits.flag(vm.gic),
         ..*vm
     }
 }

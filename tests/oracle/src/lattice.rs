@@ -61,6 +61,8 @@ pub struct Part {
     pub pools: bool,
     /// Wrong arguments of calls that no state could make right.
     pub wrong: bool,
+    /// Interrupt controllers and the host's wires.
+    pub gic: bool,
 }
 
 /// One to five operations that happen one after the other.

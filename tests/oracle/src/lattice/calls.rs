@@ -33,8 +33,21 @@ pub(super) fn each(l: &Lattice, s: &impl State, f: &mut impl FnMut(&Play<'_>)) {
         }
     }
     creations(l, s, f);
+    if l.part.gic {
+        let never = [Who::Ended, Who::Never];
+        (0..s.machine().slots).map(Who::Slot).chain(never).for_each(|vm| interrupts(s, vm, f));
+    }
     if l.part.wrong {
         questions(s, f);
+    }
+}
+
+fn interrupts(s: &impl State, vm: Who, f: &mut impl FnMut(&Play<'_>)) {
+    for (distributor, redistributors) in [(0x10, 0x40), (0x11, 0x40), (0x10, 0x48), (1 << 20, 0x40), (0x10, u64::MAX)] {
+        play(s, f, Call::VmGic { vm, distributor, redistributors }, Env::CALM);
+    }
+    for (intid, level) in [(32, 0), (32, 1), (255, 3), (31, 1), (256, 1), (32, 4), (u64::MAX, 0)] {
+        play(s, f, Call::VmIrq { vm, intid, level }, Env::CALM);
     }
 }
 

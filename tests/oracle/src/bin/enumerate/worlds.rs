@@ -39,6 +39,7 @@ const NONE: Part = Part {
     holders: 0,
     pools: false,
     wrong: false,
+    gic: false,
 };
 
 pub(crate) const ALL: &[Small] = &[
@@ -72,6 +73,24 @@ pub(crate) const ALL: &[Small] = &[
         expected: [289_534, 24_756_700],
     },
     Small {
+        name: "driver-2x2x2",
+        run: |cells| {
+            let part = Part { requests: true, pending: true, attempts: 1, holders: 1, ..NONE };
+            run::<7, 2, 1>(2, WHOLE, part, cells)
+        },
+        expected: [533_472, 54_718_113],
+    },
+    Small {
+        name: "interrupts-1x1x2",
+        run: |cells| run::<6, 1, 1>(1, WHOLE, Part { raw: true, requests: true, gic: true, ..NONE }, cells),
+        expected: [691, 85_893],
+    },
+    Small {
+        name: "no-vms",
+        run: |cells| on::<6, 1, 1>(0, 1, WHOLE, Part { raw: true, wrong: true, gic: true, ..NONE }, cells),
+        expected: [1, 415],
+    },
+    Small {
         name: "arguments-1x1x2",
         run: |cells| {
             let part = Part { split: true, pending: true, vcpus: true, pools: true, wrong: true, ..NONE };
@@ -93,6 +112,17 @@ fn run<const P: usize, const V: usize, const C: usize>(
     part: Part,
     cells: &mut Cells,
 ) -> Result<Count, String> {
+    on::<P, V, C>(u8::try_from(V).expect("few"), data, ranges, part, cells)
+}
+
+/// The same on a machine that has so many slots.
+fn on<const P: usize, const V: usize, const C: usize>(
+    slots: u8,
+    data: u64,
+    ranges: &'static [(u64, u64)],
+    part: Part,
+    cells: &mut Cells,
+) -> Result<Count, String> {
     let end = PFN + data;
     let odd = [end + 2, end + 3, end + 4];
     let mut world = World::<P, V, 1, 2, C>::new(PFN, GFN);
@@ -102,6 +132,7 @@ fn run<const P: usize, const V: usize, const C: usize>(
     }
     world.machine.ordinary = part.ordinary;
     world.machine.ranges = 2;
+    world.machine.slots = slots;
     let lattice =
         Lattice { data: PFN..end, pool: end..end + 2, odd, gfns: GFN..GFN + 2, outside: GFN + 9, ranges, part };
     let codec = Codec { data: PFN..end, pool: end..end + 2, ranges, rename: !part.ordinary };
