@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The shipped calls under arbitrary streams: of the host ([`run_host`]), and of a guest that runs ([`run_guest`]).
 //!
-//! The machine is the model's: real tables, and a TLB that forgets nothing by itself. After each step: the status is
-//! documented, a refusal changed nothing (I6), whoever reaches a frame has the right to (I1 to I3), no secret is where
-//! the host can read it (I4), and an exit says no more than it may (D9). At the end all comes back (I8).
+//! The machine is the model's: real tables, and a TLB that forgets nothing by itself. `tests/oracle` follows it: each
+//! answer and each state must be the specification's. After each step also: the status is documented, a refusal changed
+//! nothing (I6), whoever reaches a frame has the right to (I1 to I3), no secret is where the host can read it (I4), and
+//! an exit says no more than it may (D9). At the end all comes back (I8).
 
 mod guest;
 mod host;
@@ -12,9 +13,12 @@ mod pick;
 
 use std::cell::RefCell;
 
-use freehold_model::{Layout, Rig};
+use freehold_model::{Decide, Handles, Layout, Rig};
+use freehold_oracle::{Call, Done, Env, Op, Outcome, Value, decide};
+use freehold_uapi::hvc;
 
 pub use freehold_model::Fault;
+use judge::{Court, World};
 
 use crate::Tally;
 
@@ -35,18 +39,21 @@ const VMS: usize = 3;
 const GFN: u64 = 0x8_0000 - 6;
 const GFNS: u64 = 12;
 
+/// A machine at rest, its fault, and the handles that it has returned so far.
+type Kept = (Fault, Rig, Handles);
+
 thread_local! {
-    static MACHINE: RefCell<Option<(Fault, Rig)>> = const { RefCell::new(None) };
+    static MACHINE: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
 
 /// Plays with a machine at rest, and brings it to rest again.
-fn with_rig(fault: Fault, play: impl FnOnce(&Rig) -> Tally) -> Tally {
-    let kept = MACHINE.with_borrow_mut(Option::take).filter(|(kept, _)| *kept == fault);
-    let rig = kept.map_or_else(|| Rig::new(layout(), fault), |(_, rig)| rig);
-    let tally = play(&rig);
-    rig.reset().unwrap_or_else(|wrong| panic!("I8: {wrong}"));
-    judge::sound(&rig);
-    MACHINE.with_borrow_mut(|place| *place = Some((fault, rig)));
+fn with_rig(fault: Fault, decide: Decide<World>, play: impl FnOnce(&mut Court<'_>) -> Tally) -> Tally {
+    let kept = MACHINE.with_borrow_mut(Option::take).filter(|(kept, ..)| *kept == fault);
+    let (_, rig, handles) = kept.unwrap_or_else(|| (fault, Rig::new(layout(), fault), Handles::new()));
+    let mut court = Court::new(&rig, decide, handles);
+    let tally = play(&mut court);
+    let handles = court.close();
+    MACHINE.with_borrow_mut(|place| *place = Some((fault, rig, handles)));
     tally
 }
 
@@ -70,7 +77,54 @@ pub fn run_host(data: &[u8]) -> Tally {
 /// On a finding, as it should.
 #[must_use]
 pub fn run_host_on(fault: Fault, data: &[u8]) -> Tally {
-    with_rig(fault, |rig| steps(data, |step| host::step(rig, step)))
+    with_rig(fault, decide, |court| steps(data, |step| host::step(court, step)))
+}
+
+/// The same beside a specification that is wrong: a control.
+///
+/// # Panics
+/// On a finding, as it should.
+#[must_use]
+pub fn run_host_beside(mistake: Mistake, data: &[u8]) -> Tally {
+    let wrong: Decide<World> = match mistake {
+        Mistake::ReclaimsAlive => reclaims_alive,
+        Mistake::NeverRevokes => never_revokes,
+        Mistake::ForgetsRequests => forgets_requests,
+    };
+    with_rig(Fault::None, wrong, |court| steps(data, |step| host::step(court, step)))
+}
+
+/// A mistake in the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// Frames of a VM that lives can be taken back.
+    ReclaimsAlive,
+    /// A revocable frame is never taken from its guest.
+    NeverRevokes,
+    /// A guest that asks is not heard.
+    ForgetsRequests,
+}
+
+fn reclaims_alive(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    let alone = outcome.refused == freehold_oracle::Statuses::one(hvc::WRONG_STATE);
+    let reclaims = matches!(op, Op::Host { call: Call::VmReclaim { .. }, .. });
+    if reclaims && alone { Outcome::done(Done::Host([Value::Any; 4])) } else { outcome }
+}
+
+fn never_revokes(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    if outcome.done == Some(Done::Revoked) { Outcome::done(Done::Injected) } else { outcome }
+}
+
+fn forgets_requests(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    let accepts = matches!(op, Op::Host { call: Call::GuestAccept { .. }, .. });
+    if accepts && outcome.done.is_some() {
+        Outcome::refused(freehold_oracle::Statuses::one(hvc::NO_REQUEST))
+    } else {
+        outcome
+    }
 }
 
 /// Plays the guest's stream in `data`, with a driver that answers its exits.
@@ -79,8 +133,8 @@ pub fn run_host_on(fault: Fault, data: &[u8]) -> Tally {
 /// On a finding.
 #[must_use]
 pub fn run_guest(data: &[u8]) -> Tally {
-    with_rig(Fault::None, |rig| {
-        let mut session = guest::Session::new(rig);
+    with_rig(Fault::None, decide, |court| {
+        let mut session = guest::Session::new(court);
         steps(data, |step| session.step(step))
     })
 }

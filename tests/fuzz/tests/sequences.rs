@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Long random sequences of calls, shrunk to the shortest that fails.
 
-use freehold_fuzz::calls::{self, Fault};
+use freehold_fuzz::calls::{self, Fault, Mistake};
 use freehold_fuzz::{Tally, tables};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -27,6 +27,44 @@ fn shortest(cases: u32, rng_seed: RngSeed, run: impl Fn(&[u8]) -> Tally) -> Opti
 #[test]
 fn any_sequence_of_verbs_agrees_with_the_naive_map() {
     assert_eq!(shortest(500, RngSeed::Random, tables::run), None);
+}
+
+/// What `inputs` random streams of fixed seeds come to.
+fn random(inputs: u64, run: impl Fn(&[u8]) -> Tally) -> Tally {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut tally = Tally::default();
+    for _ in 0..inputs {
+        let stream: Vec<u8> = (0..120 * 8)
+            .map(|_| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (seed >> 56) as u8
+            })
+            .collect();
+        tally += run(&stream);
+    }
+    tally
+}
+
+#[test]
+fn about_half_of_a_random_stream_succeeds_and_neither_far_more_nor_far_less() {
+    for (name, run, least, most) in [
+        ("host", calls::run_host as fn(&[u8]) -> Tally, 45, 75),
+        ("guest", calls::run_guest as fn(&[u8]) -> Tally, 60, 97),
+    ] {
+        let tally = random(60, run);
+        let share = tally.done * 100 / tally.steps;
+        println!("{name}: {tally:?}, {share} %");
+        assert!(tally.steps == 60 * 120 && (least..=most).contains(&share), "{name}: {share} % of {tally:?}");
+    }
+}
+
+#[test]
+fn each_mistake_of_the_specification_shrinks_to_a_few_calls() {
+    for (mistake, longest) in [(Mistake::ReclaimsAlive, 6), (Mistake::NeverRevokes, 8), (Mistake::ForgetsRequests, 8)] {
+        let beside = |data: &[u8]| calls::run_host_beside(mistake, data);
+        let (steps, why) = shortest(400, RngSeed::Fixed(1), beside).expect("a mistake");
+        assert!(steps.len() <= longest && why.contains("oracle: "), "{mistake:?}: {steps:?}: {why}");
+    }
 }
 
 #[test]

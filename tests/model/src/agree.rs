@@ -146,8 +146,19 @@ fn vcpu_agrees(view: Option<&VcpuView>, vcpu: &Vcpu) -> Result<(), String> {
     same("it waits for", waits_of(view, vcpu), vcpu.pending)
 }
 
+/// A vCPU's life as far as its phase tells it; none while it is on a CPU.
+pub(crate) const fn life_of(phase: VcpuPhase) -> Option<VcpuLife> {
+    match phase {
+        VcpuPhase::Absent => Some(VcpuLife::Absent),
+        VcpuPhase::Ready => Some(VcpuLife::Ready),
+        VcpuPhase::Parked => Some(VcpuLife::Ran),
+        VcpuPhase::Crashed => Some(VcpuLife::Crashed),
+        VcpuPhase::Claimed => None,
+    }
+}
+
 /// What a vCPU waits for, in the oracle's words, which has it like `said`.
-fn waits_of(view: &VcpuView, said: &Vcpu) -> Pending {
+pub(crate) fn waits_of(view: &VcpuView, said: &Vcpu) -> Pending {
     let kind = |wish| match wish {
         Wish::Share => Kind::Share,
         Wish::Unshare => Kind::Unshare,

@@ -28,6 +28,7 @@ mod races;
 mod rig;
 mod search;
 pub mod small;
+mod stream;
 mod tlb;
 mod turns;
 mod vcpus;
@@ -42,6 +43,7 @@ pub use op::Op;
 pub use picture::{FrameView, Picture, VcpuView, VmView};
 pub use rig::{Answer, Rig};
 pub use search::Report;
+pub use stream::{Asked, Handles, Stream, Whole};
 
 #[cfg(test)]
 mod tests;

@@ -330,7 +330,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     }
 
     /// The records that a list frame holds which nobody wrote for this operation.
-    fn found(&self, op: &Op) -> Vec<Record> {
+    pub(crate) fn found(&self, op: &Op) -> Vec<Record> {
         let Op::Host(Call::MemDonateList { list, records, .. }) = *op else { return Vec::new() };
         let words = self.rig.words(list, usize::try_from(records.saturating_mul(2)).unwrap_or(usize::MAX));
         words.as_chunks::<2>().0.iter().map(|[pfn, gfn_count]| Record { pfn: *pfn, gfn_count: *gfn_count }).collect()

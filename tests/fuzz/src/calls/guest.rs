@@ -2,30 +2,30 @@
 //! One guest that does anything, and a driver that answers its exits as one would, most often.
 
 use freehold_mem::{GuestView, State};
-use freehold_model::{Act, Picture, Rig, VmView};
+use freehold_model::{Act, Picture, VmView};
 use freehold_uapi::hvc;
 
-use super::judge::{self, CANARY};
+use super::judge::{CANARY, Court};
 use super::pick::Step;
 use super::{FIRST_WATCHED, GFN, GFNS, STEP, host};
 
 /// A VM that runs, and what its last exit asked for.
-pub(super) struct Session<'r> {
-    rig: &'r Rig,
+pub(super) struct Session<'c, 'r> {
+    court: &'c mut Court<'r>,
     vm: u64,
     answer: u64,
 }
 
-impl<'r> Session<'r> {
+impl<'c, 'r> Session<'c, 'r> {
     /// A VM with RAM, of which a third is backed, next to another that only exists.
-    pub(super) fn new(rig: &'r Rig) -> Self {
-        let mut session = Self { rig, vm: 0, answer: 0 };
+    pub(super) fn new(court: &'c mut Court<'r>) -> Self {
+        let mut session = Self { court, vm: 0, answer: 0 };
         session.begin();
         session
     }
 
     fn begin(&mut self) {
-        let base = self.rig.first_frame() + FIRST_WATCHED;
+        let base = self.court.rig.first_frame() + FIRST_WATCHED;
         for pool in [base + 40, base] {
             self.vm = self.must(hvc::VM_CREATE, [hvc::VM_PROTECTED, 32, pool, 8, 0]);
             self.must(hvc::VM_RANGE, [self.vm, GFN, GFNS, 0, 0]);
@@ -34,8 +34,8 @@ impl<'r> Session<'r> {
         }
     }
 
-    fn must(&self, id: u32, x: [u64; 5]) -> u64 {
-        let answer = judge::call(self.rig, 0, id, x);
+    fn must(&mut self, id: u32, x: [u64; 5]) -> u64 {
+        let answer = self.court.call(0, id, x, false);
         assert!(answer.is_success(), "{id:#x} {x:x?}: {}", answer.name());
         answer.x[0]
     }
@@ -47,28 +47,32 @@ impl<'r> Session<'r> {
     /// The guest does something and runs; the driver answers. Says whether the guest is still there.
     pub(super) fn step(&mut self, bytes: &[u8; STEP]) -> bool {
         let step = Step::decode(bytes);
-        let picture = self.rig.picture();
+        let picture = self.court.rig.picture();
         let gfn = step.gfn(&picture, self.vm, |view| match step.verb >> 6 {
             0 => matches!(view, GuestView::Absent(_)),
             _ => matches!(view, GuestView::Mapped(_)),
         });
         let acts = [act(step, gfn), Act::Interrupt];
-        self.rig.script(0, &host::secrets(&picture, self.vm));
-        self.rig.script(0, &acts[..1 + usize::from(step.flag(0))]);
+        let acts = [host::secrets(&picture, self.vm), acts[..1 + usize::from(step.flag(0))].to_vec()].concat();
         let before = Self::view(&picture, self.vm).map(|vm| vm.gfns.clone());
-        let ran = judge::call(self.rig, 0, hvc::VCPU_RUN, [self.vm, 0, self.answer, 0, 0]);
-        self.rig.forget_script(0);
+        let ran = self.court.run(0, [self.vm, 0, self.answer], &acts, false);
         // Nothing that a guest does by itself moves memory: the host must first say yes.
-        let picture = self.rig.picture();
+        let picture = self.court.rig.picture();
         assert_eq!(Self::view(&picture, self.vm).map(|vm| vm.gfns.clone()), before, "a run moved memory");
         if !ran.is_success() {
             assert!(matches!(ran.name(), "WRONG_STATE" | "DENIED"), "{}", ran.name());
             if ran.name() == "WRONG_STATE" {
                 // It crashed before, and stays so: everything begins anew.
-                self.rig.reset().unwrap_or_else(|wrong| panic!("I8: {wrong}"));
+                self.court.reset();
                 self.begin();
             }
             return false;
+        }
+        if ran.x[0] == hvc::EXIT_OFF {
+            // Only another vCPU could start it again.
+            self.court.reset();
+            self.begin();
+            return true;
         }
         self.answer = step.edge();
         self.drive(step, ran.x);
@@ -80,18 +84,18 @@ impl<'r> Session<'r> {
         if step.flag(1) {
             return;
         }
-        let picture = self.rig.picture();
+        let picture = self.court.rig.picture();
         match reason {
             hvc::EXIT_MEM_FAULT => {
-                let pfn = step.pfn(self.rig, &picture, |state| state == State::Host);
-                let _ = judge::call(self.rig, 1, hvc::MEM_DONATE, [self.vm, pfn, a, 1, 0]);
+                let pfn = step.pfn(self.court.rig, &picture, |state| state == State::Host);
+                let _ = self.court.call(1, hvc::MEM_DONATE, [self.vm, pfn, a, 1, 0], false);
             }
             hvc::EXIT_SHARE | hvc::EXIT_UNSHARE | hvc::EXIT_RELINQUISH => {
                 let count = if step.flag(2) { step.count() } else { count };
-                let _ = judge::call(self.rig, 1, hvc::GUEST_ACCEPT, [self.vm, 0, count, 0, 0]);
+                let _ = self.court.call(1, hvc::GUEST_ACCEPT, [self.vm, 0, count, 0, 0], false);
             }
             _ if step.flag(3) => {
-                let _ = judge::call(self.rig, 1, hvc::VCPU_KICK, [self.vm, 0, 0, 0, 0]);
+                let _ = self.court.call(1, hvc::VCPU_KICK, [self.vm, 0, 0, 0, 0], false);
             }
             _ => {}
         }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One step of the host: a call, a fault, or something that it does to its memory.
 
-use freehold_mem::{GuestView, Pfn, State};
+use freehold_mem::{GuestView, Pfn, State, VmSlot};
 use freehold_model::{Act, Picture, Rig, VmView};
 use freehold_uapi::hvc;
+use freehold_virt::vm::VcpuPhase;
 
-use super::judge::{self, CANARY};
+use super::judge::{CANARY, Court};
 use super::pick::{Step, alive, building, dying};
 use super::{GFN, GFNS, STEP};
 
@@ -41,45 +42,37 @@ pub(super) fn act(step: Step, gfn: u64) -> Act {
 }
 
 /// Plays a step; says whether it was not refused.
-pub(super) fn step(rig: &Rig, bytes: &[u8; STEP]) -> bool {
+pub(super) fn step(court: &mut Court<'_>, bytes: &[u8; STEP]) -> bool {
     let mut step = Step::decode(bytes);
-    let picture = rig.picture();
-    let cpu = usize::from(step.flag(7));
-    let stop = step.raw & 3 == 3;
-    rig.set_wanted(stop);
+    let picture = court.rig.picture();
     step.verb = useful(&picture, step);
-    let made = with_vm(rig, &picture, step, cpu).unwrap_or_else(|| without_vm(rig, &picture, step, cpu));
-    rig.set_wanted(false);
-    made
+    with_vm(court, &picture, step).unwrap_or_else(|| without_vm(court, &picture, step))
 }
 
 fn is_host(state: State) -> bool {
     state == State::Host
 }
 
-fn without_vm(rig: &Rig, picture: &Picture, step: Step, cpu: usize) -> bool {
+fn without_vm(court: &mut Court<'_>, picture: &Picture, step: Step) -> bool {
+    let (rig, cpu) = (court.rig, step.cpu());
     let pfn = step.pfn(rig, picture, is_host);
     match step.verb {
         20 => {
             let frame = step.pfn(rig, picture, |state| matches!(state, State::Private { .. }));
-            // What follows a revocation is judged with the rest; an address is no frame number.
-            let retried = Pfn::new(frame).is_some_and(|_| rig.host_abort(frame, step.flag(0)));
-            judge::sound(rig);
-            retried
+            // An address is no frame number.
+            Pfn::new(frame).is_some_and(|_| court.abort(frame, step.flag(0)))
         }
-        21 => judge::call(rig, cpu, hvc::BASE + u32::from(step.raw % 64), [step.edge(); 5]).is_success(),
-        22 => {
-            rig.first_frame() <= pfn && rig.layout().watched.contains(&(pfn - rig.first_frame())) && rig.host_write(pfn)
-        }
+        21 => court.call(cpu, hvc::BASE + u32::from(step.raw % 64), [step.edge(); 5], false).is_success(),
+        22 => rig.first_frame() <= pfn && rig.layout().watched.contains(&(pfn - rig.first_frame())) && court.write(pfn),
         _ => {
             let bits = if step.wild(5) { u64::from(step.raw) } else { 32 };
             let count = if step.wild(6) { step.count() } else { 4 + u64::from(step.more & 7) };
-            let answer = judge::call(rig, cpu, hvc::VM_CREATE, [hvc::VM_PROTECTED, bits, pfn, count, 0]);
+            let answer = court.call(cpu, hvc::VM_CREATE, [hvc::VM_PROTECTED, bits, pfn, count, 0], false);
             if answer.is_success() && !step.wild(7) {
                 let vm = answer.x[0];
-                assert!(judge::call(rig, cpu, hvc::VM_RANGE, [vm, GFN, GFNS, 0, 0]).is_success());
+                assert!(court.call(cpu, hvc::VM_RANGE, [vm, GFN, GFNS, 0, 0], false).is_success());
                 // A pool of a single frame has none left for it.
-                let _ = judge::call(rig, cpu, hvc::VCPU_CREATE, [vm, 0, 0, 0, 0]);
+                let _ = court.call(cpu, hvc::VCPU_CREATE, [vm, 0, 0, 0, 0], false);
             }
             answer.is_success()
         }
@@ -92,7 +85,8 @@ fn wants(verb: u8) -> Option<fn(&VmView) -> bool> {
         0 | 3 => building,
         4 | 5 => |vm| alive(vm) && vm.vcpu.is_none(),
         14..=16 => dying,
-        1 | 2 | 6..=13 => alive,
+        11 | 12 => |vm| alive(vm) && vm.vcpu.is_some_and(|vcpu| vcpu.phase != VcpuPhase::Crashed),
+        1 | 2 | 6..=10 | 13 => alive,
         17..=19 => |vm| vm.vcpu.is_some_and(|vcpu| matches!(vcpu.pending, freehold_virt::vcpu::Pending::Request(_))),
         _ => return None,
     })
@@ -113,73 +107,91 @@ fn useful(picture: &Picture, step: Step) -> u8 {
     }
 }
 
-fn with_vm(rig: &Rig, picture: &Picture, step: Step, cpu: usize) -> Option<bool> {
+fn with_vm(court: &mut Court<'_>, picture: &Picture, step: Step) -> Option<bool> {
     let verb = step.verb;
     let fits = wants(verb)?;
+    let rig = court.rig;
     let vm = step.handle(picture, fits);
-    let call = |id: u32, x: [u64; 4]| Some(judge::call(rig, cpu, id, [vm, x[0], x[1], x[2], x[3]]).is_success());
-    let vcpu = if step.wild(9) { step.edge() } else { 0 };
+    let mut call = |id: u32, x: [u64; 4]| {
+        Some(court.call(step.cpu(), id, [vm, x[0], x[1], x[2], x[3]], step.is_hurried()).is_success())
+    };
+    // Of one vCPU is known what it does; others that could be are not asked for.
+    let vcpu = if step.wild(9) { step.edge() | 8 } else { 0 };
     let pfn = || step.pfn(rig, picture, is_host);
     let absent = || step.gfn(picture, vm, |view| matches!(view, GuestView::Absent(_)));
     match verb {
-        0 => call(hvc::VM_RANGE, [step.gfn(picture, vm, |_| true), step.count(), 0, 0]),
+        0 => call(hvc::VM_RANGE, [step.range(), step.count(), 0, 0]),
         1 => call(hvc::POOL_TOPUP, [pfn(), step.count(), 0, 0]),
         2 => call(hvc::VCPU_KICK, [vcpu, 0, 0, 0]),
         3 => match step.flag(0) {
-            true => call(hvc::VCPU_SET_REG, [vcpu, u64::from(step.raw & 7), u64::from(step.frame) << 2, 0]),
-            false => call(hvc::VCPU_GET_REG, [vcpu, u64::from(step.raw & 63), 0, 0]),
+            true => call(hvc::VCPU_SET_REG, [vcpu, step.register(), u64::from(step.frame) << 2, 0]),
+            false => call(hvc::VCPU_GET_REG, [vcpu, step.register(), 0, 0]),
         },
         4 | 5 => call(hvc::VCPU_CREATE, [vcpu, 0, 0, 0]),
-        6..=9 => call(hvc::MEM_DONATE, [pfn(), absent(), step.count(), flags(step)]),
-        10 => donate_list(rig, picture, step, vm, cpu),
-        11 | 12 => Some(run(rig, picture, step, vm, vcpu, cpu)),
-        13 if step.raw & 3 == 0 => call(hvc::VM_DESTROY, [0; 4]),
-        13 => match step.flag(0) {
-            true => call(hvc::MEM_SHARE, [pfn(), absent(), step.count(), flags(step)]),
-            false => call(hvc::MEM_UNSHARE, [absent(), step.count(), 0, 0]),
-        },
-        14..=16 => {
-            let its = |state| match state {
-                State::Private { vm: slot, .. } | State::Shared { vm: slot, .. } => {
-                    u64::from(slot.raw()) == vm & 0xffff
-                }
-                State::Pool { vm: slot, .. } => step.flag(0) && u64::from(slot.raw()) == vm & 0xffff,
-                State::NoMap | State::Host | State::Lent(_) | State::El2 => false,
-            };
-            call(hvc::VM_RECLAIM, [step.pfn(rig, picture, its), step.count(), 0, 0])
+        6..=9 => {
+            let (gfn, count) = (absent(), step.count());
+            call(hvc::MEM_DONATE, [pfn(), gfn, count, flags(step, gfn, count)])
         }
+        10 => donate_list(court, picture, step, vm),
+        11 | 12 => Some(run(court, picture, step, vm, vcpu)),
+        13 => match step.raw & 7 {
+            0..=2 => call(hvc::VM_DESTROY, [0; 4]),
+            3 => call(hvc::MEM_SHARE, [pfn(), absent(), step.count(), 0]),
+            4 => call(hvc::MEM_UNSHARE, [absent(), step.count(), 0, 0]),
+            _ => call(hvc::POOL_TOPUP, [pfn(), step.count(), 0, 0]),
+        },
+        14..=16 => call(hvc::VM_RECLAIM, [its_frame(rig, picture, step, vm), step.count(), 0, 0]),
         _ => call(hvc::GUEST_ACCEPT, [vcpu, step.count(), 0, 0]),
     }
 }
 
-fn flags(step: Step) -> u64 {
-    if step.wild(10) { step.edge() } else { u64::from(step.more & 1) }
+/// A frame of a dying VM: of its memory, then of its pool; at times the other way round.
+fn its_frame(rig: &Rig, picture: &Picture, step: Step, vm: u64) -> u64 {
+    let view = picture.vms.iter().flatten().find(|view| view.handle == vm);
+    let pool = view.is_none_or(|view| view.owned == 0) != (step.more & 7 == 7);
+    let is_its = |slot: VmSlot| u64::from(slot.raw()) == vm & 0xffff;
+    step.pfn(rig, picture, |state| match state {
+        State::Private { vm, .. } | State::Shared { vm, .. } => !pool && is_its(vm),
+        State::Pool { vm, .. } => pool && is_its(vm),
+        State::NoMap | State::Host | State::Lent(_) | State::El2 => false,
+    })
 }
 
-fn donate_list(rig: &Rig, picture: &Picture, step: Step, vm: u64, cpu: usize) -> Option<bool> {
+/// What may be taken away is donated where guests' frames are watched: poison elsewhere is in nobody's book.
+fn flags(step: Step, gfn: u64, count: u64) -> u64 {
+    let end = gfn.checked_add(count).filter(|_| gfn >= GFN);
+    let watched = end.is_some_and(|end| end <= GFN + GFNS);
+    let flags = if step.wild(10) { step.edge() } else { u64::from(step.more & 1) };
+    if watched { flags } else { flags & !hvc::DONATE_REVOCABLE }
+}
+
+fn donate_list(court: &mut Court<'_>, picture: &Picture, step: Step, vm: u64) -> Option<bool> {
+    let rig = court.rig;
     let first = step.pfn(rig, picture, is_host);
     let list = if step.flag(1) { first } else { rig.first_frame() };
     let gfn = step.gfn(picture, vm, |view| matches!(view, GuestView::Absent(_)));
     let count = step.count().clamp(1, 4096);
-    let gap = if step.flag(2) { count - 1 } else { count };
+    let gap = if step.more & 0xc == 0xc { count - 1 } else { count };
     let second = hvc::Record::new(first.wrapping_add(gap), gfn.wrapping_add(gap) & ((1 << 52) - 1), 1);
     let one = hvc::Record::new(first, gfn & ((1 << 52) - 1), count);
     let watched = rig.layout().watched.contains(&list.wrapping_sub(rig.first_frame()));
-    if watched && rig.host_read(list).is_some() {
-        rig.host_write_words(list, &[one.pfn, one.gfn_count, second.pfn, second.gfn_count]);
+    if watched {
+        court.write_words(list, &[one.pfn, one.gfn_count, second.pfn, second.gfn_count]);
     }
-    let records = if step.wild(11) { step.edge() } else { u64::from(step.more >> 3 & 3) };
-    Some(judge::call(rig, cpu, hvc::MEM_DONATE_LIST, [vm, list, records, flags(step), 0]).is_success())
+    let records = if step.wild(11) { step.edge() } else { 1 + u64::from(step.more >> 4 & 1) };
+    let flags = flags(step, gfn, count.saturating_add(1));
+    let x = [vm, list, records, flags, 0];
+    let done = court.call(step.cpu(), hvc::MEM_DONATE_LIST, x, step.is_hurried()).is_success();
+    if watched {
+        court.write(list);
+    }
+    Some(done)
 }
 
-fn run(rig: &Rig, picture: &Picture, step: Step, vm: u64, vcpu: u64, cpu: usize) -> bool {
+fn run(court: &mut Court<'_>, picture: &Picture, step: Step, vm: u64, vcpu: u64) -> bool {
     let gfn = step.gfn(picture, vm, |view| matches!(view, GuestView::Mapped(_)));
-    rig.set_busy(step.wild(12));
-    rig.script(cpu, &[secrets(picture, vm), vec![act(step, gfn)]].concat());
-    let ran = judge::call(rig, cpu, hvc::VCPU_RUN, [vm, vcpu, step.edge(), 0, 0]).is_success();
-    rig.forget_script(cpu);
-    rig.set_busy(false);
-    ran
+    let acts = [secrets(picture, vm), vec![act(step, gfn)]].concat();
+    court.run(step.cpu(), [vm, vcpu, step.edge()], &acts, step.wild(12)).is_success()
 }
 
 /// The guest puts a secret wherever it can.

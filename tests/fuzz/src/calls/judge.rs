@@ -1,31 +1,151 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What must be so whatever was called.
+//! What must be so whatever was called: what the specification says, and what no specification needs to say.
 
 use freehold_mem::State;
-use freehold_model::{Answer, Label, Picture, Rig};
+use freehold_model::{Act, Answer, Asked, Decide, Handles, Label, Picture, Rig, Stream, Whole};
 use freehold_uapi::hvc;
+
+use super::{FRAMES, GFNS, VMS};
 
 /// What a store outside RAM carries, and a store inside must not show to the host.
 pub(super) const CANARY: u64 = 0x5ec2_e75e_c2e7_5ec3;
 
-/// The machine as a whole: rights (I1 to I3), contents (I4), and what its ports complained about.
-pub(super) fn sound(rig: &Rig) -> Picture {
-    let complaints = rig.complaints();
-    assert!(complaints.is_empty(), "{complaints:?}");
-    let picture = rig.picture();
-    assert_eq!(picture.judge(), Ok(()));
-    for (number, frame) in picture.frames.iter().enumerate().filter(|(_, frame)| frame.host_reaches) {
-        let secret = matches!(frame.label, Label::Secret { .. });
-        let shared = matches!(frame.state, Some(State::Shared { .. }));
-        assert!(!secret || shared, "I4: frame {number} is {:?}, and the host reads {:?}", frame.state, frame.label);
-    }
-    picture
+/// Frames of `el2`'s carve-out and all of the host's.
+const PAGES: usize = 512 + FRAMES as usize;
+
+/// The world that stands beside the machine.
+pub(super) type World = Whole<PAGES, VMS, { GFNS as usize }>;
+
+/// A machine, and the specification that follows it.
+pub(super) struct Court<'r> {
+    pub(super) rig: &'r Rig,
+    stream: Stream<'r, PAGES, VMS, { GFNS as usize }>,
 }
 
-/// Makes a call and judges its answer and what it left.
-pub(super) fn call(rig: &Rig, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
-    let before = (rig.changes(), rig.picture());
-    let answer = rig.call(cpu, id, x);
+/// Stops with what the two disagree about.
+fn agree(what: Result<(), String>, asked: impl FnOnce() -> String) {
+    if let Err(why) = what {
+        panic!("oracle: {}: {why}", asked());
+    }
+}
+
+impl<'r> Court<'r> {
+    pub(super) fn new(rig: &'r Rig, decide: Decide<World>, handles: Handles) -> Self {
+        Self { rig, stream: Stream::new(rig, decide, handles) }
+    }
+
+    /// Everything ends, and begins anew.
+    pub(super) fn reset(&mut self) {
+        self.rig.reset().unwrap_or_else(|wrong| panic!("I8: {wrong}"));
+        self.stream.restart();
+        self.sound();
+    }
+
+    /// The end: what is known of handles.
+    pub(super) fn close(mut self) -> Handles {
+        self.reset();
+        self.stream.into_handles()
+    }
+
+    /// The machine as a whole: rights (I1 to I3), contents (I4), what its ports complained about, and that it is as
+    /// the specification has it.
+    pub(super) fn sound(&self) -> Picture {
+        let picture = self.safe();
+        agree(self.stream.agrees(&picture), || "afterwards".to_owned());
+        picture
+    }
+
+    fn safe(&self) -> Picture {
+        let complaints = self.rig.complaints();
+        assert!(complaints.is_empty(), "{complaints:?}");
+        let picture = self.rig.picture();
+        assert_eq!(picture.judge(), Ok(()));
+        for (number, frame) in picture.frames.iter().enumerate().filter(|(_, frame)| frame.host_reaches) {
+            let secret = matches!(frame.label, Label::Secret { .. });
+            let shared = matches!(frame.state, Some(State::Shared { .. }));
+            assert!(!secret || shared, "I4: frame {number} is {:?}, and the host reads {:?}", frame.state, frame.label);
+        }
+        picture
+    }
+
+    /// Makes a call and judges its answer and what it left. `hurried`: an interrupt waits for the host.
+    pub(super) fn call(&mut self, cpu: usize, id: u32, x: [u64; 5], hurried: bool) -> Answer {
+        self.rig.set_wanted(hurried);
+        let (answer, asked, after) = self.made(cpu, id, x, hurried);
+        self.rig.set_wanted(false);
+        // The machine of the development machine has its own counters.
+        if id != hvc::COUNTER {
+            let what = if id == hvc::VCPU_RUN {
+                self.stream.ran(&asked, &[], false, answer, &after)
+            } else {
+                self.stream.heard(&asked, answer, &after)
+            };
+            agree(what, || format!("{id:#x} {x:x?}"));
+        }
+        agree(self.stream.agrees(&after), || format!("after {id:#x} {x:x?}: {}", answer.name()));
+        answer
+    }
+
+    /// Runs a vCPU 0 whose guest does these things. `busy`: the CPU is in streaming mode.
+    pub(super) fn run(&mut self, cpu: usize, [vm, vcpu, mmio]: [u64; 3], acts: &[Act], busy: bool) -> Answer {
+        self.rig.set_busy(busy);
+        self.rig.script(cpu, acts);
+        let (answer, asked, after) = self.made(cpu, hvc::VCPU_RUN, [vm, vcpu, mmio, 0, 0], false);
+        self.rig.forget_script(cpu);
+        self.rig.set_busy(false);
+        agree(self.stream.ran(&asked, acts, busy, answer, &after), || format!("a run with {acts:x?}"));
+        agree(self.stream.agrees(&after), || format!("after a run with {acts:x?}"));
+        answer
+    }
+
+    /// The host writes to a frame.
+    pub(super) fn write(&mut self, frame: u64) -> bool {
+        let reached = self.rig.host_write(frame);
+        agree(self.stream.wrote(frame, reached), || "a write".to_owned());
+        self.sound();
+        reached
+    }
+
+    /// The host writes words into a frame that it reaches.
+    pub(super) fn write_words(&mut self, frame: u64, words: &[u64]) {
+        if self.write(frame) {
+            self.rig.host_write_words(frame, words);
+        }
+    }
+
+    /// A fault of the host's at a frame; whether it makes the access again.
+    pub(super) fn abort(&mut self, frame: u64, kernel: bool) -> bool {
+        let again = self.rig.host_abort(frame, kernel);
+        agree(self.stream.aborted(frame, kernel, again), || "a fault".to_owned());
+        self.sound();
+        again
+    }
+
+    fn made(&self, cpu: usize, id: u32, x: [u64; 5], hurried: bool) -> (Answer, Asked, Picture) {
+        let before = (self.rig.changes(), self.rig.picture());
+        let asked = self.stream.ask(id, x, hurried);
+        let answer = self.rig.call(cpu, id, x);
+        documented(id, x, answer);
+        let after = self.safe();
+        if !answer.is_success() {
+            let name = answer.name();
+            assert_eq!(answer.x[1..], [0; 3], "{id:#x} {x:x?} is refused, and says more than that");
+            let spoken = answer.x[0] == 0 || answer.status == hvc::NEED_PAGES;
+            assert!(spoken, "{id:#x} {x:x?} is refused with {:x?}", answer.x);
+            // A run that ends in a refusal has entered its VM before: what it is asked again for must be the same.
+            if id != hvc::VCPU_RUN {
+                assert_eq!(self.rig.changes(), before.0, "I6: {id:#x} {x:x?} says {name}, and changed something");
+                assert_eq!(after, before.1, "I6: {id:#x} {x:x?} says {name}, and changed something");
+            }
+        }
+        if id == hvc::VCPU_RUN && answer.is_success() {
+            exit(&after, x[0], answer.x);
+        }
+        (answer, asked, after)
+    }
+}
+
+fn documented(id: u32, x: [u64; 5], answer: Answer) {
     let name = answer.name();
     assert_ne!(name, "?", "{id:#x} {x:x?} answers {:#x}", answer.status);
     match hvc::CALLS.iter().find(|call| call.id == id) {
@@ -37,20 +157,6 @@ pub(super) fn call(rig: &Rig, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
         }
         None => assert_eq!(name, "NOT_SUPPORTED", "{id:#x}"),
     }
-    let after = sound(rig);
-    if !answer.is_success() {
-        assert_eq!(answer.x[1..], [0; 3], "{id:#x} {x:x?} is refused, and says more than that");
-        assert!(answer.x[0] == 0 || answer.status == hvc::NEED_PAGES, "{id:#x} {x:x?} is refused with {:x?}", answer.x);
-        // A run that ends in a refusal has entered its VM before: only what it is asked again for must be the same.
-        if id != hvc::VCPU_RUN {
-            assert_eq!(rig.changes(), before.0, "I6: {id:#x} {x:x?} says {name}, and changed something");
-            assert_eq!(after, before.1, "I6: {id:#x} {x:x?} says {name}, and changed something");
-        }
-    }
-    if id == hvc::VCPU_RUN && answer.is_success() {
-        exit(&after, x[0], answer.x);
-    }
-    answer
 }
 
 /// D9: what an exit may say.

@@ -4,6 +4,8 @@
 use freehold_mem::{GuestView, Life, State};
 use freehold_model::{Picture, Rig, VmView};
 
+use freehold_uapi::hvc;
+
 use super::{FIRST_WATCHED, FRAMES, GFN, GFNS, NO_MAP, STEP, VMS, WATCHED};
 
 /// A step, taken apart.
@@ -26,7 +28,28 @@ impl Step {
 
     /// Whether a number is to be anything at all.
     pub(super) fn wild(self, bit: u8) -> bool {
-        self.how >> 4 == bit
+        self.how >> 4 == bit && self.how & 4 == 0
+    }
+
+    /// The CPU that calls.
+    pub(super) fn cpu(self) -> usize {
+        usize::from(self.flag(7))
+    }
+
+    /// Whether an interrupt waits for the host meanwhile.
+    pub(super) fn is_hurried(self) -> bool {
+        self.raw & 3 == 3
+    }
+
+    /// A register of a vCPU, or the number of none.
+    pub(super) fn register(self) -> u64 {
+        let known = [0, 1, 2, 3, hvc::REG_PC, hvc::REG_MPIDR];
+        if self.wild(13) { u64::from(self.raw) & 63 } else { known[usize::from(self.raw >> 2) % known.len()] }
+    }
+
+    /// First frame of a range that is not declared yet, most often.
+    pub(super) fn range(self) -> u64 {
+        if self.wild(4) { self.edge() } else { GFN + 64 + 16 * u64::from(self.place) }
     }
 
     /// A flag of the step.
