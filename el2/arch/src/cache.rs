@@ -14,6 +14,29 @@ pub fn instructions_are_coherent() -> bool {
     crate::sysreg::field(read_sysreg!("ctr_el0"), 29, 1) != 0
 }
 
+/// Bytes that one DC ZVA zeroes; none where it is prohibited (DCZID_EL0.BS and DZP).
+fn zero_size() -> Option<usize> {
+    let kind = read_sysreg!("dczid_el0");
+    (kind & 1 << 4 == 0).then(|| 4 << (kind & 0xf))
+}
+
+/// Zeroes `[start, start + len)`, a block of the cache at a time; false if this CPU has none that divide it.
+///
+/// # Safety
+/// It is mapped, normal memory, which no reference leads into.
+pub unsafe fn zero_blocks(start: usize, len: usize) -> bool {
+    let Some(block) = zero_size().filter(|block| start.is_multiple_of(*block) && len.is_multiple_of(*block)) else {
+        return false;
+    };
+    let (mut at, end) = (start, start.wrapping_add(len));
+    while at != end {
+        // SAFETY: the block lies in what the caller names.
+        unsafe { core::arch::asm!("dc zva, {}", in(reg) at, options(nostack)) };
+        at = at.wrapping_add(block);
+    }
+    true
+}
+
 /// Cleans and invalidates `[start, start + len)` to the point of coherency.
 pub fn clean_invalidate_to_poc(start: usize, len: usize) {
     let line = line_size();

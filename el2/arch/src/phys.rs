@@ -120,8 +120,12 @@ impl Fatal for Hardware {
 
 fn zero(frame: Pfn) {
     let bytes = address(frame) as *mut u8;
-    // SAFETY: `mem` names only frames of RAM that belong to EL2 or are on their way between owners;
+    // SAFETY: `mem` names only frames of RAM that belong to EL2 or are on their way between owners, all mapped;
     // no reference into them exists.
+    if unsafe { cache::zero_blocks(address(frame), FRAME) } {
+        return;
+    }
+    // SAFETY: as above.
     unsafe { bytes.write_bytes(0, FRAME) };
 }
 
