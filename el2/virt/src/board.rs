@@ -119,18 +119,25 @@ impl Board {
     }
 
     /// What the virtual interface of CPU number `cpu`, which has `room` list registers, is loaded with for a vCPU that
-    /// enters its guest. It does not enter before the host has heard of every end that it asked for.
+    /// enters its guest, in the empty `lists`. It does not enter before the host has heard of every end that it asked for.
     ///
     /// # Errors
     /// How the vCPU leaves instead.
-    pub fn enter(&mut self, vcpu: VcpuIndex, cpu: usize, room: usize, timers: Timers, now: u64) -> Result<Lists, Exit> {
+    pub fn enter(
+        &mut self,
+        vcpu: VcpuIndex,
+        (cpu, room): (usize, usize),
+        timers: Timers,
+        now: u64,
+        lists: &mut Lists,
+    ) -> Result<(), Exit> {
         if let Some(spi) = self.vgic.take_ended() {
             return Err(Exit::Ended(spi));
         }
         self.look_at(vcpu, timers, now);
-        let mut lists = self.vgic.load(vcpu, u8::try_from(cpu).unwrap_or(u8::MAX), room);
+        self.vgic.load(vcpu, u8::try_from(cpu).unwrap_or(u8::MAX), room, lists);
         lists.until(timers.cntp.deadline(now));
-        Ok(lists)
+        Ok(())
     }
 
     /// Takes back what became of it.

@@ -10,7 +10,7 @@ use freehold_virt::handle::VcpuIndex;
 use freehold_virt::registers::Registers;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::Next;
-use freehold_virt::vgic::Kicks;
+use freehold_virt::vgic::{Kicks, Lists};
 use loom::sync::atomic::AtomicBool;
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;
@@ -148,7 +148,8 @@ fn a_kick_reaches_a_vcpu_that_enters_its_guest() {
         // It spins in its guest: only an interrupt brings it out.
         let runner = thread::spawn(move || {
             loop {
-                let mut lists = other.board.lock().unwrap().enter(vcpu(1), 1, 4, TIMERS, 0).unwrap();
+                let mut lists = Lists::EMPTY;
+                other.board.lock().unwrap().enter(vcpu(1), (1, 4), TIMERS, 0, &mut lists).unwrap();
                 let kicked = other.kicked.compare_exchange(true, false, Ordering::AcqRel, Ordering::Acquire).is_ok();
                 if !kicked {
                     other.interrupt.wait();

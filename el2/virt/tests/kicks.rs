@@ -61,7 +61,9 @@ impl Machine {
     }
 
     fn load(&self, n: u64) -> Lists {
-        self.vgic.lock().unwrap().load(vcpu(n), u8::try_from(n).unwrap(), 4)
+        let mut lists = Lists::EMPTY;
+        self.vgic.lock().unwrap().load(vcpu(n), u8::try_from(n).unwrap(), 4, &mut lists);
+        lists
     }
 
     /// vCPU 1 spins in its guest until it has this interrupt; only an interrupt brings it out.

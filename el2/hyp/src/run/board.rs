@@ -34,14 +34,15 @@ impl<'a, P: Platform> Run<'a, P> {
     /// How it leaves without having run. A kick is looked for when who kicks can know that it is here.
     pub(super) fn enter(&mut self, turn: &Turn<P::Regime>) -> Result<Stop, Exit> {
         let (p, timers) = (self.p, self.timers());
-        let mut lists = self.board().enter(self.index, p.cpu(), p.list_registers(), timers, p.now())?;
+        let place = (p.cpu(), p.list_registers());
+        self.p.board(self.vm.slot()).acquire().enter(self.index, place, timers, p.now(), &mut self.lists)?;
         let stop = if self.loaded.claim().take_kick() {
             Err(Exit::Kicked)
         } else {
-            Ok(self.loaded.run(&turn.regime, turn.has_gic.then_some(&mut lists)))
+            Ok(self.loaded.run(&turn.regime, turn.has_gic.then_some(&mut self.lists)))
         };
-        self.vmcr = lists.vmcr();
-        let kicks = self.board().leave(self.index, &mut lists);
+        self.vmcr = self.lists.vmcr();
+        let kicks = self.p.board(self.vm.slot()).acquire().leave(self.index, &mut self.lists);
         self.give(kicks);
         stop
     }

@@ -21,6 +21,7 @@ use freehold_virt::measure::Shape;
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::{IdView, RawIds};
 use freehold_virt::vcpu::{Next, Trap};
+use freehold_virt::vgic::Lists;
 use freehold_virt::vm::Purpose;
 use space::View;
 
@@ -38,7 +39,7 @@ pub(crate) fn run<P: Platform>(
     answer: u64,
 ) -> Result<Reply, Refused> {
     let loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
-    let mut run = Run { p, vm, index, loaded, vmcr: 0, wake: 0 };
+    let mut run = Run { p, vm, index, loaded, lists: Lists::EMPTY, vmcr: 0, wake: 0 };
     let exit = run.serve(permit, answer);
     Ok(Reply::from(exit.map(|exit| Reply::success(exit.results()))).waking(run.wake))
 }
@@ -49,6 +50,8 @@ struct Run<'a, P: Platform> {
     vm: Handle,
     index: VcpuIndex,
     loaded: P::Loaded<'a>,
+    /// What its CPU interface is loaded with while it runs; empty when it is out.
+    lists: Lists,
     /// The masks of its CPU interface, as of its last exit.
     vmcr: u64,
     /// vCPUs whose threads the host has to wake.

@@ -30,6 +30,12 @@ fn board() -> Board {
     board
 }
 
+/// What a vCPU that enters on CPU number `cpu` is loaded with.
+fn enter(board: &mut Board, vcpu: VcpuIndex, cpu: usize) -> Result<Lists, Exit> {
+    let mut lists = Lists::EMPTY;
+    board.enter(vcpu, (cpu, 4), TIMERS, NOW, &mut lists).map(|()| lists)
+}
+
 /// The call `id` with x1–x3, made by vCPU `me`; and its registers then.
 fn call(board: &mut Board, me: u64, id: u32, x: [u64; 3]) -> (Option<(Next, Kicks)>, Fake) {
     let mut r = Fake::new();
@@ -142,7 +148,7 @@ fn a_kick_reaches_a_vcpu_in_its_guest_and_leaves_a_sleeper_to_the_host() {
     let mut board = asleep();
     assert_eq!(board.kick(vcpu(1)), Kicks::NONE);
     assert_eq!(board.vgic().unwrap().wake(vcpu(1)), wakes(2), "it is still to be woken");
-    let mut lists = board.enter(vcpu(1), 3, 4, TIMERS, NOW).unwrap();
+    let mut lists = enter(&mut board, vcpu(1), 3).unwrap();
     assert_eq!(board.kick(vcpu(1)), Kicks { cpus: 1 << 3, sleepers: 0 });
     assert_eq!(board.kick(vcpu(1)), Kicks::NONE, "once");
     assert_eq!(board.leave(vcpu(1), &mut lists), Kicks::NONE);
@@ -155,7 +161,7 @@ fn ended() -> Board {
     let spi = Intid::spi(40).unwrap();
     board.vgic().unwrap().resample(spi, true);
     let _ = board.vgic().unwrap().set_spi(spi, true);
-    let mut lists = board.enter(vcpu(0), 0, 4, TIMERS, NOW).unwrap();
+    let mut lists = enter(&mut board, vcpu(0), 0).unwrap();
     lists.entries().iter_mut().for_each(|entry| *entry &= !(3 << 62));
     let _ = board.leave(vcpu(0), &mut lists);
     board
@@ -165,8 +171,8 @@ fn ended() -> Board {
 fn nobody_enters_or_sleeps_before_the_host_has_heard_of_an_end() {
     let told = Exit::Ended(Intid::spi(40).unwrap());
     let mut board = ended();
-    assert_eq!(board.enter(vcpu(1), 0, 4, TIMERS, NOW).err(), Some(told), "whoever comes next");
-    assert!(board.enter(vcpu(1), 0, 4, TIMERS, NOW).is_ok(), "once");
+    assert_eq!(enter(&mut board, vcpu(1), 0).err(), Some(told), "whoever comes next");
+    assert!(enter(&mut board, vcpu(1), 0).is_ok(), "once");
     assert_eq!(ended().idle(vcpu(1), OPEN, TIMERS, NOW), Some(told));
     assert_eq!(ended().rest(Exit::Off), told);
     let (answer, _) = call(&mut ended(), 0, guest::PSCI_CPU_OFF, [0; 3]);

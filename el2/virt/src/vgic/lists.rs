@@ -89,6 +89,13 @@ impl Lists {
         self.vmcr
     }
 
+    /// Nothing loaded any more. Most often few are, and it is done at each exit.
+    fn clear(&mut self) {
+        self.entries().fill(0);
+        let Self { entries: _, used, control, holds_timer, deadline, vmcr, ends } = self;
+        (*used, *control, *holds_timer, *deadline, *vmcr, *ends) = (0, ENABLE, false, None, 0, 0);
+    }
+
     fn push(&mut self, entry: u64) {
         if let Some(place) = self.entries.get_mut(self.used) {
             *place = entry;
@@ -98,30 +105,28 @@ impl Lists {
 }
 
 impl Vgic {
-    /// Fills the list registers of a vCPU that enters its guest on CPU number `cpu`, which has `room` of them. Whoever
+    /// Fills the empty `lists` of a vCPU that enters its guest on CPU number `cpu`, which has `room` of them. Whoever
     /// causes something for it from here on gets that CPU as a kick.
-    pub fn load(&mut self, vcpu: VcpuIndex, cpu: u8, room: usize) -> Lists {
+    pub fn load(&mut self, vcpu: VcpuIndex, cpu: u8, room: usize, lists: &mut Lists) {
         let me = vcpu.index();
         let room = room.min(MAX_LISTS);
-        let mut lists = Lists::EMPTY;
         self.put(vcpu, Place::In(cpu));
         for want in [Want::Ready, Want::Stranded] {
             while lists.used < room
                 && let Some(candidate) = self.first(me, want)
             {
-                self.hold(me, candidate, &mut lists);
+                self.hold(me, candidate, lists);
             }
         }
-        if self.first(me, Want::Ready).is_some() {
-            lists.control |= NONE_PENDING;
-        }
-        if self.first(me, Want::Stranded).is_some() {
-            lists.control |= MISSING;
+        // Where there is room left, nothing is left over.
+        for (want, control) in [(Want::Ready, NONE_PENDING), (Want::Stranded, MISSING)] {
+            if lists.used == room && self.first(me, want).is_some() {
+                lists.control |= control;
+            }
         }
         let timer = Intid::VIRTUAL_TIMER.bit();
         lists.holds_timer =
             self.locals.get(me).is_some_and(|l| (l.bank.line | l.bank.active | l.bank.held) & timer != 0);
-        lists
     }
 
     /// Folds the list registers back, as the CPU left them. The vCPU is out. What it gives up may be another one's
@@ -140,7 +145,7 @@ impl Vgic {
             let (pending, active) = (*entry & PENDING != 0, *entry & ACTIVE != 0);
             kicks = kicks.and(self.change(At::of(me, intid), 0, |bank| bank.release(intid.bit(), pending, active)));
         }
-        *lists = Lists::EMPTY;
+        lists.clear();
         kicks
     }
 

@@ -324,6 +324,15 @@ impl Vgic {
 
     /// The candidate that goes first: of highest priority, then of lowest number.
     fn first(&self, me: usize, want: Want) -> Option<Candidate> {
+        // Each entry of a guest asks, and most often no bank has anything for anybody.
+        let may = |bank: &Bank| match want {
+            Want::Ready => bank.pending() & bank.enabled & !bank.held & !bank.active,
+            Want::Stranded => bank.stranded(),
+        };
+        let all = self.spis.iter().fold(may(&self.locals.get(me)?.bank), |all, bank| all | may(bank));
+        if all == 0 {
+            return None;
+        }
         self.candidates(me, want).min_by_key(|candidate| (candidate.priority, candidate.intid))
     }
 }

@@ -224,23 +224,23 @@ fn the_virtual_timer_is_linked_to_the_cpus_own() {
     let mut vgic = Rig::new(1, 4).vgic;
     let timer = Intid::VIRTUAL_TIMER;
     let _ = vgic.write(Frame::Private(vcpu(0)), ENABLE, crate::exit::Width::Word, 1 << 27, 1);
-    let mut lists = vgic.load(vcpu(0), 0, 4);
+    let mut lists = loaded(&mut vgic, vcpu(0), 0, 4);
     assert!(!lists.holds_timer(), "the CPU's own may fire");
     let _ = vgic.save(vcpu(0), &mut lists);
     vgic.set_timer(vcpu(0), timer, true);
-    let mut lists = vgic.load(vcpu(0), 0, 4);
+    let mut lists = loaded(&mut vgic, vcpu(0), 0, 4);
     assert_eq!(lists.entries(), [PENDING | 1 << 61 | 1 << 60 | 27 << 32 | 27]);
     assert!(lists.holds_timer());
     // The guest has acknowledged it, and the line drops.
     lists.entries()[0] ^= PENDING | ACTIVE;
     let _ = vgic.save(vcpu(0), &mut lists);
     vgic.set_timer(vcpu(0), timer, false);
-    let mut lists = vgic.load(vcpu(0), 0, 4);
+    let mut lists = loaded(&mut vgic, vcpu(0), 0, 4);
     assert_eq!(lists.entries(), [ACTIVE | 1 << 61 | 1 << 60 | 27 << 32 | 27]);
     assert!(lists.holds_timer(), "until its end deactivates the CPU's own");
     lists.entries()[0] ^= ACTIVE;
     let _ = vgic.save(vcpu(0), &mut lists);
-    assert!(!vgic.load(vcpu(0), 0, 4).holds_timer());
+    assert!(!loaded(&mut vgic, vcpu(0), 0, 4).holds_timer());
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn a_timer_that_the_guest_does_not_want_is_kept_quiet() {
     let timer = Intid::VIRTUAL_TIMER;
     vgic.set_timer(vcpu(0), timer, true);
     assert!(!vgic.wants_timer(vcpu(0), timer));
-    let mut lists = vgic.load(vcpu(0), 0, 4);
+    let mut lists = loaded(&mut vgic, vcpu(0), 0, 4);
     assert_eq!(lists.entries(), []);
     assert!(lists.holds_timer(), "else the CPU's own would fire for ever");
     let _ = vgic.write(Frame::Private(vcpu(0)), ENABLE, crate::exit::Width::Word, 1 << 27, 1);
@@ -332,7 +332,7 @@ fn at_most_as_many_list_registers_are_used_as_there_are() {
             rig.bit(0, ENABLE, n);
             rig.wire(n, true);
         }
-        let mut lists: Lists = rig.vgic.load(vcpu(0), 0, room);
+        let mut lists: Lists = loaded(&mut rig.vgic, vcpu(0), 0, room);
         assert_eq!(lists.entries().len(), room.min(16));
         lists.note(0, u32::MAX);
         let _ = rig.vgic.save(vcpu(0), &mut lists);

@@ -24,6 +24,13 @@ pub(super) fn intid(n: u32) -> Intid {
     Intid::of_register(n.into()).unwrap()
 }
 
+/// What a vCPU that enters on CPU number `cpu` is loaded with.
+pub(super) fn loaded(vgic: &mut Vgic, vcpu: VcpuIndex, cpu: u8, room: usize) -> Lists {
+    let mut lists = Lists::EMPTY;
+    vgic.load(vcpu, cpu, room, &mut lists);
+    lists
+}
+
 /// The virtual interface of one CPU.
 #[derive(Clone, Debug)]
 pub(super) struct Cpu {
@@ -120,7 +127,7 @@ impl Rig {
 
     pub(super) fn enter(&mut self, n: usize) {
         assert!(!self.cpus[n].inside);
-        self.cpus[n].lists = self.vgic.load(vcpu(n), u8::try_from(n).unwrap(), self.room);
+        self.cpus[n].lists = loaded(&mut self.vgic, vcpu(n), u8::try_from(n).unwrap(), self.room);
         self.cpus[n].inside = true;
         self.check_unique();
     }
