@@ -9,6 +9,8 @@ use freehold_mem::Gfn;
 use freehold_uapi::{guest, hvc};
 
 use crate::exit::{Request, Wish};
+use crate::guest_power;
+use crate::registers::Registers;
 
 /// What stands at a guest frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,21 +63,42 @@ pub const fn identifier(x0: u64) -> u64 {
     x0 & 0xfffe_ffff
 }
 
+/// The answer to a call that has the same one for every guest at any time: who answers, and what there is.
+fn constant(x0: u64, x1: u64) -> Option<[u64; 4]> {
+    let code = match u32::try_from(identifier(x0)).ok()? {
+        guest::SMCCC_VERSION => 0x1_0002,
+        guest::SMCCC_ARCH_FEATURES => match u32::try_from(x1 & 0xffff_ffff) {
+            Ok(guest::SMCCC_VERSION | guest::SMCCC_ARCH_FEATURES) => guest::OK,
+            Ok(_) | Err(_) => guest::NOT_SUPPORTED,
+        },
+        guest::PSCI_VERSION => guest_power::VERSION,
+        guest::PSCI_FEATURES => guest_power::features(x1 & 0xffff_ffff),
+        guest::VENDOR_UID => return Some(guest::PKVM_UID.map(u64::from)),
+        _ => return None,
+    };
+    Some([code.cast_unsigned(), 0, 0, 0])
+}
+
+/// Answers an exception that is such a call; false if it is another one. For it nothing of the guest has to leave the CPU.
+pub fn answer_at_once(esr: u64, registers: &mut impl Registers) -> bool {
+    const HVC_0: u64 = 0x16 << 26;
+    // EC and the immediate.
+    let answer = if esr & 0xfc00_ffff == HVC_0 { constant(registers.x(0), registers.x(1)) } else { None };
+    answer.map(|results| registers.answer(results)).is_some()
+}
+
 /// Decides the call with immediate `imm` and registers x0–x3.
 pub fn serve(imm: u16, [x0, x1, x2, x3]: [u64; 4], space: &impl Space) -> Outcome {
     if imm != 0 {
         return UNKNOWN;
     }
     let Ok(id) = u32::try_from(identifier(x0)) else { return UNKNOWN };
+    if let Some(results) = constant(x0, x1) {
+        return Outcome::Return(results);
+    }
     let of_memory = matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH);
     match id {
         _ if of_memory && !space.is_protected() => UNKNOWN,
-        guest::SMCCC_VERSION => Outcome::Return([0x1_0002, 0, 0, 0]),
-        guest::SMCCC_ARCH_FEATURES => match u32::try_from(x1 & 0xffff_ffff) {
-            Ok(guest::SMCCC_VERSION | guest::SMCCC_ARCH_FEATURES) => status(guest::OK),
-            Ok(_) | Err(_) => UNKNOWN,
-        },
-        guest::VENDOR_UID => Outcome::Return(guest::PKVM_UID.map(u64::from)),
         guest::VENDOR_FEATURES if space.is_protected() => {
             Outcome::Return([guest::FEATURES.into(), 0, 0, guest::FEATURES_3.into()])
         }
@@ -118,6 +141,7 @@ fn run(wish: Wish, ipa: u64, count: u64, space: &impl Space) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registers::fake::Fake;
 
     struct Map;
 
@@ -190,6 +214,49 @@ mod tests {
         }
         let features = serve(0, [guest::VENDOR_FEATURES.into(), 0, 0, 0], &Borrowed);
         assert_eq!(features, Outcome::Return([1, 0, 0, 0]), "and is told so");
+    }
+
+    #[test]
+    fn what_is_answered_at_once_is_what_the_board_answers() {
+        let vcpu = crate::handle::VcpuIndex::decode(0).unwrap();
+        for id in [guest::PSCI_VERSION, guest::PSCI_FEATURES] {
+            for x1 in [0, 0x8400_0000, 0xc400_0003, 1 << 32 | 0x8400_0000, 0x8000_0000, 0x8400_001f, u64::MAX] {
+                let mut r = Fake::new();
+                (r.x[0], r.x[1]) = (id.into(), x1);
+                assert!(answer_at_once(HVC, &mut r));
+                let slow = guest_power::Power::new().serve(vcpu, id.into(), [x1, 0, 0], 1);
+                assert_eq!(slow, Some(guest_power::Answer::Return(r.x[0].cast_signed())), "{id:#x} {x1:#x}");
+                assert_eq!(r.x[1..4], [0; 3]);
+                assert_eq!(r.x[4..], Fake::new().x[4..]);
+                assert_eq!(r.pc, Fake::new().pc, "it is behind the call already");
+            }
+        }
+    }
+
+    /// `ESR_EL2` of `HVC #0`.
+    const HVC: u64 = 0x16 << 26 | 1 << 25;
+
+    #[test]
+    fn nothing_else_is_answered_at_once() {
+        let version = u64::from(guest::PSCI_VERSION);
+        let others =
+            [guest::PSCI_CPU_ON, guest::PSCI_SYSTEM_OFF, guest::MEM_SHARE, guest::VENDOR_FEATURES, guest::ATTEST];
+        let others = others.map(|id| (HVC, id.into()));
+        for (esr, id) in others.into_iter().chain([
+            (HVC | 1, version),
+            (0x17 << 26 | 1 << 25, version),
+            (0x12 << 26 | 1 << 25, version),
+            (0x24 << 26 | 1 << 25, version),
+            (0, version),
+            (HVC, 0),
+            (HVC, u64::MAX),
+        ]) {
+            let mut r = Fake::new();
+            r.x[0] = id;
+            let before = r.x;
+            assert!(!answer_at_once(esr, &mut r), "{esr:#x} {id:#x}");
+            assert_eq!(r.x, before);
+        }
     }
 
     #[test]

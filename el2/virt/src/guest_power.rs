@@ -68,7 +68,7 @@ enum Function {
 }
 
 /// Version 1.1.
-const VERSION: i64 = 0x1_0001;
+pub(crate) const VERSION: i64 = 0x1_0001;
 /// Nothing to migrate: no trusted OS.
 const NO_TRUSTED_OS: i64 = 2;
 /// `AFFINITY_INFO`.
@@ -193,7 +193,7 @@ impl Power {
     }
 }
 
-fn features(asked: u64) -> i64 {
+pub(crate) fn features(asked: u64) -> i64 {
     let served = decode(asked).is_some() || asked == freehold_uapi::guest::SMCCC_VERSION.into();
     if served { code::SUCCESS } else { code::NOT_SUPPORTED }
 }

@@ -6,7 +6,8 @@
 //! an exit is decided elsewhere, from the saved context. The host's own state, its full-length
 //! vectors included, is the same before and after.
 //!
-//! Does not know: what an exit means, whether the vCPU may run, which VM owns what.
+//! Does not know: what an exit means, whether the vCPU may run, which VM owns what. A call that
+//! `freehold_virt::guest_call` answers at once is no exit: nothing is switched for it.
 //!
 //! The order of the steps follows the rules for speculative address translation (errata 1319367 and
 //! 1530923 of A57, A72 and A76): stage-1 walks are off whenever stage 1 and stage 2 belong to
@@ -35,6 +36,7 @@ pub(crate) use vgic::list_registers;
 use crate::features::Ids;
 use crate::{barrier, vectors};
 use entry::Cause;
+use freehold_virt::guest_call::answer_at_once;
 use freehold_virt::vgic::Lists;
 
 /// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
@@ -166,6 +168,10 @@ fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
         let cause = Cause(unsafe { entry::run_guest(ctx) });
         write_sysreg!("vbar_el2", vectors::host_vectors());
         barrier::registers_in_effect();
+        // What takes no more than an answer takes no switch. An interrupt for the host ends the next stay at once.
+        if cause == Cause::SYNC && ctx.is_servable() && answer_at_once(ctx.exit.esr, ctx) {
+            continue;
+        }
         let wants_fp = cause == Cause::SYNC && ctx.exit.esr >> 26 & 0x3f == CLASS_FP;
         if !wants_fp || host.fp.guest_has_it {
             return cause;
