@@ -141,6 +141,34 @@ structs! {
         /// Address of the value in the VMM.
         addr: u64,
     }
+    /// `struct kvm_irqfd`.
+    Irqfd = "kvm_irqfd" {
+        /// The eventfd.
+        fd: u32,
+        /// Interrupt: the SPI's number, from 0 on.
+        gsi: u32,
+        /// `KVM_IRQFD_FLAG_*`.
+        flags: u32,
+        /// With `KVM_IRQFD_FLAG_RESAMPLE`, the eventfd to signal when the guest ends the interrupt.
+        resamplefd: u32,
+        /// Ignored, as KVM does.
+        pad: [u8; 16],
+    }
+    /// `struct kvm_ioeventfd`.
+    Ioeventfd = "kvm_ioeventfd" {
+        /// Data that a store must have, with `KVM_IOEVENTFD_FLAG_DATAMATCH`.
+        datamatch: u64,
+        /// Guest physical address.
+        addr: u64,
+        /// Bytes that a store must have, or 0 for any.
+        len: u32,
+        /// The eventfd.
+        fd: u32,
+        /// `KVM_IOEVENTFD_FLAG_*`.
+        flags: u32,
+        /// Ignored, as KVM does.
+        pad: [u8; 36],
+    }
     /// `struct kvm_mp_state`.
     MpState = "kvm_mp_state" {
         /// `KVM_MP_STATE_*`.
@@ -229,12 +257,19 @@ items! {
     KVM_GET_VCPU_MMAP_SIZE = ioc(NONE, KVM_MAGIC, 0x04, 0);
     /// VM: creates a vCPU.
     KVM_CREATE_VCPU = ioc(NONE, KVM_MAGIC, 0x41, 0);
-    /// VM: sets a slot of plain memory. Refused for now: `guest_memfd` slots only.
+    /// VM: sets a slot of the VMM's own memory, of an ordinary VM: creates, moves or deletes it. Pages are lent to the guest
+    /// as it touches them and taken back when the VMM's mapping of them changes. After the first run, a slot lies in what
+    /// was some slot's at that time (`EPERM`). Neither dirty logs nor read-only slots (`EINVAL`).
     KVM_SET_USER_MEMORY_REGION = ioc(WRITE, KVM_MAGIC, 0x46, 32);
-    /// VM: sets a slot, of `guest_memfd` with `KVM_MEM_GUEST_MEMFD`.
+    /// VM: sets a slot, of `guest_memfd` with `KVM_MEM_GUEST_MEMFD`, else as `KVM_SET_USER_MEMORY_REGION`.
     KVM_SET_USER_MEMORY_REGION2 = ioc(WRITE, KVM_MAGIC, 0x49, 160);
     /// VM: sets the wire of an SPI of a VM that has a vGIC. Every other kind of interrupt is the guest's own.
     KVM_IRQ_LINE = ioc(WRITE, KVM_MAGIC, 0x61, 8);
+    /// VM: a signalled eventfd raises an SPI: for a moment, or with `RESAMPLE` until the guest ends it, which another eventfd
+    /// is told. `EAGAIN` before the vGIC is complete; `EBUSY` for an eventfd that raises one already.
+    KVM_IRQFD = ioc(WRITE, KVM_MAGIC, 0x76, 32);
+    /// VM: a store to an address outside RAM signals an eventfd, and is no exit.
+    KVM_IOEVENTFD = ioc(WRITE, KVM_MAGIC, 0x79, 64);
     /// vCPU: runs it.
     KVM_RUN = ioc(NONE, KVM_MAGIC, 0x80, 0);
     /// vCPU: whether it is on or off. Of a VM that powered off or was reset, every vCPU is off.
@@ -245,13 +280,16 @@ items! {
     KVM_ENABLE_CAP = ioc(WRITE, KVM_MAGIC, 0xa3, 104);
     /// vCPU: reads a register.
     KVM_GET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xab, 16);
-    /// vCPU: writes a register. What is written to another vCPU than number 0 is kept for the VMM to read, and no more.
+    /// vCPU: writes a register. What is written to another vCPU than number 0 is kept for the VMM to read, and no more. Of an
+    /// ordinary VM every core register is named; beyond x0 to x3, PC and PSTATE it is zero, and zero may be written.
     KVM_SET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xac, 16);
     /// vCPU: initialises it. Number 0 is on from the start, the others are off until the guest starts them:
     /// `POWER_OFF` must say so.
     KVM_ARM_VCPU_INIT = ioc(WRITE, KVM_MAGIC, 0xae, 32);
     /// VM: the target to initialise vCPUs with.
     KVM_ARM_PREFERRED_TARGET = ioc(READ, KVM_MAGIC, 0xaf, 32);
+    /// vCPU: names every register that can be read and written; `E2BIG` and the number if there is no room for all.
+    KVM_GET_REG_LIST = ioc(READ | WRITE, KVM_MAGIC, 0xb0, 8);
     /// VM: makes a range of guest addresses private or shared, through their slots; waits until a signal. A range that no
     /// slot has gets `EFAULT`. Slots are moved in order; after an error those before it stay moved.
     KVM_SET_MEMORY_ATTRIBUTES = ioc(WRITE, KVM_MAGIC, 0xd2, 32);
@@ -306,16 +344,30 @@ items! {
     CAPS: u32;
     /// Interrupt controller beside the VMM: a vGICv3, by `KVM_CREATE_DEVICE`.
     KVM_CAP_IRQCHIP = 0;
+    /// Slots of the VMM's own memory.
+    KVM_CAP_USER_MEMORY = 3;
     /// vCPUs recommended.
     KVM_CAP_NR_VCPUS = 9;
     /// `GET/SET_MP_STATE`.
     KVM_CAP_MP_STATE = 14;
     /// Memory slots.
     KVM_CAP_NR_MEMSLOTS = 10;
+    /// Slots can be deleted.
+    KVM_CAP_DESTROY_MEMORY_REGION_WORKS = 21;
+    /// A slot may be set where one was deleted.
+    KVM_CAP_JOIN_MEMORY_REGIONS_WORKS = 30;
+    /// `IRQFD`.
+    KVM_CAP_IRQFD = 32;
+    /// `IOEVENTFD`.
+    KVM_CAP_IOEVENTFD = 36;
+    /// An exit for an internal error says more; there is no such exit.
+    KVM_CAP_INTERNAL_ERROR_DATA = 40;
     /// vCPUs at most.
     KVM_CAP_MAX_VCPUS = 66;
     /// `GET/SET_ONE_REG`.
     KVM_CAP_ONE_REG = 70;
+    /// `IRQFD` with `RESAMPLE`.
+    KVM_CAP_IRQFD_RESAMPLE = 82;
     /// PSCI 0.1.
     KVM_CAP_ARM_PSCI = 87;
     /// Devices with attributes.
@@ -324,6 +376,8 @@ items! {
     KVM_CAP_ARM_PSCI_0_2 = 102;
     /// `CHECK_EXTENSION` on a VM.
     KVM_CAP_CHECK_EXTENSION_VM = 105;
+    /// `IOEVENTFD` of length 0.
+    KVM_CAP_IOEVENTFD_ANY_LENGTH = 122;
     /// vCPU identifiers at most.
     KVM_CAP_MAX_VCPU_ID = 128;
     /// `kvm_run.immediate_exit`.
@@ -371,7 +425,8 @@ items! {
     KVM_DEV_TYPE_ARM_VGIC_V3 = 7;
     /// vGIC attributes: addresses, a u64 each.
     KVM_DEV_ARM_VGIC_GRP_ADDR = 0;
-    /// vGIC attributes: interrupts, a u32: 64 to 256, a multiple of 32. 256 where the VMM does not say.
+    /// vGIC attributes: interrupts, a u32: 64 to 992, a multiple of 32. 256 where the VMM does not say, and no more than
+    /// these exist.
     KVM_DEV_ARM_VGIC_GRP_NR_IRQS = 3;
     /// vGIC attributes: control.
     KVM_DEV_ARM_VGIC_GRP_CTRL = 4;
@@ -389,6 +444,14 @@ items! {
     KVM_ARM_IRQ_TYPE_SPI = 1;
     /// `IRQ_LINE` type: a PPI. The host forges none.
     KVM_ARM_IRQ_TYPE_PPI = 2;
+    /// `IRQFD` flag: takes it back.
+    KVM_IRQFD_FLAG_DEASSIGN = 1;
+    /// `IRQFD` flag: the wire stays high until the guest ends the interrupt.
+    KVM_IRQFD_FLAG_RESAMPLE = 2;
+    /// `IOEVENTFD` flag: only a store of `datamatch`.
+    KVM_IOEVENTFD_FLAG_DATAMATCH = 1;
+    /// `IOEVENTFD` flag: takes it back.
+    KVM_IOEVENTFD_FLAG_DEASSIGN = 4;
     /// Exit: nothing to say.
     KVM_EXIT_UNKNOWN = 0;
     /// Exit: MMIO.
@@ -427,4 +490,8 @@ items! {
     KVM_REG_PSTATE = 0x6030_0000_0010_0042;
     /// Register identifier of `MPIDR_EL1`.
     KVM_REG_MPIDR = 0x6030_0000_0013_c005;
+    /// Register identifier of the PSCI version that the guest finds.
+    KVM_REG_PSCI_VERSION = 0x6030_0000_0014_0000;
+    /// Register identifier of the counter, which is the machine's: what is written is not taken.
+    KVM_REG_TIMER_CNT = 0x6030_0000_0013_df1a;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! KVM's ABI: arguments decoded and checked, capabilities answered, registers named; each refusal with KVM's errno.
+//! KVM's ABI: arguments decoded and checked, capabilities answered; each refusal with KVM's errno.
 //!
 //! Source: Linux `Documentation/virt/kvm/api.rst`.
 
@@ -7,7 +7,6 @@ use crate::convert::Mode;
 use crate::error::Error;
 use crate::page::Span;
 use crate::slots::MAX_SLOTS;
-use freehold_uapi::hvc;
 use freehold_uapi::ioctl::{self as io, Convert, CreateGuestMemfd, EnableCap, MemoryRegion2, VcpuInit};
 use freehold_uapi::ioctl::{MemoryAttributes, MemoryAttributes2};
 
@@ -77,6 +76,14 @@ pub fn capability(asked: Asked, cap: u64, max_vcpus: u64) -> u64 {
     let Ok(cap) = u32::try_from(cap) else { return 0 };
     match cap {
         io::KVM_CAP_IRQCHIP
+        | io::KVM_CAP_USER_MEMORY
+        | io::KVM_CAP_DESTROY_MEMORY_REGION_WORKS
+        | io::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
+        | io::KVM_CAP_IRQFD
+        | io::KVM_CAP_IRQFD_RESAMPLE
+        | io::KVM_CAP_IOEVENTFD
+        | io::KVM_CAP_IOEVENTFD_ANY_LENGTH
+        | io::KVM_CAP_INTERNAL_ERROR_DATA
         | io::KVM_CAP_ONE_REG
         | io::KVM_CAP_ARM_PSCI
         | io::KVM_CAP_MP_STATE
@@ -126,8 +133,17 @@ pub enum Region {
         /// Slot number.
         id: u32,
     },
-    /// A slot of the VMM's own memory: not served yet.
-    Plain,
+    /// A slot of the VMM's own memory: a new one, or one that moves.
+    Plain {
+        /// Slot number.
+        id: u32,
+        /// First guest frame.
+        gfn: u64,
+        /// Pages.
+        count: u64,
+        /// Where they lie in the VMM.
+        start: u64,
+    },
 }
 
 impl Region {
@@ -158,15 +174,18 @@ impl Region {
         if end > 1_u64.checked_shl(u32::try_from(ipa_bits).unwrap_or(0)).unwrap_or(0) {
             return Err(Error::Fault);
         }
+        let gfn = region.guest_phys_addr >> PAGE_SHIFT;
         if !secret {
-            return Ok(Self::Plain);
+            // Neither a log of what is written nor slots that are read only are served.
+            let plain = Self::Plain { id: region.slot, gfn, count: size >> PAGE_SHIFT, start: region.userspace_addr };
+            return if flags == 0 { Ok(plain) } else { Err(Error::Invalid) };
         }
         let offset = region.guest_memfd_offset;
         if !aligned(offset) || offset.checked_add(size).is_none() {
             return Err(Error::Invalid);
         }
         let pages = Span::new(offset >> PAGE_SHIFT, size >> PAGE_SHIFT).ok_or(Error::Invalid)?;
-        Ok(Self::Add { id: region.slot, gfn: region.guest_phys_addr >> PAGE_SHIFT, pages, fd: region.guest_memfd })
+        Ok(Self::Add { id: region.slot, gfn, pages, fd: region.guest_memfd })
     }
 }
 
@@ -364,74 +383,6 @@ pub fn set_mp_state(now: io::MpState, wanted: io::MpState) -> Result<(), Error> 
     }
 }
 
-/// What a VMM wrote to the registers of a vCPU that its guest starts. Nothing else comes of it: the guest says where the
-/// vCPU begins, and with what.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Entry {
-    x: [u64; 4],
-    pc: u64,
-}
-
-impl Entry {
-    /// Keeps a value that [`writable`] accepted.
-    pub fn set(&mut self, reg: u64, value: u64) {
-        match reg {
-            hvc::REG_PC => self.pc = value,
-            _ => {
-                if let Some(x) = usize::try_from(reg).ok().and_then(|reg| self.x.get_mut(reg)) {
-                    *x = value;
-                }
-            }
-        }
-    }
-
-    /// Reads it back.
-    #[must_use]
-    pub fn get(&self, reg: u64) -> u64 {
-        match reg {
-            hvc::REG_PC => self.pc,
-            hvc::REG_PSTATE => START_PSTATE,
-            _ => usize::try_from(reg).ok().and_then(|reg| self.x.get(reg)).copied().unwrap_or(0),
-        }
-    }
-}
-
-/// `EL1h`, with D, A, I and F masked: how every vCPU starts.
-const START_PSTATE: u64 = 0x3c5;
-
-/// The hypervisor's number of a register that `KVM_GET/SET_ONE_REG` names.
-///
-/// # Errors
-/// `Denied` for a general register that a protected VM does not show, `NoEntry` for any other.
-pub const fn register(id: u64) -> Result<u64, Error> {
-    /// Last of KVM's 64-bit core registers: x4 to x30, SP, `SP_EL1`, `ELR_EL1` and the banked SPSRs among them.
-    const LAST_CORE: u64 = io::KVM_REG_X0 + 0x54;
-    match id {
-        io::KVM_REG_X0 => Ok(hvc::REG_X0),
-        0x6030_0000_0010_0002 => Ok(hvc::REG_X1),
-        0x6030_0000_0010_0004 => Ok(hvc::REG_X2),
-        0x6030_0000_0010_0006 => Ok(hvc::REG_X3),
-        io::KVM_REG_PC => Ok(hvc::REG_PC),
-        io::KVM_REG_PSTATE => Ok(hvc::REG_PSTATE),
-        io::KVM_REG_MPIDR => Ok(hvc::REG_MPIDR),
-        io::KVM_REG_X0..=LAST_CORE if id & 1 == 0 => Err(Error::Denied),
-        _ => Err(Error::NoEntry),
-    }
-}
-
-/// Checks a value for a register, as KVM does before it looks at anything else.
-///
-/// # Errors
-/// `Invalid` for a PSTATE that a vCPU can not start in, a PC that is not aligned, or a register that is read only.
-pub const fn writable(reg: u64, value: u64) -> Result<(), Error> {
-    match reg {
-        hvc::REG_PSTATE if value != START_PSTATE => Err(Error::Invalid),
-        hvc::REG_PC if value & 3 != 0 => Err(Error::Invalid),
-        hvc::REG_MPIDR => Err(Error::Invalid),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -483,7 +434,9 @@ mod tests {
         assert_eq!(Region::decode(&region(), 40), Ok(Region::Add { id: 0, gfn: 0x80000, pages, fd: 5 }));
         let delete = MemoryRegion2 { memory_size: 0, slot: 7, ..region() };
         assert_eq!(Region::decode(&delete, 40), Ok(Region::Delete { id: 7 }));
-        assert_eq!(Region::decode(&MemoryRegion2 { flags: 0, ..region() }, 40), Ok(Region::Plain));
+        let plain = MemoryRegion2 { flags: 0, userspace_addr: 0x7000, guest_memfd_offset: 3, ..region() };
+        let told = Region::Plain { id: 0, gfn: 0x80000, count: 0x200, start: 0x7000 };
+        assert_eq!(Region::decode(&plain, 40), Ok(told));
     }
 
     #[test]
@@ -492,6 +445,8 @@ mod tests {
             MemoryRegion2 { flags: 8, ..region() },
             MemoryRegion2 { flags: 4 | 1, ..region() },
             MemoryRegion2 { flags: 4 | 2, ..region() },
+            MemoryRegion2 { flags: 1, ..region() },
+            MemoryRegion2 { flags: 2, ..region() },
             MemoryRegion2 { memory_size: 0x1001, ..region() },
             MemoryRegion2 { guest_phys_addr: 0x8000_0001, ..region() },
             MemoryRegion2 { userspace_addr: 1, ..region() },
@@ -582,35 +537,6 @@ mod tests {
                 assert_eq!(set_mp_state(now, state(unknown)), Err(Error::Invalid), "{unknown}");
             }
         }
-    }
-
-    #[test]
-    fn what_is_written_to_a_vcpu_that_the_guest_starts_reads_back() {
-        let mut entry = Entry::default();
-        for (reg, value) in [(hvc::REG_X0, 1), (hvc::REG_X3, 4), (hvc::REG_PC, 0x8000_0000), (99, 5)] {
-            entry.set(reg, value);
-        }
-        let read = [hvc::REG_X0, hvc::REG_X1, hvc::REG_X3, hvc::REG_PC, hvc::REG_PSTATE, 99].map(|reg| entry.get(reg));
-        assert_eq!(read, [1, 0, 4, 0x8000_0000, 0x3c5, 0]);
-    }
-
-    #[test]
-    fn a_vcpu_starts_in_el1_at_an_instruction() {
-        assert_eq!(writable(hvc::REG_PSTATE, 0x3c5), Ok(()));
-        assert_eq!(writable(hvc::REG_PSTATE, 0x3c9), Err(Error::Invalid));
-        assert_eq!(writable(hvc::REG_PC, 0x8000_0000), Ok(()));
-        assert_eq!(writable(hvc::REG_PC, 0x8000_0002), Err(Error::Invalid));
-        assert_eq!(writable(hvc::REG_X0, u64::MAX), Ok(()));
-        assert_eq!(writable(hvc::REG_MPIDR, 0), Err(Error::Invalid));
-    }
-
-    #[test]
-    fn only_entry_registers_are_named() {
-        assert_eq!(register(io::KVM_REG_X0 + 6), Ok(hvc::REG_X3));
-        assert_eq!(register(io::KVM_REG_X0 + 8), Err(Error::Denied));
-        assert_eq!(register(io::KVM_REG_X0 + 1), Err(Error::NoEntry));
-        assert_eq!(register(io::KVM_REG_X0 + 0x100), Err(Error::NoEntry));
-        assert_eq!(register(0), Err(Error::NoEntry));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! The host calls of `uapi::hvc`, typed. Says nothing about when they are made.
 
 use crate::status::Refused;
-use crate::vgic::{Frames, Spi};
+use crate::vgic::{Frames, Spi, Wire};
 use freehold_uapi::hvc;
 
 /// How a call reaches EL2: function and x1–x5 in, x0–x4 out, or x0–x5.
@@ -168,8 +168,13 @@ impl<C: Conduit> El2<C> {
     ///
     /// # Errors
     /// As the call's.
-    pub fn vm_irq(&self, vm: Handle, spi: Spi, high: bool) -> Result<u64, Refused> {
-        self.call(hvc::VM_IRQ, [vm.0, spi.intid(), u64::from(high), 0, 0]).map(|r| r[0])
+    pub fn vm_irq(&self, vm: Handle, spi: Spi, wire: Wire) -> Result<u64, Refused> {
+        let flags = match wire {
+            Wire::Low => 0,
+            Wire::High => hvc::IRQ_HIGH,
+            Wire::HighUntilEnded => hvc::IRQ_HIGH | hvc::IRQ_RESAMPLE,
+        };
+        self.call(hvc::VM_IRQ, [vm.0, spi.intid(), flags, 0, 0]).map(|r| r[0])
     }
 
     /// `VCPU_KICK`.

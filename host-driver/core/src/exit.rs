@@ -29,6 +29,11 @@ pub enum Exit {
         /// Frames.
         count: u64,
     },
+    /// The guest has ended an interrupt whose wire is high, as was asked.
+    Ended {
+        /// Its INTID.
+        intid: u64,
+    },
     /// The vCPU is off.
     Off,
     /// The guest ended the VM.
@@ -84,8 +89,8 @@ impl Exit {
     pub fn decode([reason, a, b, c]: [u64; 4]) -> Option<Self> {
         let request = |kind| Some(Self::Request { kind, gfn: a, count: b });
         match reason {
-            // No end of an SPI is asked for, so `EXIT_EOI` is nobody's.
-            hvc::EXIT_IRQ | hvc::EXIT_KICKED | hvc::EXIT_WAKE | hvc::EXIT_EOI => Some(Self::Irq),
+            hvc::EXIT_IRQ | hvc::EXIT_KICKED | hvc::EXIT_WAKE => Some(Self::Irq),
+            hvc::EXIT_EOI => Some(Self::Ended { intid: a }),
             hvc::EXIT_OFF => Some(Self::Off),
             hvc::EXIT_MMIO => {
                 let size = match b & hvc::MMIO_SIZE_MASK {

@@ -21,6 +21,7 @@
 
 pub mod abi;
 pub mod convert;
+pub mod doorbell;
 pub mod drain;
 pub mod el2;
 pub mod end;
@@ -33,7 +34,9 @@ pub mod idle;
 pub mod lend;
 pub mod notify;
 pub mod page;
+pub mod plain;
 pub mod pool;
+pub mod registers;
 pub mod run;
 pub mod slots;
 pub mod status;

@@ -80,6 +80,10 @@ pub trait Machine {
     fn end(&self);
     /// Lets others run if they should.
     fn breathe(&self);
+    /// Lowers the wire of an interrupt that the guest has ended, and tells who raised it.
+    fn ended(&self, intid: u64);
+    /// Whether somebody other than the VMM's run loop serves this access, at once.
+    fn rings(&self, mmio: &Mmio) -> bool;
     /// The data that the VMM left in the run page for a load of `size` bytes.
     fn loaded(&self, size: u8) -> u64;
     /// Fills the run page.
@@ -154,6 +158,11 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             Exit::MemFault { gfn } => machine.touch(gfn),
             Exit::Request { kind, gfn, count } => machine.request(kind, gfn, count),
             Exit::NeedPages { count } => machine.grow(count).map(|()| Served::Done),
+            Exit::Ended { intid } => {
+                machine.ended(intid);
+                Ok(Served::Done)
+            }
+            Exit::Mmio(mmio) if machine.rings(&mmio) => Ok(Served::Done),
             Exit::Mmio(mmio) => {
                 if mmio.store.is_none() {
                     memory.load = Some(mmio.size);
@@ -225,6 +234,9 @@ mod tests {
         slept: Cell<Option<Slept>>,
         ended: Cell<bool>,
     }
+
+    /// A store there rings somebody.
+    const DOORBELL: u64 = 0xdb00;
 
     impl Script {
         fn of(answers: &[[u64; 4]]) -> Self {
@@ -298,6 +310,18 @@ mod tests {
             self.ended.set(true);
         }
         fn breathe(&self) {}
+        fn ended(&self, intid: u64) {
+            self.note(format!("ended({intid})"));
+        }
+
+        fn rings(&self, mmio: &Mmio) -> bool {
+            let rung = mmio.address == DOORBELL && mmio.store.is_some();
+            if rung {
+                self.note("rung".to_owned());
+            }
+            rung
+        }
+
         fn loaded(&self, size: u8) -> u64 {
             self.note(format!("loaded({size})"));
             self.loaded.get()
@@ -339,6 +363,24 @@ mod tests {
         script.answers.borrow_mut().push_back(Err(Refused { status: hvc::DENIED, detail: 0 }));
         run(&script, &mut Memory::default()).unwrap();
         assert!(script.log().starts_with("Nothing enter(0) ring(0b1) FailEntry"));
+    }
+
+    #[test]
+    fn the_end_of_an_interrupt_is_told_and_the_guest_goes_on() {
+        let script = Script::of(&[[hvc::EXIT_EOI, 40, 0, 0], [hvc::EXIT_SYSTEM, 0, 0, 0]]);
+        run(&script, &mut Memory::default()).unwrap();
+        assert_eq!(script.log(), "Nothing enter(0) ended(40) enter(0) end Ended(Off)");
+    }
+
+    #[test]
+    fn a_store_that_rings_somebody_is_no_exit_and_another_is() {
+        let stores = [DOORBELL, DOORBELL + 4].map(|at| [hvc::EXIT_MMIO, at, 4 | hvc::MMIO_WRITE, 9]);
+        let script = Script::of(&stores);
+        run(&script, &mut Memory::default()).unwrap();
+        assert!(script.log().starts_with("Nothing enter(0) rung enter(0) Mmio"));
+        let script = Script::of(&[[hvc::EXIT_MMIO, DOORBELL, 4, 0]]);
+        run(&script, &mut Memory::default()).unwrap();
+        assert!(script.log().starts_with("Nothing enter(0) Mmio"), "a load");
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::page::Span;
 /// Slots of a VM.
 pub const MAX_SLOTS: usize = 32;
 
+/// Runs of guest frames that `el2` knows as RAM of a VM, at most.
+pub const MAX_RANGES: usize = 8;
+
 /// One slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot<F> {
@@ -26,7 +29,9 @@ pub struct Slot<F> {
 }
 
 impl<F> Slot<F> {
-    fn gfns(&self) -> Option<Span> {
+    /// Its guest frames.
+    #[must_use]
+    pub fn gfns(&self) -> Option<Span> {
         Span::new(self.gfn, self.pages.count())
     }
 
@@ -142,6 +147,34 @@ impl<F: Clone + PartialEq> Slots<F> {
         Ok(())
     }
 
+    /// Has a slot stand for other guest frames, from `gfn` on, and `step` done once it is known that it may.
+    ///
+    /// # Errors
+    /// `Invalid` if there is none of this number or its end overflows, `Exists` if they are another slot's.
+    pub fn relocate(&mut self, id: u32, gfn: u64, step: impl FnOnce(&F)) -> Result<(), Error> {
+        let slot = self.get(id).ok_or(Error::Invalid)?;
+        let gfns = Span::new(gfn, slot.pages.count()).ok_or(Error::Invalid)?;
+        if self.iter().any(|other| other.id != id && other.gfns().is_some_and(|theirs| theirs.meets(gfns))) {
+            return Err(Error::Exists);
+        }
+        if let Some(slot) = self.iter_mut().find(|slot| slot.id == id) {
+            step(&slot.file);
+            slot.gfn = gfn;
+        }
+        Ok(())
+    }
+
+    /// The guest frames of every slot as runs, from `from` on: the first of them, slots that touch taken together.
+    #[must_use]
+    pub fn next_range(&self, from: u64) -> Option<Span> {
+        let first = self.iter().filter(|slot| slot.gfn >= from).map(|slot| slot.gfn).min()?;
+        let mut end = first;
+        while let Some(slot) = self.of_gfn(end) {
+            end = slot.gfns()?.end();
+        }
+        Span::new(first, end.saturating_sub(first))
+    }
+
     /// Removes a slot.
     ///
     /// # Errors
@@ -153,6 +186,28 @@ impl<F: Clone + PartialEq> Slots<F> {
     /// Takes any slot out, until there is none.
     pub fn pop(&mut self) -> Option<Slot<F>> {
         self.slots.iter_mut().find_map(Option::take)
+    }
+}
+
+/// What `el2` knows as RAM of an ordinary VM: what its slots had when it first ran. They come and go inside it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Declared([Option<Span>; MAX_RANGES]);
+
+impl Declared {
+    /// Notes a run.
+    ///
+    /// # Errors
+    /// `NoSpace` if there are too many.
+    pub fn add(&mut self, run: Span) -> Result<(), Error> {
+        let place = self.0.iter_mut().find(|place| place.is_none()).ok_or(Error::NoSpace)?;
+        *place = Some(run);
+        Ok(())
+    }
+
+    /// Whether one run has all of `gfns`.
+    #[must_use]
+    pub fn covers(&self, gfns: Span) -> bool {
+        self.0.iter().flatten().any(|run| run.covers(gfns))
     }
 }
 
@@ -208,6 +263,50 @@ mod tests {
             assert!(!slots.cover(Span::new(first, count).unwrap()), "{first:#x}+{count}");
         }
         assert_eq!(slots.part(Span::new(0x94, 1).unwrap(), 0x94), None);
+    }
+
+    #[test]
+    fn a_slot_moves_to_where_no_other_is() {
+        let mut slots = Slots::new();
+        slots.add(slot(0, 0x80, 0, 16, 1)).unwrap();
+        slots.add(slot(1, 0x90, 0, 16, 2)).unwrap();
+        let never = |_: &u32| unreachable!("refused");
+        assert_eq!(slots.relocate(2, 0, never), Err(Error::Invalid));
+        assert_eq!(slots.relocate(0, u64::MAX - 15, never), Err(Error::Invalid));
+        assert_eq!(slots.relocate(0, 0x81, never), Err(Error::Exists));
+        let mut told = Vec::new();
+        // It may meet where it was itself.
+        slots.relocate(0, 0x78, |file| told.push(*file)).unwrap();
+        assert_eq!(slots.get(0).unwrap().gfn, 0x78);
+        slots.relocate(1, 0x88, |file| told.push(*file)).unwrap();
+        assert_eq!(told, [1, 2]);
+        assert_eq!(slots.of_gfn(0x88).unwrap().id, 1);
+    }
+
+    #[test]
+    fn slots_that_touch_are_one_range() {
+        let mut slots = Slots::new();
+        assert_eq!(slots.next_range(0), None);
+        slots.add(slot(3, 0x90, 0, 16, 1)).unwrap();
+        slots.add(slot(1, 0x80, 16, 16, 1)).unwrap();
+        slots.add(slot(2, 0x200, 32, 1, 1)).unwrap();
+        assert_eq!(slots.next_range(0), Span::new(0x80, 32));
+        assert_eq!(slots.next_range(0xa0), Span::new(0x200, 1));
+        assert_eq!(slots.next_range(0x201), None);
+    }
+
+    #[test]
+    fn what_was_declared_covers_what_lies_inside_one_run() {
+        let mut declared = Declared::default();
+        let span = |first, count| Span::new(first, count).unwrap();
+        assert!(!declared.covers(span(0x80, 1)));
+        declared.add(span(0x80, 16)).unwrap();
+        assert!(declared.covers(span(0x80, 16)) && declared.covers(span(0x8f, 1)));
+        assert!(!declared.covers(span(0x8f, 2)) && !declared.covers(span(0x7f, 1)));
+        for first in 1..MAX_RANGES as u64 {
+            declared.add(span(first * 0x100, 1)).unwrap();
+        }
+        assert_eq!(declared.add(span(0x9000, 1)), Err(Error::NoSpace));
     }
 
     #[test]

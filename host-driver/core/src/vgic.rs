@@ -14,6 +14,8 @@ const FRAME: u64 = 0x1_0000;
 const REDISTRIBUTOR: u64 = 0x2_0000;
 /// Interrupts where the VMM does not say, and the most that `el2` serves.
 const MOST_IRQS: u32 = 256;
+/// The most that a VMM may ask for, as with KVM: it need not use them. Those that `el2` does not serve have no wire.
+const MOST_ASKED: u32 = 992;
 /// The least that a VMM may ask for: those of a vCPU, and one word of SPIs.
 const LEAST_IRQS: u32 = 64;
 /// First SPI.
@@ -93,6 +95,10 @@ pub struct Vgic {
     complete: bool,
     /// Wires that are high, a bit each, of a vGIC that `el2` does not know yet.
     raised: [u64; 4],
+    /// Those of them whose end is to be told.
+    until_ended: [u64; 4],
+    /// Wires that were high for a moment, as well.
+    pulsed: [u64; 4],
 }
 
 fn inside(base: u64, size: u64, facts: Facts) -> Result<(), Error> {
@@ -152,7 +158,7 @@ impl Vgic {
             }
             Attr::Irqs => {
                 let irqs = u32::try_from(value).map_err(|_| Error::Invalid)?;
-                if !(LEAST_IRQS..=MOST_IRQS).contains(&irqs) || irqs & 31 != 0 {
+                if !(LEAST_IRQS..=MOST_ASKED).contains(&irqs) || irqs & 31 != 0 {
                     return Err(Error::Invalid);
                 }
                 if self.irqs.is_some() {
@@ -251,7 +257,7 @@ impl Vgic {
                     return Err(Error::Busy);
                 }
                 // INVARIANT: of `Spi`.
-                if self.irqs.is_some_and(|irqs| number < irqs) {
+                if self.irqs.is_some_and(|irqs| number < irqs.min(MOST_IRQS)) {
                     Ok(Spi(number))
                 } else {
                     Err(Error::Invalid)
@@ -262,25 +268,67 @@ impl Vgic {
         }
     }
 
-    /// Notes a wire's level while `el2` does not know the controller.
-    pub fn note(&mut self, spi: Spi, high: bool) {
-        let (word, bit) = (spi.0 / 64, spi.0 % 64);
-        let Some(word) = usize::try_from(word).ok().and_then(|word| self.raised.get_mut(word)) else { return };
-        let bit = 1_u64.checked_shl(bit).unwrap_or(0);
-        if high {
-            *word |= bit;
-        } else {
-            *word &= !bit;
+    /// The SPI that an eventfd raises, by its number from 0 on.
+    ///
+    /// # Errors
+    /// `Again` while the controller is not complete, `Invalid` for one that it does not have.
+    pub fn gsi(&self, gsi: u32) -> Result<Spi, Error> {
+        if !self.complete {
+            return Err(Error::Again);
         }
+        let number =
+            gsi.checked_add(FIRST_SPI).filter(|&number| self.irqs.is_some_and(|irqs| number < irqs.min(MOST_IRQS)));
+        // INVARIANT: of `Spi`.
+        number.map(Spi).ok_or(Error::Invalid)
     }
 
-    /// The wires that are high, in order.
-    pub fn raised(&self) -> impl Iterator<Item = Spi> + '_ {
-        (FIRST_SPI..MOST_IRQS).map(Spi).filter(|spi| {
-            let word = usize::try_from(spi.0 / 64).ok().and_then(|word| self.raised.get(word));
-            word.is_some_and(|word| word.checked_shr(spi.0 % 64).is_some_and(|bits| bits & 1 != 0))
-        })
+    /// Notes a wire's level while `el2` does not know the controller.
+    pub fn note(&mut self, spi: Spi, wire: Wire) {
+        mark(&mut self.raised, spi, wire != Wire::Low);
+        mark(&mut self.until_ended, spi, wire == Wire::HighUntilEnded);
     }
+
+    /// Notes that a wire was high for a moment, while `el2` does not know the controller.
+    pub fn pulse(&mut self, spi: Spi) {
+        mark(&mut self.pulsed, spi, true);
+    }
+
+    /// The wires that are high, in order, and how.
+    pub fn raised(&self) -> impl Iterator<Item = (Spi, Wire)> + '_ {
+        let told = |spi| if is_marked(&self.until_ended, spi) { Wire::HighUntilEnded } else { Wire::High };
+        marked(&self.raised).map(move |spi| (spi, told(spi)))
+    }
+
+    /// The wires that were high for a moment, in order.
+    pub fn pulsed(&self) -> impl Iterator<Item = Spi> + '_ {
+        marked(&self.pulsed)
+    }
+}
+
+fn mark(bits: &mut [u64; 4], spi: Spi, set: bool) {
+    let Some(word) = usize::try_from(spi.0 / 64).ok().and_then(|word| bits.get_mut(word)) else { return };
+    let bit = 1_u64.checked_shl(spi.0 % 64).unwrap_or(0);
+    *word = if set { *word | bit } else { *word & !bit };
+}
+
+fn marked(bits: &[u64; 4]) -> impl Iterator<Item = Spi> + '_ {
+    (FIRST_SPI..MOST_IRQS).map(Spi).filter(|&spi| is_marked(bits, spi))
+}
+
+fn is_marked(bits: &[u64; 4], spi: Spi) -> bool {
+    let word = usize::try_from(spi.0 / 64).ok().and_then(|word| bits.get(word));
+    word.is_some_and(|word| word.checked_shr(spi.0 % 64).is_some_and(|bits| bits & 1 != 0))
+}
+
+/// What becomes of a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// Low.
+    Low,
+    /// High.
+    High,
+    /// High, and the end of the interrupt is to be told.
+    HighUntilEnded,
 }
 
 /// An SPI that the controller has.
@@ -408,12 +456,19 @@ mod tests {
     fn interrupts_are_counted_in_words_and_once() {
         let mut vgic = Vgic::default();
         assert_eq!(vgic.get(Attr::Irqs, 0), Ok(32));
-        for bad in [0, 32, 63, 65, 96 + 1, 288, 1024, 1 << 32 | 64, u64::MAX] {
+        for bad in [0, 32, 63, 65, 96 + 1, 289, 1023, 1024, 1 << 32 | 64, u64::MAX] {
             assert_eq!(vgic.set(Attr::Irqs, bad, FACTS), Err(Error::Invalid), "{bad}");
         }
         assert_eq!(vgic.set(Attr::Irqs, 96, FACTS), Ok(()));
         assert_eq!(vgic.set(Attr::Irqs, 96, FACTS), Err(Error::Busy));
         assert_eq!(vgic.get(Attr::Irqs, 0), Ok(96));
+        // More may be asked for than there are wires.
+        let mut large = Vgic::default();
+        large.set(Attr::Irqs, 992, FACTS).unwrap();
+        large.set(Attr::Init, 0, FACTS).unwrap();
+        assert_eq!(large.get(Attr::Irqs, 0), Ok(992));
+        assert_eq!(large.spi(1 << 24 | 255).map(Spi::intid), Ok(255));
+        assert_eq!(large.spi(1 << 24 | 256), Err(Error::Invalid));
         let mut silent = Vgic::default();
         silent.set(Attr::Init, 0, FACTS).unwrap();
         assert_eq!(silent.get(Attr::Irqs, 0), Ok(256));
@@ -457,16 +512,39 @@ mod tests {
     }
 
     #[test]
+    fn an_eventfd_raises_an_spi_of_a_complete_controller() {
+        let vgic = complete();
+        assert_eq!(vgic.gsi(0).map(Spi::intid), Ok(32));
+        assert_eq!(vgic.gsi(31).map(Spi::intid), Ok(63));
+        for bad in [32, 224, u32::MAX] {
+            assert_eq!(vgic.gsi(bad), Err(Error::Invalid), "{bad}");
+        }
+        assert_eq!(Vgic::default().gsi(0), Err(Error::Again));
+    }
+
+    #[test]
+    fn what_was_raised_for_a_moment_is_not_lost() {
+        let mut vgic = complete();
+        vgic.pulse(vgic.gsi(3).unwrap());
+        assert_eq!(vgic.pulsed().map(Spi::intid).collect::<Vec<_>>(), [35]);
+        assert_eq!(vgic.raised().count(), 0);
+    }
+
+    #[test]
     fn what_was_raised_early_is_not_lost() {
         let mut vgic = complete();
-        for (spi, high) in [(32, true), (63, true), (40, true), (40, false)] {
+        use Wire::{High, HighUntilEnded, Low};
+        for (spi, wire) in
+            [(32, HighUntilEnded), (33, HighUntilEnded), (33, High), (63, High), (40, HighUntilEnded), (40, Low)]
+        {
             let spi = vgic.spi(1 << 24 | spi).unwrap();
-            vgic.note(spi, high);
+            vgic.note(spi, wire);
         }
-        assert_eq!(vgic.raised().map(Spi::intid).collect::<Vec<_>>(), [32, 63]);
+        let raised = vgic.raised().map(|(spi, wire)| (spi.intid(), wire)).collect::<Vec<_>>();
+        assert_eq!(raised, [(32, HighUntilEnded), (33, High), (63, High)]);
         let mut large = Vgic::default();
         large.set(Attr::Init, 0, FACTS).unwrap();
-        large.note(large.spi(1 << 24 | 255).unwrap(), true);
-        assert_eq!(large.raised().map(Spi::intid).collect::<Vec<_>>(), [255]);
+        large.note(large.spi(1 << 24 | 255).unwrap(), High);
+        assert_eq!(large.raised().map(|(spi, _)| spi.intid()).collect::<Vec<_>>(), [255]);
     }
 }

@@ -7,7 +7,7 @@
 
 use freehold_driver_core::el2::Ran;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::exit::Request;
+use freehold_driver_core::exit::{Mmio, Request};
 use freehold_driver_core::idle::{wait, Bell, Slept};
 use freehold_driver_core::run::{run, Machine, Memory, Served, Told, Wait};
 use freehold_uapi::hvc;
@@ -182,6 +182,14 @@ impl Machine for Vcpu {
     }
 
     fn breathe(&self) {}
+
+    fn ended(&self, _: u64) {
+        unreachable!()
+    }
+
+    fn rings(&self, _: &Mmio) -> bool {
+        unreachable!()
+    }
 
     fn loaded(&self, _: u8) -> u64 {
         unreachable!()

@@ -6,7 +6,7 @@
  * Rust calls. The glue wraps exported kernel functions and decides nothing; `src/sys.rs` mirrors this file.
  *
  * Lock order: vm->lock > invalidate lock of a guest_memfd > folio lock. mmap_lock is taken before the invalidate lock,
- * so no user memory is touched under it.
+ * so no user memory is touched under it. A plain slot's lock comes after all of them, also after mmap_lock.
  */
 #ifndef FH_GLUE_H
 #define FH_GLUE_H
@@ -27,12 +27,15 @@
 struct fh_vm_state;
 struct fh_file_state;
 struct fh_vcpu_state;
+struct fh_plain_state;
 struct kvm_run;
 struct page;
 struct file;
 
 /* vCPUs of a VM, at most. */
 #define FH_VCPUS 64
+/* Pages of a plain slot that are looked up at once, at most. */
+#define FH_AROUND 16
 
 /* What wakes a vCPU that waits for an interrupt. */
 struct fh_bell {
@@ -50,6 +53,8 @@ struct fh_vm {
 	struct list_head pool;		/* chunks that el2 owns, by their first page */
 	struct fh_vm_state *state;
 	struct fh_bell bells[FH_VCPUS];
+	spinlock_t irqfd_lock;		/* innermost: taken under an eventfd's own */
+	struct list_head irqfds;
 };
 
 struct fh_vcpu {
@@ -77,7 +82,7 @@ struct fh_file {
 
 /* main.c */
 FH_RUST(long, fh_init, void);
-FH_RUST(long, fh_system_ioctl, unsigned int cmd, unsigned long arg);
+FH_RUST(long, fh_system_ioctl, unsigned int cmd, unsigned long arg, bool protect);
 FH_RUST(void, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state);
 FH_C(struct fh_vm *, fhc_vm_find, u64 id);
 FH_C(bool, fhc_vm_alive, u64 id);
@@ -130,6 +135,35 @@ FH_C(void, fhc_file_thaw, struct fh_file *file, u64 page);
 FH_C(void, fhc_file_shut, struct fh_file *file, u64 first, u64 count);
 FH_C(bool, fhc_file_fill, struct fh_file *file, u64 page, unsigned long from);
 FH_C(void, fhc_file_wake, struct fh_file *file);
+
+/* plain.c */
+struct fh_plain;
+FH_RUST(void, fh_plain_changes, struct fh_plain_state *state, u64 first, u64 count);
+FH_RUST(void, fh_plain_free, struct fh_plain_state *state);
+FH_C(int, fhc_plain_new, struct fh_plain **made, unsigned long start, u64 pages, struct fh_plain_state *state);
+FH_C(void, fhc_plain_hold, struct fh_plain *plain);
+FH_C(void, fhc_plain_put, struct fh_plain *plain);
+FH_C(void, fhc_plain_lock, struct fh_plain *plain);
+FH_C(void, fhc_plain_unlock, struct fh_plain *plain);
+FH_C(unsigned long, fhc_plain_begin, struct fh_plain *plain);
+FH_C(bool, fhc_plain_passed, struct fh_plain *plain, unsigned long seq);
+FH_C(int, fhc_plain_bring, struct fh_plain *plain, u64 first, u64 *frames, u32 count);
+FH_C(void, fhc_plain_let_go, const u64 *frames, u32 count);
+
+/* event.c */
+struct eventfd_ctx;
+FH_C(int, fhc_event_get, struct eventfd_ctx **event, u32 fd);
+FH_C(void, fhc_event_put, struct eventfd_ctx *event);
+FH_C(void, fhc_event_signal, struct eventfd_ctx *event);
+
+/* irqfd.c */
+FH_RUST(void, fh_irqfd_raise, struct fh_vm *vm, struct fh_vm_state *state, u32 gsi, bool resample);
+FH_C(int, fhc_irqfd_assign, struct fh_vm *vm, u32 fd, u32 gsi, bool resample, u32 resamplefd);
+FH_C(int, fhc_irqfd_deassign, struct fh_vm *vm, u32 fd, u32 gsi);
+FH_C(void, fhc_irqfds_ended, struct fh_vm *vm, u32 gsi);
+int fh_irqfds_init(void);
+void fh_irqfds_exit(void);
+void fh_irqfds_drop(struct fh_vm *vm);
 
 /* vm.c */
 FH_RUST(void, fh_vm_end, struct fh_vm *vm, struct fh_vm_state *state);

@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Module entry: looks for el2, offers /dev/freehold only where it answered, and minds reboot and hibernation. */
+/*
+ * Module entry: looks for el2, offers its nodes only where it answered, and minds reboot and hibernation.
+ *
+ * /dev/freehold is always there; /dev/kvm, the same under the name that VMMs look for, where the kernel's own KVM did not
+ * take it: above el2 it never does, for this kernel was not entered at EL2. /dev/kvm-protected makes every VM a protected
+ * one, for VMMs that can not ask.
+ */
 #include <linux/fs.h>
 #include <linux/init.h>
 #include <linux/memory.h>
@@ -14,12 +20,24 @@
 
 static long system_fops_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
-	return fh_system_ioctl(cmd, arg);
+	return fh_system_ioctl(cmd, arg, false);
+}
+
+static long protected_fops_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return fh_system_ioctl(cmd, arg, true);
 }
 
 static const struct file_operations system_fops = {
 	.owner = THIS_MODULE,
 	.unlocked_ioctl = system_fops_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.llseek = noop_llseek,
+};
+
+static const struct file_operations protected_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = protected_fops_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
 	.llseek = noop_llseek,
 };
@@ -30,6 +48,23 @@ static struct miscdevice device = {
 	.fops = &system_fops,
 	.mode = 0600,
 };
+
+static struct miscdevice protected_device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "kvm-protected",
+	.fops = &protected_fops,
+	.mode = 0600,
+};
+
+/* KVM's own number: whoever comes first has it. */
+static struct miscdevice kvm_device = {
+	.minor = KVM_MINOR,
+	.name = "kvm",
+	.fops = &system_fops,
+	.mode = 0600,
+};
+
+static bool has_kvm_node;
 
 static int on_reboot(struct notifier_block *block, unsigned long action, void *data)
 {
@@ -80,9 +115,12 @@ static int __init freehold_init(void)
 	err = fh_init();
 	if (err)
 		return err;
-	err = register_reboot_notifier(&reboot_block);
+	err = fh_irqfds_init();
 	if (err)
 		return err;
+	err = register_reboot_notifier(&reboot_block);
+	if (err)
+		goto no_reboot;
 	err = register_pm_notifier(&sleep_block);
 	if (err)
 		goto no_sleep;
@@ -94,7 +132,16 @@ static int __init freehold_init(void)
 	err = misc_register(&device);
 	if (err)
 		goto no_device;
+	err = misc_register(&protected_device);
+	if (err)
+		goto no_protected;
+	err = misc_register(&kvm_device);
+	has_kvm_node = !err;
+	if (err)
+		pr_info("freehold: /dev/kvm is this kernel's own (%d); VMMs have /dev/freehold\n", err);
 	return 0;
+no_protected:
+	misc_deregister(&device);
 no_device:
 #ifdef CONFIG_MEMORY_HOTPLUG
 	unregister_memory_notifier(&memory_block);
@@ -103,18 +150,24 @@ no_memory:
 	unregister_pm_notifier(&sleep_block);
 no_sleep:
 	unregister_reboot_notifier(&reboot_block);
+no_reboot:
+	fh_irqfds_exit();
 	return err;
 }
 
 /* Every descriptor holds the module, so no VM and no file is left here. */
 static void __exit freehold_exit(void)
 {
+	if (has_kvm_node)
+		misc_deregister(&kvm_device);
+	misc_deregister(&protected_device);
 	misc_deregister(&device);
 #ifdef CONFIG_MEMORY_HOTPLUG
 	unregister_memory_notifier(&memory_block);
 #endif
 	unregister_pm_notifier(&sleep_block);
 	unregister_reboot_notifier(&reboot_block);
+	fh_irqfds_exit();
 }
 
 module_init(freehold_init);

@@ -21,6 +21,7 @@ static void vm_release(struct kref *ref)
 {
 	struct fh_vm *vm = container_of(ref, struct fh_vm, ref);
 
+	fh_irqfds_drop(vm);
 	if (vm->state)
 		fh_vm_end(vm, vm->state);
 	spin_lock(&all_vms_lock);
@@ -44,6 +45,8 @@ struct fh_vm *fhc_vm_new(void)
 	mutex_init(&vm->lock);
 	spin_lock_init(&vm->pool_lock);
 	INIT_LIST_HEAD(&vm->pool);
+	spin_lock_init(&vm->irqfd_lock);
+	INIT_LIST_HEAD(&vm->irqfds);
 	fh_bells_init(vm);
 	spin_lock(&all_vms_lock);
 	vm->id = next_id++;

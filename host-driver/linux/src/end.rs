@@ -2,9 +2,10 @@
 //! The end of a VM: its vCPUs come out, every frame comes back, its state goes.
 // UNSAFETY: entries, and the state that goes.
 
+use crate::plain::Backing;
 use crate::port::{Undertaker, EL2};
 use crate::sys::{self, log, Level};
-use crate::vm::{Life, RawVm, Vm, VmState};
+use crate::vm::{Inner, Life, RawVm, Vm, VmState};
 use freehold_driver_core::convert::cancel;
 use freehold_driver_core::end;
 use freehold_driver_core::error::Error;
@@ -59,7 +60,13 @@ impl Vm {
             let mut lost = 0;
             let mut draining = false;
             for slot in inner.slots.iter() {
-                let file = slot.file;
+                let file = match slot.file {
+                    Backing::File(file) => file,
+                    Backing::Plain(plain) => {
+                        plain.recall(true);
+                        continue;
+                    }
+                };
                 if !self.is_protected() {
                     lost += file.unbind(slot.pages);
                     continue;
@@ -98,6 +105,7 @@ extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState) {
 extern "C" fn fh_vm_end(raw: *mut RawVm, state: *mut VmState) {
     let Some(vm) = Vm::new(raw, state) else { return };
     vm.halt();
+    vm.locked(Inner::drop_doorbells);
     while let Some(slot) = vm.locked(|inner| inner.slots.pop()) {
         slot.file.put();
     }

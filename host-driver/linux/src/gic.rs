@@ -2,17 +2,23 @@
 //! A VM's interrupt controller: the device's ioctls, the VM's `KVM_IRQ_LINE`, and telling `el2` where it lies.
 // UNSAFETY: foreign calls and entries.
 
-use crate::file::errno;
+use crate::file::{errno, from_errno};
 use crate::port::EL2;
 use crate::sys;
 use crate::vm::{Inner, Life, RawVm, Vm, VmState};
 use freehold_driver_core::error::Error;
-use freehold_driver_core::vgic::{Attr, Facts, Vgic};
+use freehold_driver_core::vgic::{Attr, Facts, Vgic, Wire};
 use freehold_uapi::ioctl as io;
+
+/// INTID of the first SPI.
+const FIRST_SPI: u64 = 32;
 
 extern "C" {
     fn fhc_gic_open(vm: *mut RawVm) -> i32;
     fn fhc_bell_ring(vm: *mut RawVm, vcpus: u64);
+    fn fhc_irqfd_assign(vm: *mut RawVm, fd: u32, gsi: u32, resample: bool, resamplefd: u32) -> i32;
+    fn fhc_irqfd_deassign(vm: *mut RawVm, fd: u32, gsi: u32) -> i32;
+    fn fhc_irqfds_ended(vm: *mut RawVm, gsi: u32);
 }
 
 impl Vm {
@@ -86,27 +92,103 @@ impl Vm {
     pub(crate) fn declare_gic(self, inner: &Inner) -> Result<(), Error> {
         let Some(gic) = &inner.gic else { return Ok(()) };
         EL2.vm_gic(self.handle(), gic.frames(self.facts(inner))?)?;
-        for spi in gic.raised() {
-            EL2.vm_irq(self.handle(), spi, true)?;
+        for (spi, wire) in gic.raised() {
+            EL2.vm_irq(self.handle(), spi, wire)?;
+        }
+        for spi in gic.pulsed() {
+            EL2.vm_irq(self.handle(), spi, Wire::High)?;
+            EL2.vm_irq(self.handle(), spi, Wire::Low)?;
         }
         Ok(())
     }
 
     /// `KVM_IRQ_LINE`. Wires are noted until `el2` has the controller.
     pub(crate) fn irq_line(self, ask: io::IrqLevel) -> Result<(), Error> {
-        let high = ask.level != 0;
+        let wire = if ask.level != 0 { Wire::High } else { Wire::Low };
         let woken = self.living(|inner| {
             let gic = inner.gic.as_mut().ok_or(Error::NoAddress)?;
             let spi = gic.spi(ask.irq)?;
             if inner.life == Life::Ran {
-                return Ok(EL2.vm_irq(self.handle(), spi, high)?);
+                return Ok(EL2.vm_irq(self.handle(), spi, wire)?);
             }
-            gic.note(spi, high);
+            gic.note(spi, wire);
             Ok(0)
         })?;
         self.ring(woken);
         Ok(())
     }
+}
+
+impl Vm {
+    /// `KVM_IRQFD`.
+    pub(crate) fn irqfd(self, ask: &io::Irqfd) -> Result<(), Error> {
+        let flags = u64::from(ask.flags);
+        if flags & !(io::KVM_IRQFD_FLAG_DEASSIGN | io::KVM_IRQFD_FLAG_RESAMPLE) != 0 {
+            return Err(Error::Invalid);
+        }
+        let resample = flags & io::KVM_IRQFD_FLAG_RESAMPLE != 0;
+        let done = if flags & io::KVM_IRQFD_FLAG_DEASSIGN != 0 {
+            // SAFETY: alive by the invariant; plain numbers.
+            unsafe { fhc_irqfd_deassign(self.raw(), ask.fd, ask.gsi) }
+        } else {
+            self.living(|inner| inner.gic.as_ref().ok_or(Error::Again)?.gsi(ask.gsi).map(|_| ()))?;
+            // SAFETY: alive by the invariant; plain numbers.
+            unsafe { fhc_irqfd_assign(self.raw(), ask.fd, ask.gsi, resample, ask.resamplefd) }
+        };
+        match done {
+            0 => Ok(()),
+            -9 => Err(Error::BadFile),
+            -16 => Err(Error::Busy),
+            errno => Err(from_errno(errno)),
+        }
+    }
+
+    /// Raises an SPI for an eventfd: until the guest ends it, or for a moment.
+    fn raise(self, gsi: u32, resample: bool) -> Result<(), Error> {
+        let woken = self.living(|inner| {
+            let gic = inner.gic.as_mut().ok_or(Error::NoAddress)?;
+            let spi = gic.gsi(gsi)?;
+            match (inner.life == Life::Ran, resample) {
+                (true, true) => Ok(EL2.vm_irq(self.handle(), spi, Wire::HighUntilEnded)?),
+                (true, false) => {
+                    let woken = EL2.vm_irq(self.handle(), spi, Wire::High)?;
+                    Ok(woken | EL2.vm_irq(self.handle(), spi, Wire::Low)?)
+                }
+                (false, true) => {
+                    gic.note(spi, Wire::HighUntilEnded);
+                    Ok(0)
+                }
+                (false, false) => {
+                    gic.pulse(spi);
+                    Ok(0)
+                }
+            }
+        })?;
+        self.ring(woken);
+        Ok(())
+    }
+
+    /// The guest has ended an interrupt that an eventfd raised: its wire falls, and whoever raised it looks again.
+    pub(crate) fn ended(self, intid: u64) {
+        let gsi = intid.checked_sub(FIRST_SPI).and_then(|gsi| u32::try_from(gsi).ok());
+        let Some(gsi) = gsi else { return };
+        // A VM that has ended, or a wire that it does not have, is nobody's to lower.
+        let _ = self.living(|inner| {
+            let spi = inner.gic.as_ref().ok_or(Error::NoAddress)?.gsi(gsi)?;
+            Ok(EL2.vm_irq(self.handle(), spi, Wire::Low)?)
+        });
+        // SAFETY: alive by the invariant.
+        unsafe { fhc_irqfds_ended(self.raw(), gsi) }
+    }
+}
+
+/// An eventfd was signalled that raises an interrupt.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_irqfd_raise(raw: *mut RawVm, state: *mut VmState, gsi: u32, resample: bool) {
+    let Some(vm) = Vm::new(raw, state) else { return };
+    // A VM that has ended takes no interrupt.
+    let _ = vm.raise(gsi, resample);
 }
 
 /// Ioctls of a vGIC.

@@ -6,9 +6,11 @@
 #![no_std]
 
 mod end;
+mod event;
 mod file;
 mod gic;
 mod moves;
+mod plain;
 mod port;
 mod slots;
 mod sys;

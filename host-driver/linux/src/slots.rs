@@ -2,45 +2,55 @@
 //! The slots of a VM as they come and go, and what an ordinary VM is lent from them. Nothing here is unsafe.
 
 use crate::file::FileRef;
+use crate::plain::{Backing, PlainRef};
 use crate::port::EL2;
 use crate::sys::{log, Level};
-use crate::vm::{Life, Vm};
+use crate::vm::{Inner, Life, Vm};
 use freehold_driver_core::abi::Region;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::any;
 use freehold_driver_core::lend::{self, Binding, NotLent};
 use freehold_driver_core::page::{Page, Span};
+use freehold_driver_core::plain::{self, Touched};
 use freehold_driver_core::pool;
 use freehold_driver_core::slots::Slot;
 use freehold_driver_core::status::Refused;
 use freehold_uapi::{hvc, ioctl as io};
 
-/// Pages that are lent for one touch, if they are there.
+/// Pages of a file that are lent for one touch, if they are there.
 const AROUND: u64 = 64;
 
 impl Vm {
-    /// Lends the page of an ordinary VM behind `gfn`, which a vCPU touched, and some behind it that are there.
+    /// Lends the page of an ordinary VM behind `gfn`, which a vCPU touched, and some behind it.
     /// `Ok(false)`: no slot has it, or it is not the host's to lend.
     pub(crate) fn lend(self, gfn: u64) -> Result<bool, Error> {
-        // A slot may go while it is lent from: the file must not.
+        // A slot may go while it is lent from: what it stands for must not.
         let found = self.living(|inner| {
             let Some(slot) = inner.slots.of_gfn(gfn) else { return Ok(None) };
             let Some(page) = slot.page(gfn) else { return Ok(None) };
             slot.file.hold();
             Ok(Some((slot.file, page, slot.pages.end().saturating_sub(page))))
         })?;
-        let Some((file, page, left)) = found else { return Ok(false) };
-        let lent = self.lend_from(file, page, left);
-        file.put();
+        let Some((backing, page, left)) = found else { return Ok(false) };
+        let lent = self.lend_from(backing, page, left);
+        backing.put();
         lent
     }
 
-    fn lend_from(self, file: FileRef, page: u64, left: u64) -> Result<bool, Error> {
-        let span = Span::new(page, left.min(AROUND)).ok_or(Error::Invalid)?;
+    fn lend_from(self, backing: Backing, page: u64, left: u64) -> Result<bool, Error> {
+        let most = match backing {
+            Backing::File(_) => AROUND,
+            Backing::Plain(_) => plain::AROUND as u64,
+        };
+        let span = Span::new(page, left.min(most)).ok_or(Error::Invalid)?;
         // Each round adds what was asked for, as in `pool::supplied`.
         for _ in 0..16 {
-            match lend::touch(&file, span) {
-                Ok(()) => return Ok(true),
+            let touched = match backing {
+                Backing::File(file) => lend::touch(&file, span).map(|()| Touched::Done),
+                Backing::Plain(plain) => plain::touch(&plain, span),
+            };
+            match touched {
+                Ok(touched) => return Ok(touched == Touched::Done),
                 Err(NotLent::Refused(Refused { status: hvc::NEED_PAGES, detail })) => {
                     pool::grow(&EL2, &self, self.handle(), detail)?;
                 }
@@ -56,28 +66,35 @@ impl Vm {
 
     pub(crate) fn set_region(self, region: &io::MemoryRegion2) -> Result<(), Error> {
         match Region::decode(region, self.ipa_bits())? {
-            Region::Plain => {
-                log(Level::Warning, format_args!("slots of plain memory are not served yet: use KVM_MEM_GUEST_MEMFD"));
+            Region::Plain { .. } if self.is_protected() => {
+                log(Level::Warning, format_args!("a protected VM's slots are of guest_memfd: use KVM_MEM_GUEST_MEMFD"));
                 Err(Error::Invalid)
+            }
+            Region::Plain { id, gfn, count, start } => {
+                if self.living(|inner| inner.set_plain(id, gfn, count, start))? {
+                    return Ok(());
+                }
+                let file = Backing::Plain(PlainRef::new(self.handle(), start, count, gfn)?);
+                let pages = Span::new(0, count).ok_or(Error::Invalid)?;
+                self.add_or_put(Slot { id, gfn, pages, file, declared: false })
             }
             Region::Delete { id } => self.delete_slot(id),
             Region::Add { id, gfn, pages, fd } => {
-                let file = FileRef::get(fd)?;
-                let added = self.add_slot(Slot { id, gfn, pages, file, declared: false });
-                if added.is_err() {
-                    file.put();
-                }
-                added
+                let file = Backing::File(FileRef::get(fd)?);
+                self.add_or_put(Slot { id, gfn, pages, file, declared: false })
             }
         }
     }
 
-    fn add_slot(self, slot: Slot<FileRef>) -> Result<(), Error> {
-        let file = slot.file;
+    fn add_or_put(self, slot: Slot<Backing>) -> Result<(), Error> {
+        let backing = slot.file;
+        self.add_slot(slot).inspect_err(|_| backing.put())
+    }
+
+    fn add_slot(self, slot: Slot<Backing>) -> Result<(), Error> {
         self.living(|inner| {
-            if inner.life == Life::Ran {
-                return Err(Error::Denied);
-            }
+            inner.may_have(slot.gfns().ok_or(Error::Invalid)?, self.is_protected())?;
+            let Backing::File(file) = slot.file else { return inner.slots.add(slot) };
             file.claim(self.id(), !self.is_protected())?;
             if slot.pages.end() > file.len() {
                 return Err(Error::Invalid);
@@ -102,21 +119,54 @@ impl Vm {
     fn delete_slot(self, id: u32) -> Result<(), Error> {
         let slot = self.living(|inner| {
             let slot = inner.slots.get(id).ok_or(Error::Invalid)?;
-            if !self.is_protected() {
-                slot.file.unbind(slot.pages);
-                return inner.slots.remove(id);
-            }
-            if inner.life == Life::Ran {
-                return Err(Error::Denied);
-            }
-            let used =
-                any(&slot.file, slot.pages, |page| page.is_the_guests() || matches!(page, Page::Draining { .. }));
-            if used || slot.declared {
-                return Err(Error::Busy);
+            match slot.file {
+                Backing::Plain(plain) => plain.recall(true),
+                Backing::File(file) if !self.is_protected() => {
+                    file.unbind(slot.pages);
+                }
+                Backing::File(file) => {
+                    if inner.life == Life::Ran {
+                        return Err(Error::Denied);
+                    }
+                    let gone = |page: Page| page.is_the_guests() || matches!(page, Page::Draining { .. });
+                    if slot.declared || any(&file, slot.pages, gone) {
+                        return Err(Error::Busy);
+                    }
+                }
             }
             inner.slots.remove(id)
         })?;
         slot.file.put();
         Ok(())
+    }
+}
+
+impl Inner {
+    /// Whether a slot may have these guest frames. A protected VM's slots are fixed at its first run; an ordinary VM's
+    /// come and go inside the RAM that it had then.
+    fn may_have(&self, gfns: Span, protected: bool) -> Result<(), Error> {
+        if self.life == Life::Ran && (protected || !self.declared.covers(gfns)) {
+            Err(Error::Denied)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Moves the plain slot of this number, if there is one: `Ok(false)`: there is none.
+    fn set_plain(&mut self, id: u32, gfn: u64, count: u64, start: u64) -> Result<bool, Error> {
+        let Some(slot) = self.slots.get(id) else { return Ok(false) };
+        let same = matches!(slot.file, Backing::Plain(plain) if plain.place() == (start, count));
+        if !same {
+            return Err(Error::Invalid);
+        }
+        if slot.gfn != gfn {
+            self.may_have(Span::new(gfn, count).ok_or(Error::Invalid)?, false)?;
+            self.slots.relocate(id, gfn, |backing| {
+                if let Backing::Plain(plain) = backing {
+                    plain.move_to(gfn);
+                }
+            })?;
+        }
+        Ok(true)
     }
 }

@@ -115,6 +115,9 @@ macro_rules! plain {
 plain!(
     u32,
     u64,
+    [u64; 2],
+    io::Irqfd,
+    io::Ioeventfd,
     io::IrqLevel,
     io::CreateDevice,
     io::DeviceAttr,

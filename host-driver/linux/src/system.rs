@@ -72,19 +72,19 @@ fn find() -> Result<(), Error> {
     Ok(())
 }
 
-/// Ioctls of `/dev/freehold`.
+/// Ioctls of the nodes; of the one that protects every VM if `protect`.
 // SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
 #[unsafe(no_mangle)]
-extern "C" fn fh_system_ioctl(cmd: u32, arg: usize) -> i64 {
-    ioctl(cmd, arg).unwrap_or_else(errno)
+extern "C" fn fh_system_ioctl(cmd: u32, arg: usize, protect: bool) -> i64 {
+    ioctl(cmd, arg, protect).unwrap_or_else(errno)
 }
 
-fn ioctl(cmd: u32, arg: usize) -> Result<i64, Error> {
+fn ioctl(cmd: u32, arg: usize, protect: bool) -> Result<i64, Error> {
     match cmd {
         io::KVM_GET_API_VERSION | io::KVM_GET_VCPU_MMAP_SIZE if arg != 0 => Err(Error::Invalid),
         io::KVM_GET_API_VERSION => Ok(abi::API_VERSION),
         io::KVM_GET_VCPU_MMAP_SIZE => i64::try_from(abi::RUN_SIZE).map_err(|_| Error::Invalid),
-        io::KVM_CREATE_VM => vm::create(arg),
+        io::KVM_CREATE_VM => vm::create(arg, protect),
         io::KVM_CHECK_EXTENSION => {
             let cap = u64::try_from(arg).map_err(|_| Error::Invalid)?;
             i64::try_from(abi::capability(Asked::System, cap, max_vcpus())).map_err(|_| Error::Invalid)

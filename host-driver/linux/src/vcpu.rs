@@ -7,15 +7,16 @@ use crate::port::{Caller, EL2};
 use crate::sys;
 use crate::vm::{RawVm, Vm};
 use core::ptr::NonNull;
-use freehold_driver_core::abi::{self, Entry, Features};
+use freehold_driver_core::abi::{self, Features};
 use freehold_driver_core::el2::Ran;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::exit::{Power, Request};
+use freehold_driver_core::exit::{Mmio, Power, Request};
 use freehold_driver_core::file::{Thread, Wake};
 use freehold_driver_core::guest::{self, NotYet};
 use freehold_driver_core::idle::{self, Bell, Slept};
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
+use freehold_driver_core::registers::{self, Entry, Register};
 use freehold_driver_core::run::{self, Machine, Memory, Served, Told, Wait};
 use freehold_driver_core::status::Refused;
 use freehold_uapi::hvc;
@@ -243,6 +244,14 @@ impl Machine for Running {
         sys::breathe();
     }
 
+    fn ended(&self, intid: u64) {
+        self.vm.ended(intid);
+    }
+
+    fn rings(&self, mmio: &Mmio) -> bool {
+        self.vm.rings(mmio)
+    }
+
     fn loaded(&self, size: u8) -> u64 {
         // SAFETY: the vCPU is alive while its ioctl runs.
         let data = unsafe { fhc_run_mmio_data(self.raw.as_ptr()) };
@@ -327,30 +336,76 @@ impl Vcpu<'_> {
         Ok(())
     }
 
-    fn set_reg(&mut self, arg: usize) -> Result<(), Error> {
+    /// The register that an ioctl names, and the address of its value.
+    fn named(&self, arg: usize) -> Result<(Register, usize), Error> {
         self.state.features.ok_or(Error::NotReady)?;
         let ask: io::OneReg = sys::copy_in(arg)?;
-        let reg = abi::register(ask.id)?;
-        let value: u64 = sys::copy_in(usize::try_from(ask.addr).map_err(|_| Error::Fault)?)?;
-        abi::writable(reg, value)?;
-        if self.state.ran {
-            return Err(Error::Denied);
+        let reg = Register::decode(ask.id, !self.vm.is_protected())?;
+        Ok((reg, usize::try_from(ask.addr).map_err(|_| Error::Fault)?))
+    }
+
+    fn set_reg(&mut self, arg: usize) -> Result<(), Error> {
+        let (reg, from) = self.named(arg)?;
+        let (value, above) = match reg.bytes() {
+            4 => (u64::from(sys::copy_in::<u32>(from)?), 0),
+            16 => sys::copy_in::<[u64; 2]>(from).map(|[low, high]| (low, high))?,
+            _ => (sys::copy_in(from)?, 0),
+        };
+        match reg {
+            Register::Counter => Ok(()),
+            // What it is already may be written.
+            Register::Psci | Register::Entry(hvc::REG_MPIDR) if value == self.read(reg)? => Ok(()),
+            Register::Psci => Err(Error::Invalid),
+            Register::Zero(_) if value | above != 0 => Err(Error::Invalid),
+            Register::Zero(_) if self.state.ran => Err(Error::Denied),
+            Register::Zero(_) => Ok(()),
+            Register::Entry(number) => {
+                let value = registers::writable(number, value, !self.vm.is_protected())?;
+                if self.state.ran {
+                    return Err(Error::Denied);
+                }
+                self.write(number, value)
+            }
         }
-        self.write(reg, value)
+    }
+
+    fn read(&self, reg: Register) -> Result<u64, Error> {
+        Ok(match reg {
+            Register::Counter => sys::counter(),
+            Register::Psci => registers::PSCI_VERSION,
+            Register::Zero(_) => 0,
+            Register::Entry(hvc::REG_MPIDR) => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, hvc::REG_MPIDR)?,
+            // What a vCPU that ran holds is its own: its registers read as zero.
+            Register::Entry(_) if self.state.ran => 0,
+            Register::Entry(number) if self.state.id != 0 => self.state.entry.get(number),
+            Register::Entry(number) => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, number)?,
+        })
     }
 
     fn get_reg(&self, arg: usize) -> Result<(), Error> {
+        let (reg, to) = self.named(arg)?;
+        let value = self.read(reg)?;
+        match reg.bytes() {
+            4 => sys::copy_out(to, &u32::try_from(value).map_err(|_| Error::Invalid)?),
+            16 => sys::copy_out(to, &[value, 0]),
+            _ => sys::copy_out(to, &value),
+        }
+    }
+
+    /// `KVM_GET_REG_LIST`: how many, and as many names if there is room for all.
+    fn reg_list(&self, arg: usize) -> Result<(), Error> {
         self.state.features.ok_or(Error::NotReady)?;
-        let ask: io::OneReg = sys::copy_in(arg)?;
-        let reg = abi::register(ask.id)?;
-        // What a vCPU that ran holds is its own: its registers read as zero.
-        let value = match reg {
-            hvc::REG_MPIDR => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, reg)?,
-            _ if self.state.ran => 0,
-            _ if self.state.id != 0 => self.state.entry.get(reg),
-            _ => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, reg)?,
-        };
-        sys::copy_out(usize::try_from(ask.addr).map_err(|_| Error::Fault)?, &value)
+        let room: u64 = sys::copy_in(arg)?;
+        let names = || registers::list(!self.vm.is_protected());
+        let count = u64::try_from(names().count()).unwrap_or(0);
+        sys::copy_out(arg, &count)?;
+        if room < count {
+            return Err(Error::TooBig);
+        }
+        for (name, at) in names().zip((arg..).step_by(8).skip(1)) {
+            sys::copy_out(at, &name)?;
+        }
+        Ok(())
     }
 
     fn mp_state(&self) -> io::MpState {
@@ -364,6 +419,9 @@ impl Vcpu<'_> {
             io::KVM_ARM_VCPU_INIT => self.init(arg),
             io::KVM_SET_ONE_REG => self.set_reg(arg),
             io::KVM_GET_ONE_REG => self.get_reg(arg),
+            io::KVM_GET_REG_LIST => self.reg_list(arg),
+            // No attribute is served: a VMM that asks goes on without.
+            io::KVM_HAS_DEVICE_ATTR | io::KVM_GET_DEVICE_ATTR | io::KVM_SET_DEVICE_ATTR => Err(Error::NoAddress),
             io::KVM_GET_MP_STATE => sys::copy_out(arg, &self.mp_state()),
             io::KVM_SET_MP_STATE => abi::set_mp_state(self.mp_state(), sys::copy_in(arg)?),
             // KVM's answer for an ioctl that it does not know on this descriptor.

@@ -2,8 +2,10 @@
 //! A VM: its slots, its life, its ioctls and its end.
 // UNSAFETY: foreign calls and entries; state that the VM's lock protects.
 
+use crate::event::Event;
 use crate::file::{self, errno, from_errno, FileRef};
 use crate::moves;
+use crate::plain::Backing;
 use crate::port::EL2;
 use crate::sys;
 use crate::vcpu;
@@ -11,6 +13,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use freehold_driver_core::abi::{self, Asked, Conversion, NewFile, VmType};
 use freehold_driver_core::convert::{to_private, Mode};
+use freehold_driver_core::doorbell::Place;
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::el2::{Handle, Run};
 use freehold_driver_core::error::Error;
@@ -18,7 +21,7 @@ use freehold_driver_core::file::Thread;
 use freehold_driver_core::give::ToVm;
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
-use freehold_driver_core::slots::{Slot, Slots};
+use freehold_driver_core::slots::{Declared, Slot, Slots};
 use freehold_driver_core::vgic::Vgic;
 use freehold_uapi::ioctl as io;
 
@@ -37,12 +40,16 @@ pub(crate) struct VmState {
     ended: AtomicBool,
     /// It has an interrupt controller. Set under the lock, before a vCPU runs.
     has_gic: AtomicBool,
+    /// It has a doorbell, or had one.
+    has_doorbells: AtomicBool,
     inner: Inner,
 }
 
 /// What the VM's lock protects.
 pub(crate) struct Inner {
-    pub(crate) slots: Slots<FileRef>,
+    pub(crate) slots: Slots<Backing>,
+    /// What `el2` knows as RAM of an ordinary VM.
+    pub(crate) declared: Declared,
     pub(crate) life: Life,
     /// vCPUs that `el2` has, a bit each.
     pub(crate) created: u64,
@@ -50,6 +57,8 @@ pub(crate) struct Inner {
     pub(crate) opened: u64,
     /// Its interrupt controller, if it was given one.
     pub(crate) gic: Option<Vgic>,
+    /// Stores that signal somebody: null, or an allocation of so many places.
+    pub(crate) doorbells: *mut Place<Event>,
 }
 
 /// Life of a VM, as the driver sees it.
@@ -171,6 +180,18 @@ impl Vm {
         unsafe { &(*self.state).has_gic }.store(true, Ordering::Release);
     }
 
+    /// Whether it may have a doorbell.
+    pub(crate) fn has_doorbells(self) -> bool {
+        // SAFETY: only a VM that has its state is asked; the flag is an atomic.
+        unsafe { &(*self.state).has_doorbells }.load(Ordering::Acquire)
+    }
+
+    /// Notes that it may have one.
+    pub(crate) fn set_doorbells(self) {
+        // SAFETY: only a VM that has its state is asked; the flag is an atomic.
+        unsafe { &(*self.state).has_doorbells }.store(true, Ordering::Release);
+    }
+
     pub(crate) fn pool_keep(self, chunk: Run) {
         // SAFETY: alive by the invariant; the chunk is one that `page_take` returned and nobody else links.
         unsafe { fhc_pool_keep(self.raw.as_ptr(), chunk.pfn, chunk.count) }
@@ -212,7 +233,7 @@ impl Vm {
     /// The guest frame of `span`'s first page, if one slot has the whole span; the slot's range is `el2`'s RAM then.
     pub(crate) fn prepare(self, file: &FileRef, span: Span) -> Result<Option<u64>, Error> {
         self.living(|inner| {
-            let Some(slot) = inner.slots.of_pages(file, span) else { return Ok(None) };
+            let Some(slot) = inner.slots.of_pages(&Backing::File(*file), span) else { return Ok(None) };
             self.declare(slot)?;
             Ok(slot.gfn_of(span.first()))
         })
@@ -229,17 +250,31 @@ impl Vm {
             if inner.life == Life::Ran {
                 return Err(Error::Denied);
             }
-            let Some(slot) = inner.slots.of_pages(file, span) else { return Ok(give(None)) };
+            let Some(slot) = inner.slots.of_pages(&Backing::File(*file), span) else { return Ok(give(None)) };
             self.declare(slot)?;
             Ok(give(slot.gfn_of(span.first())))
         })
     }
 
-    fn declare(self, slot: &mut Slot<FileRef>) -> Result<(), Error> {
+    fn declare(self, slot: &mut Slot<Backing>) -> Result<(), Error> {
         if !slot.declared {
             let (gfn, count) = (slot.gfn, slot.pages.count());
             pool::supplied(&EL2, &self, self.handle(), || EL2.vm_range(self.handle(), gfn, count))?;
             slot.declared = true;
+        }
+        Ok(())
+    }
+
+    /// Tells `el2` the RAM of an ordinary VM, slots that touch taken together: it takes only a few runs.
+    fn declare_ordinary(self, inner: &mut Inner) -> Result<(), Error> {
+        let mut from = 0;
+        while let Some(run) = inner.slots.next_range(from) {
+            if !inner.declared.covers(run) {
+                let declare = || EL2.vm_range(self.handle(), run.first(), run.count());
+                pool::supplied(&EL2, &self, self.handle(), declare)?;
+                inner.declared.add(run)?;
+            }
+            from = run.end();
         }
         Ok(())
     }
@@ -249,7 +284,7 @@ impl Vm {
         self.locked(|inner| {
             let slot = inner.slots.of_gfn(gfn)?;
             let page = slot.page(gfn)?;
-            Some((slot.file, page, slot.pages.end().saturating_sub(page)))
+            Some((slot.file.file().ok()?, page, slot.pages.end().saturating_sub(page)))
         })
     }
 
@@ -270,13 +305,13 @@ impl Vm {
                 return Ok(());
             }
             self.check_gic(inner)?;
-            for slot in inner.slots.iter_mut() {
+            if !self.is_protected() {
+                self.declare_ordinary(inner)?;
+            }
+            for slot in inner.slots.iter_mut().filter(|_| self.is_protected()) {
                 self.declare(slot)?;
-                if !self.is_protected() {
-                    continue;
-                }
                 let mut giver = ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread, gfn: slot.gfn };
-                to_private(&slot.file, slot.pages, Aim::Bind, Mode::Wait, thread, &mut giver)
+                to_private(&slot.file.file()?, slot.pages, Aim::Bind, Mode::Wait, thread, &mut giver)
                     .map_err(|stopped| stopped.error)?;
             }
             self.declare_gic(inner)?;
@@ -294,15 +329,15 @@ impl Vm {
         }
         let mut gfn = gfns.first();
         while gfn < gfns.end() {
-            let (file, span) = self.living(|inner| {
-                let (file, span) = inner.slots.part(gfns, gfn).ok_or(Error::Fault)?;
-                file.hold();
-                Ok((file, span))
+            let (backing, span) = self.living(|inner| {
+                let (backing, span) = inner.slots.part(gfns, gfn).ok_or(Error::Fault)?;
+                backing.hold();
+                Ok((backing, span))
             })?;
             let how = if private { Conversion::ToPrivate(span, Mode::Wait) } else { Conversion::ToShared(span) };
-            let moved = moves::convert(file, how);
-            file.put();
-            moved.map_err(|stopped| moves::resumed(stopped.error))?;
+            let moved = backing.file().map(|file| moves::convert(file, how));
+            backing.put();
+            moved?.map_err(|stopped| moves::resumed(stopped.error))?;
             gfn = gfn.saturating_add(span.count());
         }
         Ok(())
@@ -373,6 +408,10 @@ impl Vm {
                 sys::copy_out(arg, &io::VcpuInit { target, features: [0; 7] }).map(|()| 0)
             }
             io::KVM_CREATE_DEVICE => self.create_device(arg),
+            io::KVM_IRQFD => self.irqfd(&sys::copy_in(arg)?).map(|()| 0),
+            io::KVM_IOEVENTFD => self.ioeventfd(&sys::copy_in(arg)?).map(|()| 0),
+            // No attribute is served: a VMM that asks goes on without.
+            io::KVM_HAS_DEVICE_ATTR | io::KVM_GET_DEVICE_ATTR | io::KVM_SET_DEVICE_ATTR => Err(Error::NoAddress),
             io::KVM_IRQ_LINE => self.irq_line(sys::copy_in(arg)?).map(|()| 0),
             io::KVM_ENABLE_CAP => abi::enable(&sys::copy_in(arg)?).map(|()| 0),
             // KVM's answer for an ioctl that it does not know on this descriptor.
@@ -381,9 +420,10 @@ impl Vm {
     }
 }
 
-/// `KVM_CREATE_VM`.
-pub(crate) fn create(argument: usize) -> Result<i64, Error> {
-    let kind = VmType::decode(u64::try_from(argument).map_err(|_| Error::Invalid)?)?;
+/// `KVM_CREATE_VM`, of a protected VM in any case if `protect`.
+pub(crate) fn create(argument: usize, protect: bool) -> Result<i64, Error> {
+    let mut kind = VmType::decode(u64::try_from(argument).map_err(|_| Error::Invalid)?)?;
+    kind.protected |= protect;
     // SAFETY: takes nothing; the answer is null or a VM with one reference.
     let vm = Vm::new(unsafe { fhc_vm_new() }, core::ptr::null_mut()).ok_or(Error::NoMemory)?;
     let opened = build(vm, kind);
@@ -407,10 +447,15 @@ fn build(vm: Vm, kind: VmType) -> Result<i64, Error> {
             return Err(error);
         }
     };
-    let (ended, has_gic) = (AtomicBool::new(false), AtomicBool::new(false));
-    let inner = Inner { slots: Slots::new(), life: Life::New, created: 0, opened: 0, gic: None };
+    let flag = || AtomicBool::new(false);
+    let (ended, has_gic, has_doorbells) = (flag(), flag(), flag());
+    let doorbells = core::ptr::null_mut();
+    let declared = Declared::default();
+    let inner = Inner { slots: Slots::new(), declared, life: Life::New, created: 0, opened: 0, gic: None, doorbells };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
-    unsafe { state.write(VmState { handle, ipa_bits, protected: kind.protected, ended, has_gic, inner }) };
+    unsafe {
+        state.write(VmState { handle, ipa_bits, protected: kind.protected, ended, has_gic, has_doorbells, inner })
+    };
     // SAFETY: the VM is alive; from here on its state is the glue's, which ends it with the VM whatever happens.
     match unsafe { fhc_vm_open(vm.raw(), state) } {
         fd if fd >= 0 => Ok(i64::from(fd)),

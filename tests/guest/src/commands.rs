@@ -83,7 +83,12 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_GIC => [interrupts::set_up(a.max(1)), 0, 0],
         CMD_IPI => interrupts::send_to_self(a),
         CMD_TICKS => interrupts::ticks(a, b, c),
-        CMD_SPI => interrupts::wait_for_spi(),
+        CMD_SPI => {
+            if a != 0 {
+                interrupts::make_edge();
+            }
+            interrupts::wait_for_spi()
+        }
         CMD_HOLD => interrupts::hold(a != 0),
         CMD_CPU_ON => cpus::start(a),
         CMD_CPU => cpus::give(a, b, [c, PERIOD]),

@@ -278,6 +278,11 @@ pub(crate) fn route_spi(cpu: u64) {
     store(GICD + 0x6000 + 8 * SPI, cpu);
 }
 
+/// Takes the host's interrupt by its edge from here on.
+pub(crate) fn make_edge() {
+    store(GICD + 0xc00 + SPI / 16 * 4, 2 << (SPI % 16 * 2));
+}
+
 /// Waits for the host's interrupt. A level stays until the host lets it fall.
 pub(crate) fn wait_for_spi() -> [u64; 3] {
     let got = poll();

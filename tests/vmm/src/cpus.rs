@@ -275,7 +275,7 @@ fn works() -> Result<(), String> {
     Ok(())
 }
 
-/// KVM's other ways to a vCPU's state: registers by list and in bulk, events, debugging, translation, statistics; and the
+/// KVM's other ways to a vCPU's state: registers in bulk, events, debugging, translation, statistics; and the
 /// page that is shared with the VMM.
 fn shows_nothing(machine: &Machine, vcpu: &VcpuFd) {
     let mut room = [0u64; 128];
@@ -284,7 +284,6 @@ fn shows_nothing(machine: &Machine, vcpu: &VcpuFd) {
         outcome(ioctl_value(&fd.as_raw_fd(), ioc(dir, KVM_MAGIC, nr, size), at))
     };
     for (name, nr, dir, size) in [
-        ("GET_REG_LIST", 0xb0, 3, 8),
         ("GET_REGS", 0x81, 2, 864),
         ("SET_REGS", 0x82, 1, 864),
         ("GET_SREGS", 0x83, 2, 0),
@@ -296,11 +295,16 @@ fn shows_nothing(machine: &Machine, vcpu: &VcpuFd) {
         ("SET_VCPU_EVENTS", 0xa0, 1, 64),
         ("ARM_VCPU_FINALIZE", 0xc2, 1, 4),
         ("GET_STATS_FD", 0xce, 0, 0),
-        ("SET_DEVICE_ATTR", 0xe1, 1, 24),
-        ("GET_DEVICE_ATTR", 0xe2, 1, 24),
     ] {
         STEP.same(&format!("no {name} of a vCPU"), "EINVAL", ask(vcpu, nr, dir, size));
     }
+    for (name, nr) in [("SET", 0xe1), ("GET", 0xe2), ("HAS", 0xe3)] {
+        STEP.same(&format!("no {name}_DEVICE_ATTR of a vCPU"), "ENXIO", ask(vcpu, nr, 1, 24));
+        STEP.same(&format!("no {name}_DEVICE_ATTR of a VM"), "ENXIO", ask(&machine.vm, nr, 1, 24));
+    }
+    // Names only: of what its VMM gave it, of the CPU's number and of the PSCI version.
+    STEP.same("GET_REG_LIST of a vCPU without room", "E2BIG", ask(vcpu, 0xb0, 3, 8));
+    STEP.same("GET_REG_LIST of a vCPU", "0", ask(vcpu, 0xb0, 3, 8));
     for (name, nr, dir, size) in [
         ("GET_DIRTY_LOG", 0x42, 1, 16),
         ("ARM_MTE_COPY_TAGS", 0xb4, 2, 48),
@@ -310,6 +314,7 @@ fn shows_nothing(machine: &Machine, vcpu: &VcpuFd) {
     ] {
         STEP.same(&format!("no {name} of a VM"), "EINVAL", ask(&machine.vm, nr, dir, size));
     }
+    STEP.same("registers that it names", 8, room[0]);
     // Header and the exit's own fields take 64 bytes.
     let page = machine.run_page.copy_out(64, 4096 - 64);
     STEP.same("the run page holds an exit and nothing else", 0, page.iter().filter(|byte| **byte != 0).count());

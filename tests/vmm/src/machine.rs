@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use freehold_uapi::ioctl as abi;
-use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_vcpu_init};
+use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region2, kvm_vcpu_init};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::gmem::Gmem;
@@ -150,16 +150,20 @@ pub(crate) fn set_slot(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, gmem: &Gmem, 
     unsafe { vm.set_user_memory_region2(region) }.map_err(|e| e.errno())
 }
 
-/// Binds memory of this process to guest addresses, as the kernel's own protected KVM takes it.
-fn set_plain_slot(vm: &VmFd, gpa: u64, bytes: u64, ram: &Mapping) -> Result<(), i32> {
-    let region = kvm_userspace_memory_region {
+/// Sets a slot of this process' own memory.
+pub(crate) fn set_plain(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, at: *mut u8) -> Result<(), i32> {
+    let mut region = abi::MemoryRegion {
+        slot,
+        flags: 0,
         guest_phys_addr: gpa,
         memory_size: bytes,
-        userspace_addr: ram.at(0) as u64,
-        ..Default::default()
+        userspace_addr: at.addr() as u64,
     };
-    // SAFETY: a mapping that lives as long as the machine and holds no Rust object.
-    unsafe { vm.set_user_memory_region(region) }.map_err(|e| e.errno())
+    sys::ioctl(vm, abi::KVM_SET_USER_MEMORY_REGION, &mut region).map(|_| ())
+}
+
+fn read_program() -> Result<Vec<u8>, String> {
+    std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))
 }
 
 impl Machine {
@@ -190,7 +194,7 @@ impl Machine {
         flags: u64,
         write: impl FnOnce(&Gmem, &Mapping, &[u8]) -> Result<(), String>,
     ) -> Result<Self, String> {
-        let program = std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))?;
+        let program = read_program()?;
         let kvm = open_for(plan)?;
         let kind = if plan.ordinary { VM_TYPE & !abi::KVM_VM_TYPE_ARM_PROTECTED } else { VM_TYPE };
         let vm = kvm.create_vm_with_type(kind).map_err(|e| err("CREATE_VM", e.errno()))?;
@@ -205,11 +209,35 @@ impl Machine {
         let bytes = usize::try_from(plan.bytes).map_err(|e| e.to_string())?;
         let ram = gmem.map(bytes).map_err(|e| err("mmap of the guest_memfd", e))?;
         write(&gmem, &ram, &program)?;
+        // The kernel's own protected KVM takes no other memory.
         let set = match plan.peer {
-            true => set_plain_slot(&vm, proto::RAM_BASE, plan.bytes, &ram),
+            true => set_plain(&vm, 0, proto::RAM_BASE, plan.bytes, ram.at(0)),
             false => set_slot(&vm, 0, proto::RAM_BASE, plan.bytes, &gmem, 0),
         };
         set.map_err(|e| err("SET_USER_MEMORY_REGION", e))?;
+        Self::assembled(&kvm, vm, plan, gmem, Arc::new(ram), program)
+    }
+
+    /// An ordinary machine whose memory is this process' own; its `guest_memfd` has nothing to do with it.
+    pub(crate) fn plain(plan: Plan, ram: Arc<Mapping>) -> Result<Self, String> {
+        let program = read_program()?;
+        let kvm = open()?;
+        let kind = VM_TYPE & !abi::KVM_VM_TYPE_ARM_PROTECTED;
+        let vm = kvm.create_vm_with_type(kind).map_err(|e| err("CREATE_VM", e.errno()))?;
+        let gmem = Arc::new(new_gmem(&vm, 4096).map_err(|e| err("CREATE_GUEST_MEMFD", e))?);
+        ram.copy_in(0, &program);
+        set_plain(&vm, 0, proto::RAM_BASE, plan.bytes, ram.at(0)).map_err(|e| err("SET_USER_MEMORY_REGION", e))?;
+        Self::assembled(&kvm, vm, plan, gmem, ram, program)
+    }
+
+    fn assembled(
+        kvm: &Kvm,
+        vm: VmFd,
+        plan: Plan,
+        gmem: Arc<Gmem>,
+        ram: Arc<Mapping>,
+        program: Vec<u8>,
+    ) -> Result<Self, String> {
         let gic = if plan.gic { Some(Gic::new(&vm)?) } else { None };
         let vcpu = new_vcpu(&vm, 0)?;
         let others = (1..plan.vcpus).map(|index| new_vcpu(&vm, index)).collect::<Result<_, _>>()?;
@@ -232,7 +260,7 @@ impl Machine {
             vcpu,
             others,
             gmem,
-            ram: Arc::new(ram),
+            ram,
             program,
             run_page,
             run_bytes,

@@ -12,6 +12,7 @@ mod counters;
 mod cpus;
 mod cycles;
 mod drain;
+mod events;
 mod fuzz;
 mod gmem;
 mod guest_memfd;
@@ -24,6 +25,7 @@ mod leaks;
 mod light;
 mod machine;
 mod ordinary;
+mod plain;
 mod probe;
 #[path = "../../guest/src/proto.rs"]
 mod proto;
@@ -62,6 +64,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   bench       things done between marks, which the emulator counts
   bench-boot  marks that the host is up
   ordinary    an ordinary VM, through the driver
+  events      eventfds that stores ring, and that raise interrupts
+  plain       an ordinary VM on this process' own memory
   cpus        a guest of several vCPUs, through the driver
   vgic        a guest's interrupts and waits, through the driver
   switch      what survives a run, and what an exit shows
@@ -133,6 +137,8 @@ fn main() {
         "bench" => or_report("bench", bench::all()),
         "bench-boot" => bench::boot(),
         "ordinary" => or_report("ordinary", ordinary::all()),
+        "events" => or_report("events", events::all()),
+        "plain" => or_report("plain", plain::all()),
         "cpus" => or_report(cpus::STEP.0, cpus::all()),
         "vgic" => or_report(vgic::STEP.0, vgic::all()),
         "switch" => or_report("world-switch", switch::all()),

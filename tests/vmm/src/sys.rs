@@ -97,6 +97,64 @@ impl Mapping {
         }
     }
 
+    /// Maps `bytes` of memory without a name, this process' alone or shared with its children.
+    pub(crate) fn anonymous(bytes: usize, shared: bool) -> Result<Self, i32> {
+        let how = libc::MAP_ANONYMOUS | if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        Self::mapped(bytes, how, -1)
+    }
+
+    /// Maps a file of memory of its own, so that what is written is in the file, or not.
+    pub(crate) fn memfd(bytes: usize, shared: bool) -> Result<(Self, OwnedFd), i32> {
+        // SAFETY: the name is a string that ends; the answer is a new descriptor or -1.
+        let fd = checked(i64::from(unsafe { libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC) }))?;
+        let fd = owned(fd);
+        // SAFETY: plain numbers.
+        checked(i64::from(unsafe { libc::ftruncate(fd.as_raw_fd(), bytes as i64) }))?;
+        let how = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        Ok((Self::mapped(bytes, how, fd.as_raw_fd())?, fd))
+    }
+
+    fn mapped(bytes: usize, how: i32, fd: i32) -> Result<Self, i32> {
+        let read_write = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, read_write, how, fd, 0) };
+        match NonNull::new(at.cast::<u8>()) {
+            Some(at) if at.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { at, bytes }),
+            _ => Err(last_errno()),
+        }
+    }
+
+    /// A fresh private mapping in place of a part of it.
+    pub(crate) fn replace(&self, offset: usize, bytes: usize) -> Result<(), i32> {
+        let (at, read_write) = (self.at(offset), libc::PROT_READ | libc::PROT_WRITE);
+        let how = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_FIXED;
+        assert!(offset + bytes <= self.bytes);
+        // SAFETY: replaces memory of this mapping alone, of which nobody holds a reference.
+        let new = unsafe { libc::mmap(at.cast(), bytes, read_write, how, -1, 0) };
+        if new == at.cast() { Ok(()) } else { Err(last_errno()) }
+    }
+
+    /// Takes a part of it away.
+    pub(crate) fn unmap(&self, offset: usize, bytes: usize) -> Result<i64, i32> {
+        assert!(offset + bytes <= self.bytes);
+        // SAFETY: memory of this mapping alone, of which nobody holds a reference.
+        checked(i64::from(unsafe { libc::munmap(self.at(offset).cast(), bytes) }))
+    }
+
+    /// What may be done with a part of it.
+    pub(crate) fn protect(&self, offset: usize, bytes: usize, protection: i32) -> Result<i64, i32> {
+        assert!(offset + bytes <= self.bytes);
+        // SAFETY: memory of this mapping alone, of which nobody holds a reference.
+        checked(i64::from(unsafe { libc::mprotect(self.at(offset).cast(), bytes, protection) }))
+    }
+
+    /// madvise(2).
+    pub(crate) fn advise(&self, offset: usize, bytes: usize, advice: i32) -> Result<i64, i32> {
+        assert!(offset + bytes <= self.bytes);
+        // SAFETY: memory of this mapping alone, of which nobody holds a reference.
+        checked(i64::from(unsafe { libc::madvise(self.at(offset).cast(), bytes, advice) }))
+    }
+
     /// Address of the byte at `offset`.
     pub(crate) fn at(&self, offset: usize) -> *mut u8 {
         assert!(offset < self.bytes);

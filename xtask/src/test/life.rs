@@ -63,7 +63,7 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
 /// What `cargo xtask run` shows, and more of it.
 const MAIN: Job = Job { limit: LINUX, ..job("life/main", "boot,main") };
 
-const JOBS: [Job; 14] = [
+const JOBS: [Job; 16] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
@@ -72,6 +72,8 @@ const JOBS: [Job; 14] = [
     job("life/cycles", "cycles"),
     job("life/vgic", "vgic"),
     job("life/ordinary", "ordinary"),
+    job("life/plain", "plain"),
+    job("life/events", "events"),
     job("life/world-switch", "world-switch"),
     job("life/vcpus", "vcpus"),
     without_el2("life/no-el2-a72", "cortex-a72", false),

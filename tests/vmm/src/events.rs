@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Eventfds that a guest's stores ring (`KVM_IOEVENTFD`), and that raise its interrupts (`KVM_IRQFD`).
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use freehold_uapi::ioctl::*;
+
+use crate::hostile::Hostile;
+use crate::machine::{Machine, Plan};
+use crate::proto::*;
+use crate::raw::{resting, settle};
+use crate::report::Step;
+use crate::sys::{self, Mapping, errno_name, ioctl, outcome};
+use crate::vgic::Cloned as _;
+
+const STEP: Step = Step("events");
+/// A register that the program itself never stores to.
+const BELL: u64 = DEVICE + 0x800;
+/// Number of the program's SPI as an eventfd's interrupt.
+const GSI: u32 = (SPI - 32) as u32;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the cases.
+pub(crate) fn all() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let before = resting(&hostile);
+    doorbells()?;
+    refusals()?;
+    edges()?;
+    levels()?;
+    settle(STEP, "all is as before", &hostile, &before);
+    Ok(())
+}
+
+/// A new eventfd that does not wait.
+fn event() -> OwnedFd {
+    // SAFETY: plain numbers; the answer is a descriptor of ours or -1.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    sys::owned(i64::from(fd))
+}
+
+/// What it counted since it was last asked.
+fn count(event: &OwnedFd) -> u64 {
+    let mut word = 0u64;
+    match sys::read_to(event, (&raw mut word).cast(), 8) {
+        Ok(8) => word,
+        _ => 0,
+    }
+}
+
+/// As [`count`], waiting until there is something.
+fn counted(event: &OwnedFd) -> u64 {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        match count(event) {
+            0 => std::thread::yield_now(),
+            some => return some,
+        }
+    }
+    0
+}
+
+fn ring(event: &OwnedFd) {
+    let one = 1u64;
+    let _ = sys::write_from(event, (&raw const one).cast(), 8);
+}
+
+fn machine() -> Result<Machine, String> {
+    let ram = Mapping::anonymous(usize::try_from(RAM_MIN).unwrap_or(0), false).map_err(errno_name)?;
+    let plan = Plan { bytes: RAM_MIN, boot: BOOT_NO_SHARE, gic: true, ordinary: true, ..Plan::default() };
+    Machine::plain(plan, Arc::new(ram))
+}
+
+fn bell(event: &OwnedFd, len: u32, data: Option<u64>) -> Ioeventfd {
+    Ioeventfd {
+        datamatch: data.unwrap_or(0),
+        addr: BELL,
+        len,
+        fd: event.as_raw_fd().cast_unsigned(),
+        flags: u32::from(data.is_some()),
+        pad: [0; 36],
+    }
+}
+
+/// Whether a store of `value` to the bell's address came to the VMM.
+fn exits(machine: &mut Machine, value: u64) -> Result<bool, String> {
+    let mut seen = false;
+    machine.command_with(CMD_STORE, [BELL, value, 0], |register| seen |= register == BELL - DEVICE)?;
+    Ok(seen)
+}
+
+fn doorbells() -> Result<(), String> {
+    let mut machine = machine()?;
+    machine.boot()?;
+    let vm = machine.vm.as_fd_clone()?;
+    let set = |mut ask: Ioeventfd| outcome(ioctl(&vm, KVM_IOEVENTFD, &mut ask));
+    let [a, b] = [event(), event()];
+    let (pipe, _writer) = sys::pipe();
+    let good = bell(&a, 8, Some(7));
+    STEP.same("bell: unknown flag", "EINVAL", set(Ioeventfd { flags: 1 << 9, ..good }));
+    STEP.same("bell: on the bus of ports", "EINVAL", set(Ioeventfd { flags: 3, ..good }));
+    STEP.same("bell: three bytes", "EINVAL", set(Ioeventfd { len: 3, ..good }));
+    STEP.same("bell: data of no size", "EINVAL", set(Ioeventfd { len: 0, ..good }));
+    STEP.same("bell: address wraps", "EINVAL", set(Ioeventfd { addr: u64::MAX, ..good }));
+    STEP.same("bell: no descriptor", "EBADF", set(Ioeventfd { fd: 9999, ..good }));
+    STEP.same("bell: no eventfd", "EINVAL", set(Ioeventfd { fd: pipe.as_raw_fd().cast_unsigned(), ..good }));
+    STEP.same("bell: takes back what is not there", "ENOENT", set(Ioeventfd { flags: 5, ..good }));
+    STEP.same("no bell: a store is an exit", true, exits(&mut machine, 7)?);
+    STEP.same("bell for 7", "0", set(good));
+    STEP.same("bell for 7 again", "EEXIST", set(good));
+    STEP.same("bell for all beside it", "EEXIST", set(bell(&b, 0, None)));
+    STEP.same("bell for 8", "0", set(bell(&b, 8, Some(8))));
+    for (value, expected) in [(7, (false, 1, 0)), (8, (false, 0, 1)), (9, (true, 0, 0))] {
+        let seen = (exits(&mut machine, value)?, count(&a), count(&b));
+        STEP.same(&format!("a store of {value}: exit, bells"), format!("{expected:?}"), format!("{seen:?}"));
+    }
+    STEP.same("bell for 7 goes", "0", set(Ioeventfd { flags: 5, ..good }));
+    let seen = (exits(&mut machine, 7)?, count(&a));
+    STEP.same("a store of 7: exit, bell", "(true, 0)", format!("{seen:?}"));
+    STEP.same("bell for 8 goes", "0", set(Ioeventfd { flags: 5, ..bell(&b, 8, Some(8)) }));
+    STEP.same("bell for all", "0", set(bell(&a, 0, None)));
+    for value in [1, 2] {
+        STEP.same(&format!("a store of {value} rings it"), false, exits(&mut machine, value)?);
+    }
+    STEP.same("twice", 2, count(&a));
+    let [seen, ..] = machine.command(CMD_LOAD, [BELL, 0, 0])?;
+    STEP.same("a load is the VMM's", u64::MAX, seen);
+    Ok(())
+}
+
+fn irqfd(event: &OwnedFd, flags: u64, resample: Option<&OwnedFd>) -> Irqfd {
+    Irqfd {
+        fd: event.as_raw_fd().cast_unsigned(),
+        gsi: GSI,
+        flags: u32::try_from(flags).unwrap_or(0) | if resample.is_some() { 2 } else { 0 },
+        resamplefd: resample.map_or(0, |event| event.as_raw_fd().cast_unsigned()),
+        pad: [0; 16],
+    }
+}
+
+fn refusals() -> Result<(), String> {
+    let bare = crate::machine::open()?.create_vm_with_type(40).map_err(|e| errno_name(e.errno()))?;
+    let machine = machine()?;
+    let [a, b] = [event(), event()];
+    let (pipe, _writer) = sys::pipe();
+    let set = |mut ask: Irqfd| outcome(ioctl(&machine.vm, KVM_IRQFD, &mut ask));
+    let good = irqfd(&a, 0, None);
+    STEP.same("irqfd: without a controller", "EAGAIN", outcome(ioctl(&bare, KVM_IRQFD, &mut { good })));
+    STEP.same("irqfd: unknown flag", "EINVAL", set(Irqfd { flags: 4, ..good }));
+    STEP.same("irqfd: no descriptor", "EBADF", set(Irqfd { fd: 9999, ..good }));
+    STEP.same("irqfd: no eventfd", "EINVAL", set(Irqfd { fd: pipe.as_raw_fd().cast_unsigned(), ..good }));
+    STEP.same("irqfd: resample by no descriptor", "EBADF", set(Irqfd { flags: 2, resamplefd: 9999, ..good }));
+    STEP.same("irqfd: an interrupt that it does not have", "EINVAL", set(Irqfd { gsi: 32, ..good }));
+    STEP.same("irqfd: takes back what is not there", "0", set(Irqfd { flags: 1, ..good }));
+    STEP.same("irqfd: good", "0", set(good));
+    STEP.same("irqfd: again", "EBUSY", set(Irqfd { gsi: 3, ..good }));
+    STEP.same("irqfd: goes", "0", set(Irqfd { flags: 1, ..good }));
+    STEP.same("irqfd: comes again", "0", set(Irqfd { gsi: 3, ..good }));
+    STEP.same("irqfd: another one", "0", set(irqfd(&b, 0, Some(&a))));
+    // What is closed goes; what is left goes with the VM.
+    drop(b);
+    Ok(())
+}
+
+/// An eventfd is an edge, as often as it is rung.
+fn edges() -> Result<(), String> {
+    let mut machine = machine()?;
+    machine.boot()?;
+    STEP.same("edge: the controller is what it says", 0, machine.command(CMD_GIC, [0; 3])?[0]);
+    let a = event();
+    STEP.same("edge: an eventfd", "0", outcome(ioctl(&machine.vm, KVM_IRQFD, &mut irqfd(&a, 0, None))));
+    for round in 0..3 {
+        // Rung while the guest waits, or before.
+        let taken = std::thread::scope(|scope| {
+            scope.spawn(|| ring(&a));
+            machine.command(CMD_SPI, [1, 0, 0])
+        })?;
+        let expected = format!("{SPI}, then {NO_INTERRUPT}");
+        STEP.same(&format!("edge: round {round}"), expected, format!("{}, then {}", taken[0], taken[1]));
+        STEP.same(&format!("edge: round {round}: nothing is left in it"), 0, count(&a));
+    }
+    STEP.same("edge: it goes", "0", outcome(ioctl(&machine.vm, KVM_IRQFD, &mut irqfd(&a, 1, None))));
+    ring(&a);
+    STEP.same("edge: what it counts stays in it", 1, count(&a));
+    Ok(())
+}
+
+/// With resampling the wire stays high until the guest ends the interrupt; the VMM is told, and may raise it again.
+fn levels() -> Result<(), String> {
+    let mut machine = machine()?;
+    machine.boot()?;
+    STEP.same("level: the controller is what it says", 0, machine.command(CMD_GIC, [0; 3])?[0]);
+    let [a, told] = [event(), event()];
+    let set = outcome(ioctl(&machine.vm, KVM_IRQFD, &mut irqfd(&a, 0, Some(&told))));
+    STEP.same("level: an eventfd", "0", set);
+    for round in 0..3 {
+        let mut early = 0;
+        let taken = std::thread::scope(|scope| {
+            scope.spawn(|| ring(&a));
+            machine.command_with(CMD_SPI, [0; 3], |register| {
+                if register == REG_SCRATCH {
+                    early = count(&told);
+                }
+            })
+        })?;
+        STEP.same(&format!("level: round {round}: nobody is told while it is active"), 0, early);
+        let expected = format!("{SPI}, then {NO_INTERRUPT}");
+        STEP.same(&format!("level: round {round}: it is taken"), expected, format!("{}, then {}", taken[0], taken[1]));
+        STEP.same(&format!("level: round {round}: its end is told"), 1, counted(&told));
+    }
+    // A device that has more raises it again when it is told: the guest takes it again.
+    let taken = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            ring(&a);
+            if counted(&told) == 1 {
+                ring(&a);
+            }
+        });
+        let first = machine.command(CMD_SPI, [0; 3])?;
+        let second = machine.command(CMD_SPI, [0; 3])?;
+        Ok::<_, String>([first[0], second[0]])
+    })?;
+    STEP.same("level: raised when its end is told, it comes again", format!("{:?}", [SPI, SPI]), format!("{taken:?}"));
+    STEP.same("level: and its end is told again", 1, counted(&told));
+    raised_early()
+}
+
+/// What is rung before the first run is pending in it, and its end is told.
+fn raised_early() -> Result<(), String> {
+    /// What [`CMD_GIC`] finds wrong then: it acknowledged an interrupt when it looked for nothing.
+    const TAKEN: u64 = 1 << 9 | 1 << 10;
+    let mut machine = machine()?;
+    let [a, told] = [event(), event()];
+    let set = outcome(ioctl(&machine.vm, KVM_IRQFD, &mut irqfd(&a, 0, Some(&told))));
+    STEP.same("level, early: an eventfd", "0", set);
+    ring(&a);
+    STEP.same("level, early: it is taken over", 0, count(&a));
+    machine.boot()?;
+    STEP.same("level, early: it is pending in the first run", TAKEN, machine.command(CMD_GIC, [0; 3])?[0]);
+    Ok(())
+}
