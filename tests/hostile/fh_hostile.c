@@ -383,6 +383,42 @@ fault:
 	return -EFAULT;
 }
 
+static void flush_here(void)
+{
+	asm volatile("dsb nshst\ntlbi vmalle1\ndsb nsh\nisb" ::: "memory");
+}
+
+/* Address 0 by tables that begin in the frame, instead of those of the caller's process. */
+static int walk_nofault(struct fh_access *ask)
+{
+	unsigned long flags;
+	u64 value = 0, tables;
+	int result = 0;
+
+	local_irq_save(flags);
+	tables = read_sysreg(ttbr0_el1);
+	write_sysreg(PFN_PHYS(ask->pfn), ttbr0_el1);
+	isb();
+	flush_here();
+	if (ask->write == FH_DO_WALK) {
+		asm volatile("1: ldtr %1, [%2]\n2:\n"
+			     _ASM_EXTABLE_UACCESS_ERR(1b, 2b, %w0)
+			     : "+r"(result), "+r"(value) : "r"(0UL) : "memory");
+	} else {
+		asm volatile("1: at s1e0r, %1\n2:\n"
+			     _ASM_EXTABLE_UACCESS_ERR(1b, 2b, %w0)
+			     : "+r"(result) : "r"(0UL) : "memory");
+		isb();
+		value = read_sysreg(par_el1);
+	}
+	write_sysreg(tables, ttbr0_el1);
+	isb();
+	flush_here();
+	local_irq_restore(flags);
+	ask->value = value;
+	return result;
+}
+
 /* What else reaches memory: each is one instruction that may fault, with its own fixup. */
 static int odd_nofault(u64 *at, struct fh_access *ask)
 {
@@ -414,6 +450,8 @@ fault:
 
 static int access_nofault(u64 *at, struct fh_access *ask)
 {
+	if (ask->write == FH_DO_WALK || ask->write == FH_DO_TRANSLATE)
+		return walk_nofault(ask);
 	if (ask->write > FH_DO_STORE)
 		return odd_nofault(at, ask);
 	if (ask->write)

@@ -75,6 +75,8 @@ struct fh_vectors {
 #define FH_DO_EXCLUSIVE	3	/* LDXR, then STXR */
 #define FH_DO_ATOMIC	4	/* CASAL */
 #define FH_DO_PREFETCH	5	/* PRFM for a store: may be dropped, must not fault */
+#define FH_DO_WALK	6	/* LDTR of address 0 while TTBR0_EL1 is the frame */
+#define FH_DO_TRANSLATE	7	/* AT S1E0R of it; value: PAR_EL1 */
 
 #define FH_HOW_LINEAR	0	/* the linear map, nofault helpers */
 #define FH_HOW_FRESH	1	/* a fresh memremap() mapping, nofault helpers */

@@ -74,6 +74,7 @@ fn counted(hostile: &Hostile, case: &str, expected: &str, least: u64, attack: im
 const PROCESS: &str = "load SIGBUS, store SIGBUS, fetch SIGBUS, write(2) from it EFAULT, read(2) into it EFAULT";
 const KERNEL: &str = "load EFAULT, store EFAULT";
 const ODD_WAYS: &str = "DC ZVA EFAULT, LDXR EFAULT, CAS EFAULT, PRFM done";
+const TABLES: &str = "load EFAULT, AT EFAULT";
 const THREAD: &str = "load died, store died";
 
 /// A process touches the frame through a PTE that the kernel made for it.
@@ -103,6 +104,18 @@ fn through_odd_ways(hostile: &Hostile, frame: u64) -> String {
     format!("DC ZVA {zero}, LDXR {exclusive}, CAS {atomic}, PRFM {prefetch}")
 }
 
+/// The host's own stage 1 begins in the frame for a moment, and a load and an address translation go by it.
+fn through_tables(hostile: &Hostile, frame: u64) -> String {
+    let [load, translated] = [Odd::Walk, Odd::Translate].map(|what| hostile.walk(frame, what).0);
+    format!("load {load}, AT {translated}")
+}
+
+/// A descriptor that makes its own frame a table of each level, and at the last the page behind address 0: accessed,
+/// for processes too, in no global translation.
+const fn own_table(frame: u64) -> u64 {
+    frame << 12 | 1 << 11 | 1 << 10 | 1 << 6 | 3
+}
+
 /// Proves that the tools bite: on a frame of the host's own each of them gets through.
 fn tools_work(hostile: &Hostile) {
     let Ok(frame) = hostile.alloc(0) else {
@@ -113,6 +126,15 @@ fn tools_work(hostile: &Hostile) {
     STEP.same("tools: nofault load", "(\"done\", 77)", format!("{:?}", hostile.access(frame, How::Linear, None)));
     STEP.same("tools: odd ways", ODD_WAYS.replace("EFAULT", "done"), through_odd_ways(hostile, frame));
     STEP.same("tools: odd ways seen", "(\"done\", 99)", format!("{:?}", hostile.access(frame, How::Linear, None)));
+    hostile.access(frame, How::Linear, Some(own_table(frame)));
+    let (load, word) = hostile.walk(frame, Odd::Walk);
+    STEP.same("tools: walk", format!("done {:#x}", own_table(frame)), format!("{load} {word:#x}"));
+    let (done, par) = hostile.walk(frame, Odd::Translate);
+    STEP.same(
+        "tools: AT",
+        format!("done {frame:#x}, 0"),
+        format!("{done} {:#x}, {}", par >> 12 & 0xf_ffff_ffff, par & 1),
+    );
     hostile.access(frame, How::Linear, Some(77));
     STEP.same("tools: plain load", "(\"done\", 77)", format!("{:?}", hostile.access(frame, How::Thread, None)));
     match hostile.map(frame, 1) {
@@ -248,6 +270,7 @@ pub(crate) fn attack() -> Result<(), String> {
     counted(&hostile, "linear-map", KERNEL, 2, || through_kernel(&hostile, frame, How::Linear));
     counted(&hostile, "linear-map-plain", THREAD, 2, || through_kernel(&hostile, frame, How::Thread));
     counted(&hostile, "odd-ways", ODD_WAYS, 3, || through_odd_ways(&hostile, frame));
+    counted(&hostile, "own-tables-in-it", TABLES, 2, || through_tables(&hostile, frame));
     // A frame of the VM's pool, which is neither the guest's nor the host's.
     let pool: Vec<u64> = hostile.unreachable().into_iter().filter(|pfn| !target.frames.contains(pfn)).collect();
     if STEP.judged("pool-found", "some frames", pool.len(), !pool.is_empty()) {

@@ -89,6 +89,10 @@ pub(crate) enum Odd {
     Atomic = 4,
     /// `PRFM`.
     Prefetch = 5,
+    /// `LDTR` of address 0, by translation tables that begin in the frame.
+    Walk = 6,
+    /// `AT S1E0R` of address 0, by such tables.
+    Translate = 7,
 }
 
 /// The module's device.
@@ -159,6 +163,12 @@ impl Hostile {
     /// What else the kernel can do to the first word of a frame, by its linear map: what became of it.
     pub(crate) fn odd(&self, pfn: u64, what: Odd) -> String {
         self.act(pfn, How::Linear as u32, what as u32, 99).0
+    }
+
+    /// Has the kernel translate address 0 by tables that begin in a frame: what became of it, and what it loaded, or
+    /// PAR_EL1.
+    pub(crate) fn walk(&self, pfn: u64, what: Odd) -> (String, u64) {
+        self.act(pfn, How::Linear as u32, what as u32, 0)
     }
 
     fn act(&self, pfn: u64, how: u32, write: u32, value: u64) -> (String, u64) {

@@ -8,6 +8,7 @@
 mod attack;
 mod attest;
 mod bench;
+mod compat;
 mod counters;
 mod cpus;
 mod cycles;
@@ -23,7 +24,9 @@ mod ioctls;
 mod kill;
 mod leaks;
 mod light;
+mod loans;
 mod machine;
+mod neighbours;
 mod ordinary;
 mod plain;
 mod probe;
@@ -55,6 +58,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   crowd       eight protected guests at once, three of them bad
   cycles      sharing, relinquishing, ends at every stage and in every order
   leaks       VMs that come and go leave nothing behind in the host
+  rounds [COUNT]  VMs that come and go leave nothing behind in el2
   stage NAME  a VMM that `cycles` kills at a stage
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
@@ -104,7 +108,7 @@ fn main() {
                 stage = text.to_string_lossy().into_owned();
                 continue;
             }
-            (lexopt::Arg::Value(text), "fuzz" | "soak" | "gmem-fd" | "gmem-stress") if numbers.len() < 2 => {
+            (lexopt::Arg::Value(text), "fuzz" | "soak" | "gmem-fd" | "gmem-stress" | "rounds") if numbers.len() < 2 => {
                 number(&text.to_string_lossy())
             }
             _ => None,
@@ -127,6 +131,9 @@ fn main() {
         "crowd" => or_report("guests", guests::crowd::all()),
         "cycles" => or_report("cycles", cycles::all()),
         "leaks" => or_report("cycles", leaks::all()),
+        "rounds" => {
+            or_report("rounds", neighbours::rounds(report::Step("rounds"), numbers.first().copied().unwrap_or(50)))
+        }
         "stage" => or_report("cycles", cycles::stage(&stage)),
         "canary" => light::canary(),
         "attest" => or_report("attest", attest::all()),

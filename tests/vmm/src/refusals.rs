@@ -9,6 +9,7 @@ use freehold_uapi::hvc::*;
 use crate::attack::Target;
 use crate::hostile::{Hostile, ram};
 use crate::machine::Plan;
+use crate::neighbours::split_under_writers;
 use crate::probe::{Access, Call, probe};
 use crate::proto;
 use crate::raw::{Arena, books, end, resting, settle, status_name};
@@ -148,7 +149,8 @@ pub(crate) fn all() -> Result<(), String> {
         STEP.same("frames are the host's again", "0", crate::sys::outcome(hostile.free(arena.first)));
     }
     settle(STEP, "all is as before", &hostile, &start);
-    Ok(())
+    crate::loans::are_counted(STEP, &hostile)?;
+    split_under_writers(STEP, &hostile)
 }
 
 fn unknown(bench: &Bench) {
@@ -170,6 +172,7 @@ fn calls_of_a_process() {
         STEP.same(&format!("EL0: {case}"), "SIGILL", seen(call));
     }
     STEP.same("EL0: tools: NOP", "done", seen(Call::Nop));
+    crate::compat::all(STEP);
 }
 
 fn creation(bench: &Bench) {

@@ -63,13 +63,14 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
 /// What `cargo xtask run` shows, and more of it.
 const MAIN: Job = Job { limit: LINUX, ..job("life/main", "boot,main") };
 
-const JOBS: [Job; 16] = [
+const JOBS: [Job; 17] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
     job("life/ioctls", "ioctls"),
     job("life/attest", "attest"),
     job("life/cycles", "cycles"),
+    Job { append: " fh.rounds=10000", limit: HOUR, long: true, ..job("life/rounds", "rounds") },
     job("life/vgic", "vgic"),
     job("life/ordinary", "ordinary"),
     job("life/plain", "plain"),
