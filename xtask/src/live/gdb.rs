@@ -16,11 +16,13 @@ const CHUNK: u64 = 1024;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why the machine stands still.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stop {
+    /// The CPU that came there, by the stub's name.
+    pub(super) cpu: String,
     /// The watched address that was stored to.
     pub(super) watched: Option<u64>,
-    /// Exception level of the CPU that came there.
+    /// Its exception level.
     pub(super) level: u64,
 }
 
@@ -46,7 +48,9 @@ impl Gdb {
             gdb.registers.extend(registers(&text));
         }
         // The core registers carry no numbers: x0 to x30, sp, pc, cpsr.
-        gdb.registers.entry("cpsr".to_owned()).or_insert(33);
+        for (name, number) in [("sp", 31), ("pc", 32), ("cpsr", 33)] {
+            gdb.registers.entry(name.to_owned()).or_insert(number);
+        }
         ensure!(gdb.registers.contains_key("TTBR0_EL2"), "the stub names no TTBR0_EL2");
         gdb.expect_ok("Qqemu.PhyMemMode:1")?;
         Ok(gdb)
@@ -63,16 +67,29 @@ impl Gdb {
     }
 
     /// Lets the machine go until the instruction at `address` is the next.
-    pub(super) fn go_to(&mut self, address: u64, limit: Duration) -> Result<()> {
+    pub(super) fn go_to(&mut self, address: u64, limit: Duration) -> Result<Stop> {
         self.expect_ok(&format!("Z1,{address:x},4"))?;
         self.go()?;
-        ensure!(self.stopped(limit)?.is_some(), "nothing came to {address:#x}");
-        self.expect_ok(&format!("z1,{address:x},4"))
+        let stop = self.stopped(limit)?.with_context(|| format!("nothing came to {address:#x}"))?;
+        self.expect_ok(&format!("z1,{address:x},4"))?;
+        Ok(stop)
+    }
+
+    /// Lets one CPU carry out one instruction.
+    pub(super) fn step(&mut self, cpu: &str) -> Result<()> {
+        self.send(&format!("vCont;s:{cpu}"))?;
+        ensure!(self.stopped(PATIENCE)?.is_some(), "{cpu} does not step");
+        Ok(())
     }
 
     /// Has the machine stop behind each store to these bytes.
     pub(super) fn watch_stores(&mut self, address: u64, bytes: u64) -> Result<()> {
         self.expect_ok(&format!("Z2,{address:x},{bytes:x}"))
+    }
+
+    /// Takes that back.
+    pub(super) fn forget_stores(&mut self, address: u64, bytes: u64) -> Result<()> {
+        self.expect_ok(&format!("z2,{address:x},{bytes:x}"))
     }
 
     /// Lets the machine go on.
@@ -90,7 +107,8 @@ impl Gdb {
         }
         let answer = self.answer()?;
         let (watched, cpu) = reason(&answer).with_context(|| format!("no stop: {answer}"))?;
-        Ok(Some(Stop { watched, level: self.register(&cpu, "cpsr")? >> 2 & 3 }))
+        let level = self.register(&cpu, "cpsr")? >> 2 & 3;
+        Ok(Some(Stop { cpu, watched, level }))
     }
 
     /// Whether the stub says something in time, but that it has heard.
@@ -133,6 +151,12 @@ impl Gdb {
         ensure!(matches!(bytes.len(), 4 | 8), "{name} is neither 32 nor 64 bits wide");
         bytes.resize(8, 0);
         Ok(words_of(&bytes)[0])
+    }
+
+    /// Changes x0 to x30, sp (31) or pc (32) of a CPU.
+    pub(super) fn set(&mut self, cpu: &str, core: u32, value: u64) -> Result<()> {
+        self.expect_ok(&format!("Hg{cpu}"))?;
+        self.expect_ok(&format!("P{core:x}={:016x}", value.swap_bytes()))
     }
 
     /// A frame of physical memory.

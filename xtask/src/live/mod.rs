@@ -7,6 +7,7 @@
 
 mod gdb;
 mod own;
+mod stops;
 mod walk;
 
 use std::time::{Duration, Instant};
@@ -37,7 +38,11 @@ const SLOT: u64 = 28 << 10;
 const STACK: u64 = 16 << 10;
 
 pub(crate) fn works() -> Vec<Work> {
-    vec![Work::new("boot/live-tables", case), Work::new(own::NAME, own::case).only_long()]
+    vec![
+        Work::new("boot/live-tables", case),
+        Work::new(stops::NAME, stops::case),
+        Work::new(own::NAME, own::case).only_long(),
+    ]
 }
 
 /// Where el2 is.

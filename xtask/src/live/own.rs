@@ -86,7 +86,7 @@ fn watch(context: &Context<'_>) -> Result<Own> {
     let mut gdb = Gdb::open_stopped(&socket)?;
     let _ = std::fs::remove_file(&socket);
     // The image's memory has been zeroed when its first function runs.
-    gdb.go_to(BASE + early.address(), LIMIT)?;
+    let _ = gdb.go_to(BASE + early.address(), LIMIT)?;
     let mut own = Own::default();
     ensure!(own.missed(first, &gdb.words(first, bytes)?).is_none(), "the tables are not empty at first");
     gdb.watch_stores(first, bytes)?;

@@ -153,7 +153,7 @@ fn suites() -> Vec<Suite> {
         suite("model", 180, 2, false, model::works()),
         suite("mutants", 90, 1, false, mutants::works()),
         suite("fuzz", 180, 2, false, fuzz::works()),
-        suite("boot", 90, 2, true, boot::works()),
+        suite("boot", 120, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
         suite("watch", 150, 2, true, watch::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
