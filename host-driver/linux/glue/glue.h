@@ -53,8 +53,10 @@ struct fh_vm {
 	struct list_head pool;		/* chunks that el2 owns, by their first page */
 	struct fh_vm_state *state;
 	struct fh_bell bells[FH_VCPUS];
-	spinlock_t irqfd_lock;		/* innermost: taken under an eventfd's own */
+	spinlock_t irqfd_lock;		/* taken under an eventfd's own lock; no other is taken under it */
 	struct list_head irqfds;
+	struct mutex resample_lock;	/* an eventfd's own lock is taken under it */
+	struct list_head resamplers;
 };
 
 struct fh_vcpu {

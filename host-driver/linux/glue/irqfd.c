@@ -16,6 +16,7 @@
 
 struct fh_irqfd {
 	struct list_head list;		/* of its VM; empty: it is being taken apart */
+	struct list_head resamplers;	/* of its VM's, until it is apart */
 	struct fh_vm *vm;		/* outlives it */
 	struct eventfd_ctx *event;
 	struct eventfd_ctx *resample;	/* or NULL */
@@ -46,6 +47,27 @@ static void irqfd_raise(struct work_struct *work)
 	fh_irqfd_raise(irqfd->vm, irqfd->vm->state, irqfd->gsi, irqfd->resample != NULL);
 }
 
+/*
+ * Who is told of an end stands on a list of its own under a mutex: telling takes an eventfd's lock, and an eventfd's last
+ * close comes with that lock held and takes the other list's.
+ */
+static void resampler_add(struct fh_irqfd *irqfd)
+{
+	mutex_lock(&irqfd->vm->resample_lock);
+	list_add_tail(&irqfd->resamplers, &irqfd->vm->resamplers);
+	mutex_unlock(&irqfd->vm->resample_lock);
+}
+
+static void resampler_drop(struct fh_irqfd *irqfd)
+{
+	if (!irqfd->resample)
+		return;
+	mutex_lock(&irqfd->vm->resample_lock);
+	list_del(&irqfd->resamplers);
+	mutex_unlock(&irqfd->vm->resample_lock);
+	eventfd_ctx_put(irqfd->resample);
+}
+
 static void irqfd_apart(struct work_struct *work)
 {
 	struct fh_irqfd *irqfd = container_of(work, struct fh_irqfd, apart);
@@ -54,8 +76,7 @@ static void irqfd_apart(struct work_struct *work)
 	/* No signal comes after this, and none that came is under way after that. */
 	eventfd_ctx_remove_wait_queue(irqfd->event, &irqfd->wait, &count);
 	flush_work(&irqfd->raise);
-	if (irqfd->resample)
-		eventfd_ctx_put(irqfd->resample);
+	resampler_drop(irqfd);
 	eventfd_ctx_put(irqfd->event);
 	kfree(irqfd);
 }
@@ -139,6 +160,7 @@ int fhc_irqfd_assign(struct fh_vm *vm, u32 fd, u32 gsi, bool resample, u32 resam
 		err = PTR_ERR_OR_ZERO(irqfd->resample);
 		if (err)
 			goto no_resample;
+		resampler_add(irqfd);
 	}
 	err = -EBUSY;
 	if (!irqfd_fresh(irqfd, false))
@@ -154,8 +176,7 @@ enlisted:
 	eventfd_ctx_remove_wait_queue(irqfd->event, &irqfd->wait, &count);
 	flush_work(&irqfd->raise);
 listed:
-	if (irqfd->resample)
-		eventfd_ctx_put(irqfd->resample);
+	resampler_drop(irqfd);
 no_resample:
 	eventfd_ctx_put(irqfd->event);
 no_event:
@@ -195,14 +216,14 @@ void fh_irqfds_drop(struct fh_vm *vm)
 	flush_workqueue(endings);
 }
 
-/* The guest has ended the interrupt: who raised it looks whether there is more. */
+/* The guest has ended the interrupt: who raised it looks whether there is more. In a vCPU's thread, between two runs. */
 void fhc_irqfds_ended(struct fh_vm *vm, u32 gsi)
 {
 	struct fh_irqfd *irqfd;
 
-	spin_lock_irq(&vm->irqfd_lock);
-	list_for_each_entry(irqfd, &vm->irqfds, list)
-		if (irqfd->gsi == gsi && irqfd->resample)
+	mutex_lock(&vm->resample_lock);
+	list_for_each_entry(irqfd, &vm->resamplers, resamplers)
+		if (irqfd->gsi == gsi)
 			eventfd_signal(irqfd->resample);
-	spin_unlock_irq(&vm->irqfd_lock);
+	mutex_unlock(&vm->resample_lock);
 }

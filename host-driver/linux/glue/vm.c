@@ -47,6 +47,8 @@ struct fh_vm *fhc_vm_new(void)
 	INIT_LIST_HEAD(&vm->pool);
 	spin_lock_init(&vm->irqfd_lock);
 	INIT_LIST_HEAD(&vm->irqfds);
+	mutex_init(&vm->resample_lock);
+	INIT_LIST_HEAD(&vm->resamplers);
 	fh_bells_init(vm);
 	spin_lock(&all_vms_lock);
 	vm->id = next_id++;

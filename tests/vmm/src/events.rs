@@ -224,7 +224,37 @@ fn levels() -> Result<(), String> {
     })?;
     STEP.same("level: raised when its end is told, it comes again", format!("{:?}", [SPI, SPI]), format!("{taken:?}"));
     STEP.same("level: and its end is told again", 1, counted(&told));
+    STEP.same("level: it goes", "0", outcome(ioctl(&machine.vm, KVM_IRQFD, &mut irqfd(&a, 1, None))));
+    crossed(&mut machine)?;
     raised_early()
+}
+
+/// The eventfd that is told of an end raises an interrupt itself, and its last descriptor is closed at that moment: each
+/// of the two takes what the other has.
+fn crossed(machine: &mut Machine) -> Result<(), String> {
+    let vm = machine.vm.as_fd_clone()?;
+    let mut taken = 0;
+    for _ in 0..40 {
+        let [a, both] = [event(), event()];
+        let other = Irqfd { gsi: GSI + 1, ..irqfd(&both, 0, None) };
+        let set = [irqfd(&a, 0, Some(&both)), other].map(|mut ask| outcome(ioctl(&vm, KVM_IRQFD, &mut ask)));
+        if set != ["0", "0"] {
+            return Err(format!("IRQFD: {set:?}"));
+        }
+        let mut both = Some(both);
+        ring(&a);
+        let results = machine.command_with(CMD_SPI, [0; 3], |register| {
+            // The interrupt is in the guest's hand, and ends next.
+            if register == REG_SCRATCH {
+                let both = both.take();
+                std::thread::spawn(move || drop(both));
+            }
+        })?;
+        taken += u64::from(results[0] == SPI && results[1] == NO_INTERRUPT);
+        ioctl(&vm, KVM_IRQFD, &mut irqfd(&a, 1, None)).map_err(errno_name)?;
+    }
+    STEP.same("level: told and closed at once", 40, taken);
+    Ok(())
 }
 
 /// What is rung before the first run is pending in it, and its end is told.
