@@ -139,7 +139,7 @@ fn every_refusal_of_decoding_is_documented_for_its_call() {
         odd[(seed >> 33) as usize % odd.len()]
     };
     for declared in hvc::CALLS {
-        for _ in 0..20_000 {
+        for _ in 0..if cfg!(miri) { 30 } else { 20_000 } {
             let x = [draw(), draw(), draw(), draw(), draw()];
             if let Err(why) = Call::decode(declared.id, x) {
                 let status = hvc::STATUSES.iter().find(|status| status.value == code(why)).map(|status| status.name);

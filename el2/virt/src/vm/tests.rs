@@ -179,7 +179,7 @@ fn more_claims_than_can_be_counted_are_refused() {
 
 #[test]
 fn run_and_destroy_race_to_one_winner() {
-    for _ in 0..200 {
+    for _ in 0..if cfg!(miri) { 5 } else { 200 } {
         let c = cells(1);
         let vms = Vms::new(&c);
         let handle = live(vms);
