@@ -45,18 +45,17 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
     let guest = optional("guest", real("guest", "tests/guest/src/main.rs"), &mut missing, || guest(env))?;
     let vmm = optional("vmm", real("vmm", "tests/vmm/src/main.rs"), &mut missing, || vmm(env))?;
     let module = optional("module", real("module", "host-driver/linux/Kbuild"), &mut missing, || driver(env, tools))?;
-    let hostile = optional("hostile", real("hostile", "tests/hostile/Kbuild"), &mut missing, || {
-        kernel_module(env, tools, &env.root.join("tests/hostile"), "fh_hostile", &[])
-    })?;
-    let slow = env.out.join("kbuild/fh_hostile/fh_slow.ko");
+    let hostile = optional("hostile", real("hostile", "tests/hostile/Kbuild"), &mut missing, || hostile(env, tools))?;
+    let beside = |name: &str| hostile.as_ref().map(|_| kbuild(env, tools).join("fh_hostile").join(name));
     optional("selftest", real("selftest", "tests/selftest/src/main.rs"), &mut missing, || selftest(env, tools))?;
     let places = [
         (guest, "lib/guest.bin"),
         (vmm, "bin/freehold-vmm"),
         (module, "lib/freehold.ko"),
-        (hostile.clone(), "lib/fh_hostile.ko"),
-        // The same build makes the slow disk.
-        (hostile.and(Some(slow)), "lib/fh_slow.ko"),
+        // The same build makes the slow disk, and what a kernel that watches itself must complain of.
+        (beside("fh_slow.ko"), "lib/fh_slow.ko"),
+        (beside("fh_bad.ko"), "lib/fh_bad.ko"),
+        (hostile, "lib/fh_hostile.ko"),
     ];
     for (file, path) in places {
         if let Some(file) = file {
@@ -211,10 +210,32 @@ pub(crate) fn with_guest(env: &Env, tools: &Tools, newer: bool) -> Result<PathBu
     Ok(out)
 }
 
+/// Where modules are built: a place for each kernel, for the objects of one are of no use to another.
+fn kbuild(env: &Env, tools: &Tools) -> PathBuf {
+    env.out.join(if tools.debug { "kbuild-debug" } else { "kbuild" })
+}
+
 fn driver(env: &Env, tools: &Tools) -> Result<PathBuf> {
-    let library = build(env, "freehold-driver-linux", BARE, &[])?;
-    let header = env.root.join("uapi/include/freehold.h");
-    kernel_module(env, tools, &env.root.join("host-driver/linux"), "freehold", &[&library, &header])
+    let work = kbuild(env, tools).join("freehold");
+    driver_sources(env, &work, "Kbuild")?;
+    kernel_module(env, tools, &work, "freehold", "freehold")
+}
+
+fn hostile(env: &Env, tools: &Tools) -> Result<PathBuf> {
+    let work = kbuild(env, tools).join("fh_hostile");
+    copy_sources(&env.root.join("tests/hostile"), &work, &[])?;
+    kernel_module(env, tools, &work, "fh_hostile", "fh_hostile")
+}
+
+/// Copies what the module is made of to `work`, its Kbuild as `kbuild`.
+fn driver_sources(env: &Env, work: &Path, kbuild: &str) -> Result<()> {
+    let source = env.root.join("host-driver/linux");
+    copy_sources(&source, work, &["Kbuild"])?;
+    copy_if_changed(&source.join("Kbuild"), &work.join(kbuild))?;
+    for file in [build(env, "freehold-driver-linux", BARE, &[])?, env.root.join("uapi/include/freehold.h")] {
+        copy_if_changed(&file, &work.join(file.file_name().unwrap_or_default()))?;
+    }
+    Ok(())
 }
 
 /// Builds `package` and returns the one file that it makes: a program, or a static library.
@@ -262,36 +283,35 @@ fn product(message: &Value) -> Option<PathBuf> {
     files.iter().filter_map(Value::as_str).find(|f| f.ends_with(".a")).map(PathBuf::from)
 }
 
-/// Builds the kernel module in `source`, with `more` files beside it, outside of the source tree, against the stock kernel's headers.
-fn kernel_module(env: &Env, tools: &Tools, source: &Path, name: &str, more: &[&Path]) -> Result<PathBuf> {
-    let work = env.out.join("kbuild").join(name);
-    copy_sources(source, &work)?;
-    for file in more {
-        copy_if_changed(file, &work.join(file.file_name().unwrap_or_default()))?;
-    }
+/// Builds the module `name` from the sources in `work`, outside of the source tree, against the host kernel's headers.
+fn kernel_module(env: &Env, tools: &Tools, work: &Path, name: &str, out: &str) -> Result<PathBuf> {
     let mut make = Command::new("make");
     make.arg("-s").arg("-C").arg(&tools.headers).arg(format!("M={}", work.display()));
     // The packaged headers ask for BTF, which needs pahole; the module does without.
     make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
+    if tools.debug {
+        make.args(crate::kernel::CROSS);
+    }
     make.arg(concat!("FREEHOLD_RELEASE=", env!("CARGO_PKG_VERSION"))).env_remove("MAKEFLAGS");
     cmd::output(&mut make)?;
     let module = work.join(format!("{name}.ko"));
     if !module.is_file() {
         bail!("the kernel build made no {}", env.shown(&module));
     }
-    let out = env.out.join(format!("{name}.ko"));
+    let out = env.out.join(format!("{out}.ko"));
     copy_if_changed(&module, &out)?;
     Ok(out)
 }
 
-fn copy_sources(from: &Path, to: &Path) -> Result<()> {
+/// Copies a directory, save files of the names in `without`.
+fn copy_sources(from: &Path, to: &Path, without: &[&str]) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default();
         if path.is_dir() {
-            copy_sources(&path, &to.join(name))?;
-        } else {
+            copy_sources(&path, &to.join(name), without)?;
+        } else if !without.iter().any(|file| name == *file) {
             copy_if_changed(&path, &to.join(name))?;
         }
     }

@@ -13,6 +13,7 @@ mod fdt;
 mod generate;
 mod image;
 mod initramfs;
+mod kernel;
 mod lint;
 mod live;
 mod mutants;
@@ -84,6 +85,8 @@ enum Command {
     Lint,
     /// Plants faults in a copy of the tree: some test must fail for each
     Mutants(mutants::MutantsArgs),
+    /// Builds a host kernel with KASAN and lockdep from Debian's source, for `test --kernel debug`
+    Kernel(kernel::KernelArgs),
     /// Writes the C header and docs/abi.md from the tables of the ABI
     Gen,
     /// Boots a job of tests/initramfs, for development
@@ -142,7 +145,10 @@ struct DevBootArgs {
     /// More of the kernel's command line
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     append: String,
-    /// Builds only these parts (el2, guest, vmm, module, hostile), with commas; `none` for none
+    /// The host's kernel: Debian's, or the one of `xtask kernel --debug`
+    #[arg(long, value_name = "KERNEL", value_parser = ["stock", "debug"], default_value = "stock")]
+    host: String,
+    /// Builds only these parts (el2, guest, vmm, module, wide, hostile), with commas; `none` for none
     #[arg(long, value_delimiter = ',')]
     parts: Vec<String>,
     /// Uses the parts as they were built last
@@ -209,6 +215,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(args) => test::run(&env, &args),
         Command::Lint => test::run(&env, &test::TestArgs::only("lint")),
         Command::Mutants(args) => mutants::run(&env, &args),
+        Command::Kernel(args) => kernel::build(&env, &args).map(|()| ExitCode::SUCCESS),
         Command::Gen => generate::run(&env).map(|()| ExitCode::SUCCESS),
         Command::DevBoot(args) => dev_boot(&env, args),
         Command::DevFuzz { target, seconds } => test::fuzz::grow(&env, &target, seconds).map(|()| ExitCode::SUCCESS),
@@ -217,6 +224,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 
 fn dev_boot(env: &Env, args: DevBootArgs) -> Result<ExitCode> {
     let tools = setup::ensure(env)?;
+    let tools = if args.host == "debug" { kernel::instead(env, tools)? } else { tools };
     let initramfs = env.out.join("initramfs.cpio");
     if !args.no_build {
         builds::all(env, &tools, &args.parts)?;

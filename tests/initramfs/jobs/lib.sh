@@ -26,12 +26,30 @@ fh_sacrifices() {
     echo "$((fh_dead + $1))" > /sacrifices
 }
 
+# fh_lockdep: whether the kernel still watches its locks; it stops at its first complaint.
+fh_lockdep() {
+    sed -n 's/^ *\(debug_locks: *\)/debug_locks: /p' /proc/lockdep_stats 2>&1
+}
+
+# fh_leaks: has a kernel that can look for memory without a name; it tells the log.
+fh_leaks() {
+    [ -e /sys/kernel/debug/kmemleak ] || return 0
+    # The second look finds what the first had seen change.
+    echo scan > /sys/kernel/debug/kmemleak
+    echo scan > /sys/kernel/debug/kmemleak
+    head -c 8192 /sys/kernel/debug/kmemleak
+}
+
 # fh_kernel_clean STEP: the kernel has complained of nothing but the sacrificed threads, counted one by one.
 fh_kernel_clean() {
     fh_dead=$(cat /sacrifices 2>/dev/null || echo 0)
+    if [ -e /sys/kernel/debug/kmemleak ]; then
+        sleep 6
+        fh_leaks
+    fi
     dmesg > /kernel-log
     fh_first=$(grep -c 'Booting Linux on physical CPU' /kernel-log)
-    fh_bad=$(grep -cE 'WARNING:|BUG:|Oops|Internal error|Bad page|Bad rss|soft lockup|blocked for more than|refcount_t:|corruption|nobody cared|[Ss]tall.* on CPU|Out of memory|Kernel panic' /kernel-log)
+    fh_bad=$(grep -cE 'WARNING:|BUG:|Oops|Internal error|Bad page|Bad rss|soft lockup|blocked for more than|refcount_t:|corruption|nobody cared|[Ss]tall.* on CPU|Out of memory|new suspected memory leak|Kernel panic' /kernel-log)
     fh_oopses=$(grep -c 'Internal error: Oops: ' /kernel-log)
     fh_threads=$(grep -c 'Comm: fh_sacrifice ' /kernel-log)
     fh_case "$1" kernel-log-clean "whole, $fh_dead threads sacrificed, $fh_dead oopses, $fh_dead complaints in all" \

@@ -63,6 +63,14 @@ impl Apt {
         newest_image(&without_architecture(&names)).context("no stock 7.2 arm64 kernel in the package lists")
     }
 
+    /// `package=VERSION` of the newest version that the kernel's own number begins.
+    pub(super) fn version_of(&self, package: &str, number: &str) -> Result<String> {
+        let mut search = self.command("apt-cache", None);
+        let said = cmd::output(search.args(FOREIGN).args(["madison", package]))?;
+        let version = version_in(&said, number).with_context(|| format!("no {package} of {number}"))?;
+        Ok(format!("{package}={version}"))
+    }
+
     /// Downloads `packages` and unpacks them under `root`.
     pub(super) fn unpack(&self, packages: &[&str], root: &Path) -> Result<()> {
         let debs = self.home.join("debs");
@@ -123,6 +131,12 @@ fn extract(deb: &Path, root: &Path) -> Result<()> {
     let pipe = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" ./boot";
     cmd::output(Command::new("sh").args(["-c", pipe, "sh"]).args([deb, root]))?;
     Ok(())
+}
+
+/// The first version in a list of `package | version | source`, newest first, that is `number` as Debian packaged it.
+fn version_in(list: &str, number: &str) -> Option<String> {
+    let versions = list.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
+    versions.filter(|v| v.strip_prefix(number).is_some_and(|rest| rest.starts_with('-'))).map(str::to_owned).next()
 }
 
 /// One `deb` line, or one stanza's product, of this machine's sources.
@@ -314,6 +328,15 @@ mod tests {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         assert_eq!(newest_complete(&names).as_deref(), Some("6.12.95+deb12-arm64"));
         assert_eq!(newest_complete(&[]), None);
+    }
+
+    #[test]
+    fn a_source_is_of_the_kernels_own_number() {
+        let list = " linux-source-6.12 | 6.12.117-1~deb12u1 | m bookworm-security/main amd64 Packages\n \
+                    linux-source-6.12 | 6.12.11-2~deb12u1 | m bookworm-security/main amd64 Packages\n";
+        assert_eq!(version_in(list, "6.12.117").as_deref(), Some("6.12.117-1~deb12u1"));
+        assert_eq!(version_in(list, "6.12.11").as_deref(), Some("6.12.11-2~deb12u1"));
+        assert_eq!(version_in(list, "6.12.1"), None);
     }
 
     #[test]

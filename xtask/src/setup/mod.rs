@@ -40,6 +40,9 @@ pub(crate) struct Tools {
     pub uboot: PathBuf,
     /// Debian's newer stock kernel Image, which guests boot beside the host's.
     pub guest_kernel: PathBuf,
+    /// Kernel and headers are those of `cargo xtask kernel --debug`, not Debian's build.
+    #[serde(skip)]
+    pub debug: bool,
 }
 
 /// Returns the tools, after it installed or unpacked what was missing.
@@ -176,6 +179,14 @@ fn by_hand(why: &str, missing: &[Wanted]) -> String {
 }
 
 fn install(apt: &apt::Apt, debian: distro::Debian, missing: &[Wanted], sudo: Option<&Path>) -> Result<()> {
+    install_all(apt, debian, missing, sudo)?;
+    match installed_missing().first() {
+        None => Ok(()),
+        Some((package, why)) => bail!("package {package} is installed, but still missing: {why}"),
+    }
+}
+
+fn install_all(apt: &apt::Apt, debian: distro::Debian, missing: &[Wanted], sudo: Option<&Path>) -> Result<()> {
     for (package, why) in missing {
         ui::note(&format!("installing package {package}: {why}"));
     }
@@ -183,10 +194,7 @@ fn install(apt: &apt::Apt, debian: distro::Debian, missing: &[Wanted], sudo: Opt
         let from = if *package == "qemu-system-arm" { debian.backports() } else { None };
         apt.install(package, from, sudo)?;
     }
-    match installed_missing().first() {
-        None => Ok(()),
-        Some((package, why)) => bail!("package {package} is installed, but still missing: {why}"),
-    }
+    Ok(())
 }
 
 fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
@@ -224,6 +232,7 @@ fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
             root.join("boot").join(format!("vmlinuz-{guest_release}")),
         ])?,
         release: release.clone(),
+        debug: false,
     };
     // The package names /usr/src; this copy was never installed there.
     let common = root.join("usr/src").join(format!("linux-headers-{short}-common/Makefile"));
@@ -234,6 +243,45 @@ fn unpack(env: &Env, apt: &apt::Apt) -> Result<Tools> {
         }
     }
     Ok(tools)
+}
+
+/// What a kernel's build needs beside a compiler.
+const KERNEL_BUILD: [(&str, Wanted); 4] = [
+    ("flex", ("flex", "scanners of the kernel's configuration")),
+    ("bison", ("bison", "parsers of the kernel's configuration")),
+    ("bc", ("bc", "constants of the kernel's clocks")),
+    ("xz", ("xz-utils", "unpacks the kernel's source")),
+];
+
+/// Downloads Debian's source of the stock host kernel and unpacks it to `to`; installs what its build needs.
+///
+/// # Errors
+/// [`Usage`] where it cannot install: it names the packages then.
+pub(crate) fn kernel_source(env: &Env, tools: &Tools, to: &Path) -> Result<()> {
+    let missing: Vec<Wanted> = KERNEL_BUILD
+        .into_iter()
+        .filter(|(program, _)| cmd::which(program).is_none())
+        .map(|(_, wanted)| wanted)
+        .collect();
+    let distro = distro::Distro::this_machine();
+    let root = is_root();
+    let sudo = if root { None } else { cmd::which("sudo") };
+    let Some(debian) = distro.debian().filter(|_| missing.is_empty() || root || sudo.is_some()) else {
+        bail!(Usage(by_hand(&distro.name, &missing)));
+    };
+    let apt = apt::Apt::prepare(&env.cache, debian, root)?;
+    install_all(&apt, debian, &missing, sudo.as_deref())?;
+    let version = tools.release.split('+').next().unwrap_or_default();
+    let package = apt.version_of("linux-source-6.12", version)?;
+    ui::note(&format!("unpacking package {package} (not installing): the source of the stock host kernel"));
+    let fresh = to.with_extension("new");
+    remove_tree(&fresh)?;
+    apt.unpack(&[&package], &fresh)?;
+    let archive = fresh.join("usr/src/linux-source-6.12.tar.xz");
+    cmd::output(Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&fresh))?;
+    remove_tree(to)?;
+    std::fs::rename(fresh.join("linux-source-6.12"), to).context("the package has no source")?;
+    remove_tree(&fresh)
 }
 
 fn remove_tree(dir: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::boot::{image, log};
-use super::{Context, Item, Work};
+use super::{Context, Item, Kernels, Work};
 use crate::builds;
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
@@ -35,6 +35,8 @@ pub(super) struct Job {
     pub limit: Duration,
     /// Too long for CI.
     pub long: bool,
+    /// The host's kernels that it is for.
+    kernels: Kernels,
 }
 
 impl Job {
@@ -53,15 +55,25 @@ impl Job {
 }
 
 const fn job(name: &'static str, file: &'static str) -> Job {
-    Job { name, file, cpu: "max", stock: None, no_map: false, append: "", limit: LIMIT, long: false }
+    Job {
+        name,
+        file,
+        cpu: "max",
+        stock: None,
+        no_map: false,
+        append: "",
+        limit: LIMIT,
+        long: false,
+        kernels: Kernels::Both,
+    }
 }
 
 const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job {
-    Job { cpu, stock: Some(at_el2), ..job(name, "noel2") }
+    Job { cpu, stock: Some(at_el2), kernels: Kernels::Stock, ..job(name, "noel2") }
 }
 
 /// What `cargo xtask run` shows, and more of it.
-const MAIN: Job = Job { limit: LINUX, ..job("life/main", "boot,main") };
+const MAIN: Job = Job { limit: LINUX, kernels: Kernels::Stock, ..job("life/main", "boot,main") };
 
 const JOBS: [Job; 17] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
@@ -101,24 +113,31 @@ pub(super) const SOAK: Job = Job { append: " fh.seconds=60", ..job("watch/soak",
 
 /// Files, conversions, and whoever holds or maps a page.
 pub(super) fn guest_memfd_works() -> Vec<Work> {
-    GUEST_MEMFD
-        .into_iter()
-        .map(|job| {
-            let long = job.long;
-            let work = Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter();
-            if long { work.only_long() } else { work }
-        })
-        .collect()
+    let complains = Work::new(COMPLAINS.name, |c| complaints(c, &COMPLAINS)).on(Kernels::Debug);
+    GUEST_MEMFD.into_iter().map(work).chain([complains]).collect()
+}
+
+fn work(job: Job) -> Work {
+    let work = Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter().on(job.kernels);
+    if job.long { work.only_long() } else { work }
+}
+
+/// The control of every clean log: a module that does what the kernel must complain of.
+const COMPLAINS: Job = job("guest-memfd/debug-kernel-complains", "complains");
+
+/// Its kinds of complaint are seen, and a log with them is not taken for a clean one.
+fn complaints(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
+    let mut items = other_job(context, job)?;
+    let log = items.iter_mut().find(|item| item.name.ends_with(session::KERNEL_LOG)).context("no look at the log")?;
+    let missed = (log.verdict == super::Verdict::Passed).then(|| "a log with complaints passes for clean".to_owned());
+    *log = Item::new(log.name.clone(), missed);
+    Ok(items)
 }
 
 /// The main job and the others; one whose file is not there fails.
 pub(super) fn works() -> Vec<Work> {
     let mut works = vec![Work::new(MAIN.name, main_job).with_inner_filter()];
-    for job in JOBS {
-        let long = job.long;
-        let work = Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter();
-        works.push(if long { work.only_long() } else { work });
-    }
+    works.extend(JOBS.into_iter().map(work));
     works
 }
 
@@ -149,7 +168,9 @@ fn other_job(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
     let kernel = if job.stock.is_some() { tools.kernel.as_path() } else { image(parts)? };
     let machine = job.machine(context, kernel)?;
     let mut running = Running::start(&tools.qemu, &machine, &log(context, job.name))?;
-    let outcome = session::follow(&mut running, job.limit, |_| ())?;
+    // A kernel that watches itself takes its time.
+    let limit = if tools.debug { job.limit * 8 } else { job.limit };
+    let outcome = session::follow(&mut running, limit, |_| ())?;
     let mut items = cases(context, job.name, &outcome);
     if outcome.cases.is_empty() {
         items.push(Item::new(job.name, Some("the job reported no case".to_owned())));

@@ -25,7 +25,7 @@ use anyhow::{Result, bail};
 use crate::builds::{self, Parts, Watched};
 use crate::env::Env;
 use crate::setup::{self, Tools};
-use crate::{Usage, audit, lint, mutants, ui};
+use crate::{Usage, audit, kernel, lint, mutants, ui};
 use report::Report;
 
 /// What the user may choose.
@@ -46,12 +46,20 @@ pub(crate) struct TestArgs {
     /// The result as JSON on stdout
     #[arg(long)]
     json: bool,
+    /// The host's kernel: Debian's, or for life and guest-memfd the one of `xtask kernel --debug`
+    #[arg(long, value_parser = ["stock", "debug"], default_value = "stock")]
+    kernel: String,
 }
 
 impl TestArgs {
+    fn on_debug(&self) -> bool {
+        self.kernel == "debug"
+    }
+
     /// The whole of one suite.
     pub(crate) fn only(suite: &str) -> Self {
-        Self { suites: vec![suite.to_owned()], list: false, filter: None, long: false, json: false }
+        let kernel = "stock".to_owned();
+        Self { suites: vec![suite.to_owned()], list: false, filter: None, long: false, json: false, kernel }
     }
 }
 
@@ -105,6 +113,25 @@ pub(crate) struct Work {
     /// Whether its cases can be picked one by one, so that a filter reaches inside.
     inner_filter: bool,
     long: bool,
+    /// On which of the host's kernels it makes sense.
+    kernels: Kernels,
+}
+
+/// Kernels of the host's that a piece of work is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernels {
+    /// Debian's.
+    Stock,
+    /// The one that watches itself.
+    Debug,
+    /// Either.
+    Both,
+}
+
+impl Kernels {
+    fn has(self, debug: bool) -> bool {
+        self == Self::Both || (self == Self::Debug) == debug
+    }
 }
 
 impl Work {
@@ -112,12 +139,18 @@ impl Work {
         name: impl Into<String>,
         run: impl Fn(&Context<'_>) -> Result<Vec<Item>> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), run: Box::new(run), inner_filter: false, long: false }
+        Self { name: name.into(), run: Box::new(run), inner_filter: false, long: false, kernels: Kernels::Stock }
     }
 
     /// Too long for CI: runs with `--long` only.
     pub(crate) fn only_long(mut self) -> Self {
         self.long = true;
+        self
+    }
+
+    /// For other kernels of the host's than Debian's.
+    pub(crate) fn on(mut self, kernels: Kernels) -> Self {
+        self.kernels = kernels;
         self
     }
 
@@ -184,6 +217,7 @@ pub(crate) fn run(env: &Env, args: &TestArgs) -> Result<ExitCode> {
     let begin = Instant::now();
     let boot = if chosen.iter().any(|s| s.boots) {
         let tools = setup::ensure(env)?;
+        let tools = if args.on_debug() { kernel::instead(env, tools)? } else { tools };
         let parts = builds::all(env, &tools, &[])?;
         Some((tools, parts))
     } else {
@@ -200,8 +234,8 @@ pub(crate) fn run(env: &Env, args: &TestArgs) -> Result<ExitCode> {
         report.begin(suite.name);
         let begin = Instant::now();
         run_suite(suite, &context, &mut report);
-        // What is too long for CI has no budget.
-        let budget = if args.long { Duration::MAX / 4 } else { suite.budget };
+        // What is too long for CI has no budget, and neither has a kernel that watches itself.
+        let budget = if args.long || args.on_debug() { Duration::MAX / 4 } else { suite.budget };
         report.end(begin.elapsed(), budget);
     }
     if report.is_empty() {
@@ -220,9 +254,14 @@ fn choose(all: Vec<Suite>, args: &TestArgs) -> Result<Vec<Suite>> {
             bail!(Usage(format!("no suite `{name}`; there are {}", known.join(", "))));
         }
     }
+    let elsewhere = |suite: &&String| !["life", "guest-memfd"].contains(&suite.as_str());
+    if args.on_debug() && (args.suites.is_empty() || args.suites.iter().any(|s| elsewhere(&s))) {
+        bail!(Usage("--kernel debug is for the suites life and guest-memfd".to_owned()));
+    }
     let mut chosen: Vec<Suite> =
         all.into_iter().filter(|s| args.suites.is_empty() || args.suites.iter().any(|n| n == s.name)).collect();
     for suite in &mut chosen {
+        suite.works.retain(|w| w.kernels.has(args.on_debug()));
         // A piece that has the name itself is meant; only without one are the others looked into.
         let named = |w: &Work| args.filter.as_ref().is_none_or(|f| w.name.contains(f.as_str()));
         let any_named = suite.works.iter().any(named);
@@ -277,7 +316,23 @@ mod tests {
             filter: filter.map(str::to_owned),
             long: false,
             json: false,
+            kernel: "stock".to_owned(),
         }
+    }
+
+    #[test]
+    fn only_jobs_of_the_host_run_on_another_kernel() {
+        let on_debug = |suites: &[&str]| TestArgs { kernel: "debug".to_owned(), ..args(suites, None) };
+        assert!(choose(suites(), &on_debug(&["boot"])).err().unwrap().is::<Usage>());
+        assert!(choose(suites(), &on_debug(&[])).err().unwrap().is::<Usage>());
+        let works = |args: &TestArgs| -> Vec<String> {
+            choose(suites(), args).unwrap().iter().flat_map(|s| s.works.iter().map(|w| w.name.clone())).collect()
+        };
+        let on_stock = works(&args(&["guest-memfd", "life"], None));
+        assert!(!on_stock.iter().any(|name| name.contains("debug-kernel")));
+        let on_debug = works(&on_debug(&["guest-memfd", "life"]));
+        assert!(on_debug.contains(&"guest-memfd/debug-kernel-complains".to_owned()));
+        assert!(!on_debug.iter().any(|name| name.contains("no-el2") || name == "life/main"));
     }
 
     #[test]
