@@ -14,6 +14,7 @@
 #include <linux/io.h>
 #include <linux/kthread.h>
 #include <linux/list.h>
+#include <linux/memory_hotplug.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -590,6 +591,16 @@ static long do_sweep(void __user *arg)
 	return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
 }
 
+/* Hot-plugs memory: unlike the memory of the boot it may be taken offline. */
+static long do_add_memory(void __user *arg)
+{
+	struct fh_memory memory;
+
+	if (copy_from_user(&memory, arg, sizeof(memory)))
+		return -EFAULT;
+	return add_memory(0, memory.start, memory.bytes, MHP_NONE);
+}
+
 static long hostile_ioctl(struct file *file, unsigned int cmd, unsigned long p)
 {
 	void __user *arg = (void __user *)p;
@@ -611,6 +622,8 @@ static long hostile_ioctl(struct file *file, unsigned int cmd, unsigned long p)
 		return do_sweep(arg);
 	case FH_VECTORS:
 		return do_vectors(arg);
+	case FH_ADD_MEMORY:
+		return do_add_memory(arg);
 	default:
 		return -ENOTTY;
 	}

@@ -64,6 +64,12 @@ struct fh_vectors {
 	__u64 differ;		/* out: bytes that were not the same after it */
 };
 
+/* Physical memory that the kernel was told nothing of, and is to use. */
+struct fh_memory {
+	__u64 start;
+	__u64 bytes;
+};
+
 #define FH_HAS_V	1
 #define FH_HAS_SVE	2	/* Z, P and FFR */
 #define FH_HAS_ZA	4
@@ -94,5 +100,6 @@ struct fh_vectors {
 #define FH_FILL		_IOW(FH_MAGIC, 6, struct fh_fill)
 #define FH_SWEEP	_IOWR(FH_MAGIC, 7, struct fh_sweep)
 #define FH_VECTORS	_IOWR(FH_MAGIC, 8, struct fh_vectors)
+#define FH_ADD_MEMORY	_IOW(FH_MAGIC, 9, struct fh_memory)
 
 #endif

@@ -45,6 +45,7 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
     let guest = optional("guest", real("guest", "tests/guest/src/main.rs"), &mut missing, || guest(env))?;
     let vmm = optional("vmm", real("vmm", "tests/vmm/src/main.rs"), &mut missing, || vmm(env))?;
     let module = optional("module", real("module", "host-driver/linux/Kbuild"), &mut missing, || driver(env, tools))?;
+    let wide = optional("wide", real("wide", "tests/wide/Kbuild"), &mut missing, || wide_driver(env, tools))?;
     let hostile = optional("hostile", real("hostile", "tests/hostile/Kbuild"), &mut missing, || hostile(env, tools))?;
     let beside = |name: &str| hostile.as_ref().map(|_| kbuild(env, tools).join("fh_hostile").join(name));
     optional("selftest", real("selftest", "tests/selftest/src/main.rs"), &mut missing, || selftest(env, tools))?;
@@ -52,6 +53,7 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
         (guest, "lib/guest.bin"),
         (vmm, "bin/freehold-vmm"),
         (module, "lib/freehold.ko"),
+        (wide, "lib/wide/freehold.ko"),
         // The same build makes the slow disk, and what a kernel that watches itself must complain of.
         (beside("fh_slow.ko"), "lib/fh_slow.ko"),
         (beside("fh_bad.ko"), "lib/fh_bad.ko"),
@@ -219,6 +221,14 @@ fn driver(env: &Env, tools: &Tools) -> Result<PathBuf> {
     let work = kbuild(env, tools).join("freehold");
     driver_sources(env, &work, "Kbuild")?;
     kernel_module(env, tools, &work, "freehold", "freehold")
+}
+
+/// The shipped module with the layer of `tests/wide` in it.
+fn wide_driver(env: &Env, tools: &Tools) -> Result<PathBuf> {
+    let work = kbuild(env, tools).join("freehold-wide");
+    driver_sources(env, &work, "Kbuild.shipped")?;
+    copy_sources(&env.root.join("tests/wide"), &work, &[])?;
+    kernel_module(env, tools, &work, "freehold", "freehold-wide")
 }
 
 fn hostile(env: &Env, tools: &Tools) -> Result<PathBuf> {

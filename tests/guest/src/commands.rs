@@ -95,6 +95,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_CPU_PING => cpus::ping(a, b),
         CMD_QUARREL => cpus::quarrel(a, b, c),
         CMD_BENCH => bench::run(a, b, c),
+        CMD_TOGETHER => cpus::together(a, b, c),
         CMD_ATTEST => {
             let answer = hypercall::attest(nonce(a));
             [0, 1, 2].map(|n| answer.get((b + n) as usize).copied().unwrap_or(0))

@@ -5,7 +5,7 @@
 
 use crate::proto::*;
 use crate::sysreg::counter;
-use crate::{fp, hypercall, interrupts, mmu, trap};
+use crate::{fp, hypercall, interrupts, memory, mmu, trap};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -109,6 +109,30 @@ fn lend_and_take(address: u64, rounds: u64) -> [u64; 3] {
     seen
 }
 
+/// The granule at which each of two CPUs is.
+static PLACES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// This CPU and another one touch the same granules at the same time; those that do not show both.
+pub(crate) fn together(cpu: u64, address: u64, granules: u64) -> [u64; 3] {
+    PLACES.iter().for_each(|place| place.store(0, Ordering::Relaxed));
+    let Some(desk) = post(cpu, JOB_TOGETHER, [address, granules]) else { return [u64::MAX; 3] };
+    add_to_each(0, address, granules);
+    let [stray, ..] = collect(desk);
+    let wrong = (0..granules).filter(|n| memory::load(address + n * GRANULE) != 2).count();
+    [wrong as u64 + stray, 0, 0]
+}
+
+fn add_to_each(me: usize, address: u64, granules: u64) -> [u64; 3] {
+    for n in 0..granules {
+        PLACES[me].store(n + 1, Ordering::Release);
+        while PLACES[1 - me].load(Ordering::Acquire) <= n {
+            core::hint::spin_loop();
+        }
+        memory::add(address + n * GRANULE, 1);
+    }
+    [0; 3]
+}
+
 /// Gives a CPU nothing to do, so many times.
 pub(crate) fn ping(cpu: u64, times: u64) -> [u64; 3] {
     let start = counter();
@@ -142,6 +166,7 @@ extern "C" fn guest_other(context: u64) -> ! {
             JOB_SPI => interrupts::wait_for_spi(),
             JOB_FP => [fp::survives_time(a), 0, 0],
             JOB_QUARREL => lend_and_take(a, b),
+            JOB_TOGETHER => add_to_each(1, a, b),
             JOB_OFF => {
                 hypercall::hvc(CPU_OFF, [0; 3]);
                 [u64::MAX; 3]

@@ -6,6 +6,7 @@ use crate::proto::{
     pattern,
 };
 use crate::secret;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 unsafe extern "C" {
     static guest_image_end: u8;
@@ -22,6 +23,13 @@ pub(crate) fn load(address: u64) -> u64 {
 pub(crate) fn store(address: u64, value: u64) {
     // SAFETY: as in `load`; callers pass the arenas, which hold no Rust object.
     unsafe { (address as *mut u64).write_volatile(value) }
+}
+
+/// Adds to one word, whoever else does meanwhile. Only for memory that no Rust object lives in.
+pub(crate) fn add(address: u64, value: u64) {
+    // SAFETY: as in `store`; every CPU has the arenas as cacheable memory.
+    let word = unsafe { AtomicU64::from_ptr(address as *mut u64) };
+    word.fetch_add(value, Ordering::Relaxed);
 }
 
 fn words(start: u64, bytes: u64) -> impl Iterator<Item = u64> {

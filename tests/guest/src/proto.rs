@@ -176,6 +176,9 @@ pub const CMD_HOLD: u64 = 33;
 /// Together with CPU arg0: arg2 times each, MEM_SHARE and MEM_UNSHARE of the granule at arg1. r0 = answers that no such race
 /// may have, r1 and r2 = calls of either kind that were served.
 pub const CMD_QUARREL: u64 = 34;
+/// Together with CPU arg0, both at each granule at the same time: adds 1 to the first word of arg2 granules from arg1 on.
+/// r0 = words that are not 2 then.
+pub const CMD_TOGETHER: u64 = 35;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].
@@ -190,6 +193,8 @@ pub const JOB_FP: u64 = 4;
 pub const JOB_OFF: u64 = 5;
 /// Of [`CMD_QUARREL`]: the other CPU's half.
 pub const JOB_QUARREL: u64 = 6;
+/// Of [`CMD_TOGETHER`]: the other CPU's half.
+pub const JOB_TOGETHER: u64 = 7;
 /// CPUs that the payload has room for.
 pub const MOST_CPUS: u64 = 4;
 /// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Loading and unloading of the two modules, each as a case of the step that asks for it.
 
-# fh_load_freehold STEP
+# fh_load_freehold STEP [FILE]
 fh_load_freehold() {
     # A thread of the host dies in some attacks, on purpose; the host does not.
     echo 0 > /proc/sys/kernel/panic_on_oops
-    fh_case "$1" module-loads "loaded" "$(insmod /lib/freehold.ko 2>&1 && echo loaded)"
+    fh_case "$1" module-loads "loaded" "$(insmod "${2:-/lib/freehold.ko}" 2>&1 && echo loaded)"
     fh_case "$1" device "a character device" "$([ -c /dev/freehold ] && echo 'a character device' || echo none)"
 }
 

@@ -11,6 +11,7 @@ use freehold_uapi::{guest, hvc};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::machine::{Event, Machine, Plan, VM_TYPE, counter, open};
+use crate::probe::probe_here;
 use crate::proto::*;
 use crate::report::Step;
 use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
@@ -31,7 +32,7 @@ pub(crate) fn all() -> Result<(), String> {
 }
 
 fn plan() -> Plan {
-    Plan { boot: BOOT_NO_SHARE, gic: true, vcpus: VCPUS, ..Plan::default() }
+    Plan { bytes: 2 * RAM_MIN, boot: BOOT_NO_SHARE, gic: true, vcpus: VCPUS, ..Plan::default() }
 }
 
 fn flags(features: &[u64]) -> [u32; 7] {
@@ -356,6 +357,7 @@ fn commands(machine: &mut Machine, seats: &[Seat], wire: &OwnedFd) -> Result<(),
         STEP.same(&case, 0, machine.command(CMD_CPU_PING, [cpu, 100, 0])?[0]);
     }
     quarrels(machine)?;
+    together(machine)?;
     let [wrong, ..] = machine.command(CMD_CPU_ON, [VCPUS, 0, 0])?;
     STEP.same("a CPU that there is not does not start", guest::INVALID_PARAMETERS, wrong.cast_signed());
     Ok(())
@@ -377,6 +379,20 @@ fn quarrels(machine: &mut Machine) -> Result<(), String> {
         lent > 0 && lent < 2 * ROUNDS,
     );
     STEP.same("and is as it was", 0, machine.command(CMD_CHECK, [page, GRANULE, 77])?[0]);
+    Ok(())
+}
+
+/// Two vCPUs touch pages that there are not yet, each at the same time: each gets the one page, once (D5).
+fn together(machine: &mut Machine) -> Result<(), String> {
+    for round in 0..4 {
+        let [wrong, ..] = machine.command(CMD_TOGETHER, [1, RAM_BASE + RAM_MIN + round * 32 * GRANULE, 32])?;
+        STEP.same(&format!("two CPUs touch 32 fresh pages at once, round {round}"), 0, wrong);
+    }
+    let frames = (0..4 * 32).filter(|page| {
+        let at = usize::try_from(RAM_MIN + page * GRANULE).unwrap_or(usize::MAX);
+        probe_here(machine.ram.at(at), false) == "SIGBUS"
+    });
+    STEP.same("which are the guest's alone", 4 * 32, frames.count());
     Ok(())
 }
 

@@ -203,6 +203,11 @@ impl Hostile {
         Ok((ask.x, ask.compared, ask.differ))
     }
 
+    /// Has the kernel use memory that it was told nothing of.
+    pub(crate) fn add_memory(&self, start: u64, bytes: u64) -> Result<i64, i32> {
+        sys::ioctl(self, number::<[u64; 2]>(WRITE, 9), &mut [start, bytes])
+    }
+
     /// Every frame of RAM that the host's linear map can not reach, in order.
     pub(crate) fn unreachable(&self) -> Vec<u64> {
         ram().into_iter().flat_map(|(first, count)| self.unreachable_of(first, count)).collect()

@@ -82,6 +82,10 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   gmem-lives    ends of waiters, limits, dumps, scanners
   gmem-populate  contents by a call, for pages that are never mapped
   gmem-stress [SECONDS [SEED]]  all of it at once
+  gmem-kernel   what the kernel does with pages by itself, and for others
+  gmem-offline  memory that the kernel would take offline
+  gmem-wide     what is touched while a window of the driver is held open
+  gmem-planted  the same, of a driver that lets its lock go in it
   core-sink     the program that `gmem-lives` has a dump piped into
   noel2       what must not be there without el2
 ";
@@ -156,6 +160,10 @@ fn main() {
         "gmem-holders" => or_report(guest_memfd::STEP.0, guest_memfd::holders::all()),
         "gmem-maps" => or_report(guest_memfd::STEP.0, guest_memfd::mappings::all()),
         "gmem-lives" => or_report(guest_memfd::STEP.0, guest_memfd::lives::all()),
+        "gmem-kernel" => or_report(guest_memfd::STEP.0, guest_memfd::kernel::all()),
+        "gmem-offline" => or_report(guest_memfd::STEP.0, guest_memfd::kernel::offline()),
+        "gmem-wide" => or_report(guest_memfd::STEP.0, guest_memfd::wide::all()),
+        "gmem-planted" => or_report(guest_memfd::STEP.0, guest_memfd::wide::planted()),
         "gmem-fd" => {
             let fd = numbers.first().and_then(|fd| i32::try_from(*fd).ok()).unwrap_or(-1);
             or_report(guest_memfd::STEP.0, guest_memfd::files::executed(fd));

@@ -81,7 +81,8 @@ fn refusals() -> Result<(), String> {
     Ok(())
 }
 
-const NO_SLOT: MemoryRegion2 = MemoryRegion2 {
+/// Deletes slot 0.
+pub(crate) const NO_SLOT: MemoryRegion2 = MemoryRegion2 {
     slot: 0,
     flags: 4,
     guest_phys_addr: 0,

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::files;
 use crate::env::Env;
 
-const GPL_TREES: [&str; 2] = ["host-driver/linux/", "tests/hostile/"];
+const GPL_TREES: [&str; 3] = ["host-driver/linux/", "tests/hostile/", "tests/wide/"];
 const SOURCES: [&str; 13] = ["rs", "c", "h", "S", "s", "ld", "lds", "x", "sh", "py", "toml", "yml", "mk"];
 const BY_NAME: [&str; 4] = ["Kbuild", "Makefile", "init", "run"];
 

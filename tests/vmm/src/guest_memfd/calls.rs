@@ -30,8 +30,13 @@ pub(crate) fn madvise(at: *mut u8, bytes: usize, advice: i32) -> Result<i64, i32
 
 /// One page for O_DIRECT to move, in the device's own words.
 pub(crate) fn open_direct(path: &std::ffi::CStr) -> Result<OwnedFd, i32> {
+    open(path, libc::O_RDWR | libc::O_DIRECT)
+}
+
+/// open(2).
+pub(crate) fn open(path: &std::ffi::CStr, flags: i32) -> Result<OwnedFd, i32> {
     // SAFETY: a valid path.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_DIRECT | libc::O_CLOEXEC) };
+    let fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) };
     if fd < 0 { Err(last_errno()) } else { Ok(sys::owned(fd.into())) }
 }
 

@@ -32,7 +32,7 @@ fn held_at(rig: &Rig) -> *mut u8 {
 
 /// The page is held now: at once it is `EAGAIN` with its offset and nothing changes; one that waits is through after
 /// `release`, and says how long that took.
-fn blocks(case: &str, rig: &Rig, release: impl FnOnce()) {
+pub(super) fn blocks(case: &str, rig: &Rig, release: impl FnOnce()) {
     let busy = format!("EAGAIN at {:#x}", HELD * PAGE);
     STEP.same(&format!("{case}: at once"), &busy, converted(rig.gmem.to_private_now(0, rig.size())));
     STEP.same(&format!("{case}: nothing has changed"), "[]", format!("{:?}", rig.damaged()));

@@ -4,12 +4,15 @@
 mod calls;
 pub(crate) mod convert;
 pub(crate) mod files;
+mod fuse;
 pub(crate) mod holders;
+pub(crate) mod kernel;
 pub(crate) mod lives;
 pub(crate) mod mappings;
 pub(crate) mod populate;
 mod rig;
 pub(crate) mod stress;
+pub(crate) mod wide;
 
 use crate::report::Step;
 

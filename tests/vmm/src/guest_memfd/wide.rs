@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Windows held open (`tests/wide`): what is touched while mappings or frames are on their way is not served, and not
+//! with what was there before. Begin and end stay a pair (requirements 8, 10, 11; D1 to D3).
+
+use std::time::{Duration, Instant};
+
+use super::STEP;
+use super::rig::{PAGE, PATIENCE, Rig, bytes, open_attempts, word};
+use crate::gmem::converted;
+use crate::hostile::Hostile;
+use crate::machine::{Event, Machine, Plan};
+use crate::probe::{Access, probe};
+use crate::proto;
+use crate::raw::{resting, settle};
+use crate::sys::{self, Mapping, errno_name, outcome};
+
+const PARAMETERS: &str = "/sys/module/freehold/parameters";
+/// Numbers of `tests/wide/wide.c`.
+const SHUT: u32 = 1;
+const RELEASE: u32 = 2;
+const DRAIN: u32 = 4;
+const DONATE: u32 = 8;
+const RECALL: u32 = 16;
+/// How long a window stays open: long enough for a guest on a loaded machine to run into it.
+const LONG: u32 = 1500;
+/// Well within the time that a fault of the host's waits for an outcome, a second.
+const SHORT: u32 = 300;
+/// What an old page shows.
+const OLD: u64 = 0x01d_0a6e;
+/// Behind the program's RAM.
+const FREE: u64 = proto::RAM_MIN;
+
+fn set(name: &str, value: impl std::fmt::Display) {
+    let path = format!("{PARAMETERS}/{name}");
+    if let Err(error) = std::fs::write(&path, value.to_string()) {
+        STEP.same(&path, "written", error);
+    }
+}
+
+fn get(name: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("{PARAMETERS}/{name}")).unwrap_or_default();
+    text.trim().parse().unwrap_or(u64::MAX)
+}
+
+/// The next passage through one of `windows` is held open.
+fn arm(windows: u32) {
+    // What waits for a lock has no end to its patience.
+    set("ms", if windows == DRAIN { SHORT } else { LONG });
+    set("windows", windows);
+    set("left", 1);
+}
+
+/// Whether a window opens while patience lasts.
+fn opens() -> bool {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if get("open") == 1 {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
+}
+
+/// `act` is held in the first of `windows` that it comes to, and `touch` happens meanwhile: the result of each, and
+/// whether the touch was answered before the window closed.
+fn meanwhile<T>(windows: u32, act: impl FnOnce() -> String + Send, touch: impl FnOnce() -> T) -> (String, T, bool) {
+    arm(windows);
+    std::thread::scope(|scope| {
+        let actor = scope.spawn(act);
+        STEP.same(&format!("window {windows}: it opens"), true, opens());
+        let touched = touch();
+        let early = get("open") == 1;
+        (actor.join().unwrap_or_else(|_| "panicked".to_owned()), touched, early)
+    })
+}
+
+/// Runs every part.
+pub(crate) fn all() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let rest = resting(&hostile);
+    set("fault", "N");
+    conversions()?;
+    a_guest_touches()?;
+    holes()?;
+    a_slot_goes()?;
+    settle(STEP, "wide: all is back", &hostile, &rest);
+    Ok(())
+}
+
+/// The lock is let go while a window is open: the touch is answered at once, with the page that is about to be freed.
+pub(crate) fn planted() -> Result<(), String> {
+    set("fault", "Y");
+    let (seen, early) = hole(RELEASE)?;
+    STEP.same("planted: the guest finds the old page", format!("{OLD:#x}, window open"), shown(seen, early));
+    set("fault", "N");
+    let (seen, early) = hole(RELEASE)?;
+    STEP.same("not planted: the guest finds a new one", "0x0, window closed", shown(seen, early));
+    Ok(())
+}
+
+fn shown(seen: u64, early: bool) -> String {
+    format!("{seen:#x}, window {}", if early { "open" } else { "closed" })
+}
+
+/// The host touches what is being converted, by a mapping that has no entry yet.
+fn conversions() -> Result<(), String> {
+    for (name, window) in [("before mappings go", SHUT), ("before a page is frozen", DRAIN)] {
+        let rig = Rig::new(4)?;
+        let fresh = Mapping::new(&rig.gmem, 0, bytes(4), libc::PROT_READ).map_err(errno_name)?;
+        let convert = || converted(rig.gmem.to_private(0, rig.size(), 60_000));
+        let (done, seen, early) = meanwhile(window, convert, || {
+            // Where the lock is held the question would wait too.
+            if window == DRAIN {
+                STEP.same(&format!("{name}: one has begun and not ended"), "1 of some", open_attempts(&rig.gmem));
+            }
+            probe(fresh.at(bytes(1)), Access::Load)
+        });
+        STEP.same(&format!("{name}: the conversion"), "0", done);
+        STEP.same(&format!("{name}: a touch meanwhile"), "SIGBUS, after it", format!("{seen}, {}", when(early)));
+        STEP.same(&format!("{name}: as many have ended as begun"), "0 of some", open_attempts(&rig.gmem));
+        STEP.same(&format!("{name}: back"), "0", converted(rig.gmem.to_shared(0, rig.size())));
+        STEP.same(&format!("{name}: contents are kept"), "[]", format!("{:?}", rig.damaged()));
+    }
+    // One that fails in the window ends all the same.
+    let rig = Rig::new(4)?;
+    let (reader, writer) = super::rig::in_pipe(rig.map.at(bytes(2)));
+    let now = || converted(rig.gmem.to_private_now(0, rig.size()));
+    let (done, seen, early) = meanwhile(DRAIN, now, || probe(rig.map.at(0), Access::Load));
+    STEP.same("held: the conversion", "EAGAIN at 0x2000", done);
+    STEP.same("held: a touch meanwhile", "done, after it", format!("{seen}, {}", when(early)));
+    STEP.same("held: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
+    STEP.same("held: nothing has changed", "[]", format!("{:?}", rig.damaged()));
+    drop((reader, writer));
+    let (done, seen, _) = meanwhile(DRAIN, || converted(rig.gmem.to_private(0, rig.size(), 0)), || rig.gmem.cancel());
+    STEP.same("cancelled in the window", "ECANCELED at 0x0", done);
+    STEP.same("cancelled in the window: the call", "Ok(())", format!("{seen:?}"));
+    STEP.same("cancelled in the window: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
+    STEP.same("cancelled in the window: nothing has changed", "[]", format!("{:?}", rig.damaged()));
+    Ok(())
+}
+
+fn when(early: bool) -> &'static str {
+    if early { "in it" } else { "after it" }
+}
+
+/// A vCPU of a protected VM touches the page that the VMM converts: it gets it when it is the guest's, and not before.
+fn a_guest_touches() -> Result<(), String> {
+    for (name, window) in [("mappings", SHUT), ("freezing", DRAIN), ("donation", DONATE)] {
+        let plan = Plan { bytes: FREE + 4 * PAGE, boot: proto::BOOT_NO_SHARE, ..Plan::default() };
+        let (mut machine, _) = Machine::booted(plan)?;
+        let (gmem, ram) = (machine.gmem.clone(), machine.ram.clone());
+        ram.store(bytes(FREE / PAGE), OLD);
+        let convert = || converted(gmem.to_private(FREE, PAGE, 60_000));
+        let touch = || machine.command(proto::CMD_LOAD, [proto::RAM_BASE + FREE, 0, 0]);
+        let (done, seen, early) = meanwhile(window, convert, touch);
+        STEP.same(&format!("before {name}: the conversion"), "0", done);
+        // It has run: what the host had there is not what it reads (I9).
+        let seen = format!("{:x?}, {}", seen.map(|r| r[0]), when(early));
+        STEP.same(&format!("before {name}: what its guest reads meanwhile"), "Ok(0), after it", seen);
+        STEP.same(&format!("before {name}: the host"), "SIGBUS", probe(ram.at(bytes(FREE / PAGE)), Access::Load));
+        STEP.same(&format!("before {name}: as many have ended as begun"), "0 of some", open_attempts(&gmem));
+    }
+    Ok(())
+}
+
+fn ordinary() -> Result<Machine, String> {
+    let boot = proto::BOOT_NO_SHARE;
+    let mut machine = Machine::new(Plan { bytes: FREE + 4 * PAGE, boot, ordinary: true, ..Plan::default() })?;
+    machine.boot()?;
+    machine.command(proto::CMD_STORE, [proto::RAM_BASE + FREE, OLD, 0])?;
+    Ok(machine)
+}
+
+/// A hole is punched in what an ordinary guest has mapped, which reads there meanwhile: what it reads, and whether it did
+/// before the window closed.
+fn hole(window: u32) -> Result<(u64, bool), String> {
+    let mut machine = ordinary()?;
+    let gmem = machine.gmem.clone();
+    let how = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+    let punch = || outcome(sys::fallocate(&*gmem, how, FREE.cast_signed(), PAGE.cast_signed()));
+    let touch = || machine.command(proto::CMD_LOAD, [proto::RAM_BASE + FREE, 0, 0]);
+    let (done, seen, early) = meanwhile(window, punch, touch);
+    STEP.same(&format!("hole, window {window}: the call"), "0", done);
+    STEP.same(&format!("hole, window {window}: as many have ended as begun"), "0 of some", open_attempts(&gmem));
+    Ok((seen?[0], early))
+}
+
+fn holes() -> Result<(), String> {
+    // While the loan stands the guest needs no fault: what it reads is what is there still.
+    for (name, window, expected) in [
+        ("before mappings go", SHUT, format!("{OLD:#x}, window open")),
+        ("before the loan ends", RECALL, format!("{OLD:#x}, window open")),
+        ("before the frame goes", RELEASE, "0x0, window closed".to_owned()),
+    ] {
+        let (seen, early) = hole(window)?;
+        STEP.same(&format!("hole, {name}: what its guest reads"), expected, shown(seen, early));
+    }
+    // The host's own touch, while the frame is on its way.
+    let rig = Rig::new(2)?;
+    let how = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+    let punch = || outcome(sys::fallocate(&rig.gmem, how, 0, 4096));
+    let (done, seen, early) = meanwhile(RELEASE, punch, || rig.map.load(0));
+    STEP.same("hole, the host: the call", "0", done);
+    STEP.same("hole, the host: what it reads", "0x0, window closed", shown(seen, early));
+    STEP.same("hole, the host: beside it", word(1), rig.map.load(bytes(1)));
+    Ok(())
+}
+
+/// A slot goes while its guest touches a page that it never had: it finds no slot, and no page.
+fn a_slot_goes() -> Result<(), String> {
+    let mut machine = ordinary()?;
+    let gmem = machine.gmem.clone();
+    let wire = crate::vgic::Cloned::as_fd_clone(&machine.vm)?;
+    let gone = || {
+        let mut ask = crate::ordinary::NO_SLOT;
+        outcome(sys::ioctl(&wire, freehold_uapi::ioctl::KVM_SET_USER_MEMORY_REGION2, &mut ask))
+    };
+    let touch = || machine.last_command(proto::CMD_LOAD, [proto::RAM_BASE + FREE + PAGE, 0, 0]);
+    let (done, event, early) = meanwhile(RECALL, gone, touch);
+    STEP.same("slot: the call", "0", done);
+    let seen = format!("{event:?}, {}", when(early));
+    let held = matches!(&event, Event::Broken(why) if why.contains("MemoryFault")) && !early;
+    STEP.judged("slot: its guest meanwhile", "MemoryFault, after it", seen, held);
+    STEP.same("slot: as many have ended as begun", "0 of some", open_attempts(&gmem));
+    // What it lent is the host's, with its contents.
+    STEP.same("slot: the page it had", format!("{OLD:#x}"), format!("{:#x}", machine.ram.load(bytes(FREE / PAGE))));
+    Ok(())
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Windows of the driver that are too narrow to be met by luck, opened wide. For tests: linked into a copy of the shipped
+ * module, whose own source it leaves alone.
+ */
+#include <linux/atomic.h>
+#include <linux/bits.h>
+#include <linux/delay.h>
+#include <linux/module.h>
+#include <linux/random.h>
+#include <linux/sched.h>
+
+#include "glue.h"
+#include "freehold.h"
+
+/* Pages are NoneMappable, or about to be a hole, and their mappings still stand. Under the file's lock. */
+#define WINDOW_SHUT	BIT(0)
+/* A hole: mappings and loans have gone, and the frame has not. Under the file's lock. */
+#define WINDOW_RELEASE	BIT(1)
+/* Mappings have gone, and no page is frozen yet. No lock is held. */
+#define WINDOW_DRAIN	BIT(2)
+/* Every page is frozen, and none is donated yet. */
+#define WINDOW_DONATE	BIT(3)
+/* An ordinary VM's loan is about to end: its mappings still stand. Under the file's lock. */
+#define WINDOW_RECALL	BIT(4)
+
+static unsigned int windows;
+module_param(windows, uint, 0600);
+MODULE_PARM_DESC(windows, "which windows open");
+
+static unsigned int ms = 500;
+module_param(ms, uint, 0600);
+MODULE_PARM_DESC(ms, "how long they stay open");
+
+static atomic_t left = ATOMIC_INIT(0);
+module_param_named(left, left.counter, int, 0600);
+MODULE_PARM_DESC(left, "how many more open, each for the whole time; below zero: all, for a random part of it");
+
+static bool fault;
+module_param(fault, bool, 0600);
+MODULE_PARM_DESC(fault, "planted: the file's lock is let go while a window is open");
+
+static atomic_t open_now = ATOMIC_INIT(0);
+module_param_named(open, open_now.counter, int, 0400);
+MODULE_PARM_DESC(open, "how many are open");
+
+static atomic_t opened = ATOMIC_INIT(0);
+module_param_named(opened, opened.counter, int, 0400);
+MODULE_PARM_DESC(opened, "how many have opened");
+
+/* The thread that has shut mappings and not let the lock go since. */
+static struct task_struct *shutter;
+
+void __real_fhc_file_shut(struct fh_file *f, u64 first, u64 count);
+void __wrap_fhc_file_shut(struct fh_file *f, u64 first, u64 count);
+void __real_fhc_file_release(struct fh_file *f, u64 index);
+void __wrap_fhc_file_release(struct fh_file *f, u64 index);
+void __real_fhc_file_unlock(struct fh_file *f);
+void __wrap_fhc_file_unlock(struct fh_file *f);
+void __real_fhc_el2_call(u64 *regs);
+void __wrap_fhc_el2_call(u64 *regs);
+
+static bool opens(unsigned int which)
+{
+	return (READ_ONCE(windows) & which) && (atomic_read(&left) < 0 || atomic_dec_if_positive(&left) >= 0);
+}
+
+/* locked: the file whose lock the caller has, if it has one. */
+static void look(unsigned int which, struct fh_file *locked)
+{
+	if (!opens(which))
+		return;
+	if (locked && fault)
+		__real_fhc_file_unlock(locked);
+	atomic_inc(&opened);
+	atomic_inc(&open_now);
+	msleep(atomic_read(&left) < 0 ? get_random_u32_below(ms + 1) : ms);
+	atomic_dec(&open_now);
+	if (locked && fault)
+		fhc_file_lock(locked);
+}
+
+void __wrap_fhc_file_shut(struct fh_file *f, u64 first, u64 count)
+{
+	look(WINDOW_SHUT, f);
+	__real_fhc_file_shut(f, first, count);
+	WRITE_ONCE(shutter, current);
+}
+
+void __wrap_fhc_file_release(struct fh_file *f, u64 index)
+{
+	look(WINDOW_RELEASE, f);
+	__real_fhc_file_release(f, index);
+}
+
+void __wrap_fhc_file_unlock(struct fh_file *f)
+{
+	__real_fhc_file_unlock(f);
+	/* Another file's thread may have taken its place: that one's window stays narrow. */
+	if (cmpxchg(&shutter, current, NULL) == current)
+		look(WINDOW_DRAIN, NULL);
+}
+
+void __wrap_fhc_el2_call(u64 *regs)
+{
+	/* What else is called may be called with interrupts off. */
+	if (regs[0] == FREEHOLD_HVC_MEM_DONATE || regs[0] == FREEHOLD_HVC_MEM_DONATE_LIST)
+		look(WINDOW_DONATE, NULL);
+	if (regs[0] == FREEHOLD_HVC_MEM_UNSHARE)
+		look(WINDOW_RECALL, NULL);
+	__real_fhc_el2_call(regs);
+}
