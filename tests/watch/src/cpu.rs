@@ -88,6 +88,17 @@ pub struct Touched {
     pub outcome: Option<Outcome>,
 }
 
+/// A call that the running guest made, and what may come of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// x0 to x3.
+    pub x: [u64; 4],
+    /// Said when it left, without a look at any page.
+    pub first: Outcome,
+    /// Said when el2 has looked at the VM's memory.
+    pub looked: Option<Outcome>,
+}
+
 const NO_RECORD: hvc::Record = hvc::Record { pfn: 0, gfn_count: 0 };
 
 /// One CPU.
@@ -113,6 +124,10 @@ pub struct Cpu {
     pub verdict: Option<Verdict>,
     /// What its guest touched last.
     pub touched: Option<Touched>,
+    /// What its guest asked last.
+    pub asked: Option<Asked>,
+    /// Whether the host was in streaming mode.
+    pub busy: bool,
     /// How many calls that name the VM of its call had ended when it came, and how many of those that claim a vCPU.
     pub ended: [u64; 2],
 }
@@ -135,6 +150,8 @@ impl Cpu {
             came: Came { slot: None, version: 0, outcome: None },
             verdict: None,
             touched: None,
+            asked: None,
+            busy: false,
             ended: [0; 2],
         }
     }
@@ -144,6 +161,7 @@ impl Cpu {
         (self.trap, self.step, self.count, self.listed) = (trap, step, 0, 0);
         (self.looks, self.closing) = ((0, false), false);
         (self.came, self.verdict, self.touched, self.ended) = (Came::default(), None, None, [0; 2]);
+        (self.asked, self.busy) = (None, false);
         match trap {
             Trap::Other => {}
             Trap::Abort { page, .. } => self.name(page >> 12),

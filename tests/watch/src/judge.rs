@@ -13,7 +13,7 @@ use freehold_oracle::{Act, Call, Done, Env, Life, Op, Outcome, Stray, VcpuLife, 
 use freehold_uapi::hvc;
 use freehold_virt::handle::MAX_VMS;
 
-use crate::cpu::{Books, Cpu, Verdict};
+use crate::cpu::{Asked, Books, Cpu, Verdict};
 use crate::shadow::Shadow;
 use crate::spec::{View, Vms};
 
@@ -49,6 +49,15 @@ pub enum Difference {
         /// What that may come to.
         done: Option<Done>,
     },
+    /// A guest finds an answer that its call does not have.
+    Guest {
+        /// x0 to x3 of the call.
+        asked: [u64; 4],
+        /// x0 to x3 when it goes on.
+        x: [u64; 4],
+        /// What the call may come to.
+        done: Option<Done>,
+    },
     /// Something in one sentence.
     Said(&'static str),
 }
@@ -65,6 +74,9 @@ impl fmt::Debug for Difference {
             }
             Self::Books { slot, must, are } => write!(f, "slot {slot} must be {must:?}, and is {are:x?}"),
             Self::Exit { x, gfn, done } => write!(f, "touching {gfn:#x} answers {x:x?}, and must come to {done:x?}"),
+            Self::Guest { asked, x, done } => {
+                write!(f, "the guest's call {asked:x?} answers {x:x?}, and must come to {done:x?}")
+            }
             Self::Said(what) => f.write_str(what),
         }
     }
@@ -206,7 +218,43 @@ fn run(
         let view = View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) };
         touched.outcome = Some(decide(&view, &Op::Guest { cpu: 0, act }, &Env::CALM));
     }
+    if let Some(asked) = &mut cpu.asked {
+        let view = View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) };
+        asked.looked = Some(decide(&view, &called(asked.x), &Env::CALM));
+    }
     Ok(())
+}
+
+/// A guest's call by its registers.
+const fn called(x: [u64; 4]) -> Op {
+    Op::Guest { cpu: 0, act: Act::Call { id: x[0] as u32, x: [x[1], x[2], x[3]] } }
+}
+
+/// What may come of a guest's call by what is known without a look at any page.
+#[must_use]
+pub fn asks(vms: &Vms, (slot, vcpu): (u8, u64), x: [u64; 4]) -> Outcome {
+    decide(&View { pages: None, vms, runs: Some((slot, vcpu as u8)) }, &called(x), &Env::CALM)
+}
+
+/// The guest goes on behind its call, with this in x0 to x3. Other vCPUs may have changed what it depends on between
+/// its first word and now.
+///
+/// # Errors
+/// What is not as it must be.
+pub fn answered(asked: &Asked, now: Outcome, x: [u64; 4]) -> Result<(), Difference> {
+    // It makes the call once more: el2 has put its program counter back.
+    if x == asked.x {
+        return Ok(());
+    }
+    let permits = |outcome: &Outcome| match outcome.done {
+        _ if outcome.refused.has(x[0].cast_signed()) => x[1..] == [0; 3],
+        Some(Done::Answered(values)) => values.iter().zip(x).all(|(value, x)| value.permits(x)),
+        Some(Done::Unsaid) => true,
+        _ => false,
+    };
+    let right = asked.looked.map_or_else(|| permits(&asked.first) || permits(&now), |outcome| permits(&outcome));
+    let done = asked.looked.unwrap_or(asked.first).done;
+    if right { Ok(()) } else { Err(Difference::Guest { asked: asked.x, x, done }) }
 }
 
 /// The host touched a page that was not mapped for it.
@@ -296,6 +344,10 @@ pub fn answer(cpu: &Cpu, vms: &Vms, id: u32, x: [u64; 5], others: Others) -> Res
     let results = [x[1], x[2], x[3], x[4]];
     let busy = status == hvc::VCPU_BUSY && others.claimed;
     let closing = status == hvc::NO_VMS && cpu.closing;
+    if cpu.busy {
+        let right = id == hvc::VCPU_RUN && status == hvc::DENIED && results == [0; 4];
+        return if right { Ok(true) } else { Err(Difference::Said("it runs a guest while the host can not be left")) };
+    }
     if let Some(Verdict { outcome, did }) = cpu.verdict {
         let short = status == hvc::NEED_PAGES && !did && results[0] != 0 && results[1..] == [0; 3];
         let listed = outcome.refused.has(status);

@@ -21,10 +21,12 @@ pub trait Listener {
     fn looked(&self, wanted: bool);
     /// el2 was told that the machine closes, or not.
     fn closing(&self, closing: bool);
-    /// A vCPU is about to run, by this root and VMID.
-    fn entering(&self, vmid: u8, root: u64);
-    /// It stopped, with this in x0 and x1.
-    fn left(&self, stop: &Stop, x: [u64; 2]);
+    /// el2 asked whether the host can be left, and it can not.
+    fn busy(&self);
+    /// A vCPU is about to run, by this root and VMID, with this in x0 to x3.
+    fn entering(&self, vmid: u8, root: u64, x: [u64; 4]);
+    /// It stopped, with this in x0 to x3.
+    fn left(&self, stop: &Stop, x: [u64; 4]);
     /// A vCPU was claimed that waits for this.
     fn opened(&self, pending: Pending);
     /// Its claim is about to go, and it waits for this.
@@ -88,12 +90,17 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
     }
 
     fn run(&mut self, regime: &Regime<O::Regime>, lists: Option<&mut Lists>) -> Stop {
-        self.listener.entering(regime.vmid, regime.root);
+        self.listener.entering(regime.vmid, regime.root, arguments(&mut self.open));
         let stop = self.open.run(&regime.regime, lists);
-        let (registers, _) = self.open.parts();
-        self.listener.left(&stop, [registers.x(0), registers.x(1)]);
+        self.listener.left(&stop, arguments(&mut self.open));
         stop
     }
+}
+
+/// x0 to x3.
+fn arguments<'a>(open: &mut impl Loaded<'a>) -> [u64; 4] {
+    let (registers, _) = open.parts();
+    [0, 1, 2, 3].map(|n| registers.x(n))
 }
 
 impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
@@ -179,7 +186,11 @@ impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
     }
 
     fn host_is_busy(&self) -> bool {
-        self.platform.host_is_busy()
+        let busy = self.platform.host_is_busy();
+        if busy {
+            self.listener.busy();
+        }
+        busy
     }
 
     fn raw_ids(&self) -> RawIds {

@@ -14,7 +14,7 @@ use freehold_virt::handle::MAX_VMS;
 use freehold_virt::vcpu::Pending;
 use spin::mutex::SpinMutex;
 
-use crate::cpu::{Books, Cpu, Touched, Trap};
+use crate::cpu::{Asked, Books, Cpu, Touched, Trap};
 use crate::judge::{self, Difference};
 use crate::lock::Observer;
 use crate::platform::Listener;
@@ -195,6 +195,22 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         }
     }
 
+    /// A guest goes on, with this in x0 to x3: if it made a call, that is its answer. What other CPUs do to its VM
+    /// meanwhile may change it, so it is compared only if none calls.
+    fn answered(&self, x: [u64; 4]) {
+        let Some((slot, vcpu, _)) = self.claimed() else { return };
+        let (asked, ended) = self.here(|cpu| (cpu.asked.take(), cpu.ended[0]));
+        let Some(asked) = asked else { return };
+        if self.counted(slot, 0) - ended > 1 {
+            self.open.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let now = judge::asks(&self.vms, (slot, vcpu), asked.x);
+        if let Err(difference) = judge::answered(&asked, now, x) {
+            self.diverged(format_args!("{difference:?}"));
+        }
+    }
+
     fn counted(&self, slot: u8, which: usize) -> u64 {
         self.calls.get(usize::from(slot)).map_or(0, |counts| counts[which].load(Ordering::SeqCst))
     }
@@ -290,7 +306,12 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         self.here(|cpu| cpu.closing = closing);
     }
 
-    fn entering(&self, vmid: u8, root: u64) {
+    fn busy(&self) {
+        self.here(|cpu| cpu.busy = true);
+    }
+
+    fn entering(&self, vmid: u8, root: u64, x: [u64; 4]) {
+        self.answered(x);
         if let Some((slot, vcpu, _)) = self.claimed()
             && self.vms.vcpu(slot, vcpu).power != Power::On
         {
@@ -299,7 +320,16 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         self.event(Event::Vttbr { vmid, table: root });
     }
 
-    fn left(&self, stop: &Stop, [id, target]: [u64; 2]) {
+    fn left(&self, stop: &Stop, x: [u64; 4]) {
+        let [id, target, ..] = x;
+        self.here(|cpu| cpu.asked = None);
+        if let (Stop::Trap(trap), Some((slot, vcpu, _))) = (stop, self.claimed())
+            && trap.esr >> 26 & 0x3f == CLASS_HVC
+            && trap.esr & 0xffff == 0
+        {
+            let first = judge::asks(&self.vms, (slot, vcpu), x);
+            self.here(|cpu| cpu.asked = Some(Asked { x, first, looked: None }));
+        }
         // Heard before el2 acts on it. Which of two calls of different vCPUs el2 serves first is not known: whoever was
         // started once may run.
         if let (Stop::Trap(trap), Some((slot, ..))) = (stop, self.claimed())
@@ -316,6 +346,7 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
                 }
                 Stop::Trap(_) | Stop::Interrupt | Stop::Own | Stop::SError | Stop::BadState | Stop::HostBusy => None,
             };
+            cpu.busy |= matches!(stop, Stop::HostBusy);
         });
     }
 

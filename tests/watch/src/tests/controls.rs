@@ -4,10 +4,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
-use freehold_uapi::hvc::*;
+use freehold_el2::calls::Stop;
+use freehold_uapi::{guest, hvc::*};
+use freehold_virt::vcpu;
 
 use super::rig::{GUEST_RAM, RAM, Rig};
 use super::storm::{Random, one};
+use crate::cpu::Trap;
+use crate::platform::Listener as _;
 use crate::watcher::Fault;
 
 /// What the watcher said.
@@ -33,7 +37,7 @@ fn a_lost_store_is_found_by_the_call_that_lost_it() {
 fn an_answer_that_is_not_the_calls_is_found() {
     let rig = Rig::new(Fault::None);
     let line = said(&rig, |rig| {
-        rig.eye.begin(crate::cpu::Trap::Call { id: VM_DESTROY, x: [1 << 16, 0, 0, 0, 0] });
+        rig.eye.begin(Trap::Call { id: VM_DESTROY, x: [1 << 16, 0, 0, 0, 0] });
         rig.eye.end([SUCCESS as u64, 0, 0, 0, 0], false);
     });
     assert!(line.contains("it answers 0"), "{line}");
@@ -49,9 +53,46 @@ fn a_host_that_is_let_in_where_it_must_not_be_is_found() {
     assert!(rig.touch(RAM + 16, true), "the kernel gets the revocable frame");
     assert!(!rig.touch(RAM, true), "a pool is not revocable");
     let line = said(&rig, |rig| {
-        rig.eye.begin(crate::cpu::Trap::Abort { page: (RAM + 17) << 12, kernel: false });
+        rig.eye.begin(Trap::Abort { page: (RAM + 17) << 12, kernel: false });
         let _ = rig.platform_retries(RAM + 17);
         rig.eye.end([0; 5], false);
     });
     assert!(line.contains("the host was let in"), "{line}");
+}
+
+/// A VM whose vCPU is being run.
+fn running(rig: &Rig) -> Trap {
+    let vm = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8])[1];
+    assert_eq!(rig.call(VM_RANGE, &[vm, GUEST_RAM, 64])[0], 0);
+    assert_eq!(rig.call(VCPU_CREATE, &[vm, 0])[0], 0);
+    let run = Trap::Call { id: VCPU_RUN, x: [vm, 0, 0, 0, 0] };
+    rig.eye.begin(run);
+    run
+}
+
+#[test]
+fn what_a_guest_finds_behind_its_call_is_compared() {
+    let rig = Rig::new(Fault::None);
+    running(&rig);
+    let asks = Stop::Trap(vcpu::Trap { esr: 0x16 << 26 | 1 << 25, far: 0, hpfar: 0 });
+    let version = [guest::PSCI_VERSION.into(), 0, 0, 0];
+    rig.eye.left(&asks, version);
+    rig.eye.entering(1, RAM, [0x1_0001, 0, 0, 0]);
+    rig.eye.left(&asks, version);
+    rig.eye.entering(1, RAM, version);
+    rig.eye.left(&asks, version);
+    let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0x1_0000, 0, 0, 0]));
+    assert!(line.contains("the guest's call [84000000, 0, 0, 0] answers [10000, 0, 0, 0]"), "{line}");
+}
+
+#[test]
+fn a_guest_that_runs_while_the_host_can_not_be_left_is_found() {
+    let rig = Rig::new(Fault::None);
+    let run = running(&rig);
+    rig.eye.busy();
+    rig.eye.end([DENIED as u64, 0, 0, 0, 0], false);
+    rig.eye.begin(run);
+    rig.eye.busy();
+    let line = said(&rig, |rig| rig.eye.end([SUCCESS as u64, EXIT_IRQ, 0, 0, 0], false));
+    assert!(line.contains("can not be left"), "{line}");
 }

@@ -2,7 +2,7 @@
 //! Random calls from several threads, every one of them judged.
 
 use freehold_el2::calls::Stop;
-use freehold_uapi::hvc::*;
+use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
 use super::rig::{CARVE_OUT, GUEST_RAM, NO_MAP, RAM, Rig, be};
@@ -66,6 +66,17 @@ impl Random {
     }
 }
 
+/// Guest calls that are answered at once.
+const QUICK: [u64; 7] = [
+    guest::VENDOR_FEATURES as u64,
+    guest::HYP_MEMINFO as u64,
+    guest::PSCI_VERSION as u64,
+    guest::PSCI_FEATURES as u64,
+    guest::PSCI_AFFINITY_INFO as u64,
+    guest::TRNG_VERSION as u64,
+    0xC600_0050,
+];
+
 /// One random call; whether it succeeded.
 pub(super) fn one(rig: &Rig, r: &mut Random) -> bool {
     let id = BASE + u32::try_from(r.below(20)).unwrap();
@@ -107,7 +118,10 @@ pub(super) fn one(rig: &Rig, r: &mut Random) -> bool {
     };
     if id == VCPU_RUN {
         let (esr, far, hpfar) = (r.next() & 0xffff_ffff, r.next(), r.gfn() << 4);
-        let call = [0xC600_0003, 0xC600_0004, 0xC600_0009, 0xC400_0003][usize::try_from(r.below(4)).unwrap()];
+        let mut call = [0xC600_0003, 0xC600_0004, 0xC600_0009, 0xC400_0003][usize::try_from(r.below(4)).unwrap()];
+        if far.is_multiple_of(6) {
+            call = QUICK[usize::try_from(hpfar >> 4).unwrap_or(0) % QUICK.len()];
+        }
         let started = call == 0xC400_0003;
         let x = [call, if started { r.below(4) } else { (GUEST_RAM + r.below(64)) << 12 }, r.below(3), 0];
         rig.next(move |registers| {
