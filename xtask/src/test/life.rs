@@ -110,9 +110,6 @@ pub(super) fn above_el2() -> impl Iterator<Item = Job> {
     [MAIN].into_iter().chain(JOBS).chain(GUEST_MEMFD).filter(|job| job.stock.is_none())
 }
 
-/// A minute of the soak, which is a suite's of its own.
-pub(super) const SOAK: Job = Job { append: " fh.seconds=60", ..job("watch/soak", "soak") };
-
 /// Files, conversions, and whoever holds or maps a page.
 pub(super) fn guest_memfd_works() -> Vec<Work> {
     let complains = Work::new(COMPLAINS.name, |c| complaints(c, &COMPLAINS)).on(Kernels::Debug);

@@ -22,8 +22,8 @@ const FOUND: &str = "freehold: stop: watch: divergence at step ";
 /// The pieces.
 pub(super) fn works() -> Vec<Work> {
     vec![
-        Work::new("watch/soak", |c| soak(c, "watch/soak", SHORT)).with_inner_filter(),
-        Work::new("watch/soak-long", |c| soak(c, "watch/soak-long", LONG)).with_inner_filter().only_long(),
+        Work::new("watch/soak", traced_soak).with_inner_filter(),
+        Work::new("watch/soak-long", long_soak).with_inner_filter().only_long(),
         Work::new("watch/planted-fault-is-found", planted),
     ]
     .into_iter()
@@ -31,17 +31,41 @@ pub(super) fn works() -> Vec<Work> {
     .collect()
 }
 
-fn boot(context: &Context<'_>, name: &str, image: &Path, seconds: u32) -> Result<Outcome> {
-    let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
+fn machine(context: &Context<'_>, image: &Path, seconds: u32) -> Result<Machine> {
+    let (_, parts) = context.boot.as_ref().context("nothing was built to boot")?;
     let mut machine = Machine::new(image, &parts.initramfs);
     machine.append = format!("fh.job=soak fh.seconds={seconds}");
-    let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
-    session::follow(&mut running, Duration::from_secs(seconds.into()) + AROUND, |_| ())
+    Ok(machine)
 }
 
-fn soak(context: &Context<'_>, name: &str, seconds: u32) -> Result<Vec<Item>> {
+fn boot(context: &Context<'_>, name: &str, image: &Path, seconds: u32) -> Result<Outcome> {
+    let (tools, _) = context.boot.as_ref().context("nothing was built to boot")?;
+    let mut running = Running::start(&tools.qemu, &machine(context, image, seconds)?, &log(context, name))?;
+    session::follow(&mut running, limit(seconds), |_| ())
+}
+
+fn limit(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into()) + AROUND
+}
+
+/// The short one, whose trace is judged as well.
+fn traced_soak(context: &Context<'_>) -> Result<Vec<Item>> {
+    let name = "watch/soak";
     let watched = context.watched.as_ref().context("the debug el2 was not built")?;
-    let outcome = boot(context, name, &watched.sound, seconds)?;
+    let judged = trace::judge(context, name, machine(context, &watched.sound, SHORT)?, limit(SHORT))?;
+    let mut items = cases(context, name, &judged.outcome);
+    items.push(trace::item(context, &format!("{name}/trace"), name, &judged.report, &trace::SOAK));
+    Ok(items)
+}
+
+/// The long one, which has the machine for itself.
+fn long_soak(context: &Context<'_>) -> Result<Vec<Item>> {
+    let name = "watch/soak-long";
+    let watched = context.watched.as_ref().context("the debug el2 was not built")?;
+    Ok(cases(context, name, &boot(context, name, &watched.sound, LONG)?))
+}
+
+fn cases(context: &Context<'_>, name: &str, outcome: &Outcome) -> Vec<Item> {
     for case in outcome.cases.iter().filter(|case| case.case.starts_with("calls,")) {
         crate::ui::note(&format!("{name}: {}, divergence {}", case.seen, outcome.problem.as_deref().unwrap_or("none")));
     }
@@ -50,7 +74,7 @@ fn soak(context: &Context<'_>, name: &str, seconds: u32) -> Result<Vec<Item>> {
     if let Some(line) = console.lines().find_map(|line| line.strip_prefix("freehold: watch: ")) {
         crate::ui::note(&format!("{name}: {line}"));
     }
-    Ok(life::cases(context, name, &outcome))
+    life::cases(context, name, outcome)
 }
 
 fn planted(context: &Context<'_>) -> Result<Vec<Item>> {

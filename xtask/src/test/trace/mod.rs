@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(400);
 const BOOT: Duration = Duration::from_secs(60);
 
 /// How often each rule must have decided something, at least: about half of what an idle machine showed.
-type Floors = [(Rule, u64); check::RULES.len()];
+pub(super) type Floors = [(Rule, u64); check::RULES.len()];
 
 const MAIN: Floors = [
     (Rule::Trace, 130_000),
@@ -53,6 +53,21 @@ const FILES: Floors = [
     (Rule::Root, 350),
 ];
 
+/// The soak of CI: about a quarter of what a machine with a load of 20 showed.
+pub(super) const SOAK: Floors = [
+    (Rule::Trace, 100_000),
+    (Rule::BreakBeforeMake, 1_000),
+    (Rule::InvalidateBeforeReuse, 7_000),
+    (Rule::TableReuse, 2_000),
+    (Rule::PublishBeforeLink, 40),
+    (Rule::CleanBeforeGuest, 150),
+    (Rule::ScrubBeforeHost, 400),
+    (Rule::Reach, 4_500),
+    (Rule::Lock, 100_000),
+    (Rule::Debt, 150_000),
+    (Rule::Root, 500),
+];
+
 /// What any job shows, be it about refusals.
 const LEAST: Floors = [
     (Rule::Trace, 2_000),
@@ -74,7 +89,7 @@ const CI: [(&str, &Floors); 2] = [("life/main", &MAIN), ("guest-memfd/files", &F
 /// The pieces: every job that runs above el2, but those that repeat another one for longer only with `--long`.
 pub(super) fn works() -> Vec<Work> {
     let lost = Work::new("watch/trace-of-a-lost-invalidation", planted);
-    let jobs = life::above_el2().chain([life::SOAK]).map(|job| {
+    let jobs = life::above_el2().map(|job| {
         let ci = CI.iter().find(|(name, _)| *name == job.name);
         let (name, floors) = (name_of(&job), ci.map_or(&LEAST, |(_, floors)| *floors));
         let work = Work::new(name.clone(), move |c| sound(c, &name, &job, floors));
@@ -90,16 +105,16 @@ fn name_of(job: &Job) -> String {
 }
 
 /// How a job went, and what is said of its trace.
-struct Judged {
-    outcome: Outcome,
-    report: Report,
+pub(super) struct Judged {
+    pub(super) outcome: Outcome,
+    pub(super) report: Report,
 }
 
 /// Has `machine` do its job on a debug el2 until it is off, while its trace is read and judged.
 ///
 /// # Errors
 /// If the machine, its monitor or its trace fail.
-fn judge(context: &Context<'_>, name: &str, mut machine: Machine, limit: Duration) -> Result<Judged> {
+pub(super) fn judge(context: &Context<'_>, name: &str, mut machine: Machine, limit: Duration) -> Result<Judged> {
     let (tools, _) = context.boot.as_ref().context("nothing was built to boot")?;
     machine.extra.push("-no-shutdown".to_owned());
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
@@ -132,10 +147,18 @@ fn sound(context: &Context<'_>, name: &str, job: &Job, floors: &Floors) -> Resul
     let watched = context.watched.as_ref().context("the debug el2 was not built")?;
     let judged = judge(context, name, job.machine(context, &watched.sound)?, job.limit.max(LIMIT))?;
     let mut problems = judged.outcome.failures();
-    tell(name, &judged.report);
-    problems.extend(broken(&judged.report));
-    problems.extend(thin(&judged.report, floors));
+    problems.extend(problems_of(name, &judged.report, floors));
     Ok(vec![Item::new(name, told(context, name, &problems))])
+}
+
+/// The judgement of a trace by itself, of the piece `name`.
+pub(super) fn item(context: &Context<'_>, item: &str, name: &str, report: &Report, floors: &Floors) -> Item {
+    Item::new(item, told(context, name, &problems_of(name, report, floors)))
+}
+
+fn problems_of(name: &str, report: &Report, floors: &Floors) -> Vec<String> {
+    tell(name, report);
+    broken(report).into_iter().chain(thin(report, floors)).collect()
 }
 
 /// A lost invalidation changes nothing that is compared while the machine runs; that the trace shows it is the control.
@@ -195,7 +218,7 @@ mod tests {
 
     #[test]
     fn floors_speak_of_every_rule() {
-        for floors in [MAIN, FILES, LEAST] {
+        for floors in [MAIN, FILES, SOAK, LEAST] {
             assert_eq!(floors.map(|(rule, _)| rule), check::RULES);
             assert!(floors.iter().all(|(_, floor)| *floor > 0));
         }
