@@ -201,7 +201,8 @@ items! {
     EXIT_IRQ = 1;
     /// The guest accessed an address outside its RAM ranges. x2: IPA; x3: `MMIO_*` bits; x4: data of a write.
     EXIT_MMIO = 2;
-    /// The guest touched RAM that is not backed yet. x2: guest frame number, and nothing else.
+    /// The guest touched RAM that is not backed yet, or that an ordinary VM was lent without that right (to write, or to
+    /// execute). x2: guest frame number, and nothing else.
     EXIT_MEM_FAULT = 3;
     /// The guest waits for an interrupt. x2: with a `VM_GIC`, when its next timer fires by the counter; 0: none does.
     EXIT_WFI = 4;

@@ -96,6 +96,8 @@ const CACHE_OPERATION: u64 = 1 << 8;
 const STAGE1_WALK: u64 = 1 << 7;
 const WRITE: u64 = 1 << 6;
 const FAULT_STATUS: u64 = 0x3f;
+/// Of any level.
+const PERMISSION: u64 = 0x0c;
 
 impl Vcpu {
     /// A vCPU that has asked for nothing.
@@ -226,8 +228,10 @@ impl Vcpu {
     }
 
     fn abort(&mut self, trap: Trap, fetch: bool, registers: &mut impl Registers, space: &impl Space) -> Next {
-        // Address size and translation faults only: for the others HPFAR_EL2 is not valid, and our tables cause none.
-        if trap.esr & FAULT_STATUS >= 8 {
+        let status = trap.esr & FAULT_STATUS;
+        let denied = status & !3 == PERMISSION;
+        // Address size, translation and permission faults only: our tables cause no others.
+        if status >= 8 && !denied {
             return crash(Crash::Abort);
         }
         // HPFAR_EL2.FIPA holds bits 51:12 at 43:4; the low bits are FAR's, but for a walk, whose FAR is the access's.
@@ -239,6 +243,11 @@ impl Vcpu {
             .map_or((Backing::Outside, None), |gfn| (space.backing(gfn), Some(gfn)));
         match backing {
             (Backing::Empty, Some(gfn)) => Next::Leave(Exit::MemFault(gfn)),
+            // What the host lent, but not for this.
+            (Backing::Private | Backing::Shared, Some(gfn)) if denied && !space.is_protected() => {
+                Next::Leave(Exit::MemFault(gfn))
+            }
+            (Backing::Private | Backing::Shared | Backing::Outside, _) if denied => crash(Crash::Abort),
             // Another vCPU's fault brought it meanwhile.
             (Backing::Private | Backing::Shared, _) => Next::Resume,
             (Backing::Poisoned, _) => crash(Crash::Poisoned),

@@ -37,6 +37,8 @@ pub(crate) struct Bench<'h> {
     pub(crate) handle: u64,
     /// The VM has an interrupt controller; whether its SPI is to be raised when it waits, and whom that woke.
     gic: bool,
+    /// Its memory is lent to it.
+    ordinary: bool,
     pub(crate) raises: bool,
     pub(crate) woke: Vec<u64>,
     pool: Arena,
@@ -67,6 +69,10 @@ impl<'h> Bench<'h> {
 
     /// The same, with so many vCPUs.
     pub(crate) fn with(hostile: &'h Hostile, gic: bool, vcpus: u64) -> Result<Self, String> {
+        Self::of_kind(hostile, gic, vcpus, false)
+    }
+
+    fn of_kind(hostile: &'h Hostile, gic: bool, vcpus: u64, ordinary: bool) -> Result<Self, String> {
         let image = std::fs::read("/lib/guest.bin").map_err(|e| format!("/lib/guest.bin: {e}"))?;
         let (pool, memory) = (Arena::new(hostile, 6)?, Arena::new(hostile, 9)?);
         for (pfn, page) in memory.all().zip(image.chunks(4096)) {
@@ -78,7 +84,8 @@ impl<'h> Bench<'h> {
             }
             hostile.fill(pfn, &words).map_err(|e| format!("fill: {}", crate::sys::errno_name(e)))?;
         }
-        let created = hostile.raw(VM_CREATE.into(), &[VM_PROTECTED, 40, pool.first, pool.frames]);
+        let created =
+            hostile.raw(VM_CREATE.into(), &[if ordinary { 0 } else { VM_PROTECTED }, 40, pool.first, pool.frames]);
         let handle = created[1];
         for (call, arguments) in [
             (VM_RANGE, vec![handle, GFN, FRAMES]),
@@ -99,12 +106,14 @@ impl<'h> Bench<'h> {
             let status = hostile.call(VM_GIC, &[handle, GICD_GFN, GICR_GFN]);
             STEP.same("a VM gets an interrupt controller", "SUCCESS", status_name(status));
         }
-        donate(hostile, handle, &memory, GFN)?;
+        let give = if ordinary { lend } else { donate };
+        give(hostile, handle, &memory, GFN)?;
         let expected = proto::hash_words(image.get(HASH_FROM..).unwrap_or_default());
         let mut bench = Self {
             hostile,
             handle,
             gic,
+            ordinary,
             raises: false,
             woke: Vec::new(),
             pool,
@@ -123,7 +132,12 @@ impl<'h> Bench<'h> {
             leaked: 0,
         };
         let stopped = bench.go()?;
-        let case = |what: &str| format!("{what}{}", if gic { ", with a controller" } else { "" });
+        let kind = match (gic, ordinary) {
+            (true, _) => ", with a controller",
+            (false, true) => ", ordinary",
+            (false, false) => "",
+        };
+        let case = |what: &str| format!("{what}{kind}");
         STEP.same(&case("a guest boots"), format!("{:?}", Stopped::Asks), format!("{stopped:?}"));
         STEP.same(
             &case("it runs what was written"),
@@ -228,10 +242,28 @@ impl<'h> Bench<'h> {
     }
 
     fn back(&mut self, gfn: u64) -> Result<(), String> {
+        if self.ordinary {
+            return self.lend_anew(gfn, SHARE_WRITE | SHARE_EXEC);
+        }
         let frame = Arena::new(self.hostile, 0)?;
         let donated = donate(self.hostile, self.handle, &frame, gfn);
         self.more.push(frame);
         donated
+    }
+
+    /// Takes a page of an ordinary VM back and lends it again with these rights.
+    fn lend_anew(&self, gfn: u64, rights: u64) -> Result<(), String> {
+        let frame = gfn.checked_sub(GFN).filter(|n| *n < self.memory.frames).map(|n| self.memory.first + n);
+        let frame = frame.ok_or_else(|| format!("asks for {gfn:#x}, which it has not"))?;
+        for (call, arguments) in
+            [(MEM_UNSHARE, vec![self.handle, gfn, 1]), (MEM_SHARE, vec![self.handle, frame, gfn, 1, rights])]
+        {
+            let status = self.hostile.call(call, &arguments);
+            if status != SUCCESS {
+                return Err(format!("call {call:#x} of {gfn:#x}: {}", status_name(status)));
+            }
+        }
+        Ok(())
     }
 
     /// Has the guest do a command; its results. The guest must be asking.
@@ -258,10 +290,20 @@ impl<'h> Bench<'h> {
     }
 
     pub(crate) fn close(self) {
-        let mut frames: Vec<u64> = self.memory.all().chain(self.pool.all()).collect();
+        let mut frames: Vec<u64> = self.pool.all().collect();
+        if self.ordinary {
+            let loans = self.hostile.call(VM_DESTROY, &[self.handle]) == SUCCESS
+                && self.hostile.call(MEM_UNSHARE, &[self.handle, GFN, self.memory.frames]) == SUCCESS;
+            STEP.same("every loan of the ordinary one ends", true, loans);
+        } else {
+            frames.extend(self.memory.all());
+        }
         frames.extend(self.more.iter().flat_map(Arena::all));
-        let case =
-            if self.gic { "every frame comes back, of the one with a controller" } else { "every frame comes back" };
+        let case = match (self.gic, self.ordinary) {
+            (true, _) => "every frame comes back, of the one with a controller",
+            (false, true) => "every frame comes back, of the ordinary one",
+            (false, false) => "every frame comes back",
+        };
         STEP.same(case, 0, end(self.hostile, self.handle, &frames));
         for arena in self.more.iter().chain([&self.memory, &self.pool]) {
             let _ = self.hostile.free(arena.first);
@@ -271,12 +313,21 @@ impl<'h> Bench<'h> {
 
 /// Donates all frames of an arena, in as many calls as the interrupts leave it.
 fn donate(hostile: &Hostile, handle: u64, arena: &Arena, gfn: u64) -> Result<(), String> {
+    give(hostile, MEM_DONATE, 0, handle, arena, gfn)
+}
+
+/// Lends them, to be written and executed.
+fn lend(hostile: &Hostile, handle: u64, arena: &Arena, gfn: u64) -> Result<(), String> {
+    give(hostile, MEM_SHARE, SHARE_WRITE | SHARE_EXEC, handle, arena, gfn)
+}
+
+fn give(hostile: &Hostile, call: u32, flags: u64, handle: u64, arena: &Arena, gfn: u64) -> Result<(), String> {
     let mut done = 0;
     while done < arena.frames {
-        let arguments = [handle, arena.first + done, gfn + done, arena.frames - done, 0];
-        let x = hostile.raw(MEM_DONATE.into(), &arguments);
+        let arguments = [handle, arena.first + done, gfn + done, arena.frames - done, flags];
+        let x = hostile.raw(call.into(), &arguments);
         if x[0] != 0 {
-            return Err(format!("donation at {:#x}: {}", gfn + done, status_name(x[0].cast_signed())));
+            return Err(format!("frames at {:#x}: {}", gfn + done, status_name(x[0].cast_signed())));
         }
         done += x[1];
     }
@@ -331,8 +382,47 @@ pub(crate) fn all() -> Result<(), String> {
     let again = bench.run_once(false)?[0].cast_signed();
     STEP.same("and it runs no more", "WRONG_STATE", status_name(again));
     bench.close();
+    rights(&hostile)?;
     interrupts::all(&hostile)?;
     settle(STEP, "counters at rest", &hostile, &before);
+    Ok(())
+}
+
+/// What an ordinary guest was lent without the right to write or to execute: the host hears which page, and lends it anew.
+fn rights(hostile: &Hostile) -> Result<(), String> {
+    let mut bench = Bench::of_kind(hostile, false, 1, true)?;
+    let asked = |bench: &Bench<'_>| bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0);
+    let hash = bench.command(CMD_HASH, [0; 3])?[0];
+    let lend = |bench: &Bench<'_>, first: u64, pages: u64| {
+        (first..first + pages * GRANULE).step_by(4096).try_for_each(|at| bench.lend_anew(at >> 12, 0))
+    };
+    bench.command(CMD_FILL, [SHARE_BASE, 8 * GRANULE, 3])?;
+    lend(&bench, SHARE_BASE, 8)?;
+    bench.clean("what was lent read only is read", CMD_CHECK, [SHARE_BASE, 8 * GRANULE, 3])?;
+    STEP.same("and nobody is asked", 0, asked(&bench));
+    bench.command(CMD_FILL, [SHARE_BASE, 2 * GRANULE, 4])?;
+    STEP.same("a write to it is asked for, once a page", 2, asked(&bench));
+    bench.clean("and is made", CMD_CHECK, [SHARE_BASE, 2 * GRANULE, 4])?;
+    bench.clean("what is beside it stays", CMD_CHECK, [SHARE_BASE + 2 * GRANULE, 6 * GRANULE, 3])?;
+    for gfn in 2..2 + CANARY_PAGES {
+        let frame = bench.memory.first + (SHARE_BASE >> 12) - GFN + gfn;
+        hostile.fill(frame, &[0; 512]).map_err(|e| format!("fill: {}", crate::sys::errno_name(e)))?;
+    }
+    bench.clean("stores of every kind to it are made", CMD_CANARY, [SHARE_BASE + 2 * GRANULE, 0, 0])?;
+    STEP.same("each page of them was asked for", 2 + CANARY_PAGES, asked(&bench));
+    STEP.same("no exit showed what was stored", 0, bench.leaked);
+    // All of the program; what it writes is not among it.
+    lend(&bench, RAM_BASE, IMAGE_MAX / GRANULE)?;
+    let before = asked(&bench);
+    let after = bench.command(CMD_HASH, [0; 3])?[0];
+    STEP.same(
+        "code that was lent without the right to execute it runs on",
+        format!("{hash:#x}"),
+        format!("{after:#x}"),
+    );
+    let fetched = asked(&bench) - before;
+    STEP.judged("each of its pages was asked for", "some pages", fetched, (1..64).contains(&fetched));
+    bench.close();
     Ok(())
 }
 

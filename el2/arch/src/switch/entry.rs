@@ -18,6 +18,8 @@ impl Cause {
     pub(super) const IRQ: Self = Self(1);
     pub(super) const FIQ: Self = Self(2);
     pub(super) const SERROR: Self = Self(3);
+    /// No vector's: a fault that is gone.
+    pub(super) const AGAIN: Self = Self(1 << 9);
     /// Added to a vector's number for an exception from AArch32.
     const AARCH32: u64 = 4;
     /// Added when an SError was taken in the window behind the exit.

@@ -41,6 +41,12 @@ use freehold_virt::vgic::Lists;
 
 /// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
 const CLASS_FP: u64 = 0x07;
+/// Classes of aborts of a lower EL, without the bit that tells a fetch from data; their status says "permission".
+const CLASS_ABORT: u64 = 0x20;
+const DATA: u64 = 0x04;
+const PERMISSION: u64 = 0x0c;
+/// The fault is of a stage-1 walk.
+const STAGE1_WALK: u64 = 1 << 7;
 /// ISR_EL1: a physical SError, IRQ or FIQ is pending.
 const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
 
@@ -51,7 +57,8 @@ pub enum ExitKind {
     Sync,
     /// A physical interrupt is pending for the host.
     Interrupt,
-    /// An interrupt of EL2's own brought the guest out: a timer's, or maintenance of the list registers.
+    /// An interrupt of EL2's own brought the guest out: a timer's, or maintenance of the list registers. Or nothing did
+    /// that is there any more.
     Own,
     /// An SError came while the guest ran, or the guest's last accesses caused it.
     SError,
@@ -174,10 +181,28 @@ fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
         }
         let wants_fp = cause == Cause::SYNC && ctx.exit.esr >> 26 & 0x3f == CLASS_FP;
         if !wants_fp || host.fp.guest_has_it {
-            return cause;
+            return if cause == Cause::SYNC && !names_page(&mut ctx.exit) { Cause::AGAIN } else { cause };
         }
         host.fp.give_to_guest(&ctx.fp, ids);
     }
+}
+
+/// Sees to it that HPFAR_EL2 names the page of an abort: of a permission fault it does not, and the address is translated
+/// by the guest's own tables, which are in force still. `false`: the guest has changed them, and makes the access again.
+fn names_page(exit: &mut context::ExitRegisters) -> bool {
+    let is_abort = exit.esr >> 26 & 0x3f & !DATA == CLASS_ABORT;
+    if !is_abort || exit.esr & (STAGE1_WALK | 0x3c) != PERMISSION {
+        return true;
+    }
+    let kept = read_sysreg!("par_el1");
+    // SAFETY: a translation, whose result goes to a register that is the guest's and is put back.
+    unsafe { core::arch::asm!("at s1e1r, {}", in(reg) exit.far, options(nostack, preserves_flags)) };
+    barrier::registers_in_effect();
+    let found = read_sysreg!("par_el1");
+    write_sysreg!("par_el1", kept);
+    // PA in bits 51:12; FIPA in bits 43:4.
+    exit.hpfar = found >> 8 & 0x0fff_ffff_fff0;
+    found & 1 == 0
 }
 
 /// Saves what the guest has, and leaves none of it where nothing will overwrite it.
@@ -219,6 +244,7 @@ fn exit_of(cause: Cause, ctx: &mut GuestContext) -> RawExit {
     let own = ctx.exit.own != 0 && ctx.exit.wanted == 0;
     let kind = match cause {
         _ if deferred || cause.has_serror() => ExitKind::SError,
+        Cause::AGAIN => ExitKind::Own,
         Cause::SYNC if ctx.is_servable() => ExitKind::Sync,
         Cause::IRQ | Cause::FIQ if ctx.is_servable() && own => ExitKind::Own,
         Cause::IRQ | Cause::FIQ if ctx.is_servable() => ExitKind::Interrupt,

@@ -69,6 +69,42 @@ fn a_store_to_ram_that_is_not_backed_tells_the_frame_only() {
     assert_eq!(r, before);
 }
 
+/// The same memory, of an ordinary VM.
+struct Borrowed;
+
+impl Space for Borrowed {
+    fn is_protected(&self) -> bool {
+        false
+    }
+    fn backing(&self, gfn: Gfn) -> Backing {
+        Map.backing(gfn)
+    }
+    fn attest(&self) -> Option<[u64; 5]> {
+        None
+    }
+}
+
+#[test]
+fn what_a_loan_does_not_permit_is_the_hosts_to_lend_anew() {
+    const DENIED: u64 = 0xf;
+    let fault = |gfn| Next::Leave(Exit::MemFault(Gfn::new(gfn).unwrap()));
+    let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+    let before = r.clone();
+    let mut touch = |esr: u64, ipa: u64| {
+        let trap = Trap { esr, far: ipa, hpfar: ipa >> 12 << 4 };
+        vcpu.handle(trap, &mut r, &Borrowed, &IdView::new(&IDS, 40))
+    };
+    for esr in [DABT | WRITE | DENIED, DABT | ISV | WRITE | 0xd, IABT | DENIED, DABT | STAGE1_WALK | DENIED] {
+        assert_eq!(touch(esr, 0x8000_3008), fault(0x8_0003), "{esr:#x}");
+    }
+    assert_eq!(touch(DABT | WRITE | DENIED, 0x8015_0000), fault(0x8_0150), "taken back meanwhile");
+    assert_eq!(touch(DABT | WRITE | DENIED, 0x900_0000), Next::Leave(Exit::Crash(Crash::Abort)), "lent nowhere");
+    for status in [8, 9, 0xb, 0x10, 0x30] {
+        assert_eq!(touch(DABT | WRITE | status, 0x8000_3008), Next::Leave(Exit::Crash(Crash::Abort)), "{status:#x}");
+    }
+    assert_eq!((&r, vcpu.pending()), (&before, Pending::None), "the access is made again");
+}
+
 #[test]
 fn a_fetch_or_a_walk_in_ram_that_is_not_backed_is_a_memory_fault_too() {
     let fault = Next::Leave(Exit::MemFault(Gfn::new(0x8_0150).unwrap()));

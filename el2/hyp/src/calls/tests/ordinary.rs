@@ -120,6 +120,24 @@ fn its_guest_asks_for_nothing_about_its_memory() {
 }
 
 #[test]
+fn a_write_to_what_was_lent_read_only_is_the_hosts_to_decide() {
+    let rig = Rig::new();
+    let vm = ordinary(&rig, RAM);
+    rig.yes(MEM_SHARE, &[vm, MEMORY, GUEST_RAM, 1, 0]);
+    // A permission fault of level 3; the switch has found the page.
+    let write = || rig.next(|_| Stop::Trap(Trap { esr: 0x24 << 26 | 1 << 6 | 0xf, far: 0, hpfar: GUEST_RAM << 4 }));
+    write();
+    assert_eq!(rig.run(vm, 0), [EXIT_MEM_FAULT, GUEST_RAM, 0, 0, 0]);
+    rig.yes(MEM_UNSHARE, &[vm, GUEST_RAM, 1]);
+    rig.yes(MEM_SHARE, &[vm, MEMORY, GUEST_RAM, 1, SHARE_WRITE]);
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ, "it goes on");
+    let protected = rig.vm(RAM + 32);
+    rig.yes(MEM_DONATE, &[protected, MEMORY + 1, GUEST_RAM, 1, 0]);
+    write();
+    assert_eq!(rig.run(protected, 0)[..2], [EXIT_CRASH, CRASH_ABORT], "of what is a VM's own nothing is withheld");
+}
+
+#[test]
 fn a_machine_that_stays_on_after_all_ends_its_loans() {
     let rig = Rig::new();
     let vm = ordinary(&rig, RAM);
