@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::env::Env;
 use crate::image::Extent;
 use crate::initramfs::Archive;
-use crate::setup::Tools;
+use crate::setup::{self, Tools};
 use crate::{cmd, image, ui};
 
 #[path = "../../tests/guest/src/proto.rs"]
@@ -215,6 +215,22 @@ pub(crate) fn with_guest(env: &Env, tools: &Tools, newer: bool) -> Result<PathBu
 /// Where modules are built: a place for each kernel, for the objects of one are of no use to another.
 fn kbuild(env: &Env, tools: &Tools) -> PathBuf {
     env.out.join(if tools.debug { "kbuild-debug" } else { "kbuild" })
+}
+
+/// As [`with_guest`], and a VMM that nobody here wrote.
+///
+/// # Errors
+/// If something is not there or cannot be written.
+pub(crate) fn with_foreign_vmm(env: &Env, tools: &Tools) -> Result<PathBuf> {
+    let mut all = std::fs::read(with_guest(env, tools, false)?)?;
+    let mut archive = Archive::default();
+    for (path, file) in setup::vmm::files(env)? {
+        archive.add(&path, &file)?;
+    }
+    all.extend(archive.bytes()?);
+    let out = env.out.join("initramfs-foreign-vmm.cpio");
+    image::write_whole(&out, &all)?;
+    Ok(out)
 }
 
 fn driver(env: &Env, tools: &Tools) -> Result<PathBuf> {

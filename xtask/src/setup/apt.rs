@@ -71,6 +71,23 @@ impl Apt {
         Ok(format!("{package}={version}"))
     }
 
+    /// The arm64 packages that `package` needs, itself among them, from the release `from` if given.
+    pub(super) fn needs(&self, package: &str, from: Option<&str>) -> Result<Vec<String>> {
+        let mut simulate = self.command("apt-get", None);
+        // As on a machine of that kind on which nothing is installed.
+        simulate.args(["-o", "Dir::State::status=/dev/null", "-o", "APT::Architecture=arm64"]);
+        simulate.args(["-o", "APT::Architectures::=arm64", "-s", "--no-install-recommends"]);
+        if let Some(release) = from {
+            simulate.args(["-t", release]);
+        }
+        let said = cmd::output(simulate.args(["install", package]))?;
+        let names: Vec<String> = said.lines().filter_map(to_be_unpacked).collect();
+        if names.is_empty() {
+            bail!("apt knows no arm64 package {package}");
+        }
+        Ok(names)
+    }
+
     /// Downloads `packages` and unpacks them under `root`.
     pub(super) fn unpack(&self, packages: &[&str], root: &Path) -> Result<()> {
         let debs = self.home.join("debs");
@@ -163,6 +180,13 @@ fn system_sources() -> Vec<Source> {
         }
     }
     sources
+}
+
+/// The package with a version, of one line of a simulated installation; what runs on any machine has no library in it.
+fn to_be_unpacked(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+    let version = rest.split_whitespace().next()?;
+    rest.contains("[arm64]").then(|| format!("{name}:arm64={version}"))
 }
 
 fn without_architecture(names: &str) -> Vec<&str> {
@@ -311,6 +335,14 @@ mod tests {
         assert!(parse_stanzas("Enabled: no\nTypes: deb\nURIs: u\nSuites: s\nComponents: main\n").is_empty());
         let other = parse_line("deb http://m.example/other sid main").unwrap();
         assert!(private_sources(&[other], Debian::Trixie).is_empty());
+    }
+
+    #[test]
+    fn what_a_package_needs_is_read_from_a_simulation() {
+        let line = "Inst libfdt1 (1.7.2-2 Debian:13.1/stable [arm64])";
+        assert_eq!(to_be_unpacked(line).as_deref(), Some("libfdt1:arm64=1.7.2-2"));
+        assert_eq!(to_be_unpacked("Inst qemu-system-data (1:10.0 Debian:13.1/stable [all])"), None);
+        assert_eq!(to_be_unpacked("Conf libfdt1 (1.7.2-2 Debian:13.1/stable [arm64])"), None);
     }
 
     #[test]

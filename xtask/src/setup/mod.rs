@@ -6,6 +6,7 @@
 
 mod apt;
 mod distro;
+pub(crate) mod vmm;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

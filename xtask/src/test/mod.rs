@@ -6,6 +6,7 @@
 pub(crate) mod boot;
 pub(crate) mod fuzz;
 mod guests;
+mod kvm;
 mod life;
 mod miri;
 mod model;
@@ -191,6 +192,7 @@ fn suites() -> Vec<Suite> {
         suite("watch", 150, 2, true, watch::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
         suite("guests", 240, 2, true, guests::works()),
+        suite("kvm", 360, 1, true, kvm::works()),
     ]
 }
 
