@@ -89,6 +89,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
             }
             interrupts::wait_for_spi()
         }
+        CMD_POLL_TIMER => interrupts::poll_timer(a, b),
         CMD_HOLD => interrupts::hold(a != 0),
         CMD_CPU_ON => cpus::start(a),
         CMD_CPU => cpus::give(a, b, [c, PERIOD]),

@@ -179,6 +179,9 @@ pub const CMD_QUARREL: u64 = 34;
 /// Together with CPU arg0, both at each granule at the same time: adds 1 to the first word of arg2 granules from arg1 on.
 /// r0 = words that are not 2 then.
 pub const CMD_TOGETHER: u64 = 35;
+/// Lets the virtual timer fire arg0 ticks from now, looks at it until it has, and goes on for arg1 rounds while it stays so.
+/// Needs no interrupt controller. r0 = rounds in which it had not fired, r1 = ticks late.
+pub const CMD_POLL_TIMER: u64 = 36;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].

@@ -60,6 +60,9 @@ fn beside_another(hostile: &Hostile, bench: &mut Bench<'_>) -> Result<(), String
     other.clean("another guest on that CPU finds nothing of it", CMD_GIC, [0; 3])?;
     other.clean("and takes its own", CMD_IPI, [10, 0, 0])?;
     bench.clean("the first one finds it again and ends it", CMD_HOLD, [0; 3])?;
+    let mut plain = Bench::new(hostile, false)?;
+    plain.clean("one without a controller looks at its timer, on that CPU too", CMD_POLL_TIMER, [PERIOD, 1000, 0])?;
+    plain.close();
     other.close();
     Ok(())
 }

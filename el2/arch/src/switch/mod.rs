@@ -34,7 +34,7 @@ pub(crate) use stage2::with_other_stage2;
 pub(crate) use vgic::list_registers;
 
 use crate::features::Ids;
-use crate::{barrier, vectors};
+use crate::{barrier, gicr, vectors};
 use entry::Cause;
 use freehold_virt::guest_call::answer_at_once;
 use freehold_virt::vgic::Lists;
@@ -157,6 +157,8 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, list
     if let Some(lists) = lists {
         ctx.gic.load(lists);
         timer::limit(lists.deadline());
+    } else {
+        gicr::hold_timer();
     }
     timer::load(ctx.timer);
     ctx.keys.load(ids);
@@ -212,6 +214,8 @@ fn save_guest(ctx: &mut GuestContext, lists: Option<&mut Lists>, ids: &Ids) {
     if let Some(lists) = lists {
         timer::lift_limit();
         ctx.gic.save(lists);
+    } else {
+        gicr::release_timer();
     }
     ctx.keys.save(ids);
     ctx.el1.save();

@@ -244,6 +244,27 @@ fn the_virtual_timer_is_linked_to_the_cpus_own() {
 }
 
 #[test]
+fn a_timer_that_found_no_list_register_is_kept_quiet_too() {
+    let mut vgic = Rig::new(1, 1).vgic;
+    let (mine, timer) = (Frame::Private(vcpu(0)), Intid::VIRTUAL_TIMER);
+    let _ = vgic.write(mine, ENABLE, crate::exit::Width::Word, 1 << 27 | 1, 1);
+    let _ = vgic.write(mine, 0x41b, crate::exit::Width::Byte, 0x80, 1);
+    vgic.set_timer(vcpu(0), timer, true);
+    let mut lists = loaded(&mut vgic, vcpu(0), 0, 1);
+    // The guest acknowledges it. One that goes first comes, and has the only list register.
+    lists.entries()[0] ^= PENDING | ACTIVE;
+    let _ = vgic.save(vcpu(0), &mut lists);
+    let _ = vgic.send_sgi(vcpu(0), 1, false);
+    for high in [true, false] {
+        vgic.set_timer(vcpu(0), timer, high);
+        let mut lists = loaded(&mut vgic, vcpu(0), 0, 1);
+        assert_eq!(lists.entries(), [PENDING | 1 << 60], "the SGI");
+        assert!(lists.holds_timer(), "else the CPU's own would fire for ever: {high}");
+        let _ = vgic.save(vcpu(0), &mut lists);
+    }
+}
+
+#[test]
 fn a_timer_that_the_guest_does_not_want_is_kept_quiet() {
     let mut vgic = Rig::new(1, 4).vgic;
     let timer = Intid::VIRTUAL_TIMER;
