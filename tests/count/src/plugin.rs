@@ -31,8 +31,8 @@ struct State {
     bytes: *mut Array<u8>,
     out: Option<File>,
     calls: Calls,
-    /// What is profiled between its first mark and its second, and whether it is now.
-    profiled: Option<u64>,
+    /// The labels at the ends of what is profiled, and whether something of it runs now.
+    profiled: Vec<u64>,
     profiling: bool,
     /// How often each address of EL2 was executed meanwhile.
     profile: BTreeMap<u64, u64>,
@@ -49,7 +49,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     bytes: std::ptr::null_mut(),
     out: None,
     calls: Calls::new(),
-    profiled: None,
+    profiled: Vec::new(),
     profiling: false,
     profile: BTreeMap::new(),
 });
@@ -62,7 +62,8 @@ fn with_state<T>(what: impl FnOnce(&mut State) -> T) -> T {
 #[unsafe(no_mangle)]
 pub static qemu_plugin_version: c_int = VERSION;
 
-/// Begins: `out=FILE` is where the lines go, `profile=LABEL` adds a profile of EL2.
+/// Begins: `out=FILE` is where the lines go, each `profile=LABEL` adds a
+/// profile of EL2 in what ends with that label.
 ///
 /// # Safety
 /// QEMU calls it once, with `count` texts.
@@ -85,10 +86,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
                 s.out = File::create(file).ok();
                 s.out.is_some()
             }),
-            Some(("profile", label)) => with_state(|s| {
-                s.profiled = label.parse().ok();
-                s.profiled.is_some()
-            }),
+            Some(("profile", label)) => label.parse().map(|label| with_state(|s| s.profiled.push(label))).is_ok(),
             _ => false,
         };
         if !understood {
@@ -183,7 +181,7 @@ fn instrument(instruction: *mut Instruction, pstate: u64) {
     let who = class(pstate, address);
     let (words, profiles) = with_state(|s| {
         let all: [Word; WORDS] = std::array::from_fn(|n| s.word(n));
-        (all, s.profiled.is_some())
+        (all, !s.profiled.is_empty())
     });
     let count = |index: usize| {
         // SAFETY: as above; the word is one of our own board, which stays.
@@ -220,13 +218,13 @@ unsafe extern "C" fn marked(_: c_uint, _: *mut c_void) {
             text.push_str(&format!(" {}", s.count(index)));
         }
         text.push('\n');
-        if s.profiled == Some(label) {
+        if s.profiled.contains(&label) {
             for (address, times) in std::mem::take(&mut s.profile) {
-                text.push_str(&format!("at {address:#x} {times}\n"));
+                text.push_str(&format!("at {label:#x} {address:#x} {times}\n"));
             }
         }
         // The label's last bit tells the end from the begin.
-        s.profiling = s.profiled == Some(label | 1) && label & 1 == 0;
+        s.profiling = label & 1 == 0 && s.profiled.contains(&(label | 1));
         s.write(&text);
     });
 }

@@ -34,7 +34,9 @@ fn one(row: u64, page: u64) -> (bool, u64) {
         rows::GUEST_NOTHING => timed(row, || true),
         rows::GUEST_HVC => timed(row, || hypercall::hvc(PSCI_VERSION, [0; 3])[0] >> 16 == 1),
         rows::VGIC_READ => timed(row, || device::read32(TYPER) != 0),
-        rows::VMM_READ | rows::VMM_READ_LISTED => timed(row, || device::read64(REG_SCRATCH) != 0),
+        rows::VMM_READ | rows::VMM_READ_LISTED | rows::VMM_READ_8 | rows::VMM_READ_32 => {
+            timed(row, || device::read64(REG_SCRATCH) != 0)
+        }
         rows::VMM_READ_FP => timed(row, || {
             fp::use_it();
             device::read64(REG_SCRATCH) != 0

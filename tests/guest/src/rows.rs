@@ -33,6 +33,10 @@ pub const TIMER: u64 = 12;
 pub const WAKE: u64 = 13;
 /// An SGI to another vCPU and its answer, two of them.
 pub const PING: u64 = 14;
+/// [`VMM_READ`] in one of 8 VMs that all have run.
+pub const VMM_READ_8: u64 = 15;
+/// In one of 32.
+pub const VMM_READ_32: u64 = 16;
 /// What VMM and kernel do: nothing between the marks.
 pub const USER_NOTHING: u64 = 32;
 /// The first program of the host is up, with all that came before.
@@ -73,6 +77,13 @@ pub const RECLAIM_1: u64 = 49;
 pub const RECLAIM_64: u64 = 50;
 /// 512 pages in a run.
 pub const RECLAIM_512: u64 = 51;
+
+/// A system call that does nothing: what the host's kernel takes for any.
+pub const SYSTEM_CALL: u64 = 52;
+/// 2 MiB to private that are mapped and touched once.
+pub const MAPPED_1: u64 = 53;
+/// That are mapped and touched 64 times.
+pub const MAPPED_64: u64 = 54;
 
 /// The label of a row's begin.
 #[must_use]

@@ -74,14 +74,20 @@ pub(super) struct Calls {
 }
 
 /// Everything that one machine did.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Marks {
     rounds: BTreeMap<u64, Vec<Counts>>,
     calls: BTreeMap<u64, Calls>,
     /// The counters at the first mark of a row.
     first: BTreeMap<u64, Counts>,
-    /// Executions of addresses of EL2, where a row was profiled.
-    pub profile: BTreeMap<u64, u64>,
+    /// Executions of addresses of EL2 in rows that were profiled, by the label of their ends.
+    pub profile: BTreeMap<u64, BTreeMap<u64, u64>>,
+    /// Of these rows EL2's instructions outside of zeroing and maintenance, in a round.
+    pub lean: BTreeMap<u64, u64>,
+    /// Bytes of RAM that EL2 keeps.
+    pub memory: u64,
+    /// Bytes of EL2 that are loaded.
+    pub image: u64,
 }
 
 impl Marks {
@@ -123,7 +129,10 @@ impl Marks {
                 calls.times += times;
                 calls.least = calls.least.min(least);
             }
-            ["at", address, times] => *self.profile.entry(hex(address)?).or_insert(0) += times.parse::<u64>()?,
+            ["at", label, address, times] => {
+                let of = self.profile.entry(hex(label)?).or_default();
+                *of.entry(hex(address)?).or_insert(0) += times.parse::<u64>()?;
+            }
             _ => bail!("not understood"),
         }
         Ok(())

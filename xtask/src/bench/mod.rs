@@ -4,7 +4,9 @@
 //!
 //! Guarantees that every figure comes from this run, and that two runs of the same files give the same integers.
 
+mod baseline;
 mod marks;
+mod plot;
 mod profile;
 mod report;
 mod rows;
@@ -19,9 +21,28 @@ use crate::builds::{self, Parts};
 use crate::env::Env;
 use crate::qemu::{Counted, Machine, Running};
 use crate::setup::Tools;
+use crate::test::{Context, Item, Work};
 use crate::{Usage, session, setup, ui};
+use baseline::Baseline;
 use marks::Marks;
 use report::Column;
+
+/// Rows of which zeroing and maintenance are told apart.
+const LEAN: [u64; 2] = [rows::marked::end(rows::marked::DONATE_512), rows::marked::end(rows::marked::RECLAIM_512)];
+
+/// The bytes of a carve-out, from the line of el2's that names it.
+fn kept(line: &str) -> Option<u64> {
+    let range = line.strip_prefix("freehold: carve-out ")?.split(' ').find(|word| word.starts_with("0x"))?;
+    let (first, last) = range.split_once('-')?;
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    Some(number(last)? + 1 - number(first)?)
+}
+
+/// Bytes of a program that are loaded from its file.
+fn loaded(elf: &[u8]) -> Result<u64> {
+    use object::{Object as _, ObjectSegment as _};
+    Ok(object::File::parse(elf)?.segments().map(|segment| segment.file_range().1).sum())
+}
 
 /// What the user may choose.
 #[derive(clap::Args)]
@@ -32,6 +53,12 @@ pub(crate) struct BenchArgs {
     /// Where EL2's instructions of a row go, by function: the row's number in tests/guest/src/rows.rs
     #[arg(long, value_name = "ROW")]
     profile: Option<u64>,
+    /// Fails if a row is more than 2 % worse than docs/performance-baseline.json, and does not look at targets
+    #[arg(long)]
+    check: bool,
+    /// Makes this run the baseline, and writes the tables and pictures of docs/performance.md
+    #[arg(long, conflicts_with_all = ["check", "cpu"])]
+    accept: bool,
 }
 
 const CPUS: [&str; 2] = ["max", "cortex-a72"];
@@ -77,10 +104,56 @@ pub(crate) fn run(env: &Env, args: &BenchArgs) -> Result<ExitCode> {
         columns.push(bench.column(cpu)?);
     }
     print!("{}", report::table(&columns));
+    let versions = bench.versions()?;
     let json = env.out.with_file_name("bench.json");
-    crate::image::write_whole(&json, report::json(&columns, &bench.versions()?).as_bytes())?;
+    crate::image::write_whole(&json, report::json(&columns, &versions).as_bytes())?;
     println!("{}", env.shown(&json));
+    let now = Baseline::new(&columns, &versions);
+    if args.accept {
+        now.write(env)?;
+        report::document(env, &columns, &versions)?;
+    }
+    if args.check {
+        let worse = worse(env, &now)?;
+        worse.iter().for_each(|line| println!("worse: {line}"));
+        return Ok(ExitCode::from(u8::from(!worse.is_empty())));
+    }
     Ok(ExitCode::from(u8::from(report::missed(&columns))))
+}
+
+/// What is worse than the baseline; nothing where that was counted with other programs, which it says.
+fn worse(env: &Env, now: &Baseline) -> Result<Vec<String>> {
+    let was = Baseline::committed(env)?;
+    let worse = was.worse(now);
+    if was.is_alike(now) {
+        return Ok(worse);
+    }
+    ui::note(&format!("the baseline was counted with {:?}, now it is {:?}", was.versions, now.versions));
+    worse.iter().for_each(|line| ui::note(&format!("not judged: {line}")));
+    Ok(Vec::new())
+}
+
+/// The pieces of the suite: Freehold's figures against the baseline, and that they are the same twice. Not in CI, for rows
+/// of donations depend on the length of the initramfs.
+pub(crate) fn works() -> Vec<Work> {
+    vec![Work::new("bench/max", quick).only_long()]
+}
+
+fn quick(context: &Context<'_>) -> Result<Vec<Item>> {
+    let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
+    let bench = Bench { env: context.env, tools, parts, plugin: builds::counter(context.env)? };
+    let cpu = CPUS[0];
+    let [first, second] = [(); 2].map(|()| bench.boot(Subject::Freehold, cpu, &LEAN));
+    let (first, second) = (first?, second?);
+    let same = first == second;
+    let column = Column::new(cpu, &first, &Marks::default(), &Marks::default());
+    let now = Baseline::new(std::slice::from_ref(&column), &bench.versions()?);
+    let worse = worse(context.env, &now)?;
+    let lost = (!worse.is_empty()).then(|| format!("{}\n`cargo xtask bench --accept` takes them", worse.join("\n")));
+    Ok(vec![
+        Item::new("bench/max-is-repeatable", (!same).then(|| "two runs differ".to_owned())),
+        Item::new("bench/max-is-no-worse", lost),
+    ])
 }
 
 struct Bench<'b> {
@@ -93,21 +166,23 @@ struct Bench<'b> {
 impl Bench<'_> {
     fn column(&self, cpu: &str) -> Result<Column> {
         let [freehold, peer, plain] = [Subject::Freehold, Subject::Peer, Subject::Plain]
-            .map(|subject| ui::stage(&format!("{} on {cpu}", subject.name()), |_| self.boot(subject, cpu, None)));
+            .map(|subject| ui::stage(&format!("{} on {cpu}", subject.name()), |_| self.boot(subject, cpu, &LEAN)));
         Ok(Column::new(cpu, &freehold?, &peer?, &plain?))
     }
 
     fn profile(&self, row: u64, cpu: &str) -> Result<ExitCode> {
-        let marks = self.boot(Subject::Freehold, cpu, Some(rows::marked::end(row)))?;
+        let label = rows::marked::end(row);
+        let marks = self.boot(Subject::Freehold, cpu, &[label])?;
         let rounds = marks.rounds(row).len() as u64;
         if rounds == 0 {
             bail!(Usage(format!("--profile {row}: no such row")));
         }
-        print!("{}", profile::shown(&std::fs::read(builds::el2_elf(self.env)?)?, &marks.profile, rounds)?);
+        let profile = marks.profile.get(&label).context("EL2 takes no part in it")?;
+        print!("{}", profile::shown(&std::fs::read(builds::el2_elf(self.env)?)?, profile, rounds)?);
         Ok(ExitCode::SUCCESS)
     }
 
-    fn boot(&self, subject: Subject, cpu: &str, profile: Option<u64>) -> Result<Marks> {
+    fn boot(&self, subject: Subject, cpu: &str, profile: &[u64]) -> Result<Marks> {
         let name = format!("bench-{}-{cpu}", subject.name());
         let image = self.parts.image.as_ref().context("there is no el2 to boot")?;
         let (kernel, job) = match subject {
@@ -121,14 +196,24 @@ impl Bench<'_> {
         machine.smp = 1;
         machine.el2 = subject != Subject::Plain;
         machine.append = format!("fh.job={job}");
-        machine.counted = Some(Counted { plugin: self.plugin.clone(), out: out.clone(), profile });
+        machine.counted = Some(Counted { plugin: self.plugin.clone(), out: out.clone(), profile: profile.to_vec() });
         let log = self.env.logs().join(format!("{name}.log"));
         let mut running = Running::start(&self.tools.qemu, &machine, &log)?;
         let outcome = session::follow(&mut running, LIMIT, |_| ())?;
         let said = outcome.failures();
         ensure!(said.is_empty(), "{name}: {}\nconsole log: {}", said.join("\n"), self.env.shown(&log));
         let text = std::fs::read_to_string(&out).with_context(|| format!("{name}: the plugin wrote nothing"))?;
-        Marks::parse(&text).with_context(|| name)
+        let mut marks = Marks::parse(&text).with_context(|| name)?;
+        if subject == Subject::Freehold {
+            let elf = std::fs::read(builds::el2_elf(self.env)?)?;
+            for (label, profile) in &marks.profile {
+                let rounds = marks.rounds(label >> 1).len() as u64;
+                marks.lean.insert(*label, profile::lean(&elf, profile, rounds)?);
+            }
+            marks.memory = outcome.el2.iter().filter_map(|line| kept(line)).sum();
+            marks.image = loaded(&elf)?;
+        }
+        Ok(marks)
     }
 
     /// What the figures depend on beside this tree.
@@ -146,5 +231,17 @@ impl Bench<'_> {
             ("peer", peer),
             ("rustc", said(std::path::Path::new("rustc"), "--version")?),
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_carve_out_is_as_long_as_its_line_says() {
+        let line = "freehold: carve-out 1 (ledger and tables) 0xbf600000-0xbfffffff (10 MiB)";
+        assert_eq!(kept(line), Some(10 << 20));
+        assert_eq!(kept("freehold: 1 CPUs, 2048 MiB RAM in 1 bank(s)"), None);
     }
 }

@@ -3,10 +3,14 @@
 
 use std::fmt::Write as _;
 
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
+use super::baseline::Accepted;
 use super::marks::Marks;
+use super::plot;
 use super::rows::{ROWS, Row, Seen};
+use crate::env::Env;
 use crate::ui;
 
 /// What one CPU showed.
@@ -53,6 +57,22 @@ impl Column {
             Line { row, freehold: row.seen(freehold, false), peer }
         };
         Self { cpu: cpu.to_owned(), lines: ROWS.iter().map(line).collect() }
+    }
+
+    /// Freehold's figures alone, as a baseline keeps them.
+    pub(super) fn accepted(&self) -> Vec<Accepted> {
+        let one = |line: &Line| {
+            let Seen { figure, least, .. } = line.freehold?;
+            Some(Accepted { cpu: self.cpu.clone(), name: line.row.name.to_owned(), figure, least })
+        };
+        self.lines.iter().filter_map(one).collect()
+    }
+
+    /// The rows that both have, for a picture.
+    fn bars(&self) -> Vec<plot::Bars<'static>> {
+        let target = |line: &Line| line.row.target.filter(|_| self.cpu == "max");
+        let one = |line: &Line| Some((line.row.name, line.freehold?.figure, line.peer?.figure, target(line)));
+        self.lines.iter().filter_map(one).collect()
     }
 }
 
@@ -135,4 +155,71 @@ pub(super) fn json(columns: &[Column], versions: &[(&str, String)]) -> String {
     let versions: serde_json::Map<String, Value> =
         versions.iter().map(|(name, text)| ((*name).to_owned(), json!(text))).collect();
     format!("{:#}\n", json!({ "versions": versions, "rows": rows }))
+}
+
+const BEGIN: &str = "<!-- figures: begin -->";
+const END: &str = "<!-- figures: end -->";
+
+/// Writes the tables and the pictures into the documentation.
+///
+/// # Errors
+/// If docs/performance.md lacks its marks, or a file cannot be written.
+pub(super) fn document(env: &Env, columns: &[Column], versions: &[(&str, String)]) -> Result<()> {
+    let docs = env.root.join("docs");
+    let mut new = String::from("\n");
+    let of: Vec<String> = versions.iter().map(|(name, text)| format!("{name} {text}")).collect();
+    let _ = writeln!(new, "Counted with {}.\n", of.join("; "));
+    for column in columns {
+        let picture = format!("performance-{}.svg", column.cpu);
+        std::fs::write(docs.join(&picture), plot::svg(&format!("Instructions, -cpu {}", column.cpu), &column.bars()))?;
+        let _ = writeln!(new, "### -cpu {}\n\n![figures]({picture})\n\n{}", column.cpu, markdown(column));
+    }
+    let path = docs.join("performance.md");
+    let text = std::fs::read_to_string(&path)?;
+    let begin = text.find(BEGIN).map(|at| at + BEGIN.len());
+    let (Some(begin), Some(end)) = (begin, text.find(END)) else {
+        bail!("docs/performance.md lacks `{BEGIN}` and `{END}`");
+    };
+    Ok(std::fs::write(path, format!("{}{new}{}", &text[..begin], &text[end..]))?)
+}
+
+fn markdown(column: &Column) -> String {
+    let mut text = String::from(
+        "| row | Freehold | EL2 + kernel + VMM | pKVM | EL2 + kernel + VMM | ratio | target |\n|---|---|---|---|---|---|---|\n",
+    );
+    for line in &column.lines {
+        let (ours, parts) = figure(line.freehold);
+        let (theirs, their_parts) = figure(line.peer);
+        let target = line.row.target.filter(|_| column.cpu == "max").map(|t| t.to_string()).unwrap_or_default();
+        let verdict = match line.verdict(&column.cpu) {
+            Verdict::Met => " met",
+            Verdict::Missed => " **missed**",
+            Verdict::NotThere => " **not measured**",
+            Verdict::Untold => "",
+        };
+        let ratio = ratio(line).map(|r| format!("{r:.2}")).unwrap_or_default();
+        let name = line.row.name;
+        let _ =
+            writeln!(text, "| {name} | {ours} | {parts} | {theirs} | {their_parts} | {ratio} | {target}{verdict} |");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_target_and_a_missing_figure_are_told_apart() {
+        let row = ROWS.iter().find(|row| row.target == Some(70)).unwrap();
+        let line = |figure: Option<u64>| Line {
+            row,
+            freehold: figure.map(|figure| Seen { figure, ..Seen::default() }),
+            peer: None,
+        };
+        assert_eq!(line(Some(70)).verdict("max"), Verdict::Met);
+        assert_eq!(line(Some(71)).verdict("max"), Verdict::Missed);
+        assert_eq!(line(Some(71)).verdict("cortex-a72"), Verdict::Untold);
+        assert_eq!(line(None).verdict("max"), Verdict::NotThere);
+    }
 }

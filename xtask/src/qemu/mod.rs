@@ -52,14 +52,14 @@ pub(crate) struct Counted {
     pub plugin: PathBuf,
     /// Where it writes.
     pub out: PathBuf,
-    /// The label of what is profiled.
-    pub profile: Option<u64>,
+    /// The labels at the end of what is profiled.
+    pub profile: Vec<u64>,
 }
 
 impl Counted {
     /// The arguments beside those of any machine.
     fn arguments(&self) -> Vec<String> {
-        let profile = self.profile.map(|label| format!(",profile={label}")).unwrap_or_default();
+        let profile: String = self.profile.iter().map(|label| format!(",profile={label}")).collect();
         let plugin = format!("{},out={}{profile}", self.plugin.display(), self.out.display());
         let pairs = [
             ("-icount", "shift=0,sleep=off"),

@@ -26,7 +26,7 @@ use anyhow::{Result, bail};
 use crate::builds::{self, Parts, Watched};
 use crate::env::Env;
 use crate::setup::{self, Tools};
-use crate::{Usage, audit, kernel, lint, mutants, ui};
+use crate::{Usage, audit, bench, kernel, lint, mutants, ui};
 use report::Report;
 
 /// What the user may choose.
@@ -190,6 +190,7 @@ fn suites() -> Vec<Suite> {
         suite("boot", 120, 2, true, boot::works()),
         suite("life", 180, 2, true, life::works()),
         suite("watch", 150, 2, true, watch::works()),
+        suite("bench", 90, 1, true, bench::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
         suite("guests", 240, 2, true, guests::works()),
         suite("kvm", 360, 1, true, kvm::works()),

@@ -5,11 +5,10 @@ use freehold_uapi::hvc;
 
 use super::{ROUNDS, STEP, marked, peer, plan};
 use crate::gmem::converted;
-use crate::machine::{Event, Machine, Plan, counter, make_gmem, open};
+use crate::machine::{Event, Machine, Plan, counter, new_gmem, open};
 use crate::proto::*;
 use crate::rows;
 use crate::sys::errno_name;
-use freehold_uapi::ioctl as abi;
 
 /// VMs that come and go; the first few warm the kernel's caches.
 const LIVES: u64 = 12;
@@ -43,6 +42,25 @@ pub(super) fn calls() -> Result<(), String> {
     Ok(())
 }
 
+/// What is mapped and touched several times becomes private.
+pub(super) fn mappings() -> Result<(), String> {
+    let kvm = open()?;
+    let vm = kvm.create_vm_with_type(crate::machine::VM_TYPE).map_err(|e| errno_name(e.errno()))?;
+    let bytes = 2 << 20;
+    let gmem = new_gmem(&vm, bytes).map_err(errno_name)?;
+    for (row, count) in [(rows::MAPPED_1, 1), (rows::MAPPED_64, 64)] {
+        let mut went = 0;
+        for _ in 0..2 {
+            let maps = (0..count).map(|_| gmem.map(2 << 20)).collect::<Result<Vec<_>, _>>().map_err(errno_name)?;
+            maps.iter().for_each(|map| (0..2 << 20).step_by(4096).for_each(|at| map.store(at, 1)));
+            went += u64::from(marked(row, || gmem.to_private(0, bytes, 0)).is_ok());
+            gmem.to_shared(0, bytes).map_err(|(e, _)| errno_name(e))?;
+        }
+        STEP.same(&format!("2 MiB with {count} mappings become private"), 2, went);
+    }
+    Ok(())
+}
+
 /// Memory of a VM that runs becomes private: frozen, donated, zeroed. What is frozen and not donated, as a file's that
 /// nobody has bound yet, becomes the host's again.
 pub(super) fn conversions() -> Result<(), String> {
@@ -65,8 +83,7 @@ pub(super) fn conversions() -> Result<(), String> {
     for (back, bytes) in [(rows::SHARED_4K, 4096), (rows::SHARED_2M, 2 << 20), (rows::SHARED_64M, 64 << 20)] {
         let kvm = open()?;
         let vm = kvm.create_vm_with_type(crate::machine::VM_TYPE).map_err(|e| errno_name(e.errno()))?;
-        let flags = abi::GUEST_MEMFD_FLAG_MMAP | abi::GUEST_MEMFD_FLAG_INIT_SHARED;
-        let gmem = make_gmem(&vm, bytes, flags).map_err(errno_name)?;
+        let gmem = new_gmem(&vm, bytes).map_err(errno_name)?;
         let mut seen = Vec::new();
         for _ in 0..CONVERSIONS {
             seen.push(converted(gmem.to_private(0, bytes, 0)));

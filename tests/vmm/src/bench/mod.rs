@@ -35,11 +35,17 @@ pub(crate) fn all() -> Result<(), String> {
     for _ in 0..ROUNDS {
         marked(rows::USER_NOTHING, || ());
     }
+    for _ in 0..ROUNDS {
+        // SAFETY: asks for a number.
+        marked(rows::SYSTEM_CALL, || unsafe { libc::getppid() });
+    }
     guest()?;
+    neighbours()?;
     memory::lives()?;
     if !peer() {
         memory::calls()?;
         memory::conversions()?;
+        memory::mappings()?;
         raw::batches()?;
     }
     Ok(())
@@ -81,6 +87,20 @@ fn guest() -> Result<(), String> {
     }
     if !peer() {
         rounds(&mut machine, rows::RELINQUISH, "and given back")?;
+    }
+    Ok(())
+}
+
+/// A guest among others that have run and wait for their next command.
+fn neighbours() -> Result<(), String> {
+    let plan = Plan { bytes: RAM_MIN, ..plan() };
+    let mut machines = Vec::new();
+    for (row, count) in [(rows::VMM_READ_8, 8), (rows::VMM_READ_32, 32)] {
+        while machines.len() < count {
+            machines.push(Machine::booted(plan)?.0);
+        }
+        let Some(last) = machines.last_mut() else { break };
+        rounds(last, row, &format!("a load that the VMM answers, in one of {count} VMs"))?;
     }
     Ok(())
 }
