@@ -71,6 +71,8 @@ pub struct Machine {
     pub has_smmu: bool,
     /// Whether a PSCI node was seen.
     has_psci: bool,
+    /// Depth of a node that the host's tree is to be without, while what stands below it is read: that goes too.
+    left_out: Option<usize>,
     initrd_start: Option<u64>,
     initrd_end: Option<u64>,
 }
@@ -96,7 +98,20 @@ impl Machine {
     }
 
     fn take(&mut self, node: &Node<'_, '_>, console: Option<&str>) -> Result<(), Stop> {
+        let depth = node.path.len();
+        self.left_out = self.left_out.filter(|above| depth > *above);
+        if node.has_own_dma() {
+            self.left_out = self.left_out.or(Some(depth));
+            if node.path.first() == Some(&"reserved-memory") {
+                return Err(Stop::new(
+                    "reserved memory is a device that must be hidden",
+                    "/reserved-memory compatible",
+                ));
+            }
+            return self.hide(node);
+        }
         match node.path {
+            _ if self.left_out.is_some() => {}
             ["chosen"] => {
                 self.initrd_start = node.property("linux,initrd-start").map(number);
                 self.initrd_end = node.property("linux,initrd-end").map(number);
@@ -105,7 +120,6 @@ impl Machine {
             ["cpus", _] if node.string("device_type") == Some("cpu") => self.take_cpu(node)?,
             ["reserved-memory", _] if node.is_enabled() => self.take_reserved(node)?,
             _ if node.is_memory() && node.is_enabled() => self.take_memory(node)?,
-            _ if node.has_own_dma() => self.hide(node)?,
             _ => self.take_device(node, console),
         }
         Ok(())
@@ -210,6 +224,7 @@ impl Machine {
     }
 
     fn finish(mut self) -> Result<Self, Stop> {
+        self.left_out = None;
         if self.banks.is_empty() {
             return Err(Stop::new("DTB names no memory", "/memory"));
         }
@@ -304,6 +319,18 @@ mod tests {
         assert_eq!(machine.console, Some(0x1000_0200));
         let hidden = read(board().with_buses("soc", &[0, 0x1000_0000, 0x100], "/soc/inner/pl011@200")).unwrap();
         assert_eq!(hidden.console, None);
+    }
+
+    #[test]
+    fn what_the_hosts_tree_is_to_be_without_is_not_taken() {
+        let text = |name: &str| read(board().hiding(name)).map_err(|stop| stop.what());
+        assert_eq!(text("memory@40000000"), Err("DTB names no memory"));
+        assert_eq!(text("cpus"), Err("DTB names no CPU"));
+        assert_eq!(text("chosen").unwrap().initrd, None);
+        assert_eq!(text("intc@8000000").unwrap().gic, Gic::Unknown);
+        for name in ["reserved-memory", "reserved-memory/below"] {
+            assert_eq!(text(name), Err("reserved memory is a device that must be hidden"), "or the host would use it");
+        }
     }
 
     #[test]

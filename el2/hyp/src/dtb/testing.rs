@@ -57,6 +57,19 @@ impl Tree {
         self
     }
 
+    /// Makes the node (or, with "node/below", the first node below it) a device that must be hidden.
+    pub(crate) fn hiding(mut self, name: &str) -> Self {
+        let (name, below) = name.split_once('/').map_or((name, false), |(name, _)| (name, true));
+        let node = self.nodes.iter_mut().find(|node| node.name == name).unwrap();
+        let node = if below { &mut node.children[0] } else { node };
+        node.properties.retain(|(name, _)| name != "compatible");
+        *node = node.clone().text("compatible", "virtio,mmio");
+        if node.properties.iter().all(|(name, _)| name != "reg") {
+            *node = node.clone().wide("reg", &[0xb00_0000, 0x1000]);
+        }
+        self
+    }
+
     /// One more timer, that names its interrupts.
     pub(crate) fn with_timer(mut self, name: &str, names: &str, interrupts: &[u32]) -> Self {
         let timer = Node::new(name).text("compatible", "arm,armv8-timer").text("interrupt-names", names);
