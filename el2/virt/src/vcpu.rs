@@ -99,6 +99,22 @@ const FAULT_STATUS: u64 = 0x3f;
 /// Of any level.
 const PERMISSION: u64 = 0x0c;
 
+/// Whether the exception with this syndrome is an abort whose page HPFAR_EL2 does not name: a permission fault that is
+/// not of a stage-1 walk (Arm ARM, HPFAR_EL2).
+#[must_use]
+pub const fn lacks_page(esr: u64) -> bool {
+    /// Aborts of a lower EL, a fetch's and, with bit 2 set, a data access's.
+    const ABORT: u64 = 0x20;
+    esr >> 26 & 0x3f & !4 == ABORT && esr & (STAGE1_WALK | FAULT_STATUS & !3) == PERMISSION
+}
+
+/// HPFAR_EL2 for the address that a translation left in PAR_EL1; `None` if there is none any more.
+#[must_use]
+pub const fn page_of(par: u64) -> Option<u64> {
+    // PA in bits 51:12; FIPA in bits 43:4. F in bit 0: it failed.
+    if par & 1 == 0 { Some(par >> 8 & 0x0fff_ffff_fff0) } else { None }
+}
+
 impl Vcpu {
     /// A vCPU that has asked for nothing.
     #[must_use]

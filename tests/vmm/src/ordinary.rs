@@ -18,16 +18,16 @@ use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
 use crate::vgic::{Cloned as _, spi};
 
 const STEP: Step = Step("ordinary");
-const PAGE: u64 = GRANULE;
+pub(crate) const PAGE: u64 = GRANULE;
 /// RAM behind the program's, for the cases.
-const FREE: u64 = RAM_MIN;
-const BYTES: u64 = 4 * RAM_MIN;
+pub(crate) const FREE: u64 = RAM_MIN;
+pub(crate) const BYTES: u64 = 4 * RAM_MIN;
 
-fn plan() -> Plan {
+pub(crate) fn plan() -> Plan {
     Plan { bytes: BYTES, boot: BOOT_NO_SHARE, gic: true, ordinary: true, ..Plan::default() }
 }
 
-fn at(offset: u64) -> usize {
+pub(crate) fn at(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 

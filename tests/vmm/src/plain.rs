@@ -9,31 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use freehold_uapi::ioctl::*;
 
 use crate::hostile::Hostile;
-use crate::machine::{Event, Machine, Plan, VM_TYPE, open, set_plain};
+use crate::machine::{Event, Machine, VM_TYPE, open, set_plain};
+use crate::ordinary::{BYTES, FREE, PAGE, at, plan};
 use crate::proto::*;
 use crate::raw::{resting, settle};
 use crate::report::Step;
 use crate::sys::{self, Mapping, errno_name, ioctl, outcome};
 
 const STEP: Step = Step("plain");
-const PAGE: u64 = GRANULE;
-/// RAM behind the program's, for the cases.
-const FREE: u64 = RAM_MIN;
-const BYTES: u64 = 4 * RAM_MIN;
-
-fn plan() -> Plan {
-    Plan { bytes: BYTES, boot: BOOT_NO_SHARE, gic: true, ordinary: true, ..Plan::default() }
-}
-
-fn at(offset: u64) -> usize {
-    usize::try_from(offset).unwrap_or(usize::MAX)
-}
 
 /// Runs the cases.
 pub(crate) fn all() -> Result<(), String> {
     let hostile = Hostile::open()?;
     let before = resting(&hostile);
     slots()?;
+    nodes()?;
     let fail = |e| format!("memory: {}", errno_name(e));
     for shared in [false, true] {
         let how = if shared { "shared" } else { "private" };
@@ -46,6 +36,18 @@ pub(crate) fn all() -> Result<(), String> {
     moves()?;
     races()?;
     settle(STEP, "all is as before", &hostile, &before);
+    Ok(())
+}
+
+/// A VMM that can not ask gets a protected VM of the node for it: plain memory is not for those.
+fn nodes() -> Result<(), String> {
+    let ram = Mapping::anonymous(at(BYTES), false).map_err(errno_name)?;
+    for (node, expected) in [(c"/dev/kvm", "0"), (c"/dev/kvm-protected", "EINVAL")] {
+        let kvm = kvm_ioctls::Kvm::new_with_path(node).map_err(|e| errno_name(e.errno()))?;
+        let vm = kvm.create_vm_with_type(40).map_err(|e| errno_name(e.errno()))?;
+        let seen = outcome(set_plain(&vm, 0, RAM_BASE, BYTES, ram.at(0)).map(|()| 0));
+        STEP.same(&format!("{}: plain memory for a VM that asked for nothing", node.to_string_lossy()), expected, seen);
+    }
     Ok(())
 }
 

@@ -37,16 +37,11 @@ use crate::features::Ids;
 use crate::{barrier, gicr, vectors};
 use entry::Cause;
 use freehold_virt::guest_call::answer_at_once;
+use freehold_virt::vcpu::{lacks_page, page_of};
 use freehold_virt::vgic::Lists;
 
 /// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
 const CLASS_FP: u64 = 0x07;
-/// Classes of aborts of a lower EL, without the bit that tells a fetch from data; their status says "permission".
-const CLASS_ABORT: u64 = 0x20;
-const DATA: u64 = 0x04;
-const PERMISSION: u64 = 0x0c;
-/// The fault is of a stage-1 walk.
-const STAGE1_WALK: u64 = 1 << 7;
 /// ISR_EL1: a physical SError, IRQ or FIQ is pending.
 const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
 
@@ -192,8 +187,7 @@ fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
 /// Sees to it that HPFAR_EL2 names the page of an abort: of a permission fault it does not, and the address is translated
 /// by the guest's own tables, which are in force still. `false`: the guest has changed them, and makes the access again.
 fn names_page(exit: &mut context::ExitRegisters) -> bool {
-    let is_abort = exit.esr >> 26 & 0x3f & !DATA == CLASS_ABORT;
-    if !is_abort || exit.esr & (STAGE1_WALK | 0x3c) != PERMISSION {
+    if !lacks_page(exit.esr) {
         return true;
     }
     let kept = read_sysreg!("par_el1");
@@ -202,9 +196,7 @@ fn names_page(exit: &mut context::ExitRegisters) -> bool {
     barrier::registers_in_effect();
     let found = read_sysreg!("par_el1");
     write_sysreg!("par_el1", kept);
-    // PA in bits 51:12; FIPA in bits 43:4.
-    exit.hpfar = found >> 8 & 0x0fff_ffff_fff0;
-    found & 1 == 0
+    page_of(found).map(|hpfar| exit.hpfar = hpfar).is_some()
 }
 
 /// Saves what the guest has, and leaves none of it where nothing will overwrite it.

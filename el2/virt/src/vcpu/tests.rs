@@ -69,6 +69,23 @@ fn a_store_to_ram_that_is_not_backed_tells_the_frame_only() {
     assert_eq!(r, before);
 }
 
+#[test]
+fn only_a_permission_fault_of_an_access_itself_lacks_its_page() {
+    for class in [0x20, 0x24] {
+        for status in 0..0x40 {
+            let esr = class << 26 | 1 << 25 | status;
+            assert_eq!(lacks_page(esr), (0xc..=0xf).contains(&status), "{esr:#x}");
+            assert!(!lacks_page(esr | 1 << 7), "a walk's is named: {esr:#x}");
+        }
+    }
+    for class in (0..0x40).filter(|class| ![0x20, 0x24].contains(class)) {
+        assert!(!lacks_page(class << 26 | 0xf), "no abort of a lower EL: {class:#x}");
+    }
+    // Attributes above and below the address are not part of it.
+    assert_eq!(page_of(0xff0f_edcb_a987_6000 | 0xb80), Some(0x0fed_cba9_8760));
+    assert_eq!(page_of(0x0000_0000_8000_1001), None, "the guest has changed its tables");
+}
+
 /// The same memory, of an ordinary VM.
 struct Borrowed;
 
