@@ -49,10 +49,13 @@ const ASGI1: Encoding = Encoding::new(3, 0, 12, 11, 6);
 const SGI0: Encoding = Encoding::new(3, 0, 12, 11, 7);
 
 impl Board {
+    /// Of no VM: all zero, so that it takes no place in the image.
+    pub const NONE: Self = Self { vgic: Vgic::NONE, window: None, power: Power::NONE, vcpus: 0 };
+
     /// Of a VM that was just created.
     #[must_use]
     pub const fn new() -> Self {
-        Self { vgic: Vgic::new(), window: None, power: Power::new(), vcpus: 0 }
+        Self { vgic: Vgic::new(), power: Power::new(), ..Self::NONE }
     }
 
     /// Says where the frames are, in a VM with so many vCPUs.

@@ -113,11 +113,13 @@ impl Default for Power {
 }
 
 impl Power {
+    /// Of no VM: all zero.
+    pub const NONE: Self = Self { states: [State::Off; MAX_VCPUS] };
+
     /// Of a VM before its first run: the first CPU is on, the others are off.
     #[must_use]
     pub const fn new() -> Self {
-        let [_, rest @ ..] = [State::Off; MAX_VCPUS];
-        let [a, b, c, d, e, f, g] = rest;
+        let [_, a, b, c, d, e, f, g] = Self::NONE.states;
         Self { states: [State::On, a, b, c, d, e, f, g] }
     }
 

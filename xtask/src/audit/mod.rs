@@ -3,7 +3,7 @@
 //!
 //! `no-panic`: nothing that the host or a guest can do reaches a panic of Rust. `barriers` and `maintenance`: what must
 //! stand behind exception returns, at entries, and around TLB and cache maintenance. `controls`: the same audit finds
-//! each fault that is patched into a copy of the image.
+//! each fault that is patched into a copy of the image. `size`: what is loaded stays small.
 
 mod code;
 mod graph;
@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::builds;
+use crate::image::{Extent, flatten};
 use crate::test::{Context, Item, Work};
 use code::{Code, Does, plain};
 
@@ -34,6 +35,9 @@ const MAINTENANCE: usize = 8;
 /// Index masks ([`freehold_mem::confine`]), at least: one per use in the source.
 const MASKS: usize = 4;
 
+/// Bytes of code and data that a boot loader copies, at most.
+const SIZE: usize = 256 << 10;
+
 pub(crate) fn works() -> Vec<Work> {
     let case = |name: &'static str, judge: fn(&Code) -> Result<Vec<String>>| {
         Work::new(name, move |context| {
@@ -46,6 +50,15 @@ pub(crate) fn works() -> Vec<Work> {
         case("image/speculation-barriers", barriers),
         case("image/maintenance-is-waited-for", maintenance),
         case("image/controls", controls),
+        Work::new("image/size", |context| {
+            let file = std::fs::read(builds::el2_elf(context.env)?)?;
+            let bytes = |extent| Ok::<_, anyhow::Error>(flatten(&file, 1, extent)?.len());
+            let (loaded, all) = (bytes(Extent::File)?, bytes(Extent::Memory)?);
+            ensure!(all > SIZE, "the control, all that EL2 needs at run time, has {all} bytes only");
+            let complaint =
+                format!("{loaded} bytes are loaded, of at most {SIZE}: is a large static not zero at first?");
+            Ok(vec![Item::new("image/size", (loaded > SIZE).then_some(complaint))])
+        }),
     ]
 }
 

@@ -147,7 +147,7 @@ impl HostContext {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            el1: El1State::reset(),
+            el1: El1State::new(),
             el2: HostTraps::new(),
             keys: Keys::new(),
             profiling: HostProfiling::new(),

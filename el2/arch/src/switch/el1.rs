@@ -25,9 +25,14 @@ macro_rules! el1_registers {
         }
 
         impl El1State {
+            /// Of nobody: all zero.
+            pub(super) const fn new() -> Self {
+                Self { sctlr: 0, tcr: 0, $($field: 0,)+ }
+            }
+
             /// Registers of a core that was just reset.
             pub(super) const fn reset() -> Self {
-                Self { sctlr: SCTLR_RESET, tcr: 0, $($field: 0,)+ }
+                Self { sctlr: SCTLR_RESET, ..Self::new() }
             }
 
             /// Copies the registers of this CPU.

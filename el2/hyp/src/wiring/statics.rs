@@ -50,7 +50,7 @@ pub(crate) static CLOSING: AtomicU32 = AtomicU32::new(0);
 pub(crate) static VMS: [VmCell<AtomicU64>; VM_SLOTS] = [VmCell::NEW; VM_SLOTS];
 
 /// The board of each slot's VM.
-pub(crate) static BOARDS: [Ticket<Board>; VM_SLOTS] = [const { Ticket::new(Board::new()) }; VM_SLOTS];
+pub(crate) static BOARDS: [Ticket<Board>; VM_SLOTS] = [const { Ticket::new(Board::NONE) }; VM_SLOTS];
 
 /// Where a binary keeps the sealed machine.
 pub struct Home<K: Kind>(Once<Machine<K>>);

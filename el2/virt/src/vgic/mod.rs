@@ -73,6 +73,10 @@ struct Local {
     mine: [u32; SPI_BANKS],
 }
 
+impl Local {
+    const NONE: Self = Self { bank: Bank::new(0), sleeps: false, place: Place::Out, mine: [0; SPI_BANKS] };
+}
+
 /// One of the banks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
@@ -107,11 +111,18 @@ impl Default for Vgic {
 }
 
 impl Vgic {
+    /// Of no VM: all zero, for what an image need not carry.
+    pub const NONE: Self = Self {
+        groups: 0,
+        spis: [Bank::new(0); SPI_BANKS],
+        routes: [[0; 32]; SPI_BANKS],
+        locals: [Local::NONE; MAX_VCPUS],
+    };
+
     /// After reset: nothing enabled, every redistributor asleep.
     #[must_use]
     pub const fn new() -> Self {
-        let local = Local { bank: Bank::new(SGIS), sleeps: true, place: Place::Out, mine: [0; SPI_BANKS] };
-        Self { groups: 0, spis: [Bank::new(0); SPI_BANKS], routes: [[0; 32]; SPI_BANKS], locals: [local; MAX_VCPUS] }
+        Self { locals: [Local { bank: Bank::new(SGIS), sleeps: true, ..Local::NONE }; MAX_VCPUS], ..Self::NONE }
     }
 
     /// Sets the wire of an SPI, as the host says. Of a private interrupt nothing happens.
