@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who starts a vCPU and who is woken; what a controller does is `vgic`'s to test.
 
+use std::vec::Vec;
+
 use super::*;
 use crate::psci::Entry;
 use crate::registers::fake::Fake;
@@ -192,4 +194,152 @@ fn vcpus_may_be_made_in_any_order() {
     assert!(matches!(board.arrive(vcpu(2)), Arrival::Starts(_)));
     let (_, r) = call(&mut board, 0, guest::PSCI_CPU_ON, [3, 0, 0]);
     assert_eq!(r.x[0], guest::INVALID_PARAMETERS.cast_unsigned());
+}
+
+const fn on(compare: u64) -> Timer {
+    Timer::of_registers(1, compare)
+}
+
+const fn masked(compare: u64) -> Timer {
+    Timer::of_registers(3, compare)
+}
+
+const OFF: Timer = Timer::new();
+const VIRTUAL: u64 = 1 << 27;
+const PHYSICAL: u64 = 1 << 30;
+
+/// The board on which vCPU 0 has enabled these private interrupts.
+fn enabled(bits: u64) -> Board {
+    let mut board = board();
+    for (ipa, value) in [(0x201_0180, u64::MAX), (0x201_0100, bits)] {
+        assert_eq!(board.store(ipa, Width::Word, value), Some(Kicks::NONE));
+    }
+    board
+}
+
+#[test]
+fn a_stay_ends_with_the_physical_timer_and_nothing_of_it_is_in_the_next_one() {
+    let mut board = enabled(VIRTUAL | PHYSICAL);
+    let mut lists = Lists::EMPTY;
+    for (cntv, cntp, deadline, loaded) in [
+        (OFF, OFF, None, &[][..]),
+        (on(NOW + 1), OFF, None, &[]),
+        (OFF, on(NOW + 1), Some(NOW + 1), &[]),
+        (OFF, masked(NOW + 1), None, &[]),
+        (on(NOW), on(NOW + 5), Some(NOW + 5), &[27]),
+        (OFF, on(NOW), None, &[30]),
+        (masked(NOW), on(NOW), None, &[30]),
+        (on(NOW - 1), on(NOW - 1), None, &[27, 30]),
+        (OFF, OFF, None, &[]),
+    ] {
+        assert_eq!(board.enter(vcpu(0), (0, 4), Timers { cntv, cntp }, NOW, &mut lists), Ok(()));
+        assert_eq!(lists.deadline(), deadline, "{cntv:?} {cntp:?}");
+        let numbers: Vec<u32> = lists.entries().iter().map(|entry| *entry as u32).collect();
+        assert_eq!(numbers, loaded, "{cntv:?} {cntp:?}");
+        lists.note(OPEN, 0);
+        assert_eq!(lists.vmcr(), OPEN);
+        assert_eq!(board.leave(vcpu(0), &mut lists), Kicks::NONE);
+        assert_eq!(lists, Lists::EMPTY);
+    }
+}
+
+#[test]
+fn a_wait_lasts_until_the_first_timer_that_the_guest_would_take() {
+    for (cntv, cntp, bits, until) in [
+        (on(3000), on(2000), VIRTUAL | PHYSICAL, 2000),
+        (on(2000), on(3000), VIRTUAL | PHYSICAL, 2000),
+        (on(2000), on(3000), PHYSICAL, 3000),
+        (masked(2000), on(3000), VIRTUAL | PHYSICAL, 3000),
+        (on(2000), OFF, VIRTUAL | PHYSICAL, 2000),
+        (on(2000), on(3000), 0, 0),
+        (on(NOW), on(NOW), 0, 0),
+    ] {
+        let exit = enabled(bits).idle(vcpu(0), OPEN, Timers { cntv, cntp }, NOW);
+        assert_eq!(exit, Some(Exit::Wfi(until)), "{cntv:?} {cntp:?} {bits:#x}");
+    }
+    let fired = Timers { cntv: OFF, cntp: on(NOW) };
+    assert_eq!(enabled(PHYSICAL).idle(vcpu(0), OPEN, fired, NOW), None);
+    let mask = OPEN & 0xff_ffff;
+    assert_eq!(enabled(PHYSICAL).idle(vcpu(0), mask, fired, NOW), Some(Exit::Wfi(0)), "its CPU masks it");
+}
+
+#[test]
+fn an_sgi_reaches_the_group_that_its_register_names() {
+    for (register, group, reaches) in
+        [(SGI1, 1, true), (SGI1, 0, true), (SGI0, 1, false), (SGI0, 0, true), (ASGI1, 1, false), (ASGI1, 0, true)]
+    {
+        let mut board = asleep();
+        assert_eq!(board.store(0x203_0080, Width::Word, group << 3), Some(Kicks::NONE));
+        let mut r = Fake::new();
+        r.x[5] = 3 << 24 | 1 << 1;
+        let mut write = |read| {
+            let kicks =
+                board.system_register(vcpu(0), Access { register, rt: 5, read }, &mut r, &mut Timer::new(), NOW);
+            (kicks, r.pc)
+        };
+        assert_eq!(write(true), (None, 0x8000_0000), "no load of it is served");
+        let kicks = if reaches { wakes(2) } else { Kicks::NONE };
+        assert_eq!(write(false), (Some(kicks), 0x8000_0004), "{register:?} {group}");
+    }
+}
+
+#[test]
+fn an_interrupt_is_over_when_its_cpu_says_so() {
+    let mut board = enabled(1 << 3);
+    let mut r = Fake::new();
+    let mut write = |board: &mut Board, register, value| {
+        r.x[5] = value;
+        board.system_register(vcpu(0), Access { register, rt: 5, read: false }, &mut r, &mut Timer::new(), NOW)
+    };
+    assert_eq!(write(&mut board, SGI1, 3 << 24 | 1), Some(Kicks::NONE));
+    let mut lists = enter(&mut board, vcpu(0), 0).unwrap();
+    lists.entries()[0] ^= 3 << 62;
+    assert_eq!(board.leave(vcpu(0), &mut lists), Kicks::NONE);
+    let active = |board: &mut Board| board.load(0x201_0300, Width::Word);
+    assert_eq!(active(&mut board), Some((1 << 3, Kicks::NONE)));
+    assert_eq!(write(&mut board, DIR, 4), Some(Kicks::NONE));
+    assert_eq!(active(&mut board), Some((1 << 3, Kicks::NONE)), "another one's end");
+    assert_eq!(write(&mut board, DIR, 3), Some(Kicks::NONE));
+    assert_eq!(active(&mut board), Some((0, Kicks::NONE)));
+}
+
+#[test]
+fn the_physical_timers_registers_are_the_vcpus_own() {
+    let mut board = board();
+    let mut timer = Timer::new();
+    let mut r = Fake::new();
+    let mut access = |op2, read, value| {
+        r.x[5] = value;
+        let access = Access { register: Encoding::new(3, 3, 14, 2, op2), rt: 5, read };
+        let kicks = board.system_register(vcpu(0), access, &mut r, &mut timer, NOW);
+        (kicks, r.x[5])
+    };
+    let served = Some(Kicks::NONE);
+    assert_eq!(access(2, false, NOW + 9), (served, NOW + 9));
+    assert_eq!(access(1, false, 1), (served, 1));
+    assert_eq!(access(2, true, 7), (served, NOW + 9));
+    assert_eq!(access(0, true, 7), (served, 9));
+    assert_eq!(access(1, true, 7), (served, 1));
+    assert_eq!(access(3, true, 7), (None, 7), "no register of it");
+    assert_eq!(timer.registers(), (1, NOW + 9));
+}
+
+#[test]
+fn nothing_but_the_frames_of_the_vcpus_that_there_are_is_met() {
+    let mut board = board();
+    let kind = Some((0x3b, Kicks::NONE));
+    for (ipa, answer) in [
+        (0x100_ffe8, kind),
+        (0xff_ffe8, None),
+        (0x101_ffe8, None),
+        (0x200_ffe8, kind),
+        (0x204_ffe8, kind),
+        (0x206_ffe8, None),
+        (0x1ff_ffe8, None),
+        (!7, None),
+    ] {
+        assert_eq!(board.load(ipa, Width::Word), answer, "{ipa:#x}");
+        assert_eq!(board.store(ipa, Width::Word, 1), answer.map(|_| Kicks::NONE), "{ipa:#x}");
+    }
+    assert_eq!(Board::new().load(0x100_ffe8, Width::Word), None, "there is none before the host says where");
 }
