@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `freehold-vmm run` as a child: its output line by line, its input, its end.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
 use std::time::Instant;
+
+use super::terminal::Terminal;
 
 /// What reading a line came to.
 pub(super) enum Read {
@@ -19,6 +22,9 @@ pub(super) enum Read {
 pub(super) struct Child {
     process: std::process::Child,
     lines: Receiver<String>,
+    input: Box<dyn Write>,
+    /// What it says on standard error, until that is closed.
+    said: Option<JoinHandle<String>>,
 }
 
 fn command(arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<Command, String> {
@@ -37,9 +43,25 @@ pub(super) fn refused(arguments: &[&str]) -> Result<(Option<i32>, String), Strin
 impl Child {
     /// Starts it; what it prints goes to our own output too, marked as the guest's.
     pub(super) fn run(arguments: &[String]) -> Result<Self, String> {
+        Self::at(arguments, None)
+    }
+
+    /// The same, with its input at a terminal.
+    pub(super) fn at(arguments: &[String], terminal: Option<&Terminal>) -> Result<Self, String> {
         let mut command = command(arguments)?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stdin(terminal.map_or(Ok(Stdio::piped()), Terminal::input)?);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().map_err(|e| format!("spawn: {e}"))?;
+        let input: Box<dyn Write> = match (terminal, process.stdin.take()) {
+            (Some(terminal), _) => Box::new(terminal.keys()?),
+            (None, input) => Box::new(input.ok_or("no pipe")?),
+        };
+        let err = process.stderr.take().ok_or("no pipe")?;
+        let said = std::thread::spawn(move || {
+            let lines = BufReader::new(err).lines().map_while(Result::ok);
+            let lines = lines.inspect(|line| eprintln!("{line}"));
+            lines.collect::<Vec<_>>().join("\n")
+        });
         let out = process.stdout.take().ok_or("no pipe")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -54,7 +76,7 @@ impl Child {
                 }
             }
         });
-        Ok(Self { process, lines })
+        Ok(Self { process, lines, input, said: Some(said) })
     }
 
     /// The next line.
@@ -68,9 +90,7 @@ impl Child {
 
     /// Types on the guest's console; a guest that is gone says so by its end.
     pub(super) fn type_in(&mut self, text: &str) {
-        if let Some(input) = &mut self.process.stdin {
-            let _ = input.write_all(text.as_bytes());
-        }
+        let _ = self.input.write_all(text.as_bytes());
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -90,7 +110,18 @@ impl Child {
     }
 
     /// Its exit status, as text: it has closed its output, or is killed.
-    pub(super) fn status(mut self) -> String {
+    pub(super) fn status(self) -> String {
+        self.ended().0
+    }
+
+    /// The same, and what it said on standard error.
+    pub(super) fn ended(mut self) -> (String, String) {
+        let status = self.wait();
+        let said = if status.starts_with("none") { None } else { self.said.take() };
+        (status, said.and_then(|said| said.join().ok()).unwrap_or_default())
+    }
+
+    fn wait(&mut self) -> String {
         let limit = Instant::now() + std::time::Duration::from_secs(60);
         loop {
             match self.process.try_wait() {

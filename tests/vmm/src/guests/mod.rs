@@ -6,17 +6,21 @@ mod child;
 pub(crate) mod crowd;
 mod drift;
 mod look;
+mod terminal;
 
 use std::time::{Duration, Instant};
 
 use crate::report::Step;
 use child::{Child, Read};
 use drift::Stamps;
+use terminal::Terminal;
 
 /// No guest takes longer on a machine that is merely loaded.
 const LIMIT: Duration = Duration::from_secs(540);
 const INITRD: &str = "/guest/initrd";
 const MEMORY: &str = "192M";
+/// How a guest ends at which a user sits.
+const SHELL: &str = "shell";
 /// CPUs of a guest.
 const CPUS: u32 = 4;
 
@@ -42,7 +46,7 @@ pub(crate) struct Plan {
     pub(crate) kernel: String,
     pub(crate) cpus: u32,
     pub(crate) protected: bool,
-    /// How it ends itself: `poweroff` or `reboot`.
+    /// How it ends itself: `poweroff` or `reboot`; or `shell`, at which a user sits and switches it off.
     pub(crate) end: &'static str,
     /// Whether it keeps a secret, for which the host looks.
     pub(crate) hold: bool,
@@ -69,7 +73,8 @@ impl Plan {
 pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
     let step = plan.step;
     let case = |what: &str| format!("{}{what}", plan.prefix);
-    let mut child = Child::run(&plan.arguments())?;
+    let terminal = if plan.end == SHELL { Some(Terminal::new()?) } else { None };
+    let mut child = Child::at(&plan.arguments(), terminal.as_ref())?;
     let mut stamps = Stamps::default();
     stamps.begin();
     let mut seen: Vec<String> = Vec::new();
@@ -97,6 +102,9 @@ pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
                 let held = outcome.split(' ').next() == Some("pass");
                 step.judged(&case(check), "pass", outcome, held);
                 seen.push(check.to_owned());
+                if let (Some(terminal), "over") = (&terminal, check) {
+                    terminal::use_shell(step, &mut child, terminal, &case);
+                }
             }
             None => {}
         }
@@ -109,7 +117,13 @@ pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
     let (held, what) = stamps.judge();
     step.judged(&case("its clock goes as the host's"), "less than 1 % apart", what, held);
     let expected = if plan.end == "reboot" { 10 } else { 0 };
-    step.same(&case("the VMM's exit status"), expected, child.status());
+    let (status, said) = child.ended();
+    step.same(&case("the VMM's exit status"), expected, status);
+    let how = if plan.end == "reboot" { "asked for a reset" } else { "switched itself off" };
+    step.judged(&case("a summary of its exits"), how, &said, terminal::summary(&said, how, plan.cpus));
+    if let Some(terminal) = terminal {
+        step.same(&case("its terminal is a user's again"), false, terminal.manner().is_raw());
+    }
     Ok(())
 }
 
@@ -130,7 +144,9 @@ pub(crate) fn scene() -> Result<(), String> {
 pub(crate) fn all() -> Result<(), String> {
     let step = Step("guests");
     refused(step)?;
-    for (protected, cpus, end) in [(true, CPUS, "reboot"), (false, CPUS, "poweroff")] {
+    let quit = ["--kernel", &kernel(), "--mem", MEMORY, "--cpus", "2"].map(str::to_owned);
+    terminal::quits(step, &quit)?;
+    for (protected, cpus, end) in [(true, CPUS, "reboot"), (false, CPUS, SHELL)] {
         let prefix = format!("{}, {cpus} CPUs: ", if protected { "protected" } else { "ordinary" });
         linux(&Plan { step, kernel: kernel(), cpus, protected, end, hold: false, prefix })?;
     }
@@ -157,7 +173,13 @@ fn refused(step: Step) -> Result<(), String> {
             2,
             "the initrd",
         ),
+        ("no initrd", &["--kernel", "/guest/kernel", "--initrd", "/nothing"], 2, "No such file"),
+        ("a directory for a kernel", &["--kernel", "/guest"], 2, "directory"),
+        ("no --kernel", &[], 2, "--kernel"),
+        ("no memory", &["--kernel", "/guest/kernel", "--mem", "0"], 2, "multiple of 2 MiB"),
         ("no CPU", &["--kernel", "/guest/kernel", "--cpus", "0"], 2, "not in 1..=8"),
+        ("nine CPUs", &["--kernel", "/guest/kernel", "--cpus", "9"], 2, "not in 1..=8"),
+        ("what there is not", &["--kernel", "/guest/kernel", "--bios", "x"], 2, "--bios"),
         ("no device", &["--kernel", "/guest/kernel", "--device", "/dev/nothing"], 1, "is the driver loaded"),
         ("another device", &["--kernel", "/guest/kernel", "--device", "/dev/null"], 1, "not a KVM device"),
     ] {
