@@ -27,6 +27,12 @@ impl HostFrame {
         self.x.get(n).copied().unwrap_or(0)
     }
 
+    /// Writes x0-x7.
+    #[inline(always)]
+    pub fn set_first(&mut self, values: [u64; 8]) {
+        self.x.iter_mut().zip(values).for_each(|(register, value)| *register = value);
+    }
+
     /// Writes x0-x18; any other number is ignored.
     #[inline(always)]
     pub fn set_x(&mut self, n: usize, value: u64) {

@@ -16,8 +16,6 @@ use crate::vgic::Intid;
 /// A decoded call.
 #[derive(Clone, Copy, Debug)]
 pub enum Call {
-    /// Who are you?
-    Version,
     /// One counter.
     Counter {
         /// Which.
@@ -178,7 +176,6 @@ impl Call {
     /// `CountTooLarge`, `Overflow`, `NotMemory`, `GfnOutOfRange`.
     pub fn decode(id: u32, [x1, x2, x3, x4, x5]: [u64; 5]) -> Result<Self, Refused> {
         Ok(match id {
-            hvc::VERSION => Self::Version,
             hvc::COUNTER => Self::Counter { counter: x1, index: x2 },
             hvc::VM_CREATE => {
                 if x1 & !hvc::VM_PROTECTED != 0 {
@@ -289,13 +286,11 @@ impl Reply {
         Self::success([0; 4])
     }
 
-    /// The register `n`, 0 to 17.
+    /// x0–x5; every other register that a call answers in is zero.
     #[must_use]
-    pub fn x(&self, n: usize) -> u64 {
-        match n.checked_sub(1) {
-            None => self.status.cast_unsigned(),
-            Some(result) => self.results.get(result).copied().unwrap_or(0),
-        }
+    pub const fn registers(&self) -> [u64; 6] {
+        let [x1, x2, x3, x4, x5] = self.results;
+        [self.status.cast_unsigned(), x1, x2, x3, x4, x5]
     }
 }
 

@@ -171,8 +171,8 @@ impl Rig {
 
     /// Makes a call, while another CPU may be in one.
     pub(crate) fn call_only(&self, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
-        let reply = calls::serve(&self.cpu(cpu), id, x);
-        Answer { status: reply.x(0).cast_signed(), x: core::array::from_fn(|n| reply.x(n + 1)) }
+        let [x0, x @ .., _] = calls::serve(&self.cpu(cpu), id, x).registers();
+        Answer { status: x0.cast_signed(), x }
     }
 
     /// Makes a call on CPU 1, and another on CPU 0 while the guest that the first one enters is running: both answers.

@@ -96,7 +96,7 @@ const PEER_RECLAIM: u32 = 0xc600_002c;
 
 /// All of them.
 pub(super) const ROWS: [Row; 51] = [
-    row("host call", Figure::Call(hvc::COUNTER, PEER_LEAST), Some(70)),
+    row("host call", Figure::Call(hvc::VERSION, PEER_LEAST), Some(70)),
     row("guest HVC", Figure::All(m::GUEST_HVC), Some(200)),
     row("vGIC register read", Figure::All(m::VGIC_READ), Some(400)),
     row("MMIO read by the VMM", Figure::All(m::VMM_READ), Some(4_500)),

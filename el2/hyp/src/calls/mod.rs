@@ -190,7 +190,12 @@ pub trait Platform {
 }
 
 /// Serves the call `id` with x1–x5.
+#[inline(always)]
 pub fn serve(platform: &impl Platform, id: u32, arguments: [u64; 5]) -> Reply {
+    // The one call of which nothing is decoded.
+    if id == hvc::VERSION {
+        return version(platform);
+    }
     Call::decode(id, arguments).and_then(|call| dispatch(platform, call)).into()
 }
 
@@ -198,7 +203,6 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
     // The one permit of this entry to EL2.
     let permit = &mut Permit::for_this_entry();
     match call {
-        Call::Version => Ok(version(p)),
         Call::Counter { counter, index } => {
             p.counter(permit, counter, index).map(Reply::value).ok_or(Refused::BadArgument)
         }

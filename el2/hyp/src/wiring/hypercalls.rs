@@ -38,9 +38,10 @@ pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
     }
     let reply = calls::serve(&K::PLATFORM, id, core::array::from_fn(|n| frame.x(n + 1)));
     // A run leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
-    let last = if calls::clears_all(id) { 17 } else { 7 };
-    for n in 0..=last {
-        frame.set_x(n, reply.x(n));
+    let [x0, x1, x2, x3, x4, x5] = reply.registers();
+    frame.set_first([x0, x1, x2, x3, x4, x5, 0, 0]);
+    if calls::clears_all(id) {
+        (8..=17).for_each(|n| frame.set_x(n, 0));
     }
 }
 

@@ -16,11 +16,12 @@ const HANDLE: u64 = 1 << 16;
 
 #[test]
 fn every_declared_call_is_decoded_and_no_other() {
-    for declared in hvc::CALLS {
+    // Nothing of VERSION is decoded: who serves calls answers it.
+    for declared in hvc::CALLS.iter().filter(|call| call.id != hvc::VERSION) {
         let result = Call::decode(declared.id, [HANDLE, 0, 1, 1, 0]);
         assert!(!matches!(result, Err(Refused::NoSuchCall)), "{}", declared.name);
     }
-    let known: BTreeSet<u32> = hvc::CALLS.iter().map(|call| call.id).collect();
+    let known: BTreeSet<u32> = hvc::CALLS.iter().map(|call| call.id).filter(|id| *id != hvc::VERSION).collect();
     for id in (hvc::BASE - 0x80..hvc::BASE + 0x80).chain([0, u32::MAX, 0x8600_0080, 0x8600_FF01]) {
         let unknown = matches!(Call::decode(id, [HANDLE, 0, 1, 1, 0]), Err(Refused::NoSuchCall));
         assert_eq!(unknown, !known.contains(&id), "{id:#x}");
@@ -62,14 +63,12 @@ fn bad_arguments_have_their_own_errors() {
 #[test]
 fn a_reply_fills_its_registers_and_zeroes_the_rest() {
     let reply = Reply::success([1, 2, 3, 4]);
-    let x: Vec<u64> = (0..18).map(|n| reply.x(n)).collect();
-    assert_eq!(x[..6], [0, 1, 2, 3, 4, 0]);
-    assert!(x[6..].iter().all(|x| *x == 0));
+    assert_eq!(reply.registers(), [0, 1, 2, 3, 4, 0]);
     let refused: Reply = Refused::Memory(Memory::NeedPages(3)).into();
-    assert_eq!((refused.x(0).cast_signed(), refused.x(1), refused.x(2)), (hvc::NEED_PAGES, 3, 0));
-    for (reply, x1) in [(Reply::success([1, 2, 3, 4]), 1), (refused, 3)] {
-        let woken = reply.waking(6);
-        assert_eq!((woken.x(0), woken.x(1), woken.x(5), woken.x(6)), (reply.x(0), x1, 6, 0), "refusals too");
+    assert_eq!(refused.registers(), [hvc::NEED_PAGES.cast_unsigned(), 3, 0, 0, 0, 0]);
+    for reply in [reply, refused] {
+        let [x0, x1, x2, x3, x4, _] = reply.registers();
+        assert_eq!(reply.waking(6).registers(), [x0, x1, x2, x3, x4, 6], "refusals too");
     }
 }
 
@@ -138,7 +137,7 @@ fn every_refusal_of_decoding_is_documented_for_its_call() {
         seed ^= seed << 17;
         odd[(seed >> 33) as usize % odd.len()]
     };
-    for declared in hvc::CALLS {
+    for declared in hvc::CALLS.iter().filter(|call| call.id != hvc::VERSION) {
         for _ in 0..if cfg!(miri) { 30 } else { 20_000 } {
             let x = [draw(), draw(), draw(), draw(), draw()];
             if let Err(why) = Call::decode(declared.id, x) {

@@ -40,15 +40,8 @@ pub struct Lists {
 
 impl Lists {
     /// Nothing loaded.
-    pub const EMPTY: Self = Self {
-        entries: [0; MAX_LISTS],
-        used: 0,
-        control: ENABLE,
-        holds_timer: false,
-        deadline: None,
-        vmcr: 0,
-        ends: 0,
-    };
+    pub const EMPTY: Self =
+        Self { entries: [0; MAX_LISTS], used: 0, control: 0, holds_timer: false, deadline: None, vmcr: 0, ends: 0 };
 
     /// The `ICH_LR<n>_EL2` in use. The CPU writes back what became of them.
     pub fn entries(&mut self) -> &mut [u64] {
@@ -58,7 +51,7 @@ impl Lists {
     /// `ICH_HCR_EL2`, as far as the lists decide it.
     #[must_use]
     pub const fn control(&self) -> u64 {
-        self.control
+        self.control | ENABLE
     }
 
     /// Whether the CPU's own interrupt of the virtual timer must be active, so that it is not raised: the guest has
@@ -93,7 +86,7 @@ impl Lists {
     fn clear(&mut self) {
         self.entries().fill(0);
         let Self { entries: _, used, control, holds_timer, deadline, vmcr, ends } = self;
-        (*used, *control, *holds_timer, *deadline, *vmcr, *ends) = (0, ENABLE, false, None, 0, 0);
+        (*used, *control, *holds_timer, *deadline, *vmcr, *ends) = (0, 0, false, None, 0, 0);
     }
 
     fn push(&mut self, entry: u64) {
@@ -111,8 +104,13 @@ impl Vgic {
         let me = vcpu.index();
         let room = room.min(MAX_LISTS);
         self.put(vcpu, Place::In(cpu));
-        for want in [Want::Ready, Want::Stranded] {
-            while lists.used < room
+        // Each entry of a guest asks, and most often no bank has anything for anybody.
+        let (ready, stranded) = self
+            .banks(me)
+            .fold((0, 0), |(ready, stranded), bank| (ready | Want::Ready.of(bank), stranded | Want::Stranded.of(bank)));
+        for (want, some) in [(Want::Ready, ready), (Want::Stranded, stranded)] {
+            while some != 0
+                && lists.used < room
                 && let Some(candidate) = self.first(me, want)
             {
                 self.hold(me, candidate, lists);

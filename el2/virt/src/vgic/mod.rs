@@ -314,7 +314,7 @@ impl Vgic {
         let local = self.locals.get(me);
         let banks = local.map(|local| (0, &local.bank)).into_iter().chain((1u32..8).zip(&self.spis));
         let groups = if local.is_some_and(|local| !local.sleeps) { self.groups } else { 0 };
-        banks.flat_map(move |(n, bank)| {
+        banks.filter(move |(_, bank)| want.of(bank) != 0).flat_map(move |(n, bank)| {
             let shared = (n as usize).checked_sub(1);
             let routed = move |bit: u32| shared.is_none_or(|n| self.target(n, bit) == Some(me));
             let (all, pending) = match want {
@@ -333,17 +333,13 @@ impl Vgic {
         })
     }
 
+    /// The banks that the vCPU sees.
+    fn banks(&self, me: usize) -> impl Iterator<Item = &Bank> {
+        self.locals.get(me).map(|local| &local.bank).into_iter().chain(&self.spis)
+    }
+
     /// The candidate that goes first: of highest priority, then of lowest number.
     fn first(&self, me: usize, want: Want) -> Option<Candidate> {
-        // Each entry of a guest asks, and most often no bank has anything for anybody.
-        let may = |bank: &Bank| match want {
-            Want::Ready => bank.pending() & bank.enabled & !bank.held & !bank.active,
-            Want::Stranded => bank.stranded(),
-        };
-        let all = self.spis.iter().fold(may(&self.locals.get(me)?.bank), |all, bank| all | may(bank));
-        if all == 0 {
-            return None;
-        }
         self.candidates(me, want).min_by_key(|candidate| (candidate.priority, candidate.intid))
     }
 }
@@ -355,6 +351,15 @@ enum Want {
     Ready,
     /// Active, and in no list register.
     Stranded,
+}
+
+impl Want {
+    fn of(self, bank: &Bank) -> u32 {
+        match self {
+            Self::Ready => bank.pending() & bank.enabled & !bank.held & !bank.active,
+            Self::Stranded => bank.stranded(),
+        }
+    }
 }
 
 /// An interrupt that could go to a list register.

@@ -378,8 +378,7 @@ impl Rig {
         let mut x = [0; 5];
         x[..arguments.len()].copy_from_slice(arguments);
         self.eye.begin(Trap::Call { id, x });
-        let reply = calls::serve(&self.platform, id, x);
-        let x = core::array::from_fn(|n| reply.x(n));
+        let [x @ .., _] = calls::serve(&self.platform, id, x).registers();
         self.eye.end(x, false);
         x
     }

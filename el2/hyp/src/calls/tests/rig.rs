@@ -279,8 +279,8 @@ impl Rig {
     pub(super) fn call(&self, id: u32, arguments: &[u64]) -> (i64, [u64; 5]) {
         let mut x = [0; 5];
         x[..arguments.len()].copy_from_slice(arguments);
-        let reply = calls::serve(self, id, x);
-        (reply.x(0).cast_signed(), core::array::from_fn(|n| reply.x(n + 1)))
+        let [x0, results @ ..] = calls::serve(self, id, x).registers();
+        (x0.cast_signed(), results)
     }
 
     /// Makes a call that succeeds, and returns x1.
