@@ -262,8 +262,10 @@ impl pool::Frames for World {
         Some(Run { pfn: self.take_frames(count), count })
     }
 
-    fn keep(&self, chunk: Run) {
+    fn keep<R>(&self, chunk: Run, give: impl FnOnce() -> Result<R, Refused>) -> Result<R, Refused> {
+        let given = give()?;
         self.kept.borrow_mut().push(chunk);
+        Ok(given)
     }
 
     fn next(&self) -> Option<Run> {
@@ -304,8 +306,8 @@ impl pool::Frames for Kernel {
     fn take(&self, order: u32) -> Option<Run> {
         self.0.take(order)
     }
-    fn keep(&self, chunk: Run) {
-        self.0.keep(chunk);
+    fn keep<R>(&self, chunk: Run, give: impl FnOnce() -> Result<R, Refused>) -> Result<R, Refused> {
+        self.0.keep(chunk, give)
     }
     fn next(&self) -> Option<Run> {
         pool::Frames::next(&*self.0)

@@ -19,8 +19,9 @@ const TOPUP_ORDER: u32 = 3;
 pub trait Frames {
     /// Takes `1 << order` contiguous frames from the kernel, hidden from dumps and scanners.
     fn take(&self, order: u32) -> Option<Run>;
-    /// Puts a chunk that `el2` owns now on the VM's list. Can not fail.
-    fn keep(&self, chunk: Run);
+    /// Runs `give`, and puts the chunk on the VM's list if `el2` took it. Nobody takes a chunk off the list between the
+    /// two: who empties it after the VM was doomed finds every chunk.
+    fn keep<R>(&self, chunk: Run, give: impl FnOnce() -> Result<R, Refused>) -> Result<R, Refused>;
     /// Takes a chunk off the VM's list.
     fn next(&self) -> Option<Run>;
     /// Returns a chunk to the kernel.
@@ -39,11 +40,8 @@ pub fn create<C: Conduit>(el2: &El2<C>, frames: &impl Frames, protected: bool, i
     let mut order = FIRST_ORDER;
     loop {
         let chunk = frames.take(order).ok_or(Error::NoMemory)?;
-        match el2.vm_create(protected, ipa_bits, chunk) {
-            Ok(handle) => {
-                frames.keep(chunk);
-                return Ok(handle);
-            }
+        match frames.keep(chunk, || el2.vm_create(protected, ipa_bits, chunk)) {
+            Ok(handle) => return Ok(handle),
             Err(refused) => {
                 frames.give_back(chunk);
                 let Refused { status: hvc::NEED_PAGES, detail } = refused else { return Err(refused.into()) };
@@ -65,11 +63,10 @@ pub fn grow<C: Conduit>(el2: &El2<C>, frames: &impl Frames, vm: Handle, need: u6
         let order = order_for(left, TOPUP_ORDER).unwrap_or(MAX_ORDER);
         // A fragmented machine still has single chunks of the smallest size.
         let chunk = frames.take(order).or_else(|| frames.take(0)).ok_or(Error::NoMemory)?;
-        if let Err(refused) = el2.pool_topup(vm, chunk) {
+        if let Err(refused) = frames.keep(chunk, || el2.pool_topup(vm, chunk)) {
             frames.give_back(chunk);
             return Err(refused.into());
         }
-        frames.keep(chunk);
         left = left.saturating_sub(chunk.count);
     }
     Ok(())

@@ -6,7 +6,8 @@
  * Rust calls. The glue wraps exported kernel functions and decides nothing; `src/sys.rs` mirrors this file.
  *
  * Lock order: vm->lock > invalidate lock of a guest_memfd > folio lock. mmap_lock is taken before the invalidate lock,
- * so no user memory is touched under it. A plain slot's lock comes after all of them, also after mmap_lock.
+ * so no user memory is touched under it. A plain slot's lock comes after all of them, also after mmap_lock, and a pool's
+ * after that.
  */
 #ifndef FH_GLUE_H
 #define FH_GLUE_H
@@ -47,9 +48,10 @@ struct fh_bell {
 struct fh_vm {
 	struct kref ref;
 	struct list_head all;		/* every VM; under the list's lock */
+	bool over;			/* it was ended before a reboot; under the list's lock */
 	u64 id;				/* never used twice */
 	struct mutex lock;		/* what *state says, save what never changes */
-	spinlock_t pool_lock;
+	struct mutex pool_lock;		/* comes after every other; held while el2 takes a chunk */
 	struct list_head pool;		/* chunks that el2 owns, by their first page */
 	struct fh_vm_state *state;
 	struct fh_bell bells[FH_VCPUS];
@@ -180,6 +182,8 @@ FH_C(void, fhc_vm_put, struct fh_vm *vm);
 FH_C(void, fhc_vm_lock, struct fh_vm *vm);
 FH_C(bool, fhc_vm_lock_killable, struct fh_vm *vm);
 FH_C(void, fhc_vm_unlock, struct fh_vm *vm);
+FH_C(void, fhc_pool_lock, struct fh_vm *vm);
+FH_C(void, fhc_pool_unlock, struct fh_vm *vm);
 FH_C(void, fhc_pool_keep, struct fh_vm *vm, u64 pfn, u64 count);
 FH_C(bool, fhc_pool_next, struct fh_vm *vm, u64 *pfn, u64 *count);
 FH_C(int, fhc_vcpu_open, struct fh_vm *vm, u32 id, struct fh_vcpu_state *state);

@@ -15,6 +15,8 @@ static DEFINE_SPINLOCK(all_vms_lock);
 static u64 next_id = 1;
 /* The machine goes down: no VM is created any more. */
 static bool halted;
+/* A VM has left the list. */
+static DECLARE_WAIT_QUEUE_HEAD(left);
 
 /* The last reference is gone: no descriptor, no vCPU, no call. Frames come back before the VM leaves the list. */
 static void vm_release(struct kref *ref)
@@ -27,6 +29,7 @@ static void vm_release(struct kref *ref)
 	spin_lock(&all_vms_lock);
 	list_del(&vm->all);
 	spin_unlock(&all_vms_lock);
+	wake_up_all(&left);
 	kfree(vm);
 }
 
@@ -43,7 +46,7 @@ struct fh_vm *fhc_vm_new(void)
 		return NULL;
 	kref_init(&vm->ref);
 	mutex_init(&vm->lock);
-	spin_lock_init(&vm->pool_lock);
+	mutex_init(&vm->pool_lock);
 	INIT_LIST_HEAD(&vm->pool);
 	spin_lock_init(&vm->irqfd_lock);
 	INIT_LIST_HEAD(&vm->irqfds);
@@ -114,9 +117,22 @@ static struct fh_vm *vm_behind(u64 id)
 	return found;
 }
 
+static bool vms_over(void)
+{
+	struct fh_vm *vm;
+	bool over = true;
+
+	spin_lock(&all_vms_lock);
+	list_for_each_entry(vm, &all_vms, all)
+		over &= vm->over;
+	spin_unlock(&all_vms_lock);
+	return over;
+}
+
 /*
- * Before a reboot: every VM gives its frames back, scrubbed, while its descriptors are still open. One that is being
- * created either shows its state here or sees `halted` when it is opened.
+ * Before a reboot or kexec: every VM gives its frames back, scrubbed, while its descriptors are still open. One that is
+ * being created either shows its state here or sees `halted` when it is opened; that one, and whichever somebody else is
+ * ending, leaves the list by itself. What runs next may use every frame.
  */
 void fh_vms_halt(void)
 {
@@ -129,9 +145,15 @@ void fh_vms_halt(void)
 		struct fh_vm_state *state = fhc_vm_state(vm);
 
 		id = vm->id;
-		if (state)
-			fh_vm_halt(vm, state);
+		if (!state)
+			continue;
+		fh_vm_halt(vm, state);
+		spin_lock(&all_vms_lock);
+		vm->over = true;
+		spin_unlock(&all_vms_lock);
 	}
+	if (!wait_event_timeout(left, vms_over(), 10 * HZ))
+		pr_err("freehold: the machine goes down over VMs that have not ended\n");
 }
 
 u64 fhc_vm_id(struct fh_vm *vm)
@@ -160,26 +182,35 @@ void fhc_vm_unlock(struct fh_vm *vm)
 	mutex_unlock(&vm->lock);
 }
 
-/* Chunks hang on the list by their first page, whose struct page stays the host's. */
+void fhc_pool_lock(struct fh_vm *vm)
+{
+	mutex_lock(&vm->pool_lock);
+}
+
+void fhc_pool_unlock(struct fh_vm *vm)
+{
+	mutex_unlock(&vm->pool_lock);
+}
+
+/* Chunks hang on the list by their first page, whose struct page stays the host's. The caller has the pool's lock. */
 void fhc_pool_keep(struct fh_vm *vm, u64 pfn, u64 count)
 {
 	struct page *page = pfn_to_page(pfn);
 
+	lockdep_assert_held(&vm->pool_lock);
 	set_page_private(page, count);
-	spin_lock(&vm->pool_lock);
 	list_add(&page->lru, &vm->pool);
-	spin_unlock(&vm->pool_lock);
 }
 
 bool fhc_pool_next(struct fh_vm *vm, u64 *pfn, u64 *count)
 {
 	struct page *page;
 
-	spin_lock(&vm->pool_lock);
+	mutex_lock(&vm->pool_lock);
 	page = list_first_entry_or_null(&vm->pool, struct page, lru);
 	if (page)
 		list_del(&page->lru);
-	spin_unlock(&vm->pool_lock);
+	mutex_unlock(&vm->pool_lock);
 	if (!page)
 		return false;
 	*pfn = page_to_pfn(page);

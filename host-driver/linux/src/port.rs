@@ -8,6 +8,7 @@ use freehold_driver_core::el2::{Conduit, El2, Run};
 use freehold_driver_core::file::{Thread, Wake};
 use freehold_driver_core::give::{List, Lists};
 use freehold_driver_core::pool::Frames;
+use freehold_driver_core::status::Refused;
 use freehold_uapi::hvc::{self, Record};
 
 /// The kernel's own conduit.
@@ -95,8 +96,8 @@ impl Frames for Vm {
         take(order)
     }
 
-    fn keep(&self, chunk: Run) {
-        self.pool_keep(chunk);
+    fn keep<R>(&self, chunk: Run, give: impl FnOnce() -> Result<R, Refused>) -> Result<R, Refused> {
+        self.pool_keep(chunk, give)
     }
 
     fn next(&self) -> Option<Run> {

@@ -22,6 +22,7 @@ use freehold_driver_core::give::ToVm;
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
 use freehold_driver_core::slots::{Declared, Slot, Slots};
+use freehold_driver_core::status::Refused;
 use freehold_driver_core::vgic::Vgic;
 use freehold_uapi::ioctl as io;
 
@@ -83,6 +84,8 @@ extern "C" {
     fn fhc_vm_lock(vm: *mut RawVm);
     fn fhc_vm_lock_killable(vm: *mut RawVm) -> bool;
     fn fhc_vm_unlock(vm: *mut RawVm);
+    fn fhc_pool_lock(vm: *mut RawVm);
+    fn fhc_pool_unlock(vm: *mut RawVm);
     fn fhc_pool_keep(vm: *mut RawVm, pfn: u64, count: u64);
     fn fhc_pool_next(vm: *mut RawVm, pfn: *mut u64, count: *mut u64) -> bool;
 }
@@ -192,9 +195,18 @@ impl Vm {
         unsafe { &(*self.state).has_doorbells }.store(true, Ordering::Release);
     }
 
-    pub(crate) fn pool_keep(self, chunk: Run) {
-        // SAFETY: alive by the invariant; the chunk is one that `page_take` returned and nobody else links.
-        unsafe { fhc_pool_keep(self.raw.as_ptr(), chunk.pfn, chunk.count) }
+    /// Runs `give` and keeps the chunk if it did, under the lock that [`Vm::pool_next`] takes.
+    pub(crate) fn pool_keep<R>(self, chunk: Run, give: impl FnOnce() -> Result<R, Refused>) -> Result<R, Refused> {
+        // SAFETY: alive by the invariant; the lock comes after all others, and `give` takes none.
+        unsafe { fhc_pool_lock(self.raw.as_ptr()) };
+        let given = give();
+        if given.is_ok() {
+            // SAFETY: alive by the invariant; the chunk is one that `page_take` returned and nobody else links.
+            unsafe { fhc_pool_keep(self.raw.as_ptr(), chunk.pfn, chunk.count) }
+        }
+        // SAFETY: this thread has the lock.
+        unsafe { fhc_pool_unlock(self.raw.as_ptr()) };
+        given
     }
 
     pub(crate) fn pool_next(self) -> Option<Run> {
