@@ -14,6 +14,22 @@ fh_load_hostile() {
     fh_case "$1" hostile-module-loads "loaded" "$(insmod /lib/fh_hostile.ko 2>&1 && echo loaded)"
 }
 
+# fh_load_vhost STEP: the kernel's own server of queues in a process's memory; a kernel may have it built in.
+fh_load_vhost() {
+    for fh_file in vsock vmw_vsock_virtio_transport_common vhost_iotlb vhost vhost_vsock; do
+        for fh_packed in /lib/vhost/$fh_file.ko*; do
+            [ -f "$fh_packed" ] || continue
+            case $fh_packed in
+                *.xz) xz -dc "$fh_packed" > /tmp/$fh_file.ko ;;
+                *) cp "$fh_packed" /tmp/$fh_file.ko ;;
+            esac
+            insmod /tmp/$fh_file.ko
+            rm /tmp/$fh_file.ko
+        done
+    done
+    fh_case "$1" vhost "a character device" "$([ -c /dev/vhost-vsock ] && echo 'a character device' || echo none)"
+}
+
 # fh_unload STEP: both modules go, and nothing of them stays.
 fh_unload() {
     fh_case "$1" modules-unload "unloaded" "$(rmmod fh_hostile 2>&1 && rmmod freehold 2>&1 && echo unloaded)"

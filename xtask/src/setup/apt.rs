@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use super::distro::Debian;
+use super::modules;
 use crate::{cmd, ui};
 
 /// A private apt: its own source list and package lists, the system's keys and dpkg status.
@@ -138,15 +139,15 @@ impl Apt {
 /// Lets apt see arm64 packages beside this machine's own.
 const FOREIGN: [&str; 4] = ["-o", "APT::Architectures::=amd64", "-o", "APT::Architectures::=arm64"];
 
-/// Unpacks one package; of a kernel only its boot files, since no module of it is ever loaded.
+/// Unpacks one package; of a kernel only its boot files and the modules that are loaded.
 fn extract(deb: &Path, root: &Path) -> Result<()> {
     let is_kernel = deb.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("linux-image-"));
     if !is_kernel {
         cmd::output(Command::new("dpkg-deb").arg("-x").args([deb, root]))?;
         return Ok(());
     }
-    let pipe = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" ./boot";
-    cmd::output(Command::new("sh").args(["-c", pipe, "sh"]).args([deb, root]))?;
+    let pipe = "dpkg-deb --fsys-tarfile \"$1\" | tar -x --wildcards -C \"$2\" ./boot \"$3\" \"$4\"";
+    cmd::output(Command::new("sh").args(["-c", pipe, "sh"]).args([deb, root]).args(modules::PATTERNS))?;
     Ok(())
 }
 

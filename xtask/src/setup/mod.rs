@@ -6,6 +6,7 @@
 
 mod apt;
 mod distro;
+pub(crate) mod modules;
 pub(crate) mod vmm;
 
 use std::path::{Path, PathBuf};
