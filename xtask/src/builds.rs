@@ -218,6 +218,22 @@ pub(crate) fn with_guest(env: &Env, tools: &Tools, newer: bool) -> Result<PathBu
     Ok(out)
 }
 
+/// As the host's initramfs, with the kernel and initramfs in it that a host would go on with by kexec: the same.
+///
+/// # Errors
+/// If something is not there or cannot be written.
+pub(crate) fn with_successor(env: &Env, tools: &Tools) -> Result<PathBuf> {
+    let base = env.out.join("initramfs.cpio");
+    let mut archive = Archive::default();
+    archive.add("next/kernel", &tools.kernel)?;
+    archive.add("next/initrd", &base)?;
+    let mut all = std::fs::read(&base).context("no initramfs")?;
+    all.extend(archive.bytes()?);
+    let out = env.out.join("initramfs-successor.cpio");
+    image::write_whole(&out, &all)?;
+    Ok(out)
+}
+
 /// Where modules are built: a place for each kernel, for the objects of one are of no use to another.
 fn kbuild(env: &Env, tools: &Tools) -> PathBuf {
     env.out.join(if tools.debug { "kbuild-debug" } else { "kbuild" })

@@ -4,7 +4,7 @@
 //! The scan of RAM is made from outside the machine; this side says what to look for, masked, and where it may be.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use freehold_uapi::hvc;
@@ -59,24 +59,13 @@ pub(crate) fn hold_still() {
     }
 }
 
-/// Runs the step.
-pub(crate) fn killed() -> Result<(), String> {
-    let hostile = Hostile::open()?;
-    let before = resting(&hostile);
-    let free_before = mem_free();
-    STEP.same("no-vm-before", 0, hostile.counter(hvc::COUNTER_VMS, 0));
-    let me = std::env::current_exe().map_err(|e| e.to_string())?;
-    let mut child = Command::new(me)
-        .arg("held")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| format!("spawn: {e}"))?;
+/// Tells the scanner what it looks for, from a child that is a [`held`] VMM, and where that may be; whether the child said.
+pub(crate) fn tell_scanner(step: Step, child: &mut Child, hostile: &Hostile) -> Result<bool, String> {
     let mut secret = String::new();
     let out = child.stdout.take().ok_or("no pipe")?;
     let _ = BufReader::new(out).read_line(&mut secret);
     let told = secret.trim().len() == 33;
-    STEP.judged("masked-secret", "two words", secret.trim(), told);
+    step.judged("masked-secret", "two words", secret.trim(), told);
     if told {
         let [a, b] = proto::SECRET_MASK;
         line(&format!("{{\"secret_masked\":\"{}\",\"mask\":\"{a:016x},{b:016x}\"}}", secret.trim()));
@@ -93,7 +82,25 @@ pub(crate) fn killed() -> Result<(), String> {
         line(&format!("{{\"carveouts\":\"{}\"}}", carveouts.join(",")));
         // The one page that the guest shares is in reach, and not counted.
         let owned = hostile.counter(hvc::COUNTER_FOREIGN_FRAMES, 0);
-        STEP.same("frames-out-of-reach-are-those-el2-counts", owned, foreign.len());
+        step.same("frames-out-of-reach-are-those-el2-counts", owned, foreign.len());
+    }
+    Ok(told)
+}
+
+/// Runs the step.
+pub(crate) fn killed() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let before = resting(&hostile);
+    let free_before = mem_free();
+    STEP.same("no-vm-before", 0, hostile.counter(hvc::COUNTER_VMS, 0));
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut child = Command::new(me)
+        .arg("held")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("spawn: {e}"))?;
+    if tell_scanner(STEP, &mut child, &hostile)? {
         line("{\"scan\":\"alive\"}");
         hold_still();
     }

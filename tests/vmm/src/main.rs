@@ -39,6 +39,7 @@ mod report;
 mod rows;
 mod run;
 mod soak;
+mod successor;
 mod switch;
 mod sys;
 mod vcpus;
@@ -87,6 +88,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   gmem-wide     what is touched while a window of the driver is held open
   gmem-planted  the same, of a driver that lets its lock go in it
   core-sink     the program that `gmem-lives` has a dump piped into
+  kexec-from  the machine goes over to another kernel, with VMs that live
+  kexec-into  what that kernel finds
   noel2       what must not be there without el2
 ";
 
@@ -173,6 +176,8 @@ fn main() {
             or_report(guest_memfd::STEP.0, guest_memfd::stress::all(seconds, numbers.get(1).copied()));
         }
         "core-sink" => or_report(guest_memfd::STEP.0, guest_memfd::lives::core_sink()),
+        "kexec-from" => or_report("kexec-from", successor::leave()),
+        "kexec-into" => or_report("kexec-into", successor::arrive()),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
     }

@@ -29,6 +29,8 @@ pub(super) struct Job {
     pub stock: Option<bool>,
     /// Some RAM that the device tree forbids to map.
     no_map: bool,
+    /// With what the host goes on as by kexec.
+    successor: bool,
     /// More of the command line.
     append: &'static str,
     /// How long it may take.
@@ -40,6 +42,10 @@ pub(super) struct Job {
 }
 
 impl Job {
+    fn is_traced(&self) -> bool {
+        self.stock.is_none() && !self.successor && self.kernels != Kernels::Debug
+    }
+
     /// The machine that boots `kernel` and does it.
     pub(super) fn machine(&self, context: &Context<'_>, kernel: &Path) -> Result<Machine> {
         let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
@@ -47,6 +53,9 @@ impl Job {
         machine.cpu = self.cpu.to_owned();
         machine.el2 = self.stock.unwrap_or(true);
         machine.append = format!("fh.job={}{}", self.file, self.append);
+        if self.successor {
+            machine.initrd = Some(builds::with_successor(context.env, tools)?);
+        }
         if !self.no_map {
             return Ok(machine);
         }
@@ -61,6 +70,7 @@ const fn job(name: &'static str, file: &'static str) -> Job {
         cpu: "max",
         stock: None,
         no_map: false,
+        successor: false,
         append: "",
         limit: LIMIT,
         long: false,
@@ -75,7 +85,7 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
 /// What `cargo xtask run` shows, and more of it.
 const MAIN: Job = Job { limit: LINUX, kernels: Kernels::Stock, ..job("life/main", "boot,main") };
 
-const JOBS: [Job; 17] = [
+const JOBS: [Job; 18] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
@@ -89,6 +99,8 @@ const JOBS: [Job; 17] = [
     job("life/events", "events"),
     job("life/world-switch", "world-switch"),
     job("life/vcpus", "vcpus"),
+    // Debian's kernel dies in its own preparation for a kexec where it has 52 bits of address.
+    Job { cpu: "neoverse-n1", successor: true, ..job("life/kexec", "kexec-from") },
     without_el2("life/no-el2-a72", "cortex-a72", false),
     without_el2("life/no-el2-max", "max", false),
     without_el2("life/host-at-el2-a72", "cortex-a72", true),
@@ -105,9 +117,9 @@ const GUEST_MEMFD: [Job; 6] = [
     Job { append: " fh.seconds=600", limit: HOUR, long: true, ..job("guest-memfd/stress-600", "gmem-stress") },
 ];
 
-/// The jobs that run above el2.
+/// The jobs that Debian's kernel runs above el2, from its boot to its end.
 pub(super) fn above_el2() -> impl Iterator<Item = Job> {
-    [MAIN].into_iter().chain(JOBS).chain(GUEST_MEMFD).filter(|job| job.stock.is_none())
+    [MAIN].into_iter().chain(JOBS).chain(GUEST_MEMFD).filter(Job::is_traced)
 }
 
 /// Files, conversions, and whoever holds or maps a page.
