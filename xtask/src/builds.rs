@@ -106,7 +106,15 @@ fn real(env: &Env, path: &str) -> bool {
 /// # Errors
 /// If it does not build.
 pub(crate) fn el2_elf(env: &Env) -> Result<PathBuf> {
-    build(env, "freehold-el2", BARE, &[])
+    el2_elf_by(cmd::cargo(&env.root))
+}
+
+/// The same by another cargo, of another tree.
+///
+/// # Errors
+/// If it does not build.
+pub(crate) fn el2_elf_by(cargo: Command) -> Result<PathBuf> {
+    build_by(cargo, "freehold-el2", BARE, &[])
 }
 
 /// Builds el2 and flattens it.
@@ -288,7 +296,10 @@ fn driver_sources(env: &Env, work: &Path, kbuild: &str) -> Result<()> {
 
 /// Builds `package` and returns the one file that it makes: a program, or a static library.
 fn build(env: &Env, package: &str, target: &str, more: &[&str]) -> Result<PathBuf> {
-    let mut command = cmd::cargo(&env.root);
+    build_by(cmd::cargo(&env.root), package, target, more)
+}
+
+fn build_by(mut command: Command, package: &str, target: &str, more: &[&str]) -> Result<PathBuf> {
     command.args(["build", "--release", "--package", package, "--target", target]);
     command.args(["--message-format", "json-render-diagnostics"]).args(more);
     let said = cmd::output(&mut command)?;

@@ -32,6 +32,8 @@ pub(super) enum Does {
     Tlbi {
         broadcast: bool,
     },
+    /// The invalidation of a VMID's both stages on this CPU alone, which is nothing that el2 may do.
+    TlbiVmidHere,
     /// The broadcast invalidation of one page of EL2's own: it repeats the wait for the one before it.
     TlbiAgain,
     /// `DC CVAC` or `DC CIVAC`.
@@ -93,6 +95,8 @@ pub(super) fn decode(at: u64, word: u32) -> Does {
         () if is(0xffff_f0ff, 0xd503_30df) => Does::Isb,
         () if word == 0xd503_30ff => Does::Sb,
         () if word == 0xd503_22df => Does::ClearBranches,
+        // TLBI VMALLS12E1.
+        () if word == 0xd50c_87df => Does::TlbiVmidHere,
         // TLBI VALE2IS, of whatever page.
         () if is(0xffff_ffe0, 0xd50c_83a0) => Does::TlbiAgain,
         // SYS with CRn 8 is TLBI; CRm 0 to 3 is the inner or outer shareable form.
@@ -268,7 +272,8 @@ mod tests {
         assert_eq!(decode(0, 0xd503_3fdf), Does::Isb);
         assert_eq!(decode(0, 0xd50c_83df), Does::Tlbi { broadcast: true }, "vmalls12e1is");
         assert_eq!(decode(0, 0xd50c_83bf), Does::TlbiAgain, "vale2is");
-        assert_eq!(decode(0, 0xd50c_87df), Does::Tlbi { broadcast: false }, "vmalls12e1");
+        assert_eq!(decode(0, 0xd50c_87df), Does::TlbiVmidHere, "vmalls12e1");
+        assert_eq!(decode(0, 0xd50c_879f), Does::Tlbi { broadcast: false }, "alle1");
         assert_eq!(decode(0, 0xd508_871f), Does::Tlbi { broadcast: false }, "vmalle1");
         assert_eq!(decode(0, 0xd50b_7e29), Does::CleanData, "civac");
         assert_eq!(decode(0, 0xd508_711f), Does::DropFetches);

@@ -62,6 +62,15 @@ pub(crate) fn works() -> Vec<Work> {
     ]
 }
 
+/// All that is wrong with a linked image.
+///
+/// # Errors
+/// If it is none, or lacks what every image has.
+pub(crate) fn judge(elf: &[u8]) -> Result<Vec<String>> {
+    let code = Code::read(elf)?;
+    Ok([no_panic(&code)?, barriers(&code)?, maintenance(&code)?].concat())
+}
+
 fn image(context: &Context<'_>) -> Result<Code> {
     Code::read(&std::fs::read(builds::el2_elf(context.env)?)?)
 }

@@ -71,6 +71,10 @@ pub(super) fn maintenance(code: &Code, found: &mut Vec<String>) -> usize {
             Does::Tlbi { broadcast: true } | Does::TlbiAgain | Does::DropFetches => &[Dsb::Inner, Dsb::System],
             Does::Tlbi { broadcast: false } => &[Dsb::Here, Dsb::Inner, Dsb::System],
             Does::CleanData => &[Dsb::System],
+            Does::TlbiVmidHere => {
+                found.push(format!("{}: a VM's translations end on one CPU only", code.shown(at)));
+                continue;
+            }
             _ => continue,
         };
         count += 1;

@@ -10,13 +10,14 @@ use serde::Deserialize;
 use crate::env::Env;
 
 /// The classes of bugs that trusted hypervisors had, each a file of the same name.
-pub(super) const CLASSES: [&str; 12] = [
+pub(super) const CLASSES: [&str; 13] = [
     "alignment",
     "overflow",
     "missing-check",
     "wrong-state",
     "missed-scrub",
     "missed-tlbi",
+    "missed-barrier",
     "early-publish",
     "leaked-count",
     "lock-order",
@@ -105,7 +106,7 @@ pub(super) fn shape(all: &[Fault]) -> Vec<String> {
         if fault.types && fault.class != TYPED {
             say("only faults of the lock order may be the compiler's to refuse");
         }
-        if fault.killers.is_empty() || fault.killers.iter().any(|k| super::suites::named(k).is_none()) {
+        if fault.killers.is_empty() || fault.killers.iter().any(|k| !super::suites::is_known(k)) {
             say("its killers are no suites");
         }
     }

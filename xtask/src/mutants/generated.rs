@@ -17,7 +17,7 @@ use crate::{Usage, cmd, ui};
 
 const VERSION: &str = "27.1.0";
 /// The crates whose tests are tested.
-const PACKAGES: [&str; 3] = ["freehold-mem", "freehold-virt", "freehold-driver-core"];
+const PACKAGES: [&str; 4] = ["freehold-mem", "freehold-virt", "freehold-el2", "freehold-driver-core"];
 /// Seconds that the tests of one mutant may take: many times what they need.
 const LIMIT: &str = "60";
 /// What it exits with when it did its work: all dead, some missed, some timed out.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::tree::Tree;
-use crate::cmd;
+use crate::{audit, builds, cmd};
 
 /// Name, and what `cargo test` is told.
 type Suite = (&'static str, &'static [&'static str]);
@@ -22,13 +22,21 @@ const SUITES: [Suite; 6] = [
     ("driver", &["--package", "freehold-driver-core", "--lib"]),
 ];
 
+/// The audit of the linked image, for what has no test on the development machine.
+const IMAGE: &str = "image";
+
 /// No suite takes a tenth of it, its build included; a fault that makes one hang is dead.
 const LIMIT: Duration = Duration::from_secs(300);
 /// What `timeout` exits with.
 const TIMED_OUT: i32 = 124;
 
+/// Whether there is a suite of this name.
+pub(super) fn is_known(name: &str) -> bool {
+    name == IMAGE || named(name).is_some()
+}
+
 /// What the suite of this name is told.
-pub(super) fn named(name: &str) -> Option<&'static [&'static str]> {
+fn named(name: &str) -> Option<&'static [&'static str]> {
     SUITES.iter().find(|suite| suite.0 == name).map(|suite| suite.1)
 }
 
@@ -58,6 +66,9 @@ impl<'t> Killers<'t> {
 
     /// Runs a suite on the tree as it is.
     pub(super) fn try_to_kill(&self, name: &str) -> Result<Outcome> {
+        if name == IMAGE {
+            return self.audit();
+        }
         let out = self.run(name)?;
         judge(name, out.status.code(), &String::from_utf8_lossy(&out.stdout), &String::from_utf8_lossy(&out.stderr))
     }
@@ -69,6 +80,25 @@ impl<'t> Killers<'t> {
             Outcome::Killed { by } => bail!("{by} fails without any fault: what it kills would show nothing"),
             Outcome::Refused(error) => bail!("{name} does not compile without any fault: {error}"),
         }
+    }
+
+    /// Builds the image as it ships, and audits it.
+    fn audit(&self) -> Result<Outcome> {
+        let mut cargo = self.tree.cargo();
+        // Of the whole program, as it ships.
+        cargo.env("CARGO_INCREMENTAL", "0");
+        let elf = match builds::el2_elf_by(cargo) {
+            Ok(elf) => elf,
+            Err(error) => {
+                let said = format!("{error:#}");
+                let what = said.lines().find(|line| line.starts_with("error")).map(str::to_owned);
+                return what.map(Outcome::Refused).ok_or(error);
+            }
+        };
+        Ok(match audit::judge(&std::fs::read(elf)?) {
+            Ok(found) => found.into_iter().next().map_or(Outcome::Survived, |first| Outcome::Killed { by: first }),
+            Err(error) => Outcome::Killed { by: format!("{error:#}") },
+        })
     }
 
     fn run(&self, name: &str) -> Result<Output> {
