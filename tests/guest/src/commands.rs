@@ -3,7 +3,9 @@
 
 use crate::proto::*;
 use crate::sysreg::counter;
-use crate::{bench, cpus, device, fp, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, trap};
+use crate::{
+    bench, cpus, device, fp, gic, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, sweep, trap,
+};
 use core::arch::asm;
 
 /// Serves commands until one ends the VM.
@@ -85,11 +87,15 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_TICKS => interrupts::ticks(a, b, c),
         CMD_SPI => {
             if a != 0 {
-                interrupts::make_edge();
+                interrupts::make_edge(true);
             }
             interrupts::wait_for_spi()
         }
         CMD_POLL_TIMER => interrupts::poll_timer(a, b),
+        CMD_RULES => gic::rules(),
+        CMD_CROWD => gic::crowd(a),
+        CMD_LEVEL => gic::level(a),
+        CMD_SWEEP => sweep::all(),
         CMD_HOLD => interrupts::hold(a != 0),
         CMD_CPU_ON => cpus::start(a),
         CMD_CPU => cpus::give(a, b, [c, PERIOD]),

@@ -34,6 +34,14 @@ pub(crate) fn computes() -> bool {
     result == 3.875f64.to_bits()
 }
 
+/// Whether the registers are those of a CPU that was just reset. Asked before anything sets one.
+pub(crate) fn is_reset() -> bool {
+    let mut found = [u64::MAX; 64];
+    // SAFETY: the area holds 32 registers of 16 bytes.
+    unsafe { guest_save_v(found.as_mut_ptr()) };
+    found == [0; 64] && read!("s3_3_c4_c4_0") == 0 && read!("s3_3_c4_c4_1") == 0
+}
+
 /// One instruction.
 pub(crate) fn use_it() {
     // SAFETY: only v0 changes, which the compiler does not use.

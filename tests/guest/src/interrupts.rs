@@ -9,13 +9,13 @@ use crate::sysreg::{counter, read, write};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-const GICD: u64 = GICD_GFN << 12;
-const GICR: u64 = GICR_GFN << 12;
-const SGI_FRAME: u64 = GICR + 0x1_0000;
+pub(crate) const GICD: u64 = GICD_GFN << 12;
+pub(crate) const GICR: u64 = GICR_GFN << 12;
+pub(crate) const SGI_FRAME: u64 = GICR + 0x1_0000;
 const VIRTUAL: u64 = 27;
 const PHYSICAL: u64 = 30;
 /// ISR_EL1.I.
-const PENDING: u64 = 1 << 7;
+pub(crate) const PENDING: u64 = 1 << 7;
 
 /// 0 while interrupts are not let through; else 1 more than were taken as exceptions.
 static TAKEN: AtomicU64 = AtomicU64::new(CLOSED);
@@ -25,9 +25,14 @@ const OPEN: u64 = 1;
 static LAST: AtomicU64 = AtomicU64::new(0);
 static WHEN: AtomicU64 = AtomicU64::new(0);
 
-fn store(address: u64, value: u64) {
+pub(crate) fn store(address: u64, value: u64) {
     // SAFETY: a register of the interrupt controller, outside RAM.
     unsafe { asm!("str {:w}, [{}]", in(reg) value, in(reg) address, options(nostack)) };
+}
+
+pub(crate) fn store_byte(address: u64, value: u64) {
+    // SAFETY: as in `store`.
+    unsafe { asm!("strb {:w}, [{}]", in(reg) value, in(reg) address, options(nostack)) };
 }
 
 fn wait() {
@@ -35,11 +40,11 @@ fn wait() {
     unsafe { asm!("wfi", options(nostack)) };
 }
 
-fn acknowledge() -> u64 {
+pub(crate) fn acknowledge() -> u64 {
     read!("s3_0_c12_c12_0")
 }
 
-fn end(interrupt: u64) {
+pub(crate) fn end(interrupt: u64) {
     write!("s3_0_c12_c12_1", interrupt);
 }
 
@@ -72,10 +77,10 @@ pub(crate) fn set_up(cpus: u64) -> u64 {
 }
 
 /// What ICC_RPR_EL1 says when nothing is active.
-const IDLE: u64 = 0xff;
+pub(crate) const IDLE: u64 = 0xff;
 
 /// The priority of what this CPU has acknowledged and not ended.
-fn running() -> u64 {
+pub(crate) fn running() -> u64 {
     read!("s3_0_c12_c11_3")
 }
 
@@ -244,7 +249,7 @@ pub(crate) fn ticks(periods: u64, period: u64, how: u64) -> [u64; 3] {
 }
 
 /// Waits for an interrupt and acknowledges it.
-fn poll() -> u64 {
+pub(crate) fn poll() -> u64 {
     loop {
         wait();
         match acknowledge() {
@@ -292,9 +297,9 @@ pub(crate) fn route_spi(cpu: u64) {
     store(GICD + 0x6000 + 8 * SPI, cpu);
 }
 
-/// Takes the host's interrupt by its edge from here on.
-pub(crate) fn make_edge() {
-    store(GICD + 0xc00 + SPI / 16 * 4, 2 << (SPI % 16 * 2));
+/// Takes the host's interrupt by its edge from here on, or by its level.
+pub(crate) fn make_edge(edge: bool) {
+    store(GICD + 0xc00 + SPI / 16 * 4, u64::from(edge) << (SPI % 16 * 2 + 1));
 }
 
 /// Waits for the host's interrupt. A level stays until the host lets it fall.

@@ -12,6 +12,7 @@ mod commands;
 mod cpus;
 mod device;
 mod fp;
+mod gic;
 mod hidden;
 mod hypercall;
 mod ids;
@@ -24,24 +25,27 @@ mod rows;
 mod secret;
 mod start;
 mod state;
+mod sweep;
 mod sysreg;
 mod trap;
 
 use proto::{
-    BOOT_FP, BOOT_LINE, BOOT_NO_SHARE, BOOT_QUIET, BOOT_STAGE1, GREETING, REG_BOOT_FACTS, REG_BOOT_HASH,
+    BOOT_FP, BOOT_FRESH, BOOT_LINE, BOOT_NO_SHARE, BOOT_QUIET, BOOT_STAGE1, GREETING, REG_BOOT_FACTS, REG_BOOT_HASH,
     REG_BOOT_HASH_OK, REG_BOOT_SECRET0, REG_BOOT_SECRET1, REG_BOOT_SHARED, SECRET_MASK, SHARE_BASE,
 };
 
 /// First Rust of the payload: MMU off, stack set, volatile memory zeroed.
 #[unsafe(no_mangle)]
-extern "C" fn guest_main(flags: u64, entropy: u64) -> ! {
+extern "C" fn guest_main(flags: u64, entropy: u64, general: u64) -> ! {
+    let system = general == 0 && state::is_reset();
     let hash = memory::image_hash();
     trap::install();
     mmu::enable();
     fp::enable();
+    let fresh = system && fp::is_reset();
     device::write64(REG_BOOT_HASH, hash);
     device::write64(REG_BOOT_HASH_OK, u64::from(hash == memory::header_hash()));
-    device::write64(REG_BOOT_FACTS, facts());
+    device::write64(REG_BOOT_FACTS, facts() | if fresh { BOOT_FRESH } else { 0 });
     let secret = secret::make(entropy);
     secret::store_copies(secret);
     device::write64(REG_BOOT_SECRET0, secret[0] ^ SECRET_MASK[0]);

@@ -24,6 +24,8 @@ const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32;
 const SCTLR_ON: u64 = 1 | 1 << 2 | 1 << 12;
 
 const GIGABYTE: u64 = 1 << 30;
+/// Where the first gigabyte, in which devices are, is seen as memory too, so that no alignment is asked for.
+pub(crate) const UNALIGNED: u64 = 64 * GIGABYTE;
 const BLOCK_SIZE: u64 = 2 << 20;
 
 #[repr(C, align(4096))]
@@ -56,7 +58,11 @@ pub(crate) fn enable() {
     let text_end = &raw const guest_text_end as u64;
     let ram = RAM_BASE / GIGABYTE;
     const { assert!(DEVICE < GIGABYTE, "the device must not share a level 1 entry with RAM") };
-    LEVEL1.fill(|n| if n == ram { LEVEL2.address() | TABLE } else { (n * GIGABYTE) | DEVICE_MEMORY | BLOCK });
+    LEVEL1.fill(|n| match n * GIGABYTE {
+        _ if n == ram => LEVEL2.address() | TABLE,
+        UNALIGNED => NORMAL | NEVER_EXECUTE | BLOCK,
+        address => address | DEVICE_MEMORY | BLOCK,
+    });
     LEVEL2.fill(|n| match n {
         0 => LEVEL3.address() | TABLE,
         _ => (RAM_BASE + n * BLOCK_SIZE) | NORMAL | NEVER_EXECUTE | BLOCK,

@@ -80,7 +80,7 @@ pub const REG_BOOT_SECRET0: u64 = 0x210;
 pub const REG_BOOT_SECRET1: u64 = 0x218;
 /// 64-bit store at boot: address of the page with the greeting, or status (negative) of the refused call.
 pub const REG_BOOT_SHARED: u64 = 0x220;
-/// 64-bit store at boot: [`BOOT_STAGE1`] `|` [`BOOT_FP`] as each was seen to work.
+/// 64-bit store at boot: [`BOOT_STAGE1`] `|` [`BOOT_FP`] `|` [`BOOT_FRESH`] as each was seen to hold.
 pub const REG_BOOT_FACTS: u64 = 0x228;
 /// 64-bit store: an exception that nobody expected; its `ESR_EL1`. The guest powers off next.
 pub const REG_PANIC_ESR: u64 = 0x300;
@@ -93,6 +93,10 @@ pub const REG_PANIC_FAR: u64 = 0x310;
 pub const BOOT_STAGE1: u64 = 1;
 /// Fact: floating point computed what it should.
 pub const BOOT_FP: u64 = 2;
+/// Fact: registers of every kind held what they hold after a reset.
+pub const BOOT_FRESH: u64 = 4;
+/// All facts.
+pub const BOOT_ALL: u64 = BOOT_STAGE1 | BOOT_FP | BOOT_FRESH;
 
 /// The secret leaves the guest only XOR this.
 pub const SECRET_MASK: [u64; 2] = [0x5bd1_e995_9e37_79b9, 0xc2b2_ae3d_27d4_eb4f];
@@ -182,6 +186,14 @@ pub const CMD_TOGETHER: u64 = 35;
 /// Lets the virtual timer fire arg0 ticks from now, looks at it until it has, and goes on for arg1 rounds while it stays so.
 /// Needs no interrupt controller. r0 = rounds in which it had not fired, r1 = ticks late.
 pub const CMD_POLL_TIMER: u64 = 36;
+/// Holds the controller against the rules of the architecture. r0 = a bit for each that does not hold, r1 = how many there are.
+pub const CMD_RULES: u64 = 37;
+/// Takes 48 interrupts of priorities by seed arg0 that all wait, then 16 that interrupt each other. r0 = what went wrong.
+pub const CMD_CROWD: u64 = 38;
+/// Takes SPI [`SPI`] arg0 times and once more, by its level; makes one store to [`REG_SCRATCH`] while the last one is active. r0 = what went wrong.
+pub const CMD_LEVEL: u64 = 39;
+/// Loads and stores at every offset of the controller's frames. r0 = what went wrong, r1 = address of the first, r2 = registers met.
+pub const CMD_SWEEP: u64 = 42;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].

@@ -26,6 +26,11 @@ macro_rules! system_registers {
             [$(slots.next().is_some_and(|slot| *slot != read!($register))),+].iter().filter(|wrong| **wrong).count() as u64
         }
 
+        /// Whether each of them is zero.
+        fn none_is_set() -> bool {
+            [$(read!($register)),+].iter().all(|value| *value == 0)
+        }
+
         const SYSTEM: usize = [$($register),+].len();
     };
 }
@@ -57,6 +62,10 @@ macro_rules! key_registers {
             $(n += 1; write!($register, pattern(seed, n));)+
         }
 
+        fn no_key_is_set() -> bool {
+            [$(read!($register)),+].iter().all(|value| *value == 0)
+        }
+
         fn changed_keys(seed: u64) -> u64 {
             let (mut n, mut wrong) = (100, 0);
             $(n += 1; wrong += u64::from(read!($register) != pattern(seed, n));)+
@@ -75,6 +84,22 @@ fn has_keys() -> bool {
     let isar1 = read!("id_aa64isar1_el1");
     let isar2 = read!("id_aa64isar2_el1");
     [4, 8, 24, 28].iter().any(|&at| field(isar1, at) != 0) || [8, 12].iter().any(|&at| field(isar2, at) != 0)
+}
+
+/// Whether the registers are those of a CPU that was just reset. Asked before anything sets one.
+pub(crate) fn is_reset() -> bool {
+    let others = [
+        read!("vbar_el1"),
+        read!("ttbr0_el1"),
+        read!("tcr_el1"),
+        read!("cpacr_el1"),
+        read!("csselr_el1"),
+        read!("mdscr_el1"),
+        read!("cntv_ctl_el0"),
+        // M, C and I.
+        read!("sctlr_el1") & 0x1005,
+    ];
+    none_is_set() && others == [0; 8] && (!has_keys() || no_key_is_set())
 }
 
 /// Fills everything, leaves `exits` times, and counts registers that changed.

@@ -13,6 +13,10 @@ use crate::sys;
 const PERIODS: u64 = 20;
 /// Most rounds until one of them was not disturbed: the machine may be loaded.
 const ROUNDS: usize = 20;
+/// Times that list registers are filled again until as many interrupts as [`CMD_CROWD`] has came through four of them.
+const REFILLS: usize = 11;
+/// Ends of a level that is held.
+const ENDS: u64 = 5;
 /// Ticks of each: 1 ms at 62.5 MHz.
 const PERIOD: u64 = 62_500;
 
@@ -27,15 +31,19 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
     }
     bench.clean("the controller is what it says", CMD_GIC, [0; 3])?;
     let mmio = exits(&bench, EXIT_MMIO);
+    let mut commands = as_specified(&mut bench)?;
     bench.clean("100 SGIs come at once", CMD_IPI, [100, 0, 0])?;
-    let mut commands = 1;
+    commands += 1;
     for (case, how) in [("the virtual timer ends a wait", TICK_WAIT), ("the physical timer ends a wait", TICK_PHYSICAL)]
     {
         bench.clean(case, CMD_TICKS, [PERIODS, PERIOD, how])?;
         commands += 1;
     }
     for (name, how) in [("virtual", TICK_TAKEN), ("physical", TICK_PHYSICAL_TAKEN)] {
-        commands += spins(&mut bench, name, how)?;
+        let [case, needs] = ["is taken as an exception", "needs no interrupt of the host's"];
+        let cases = [case, needs].map(|what| format!("the {name} timer {what}"));
+        let periods = usize::try_from(PERIODS).unwrap_or(0);
+        commands += undisturbed(&mut bench, &cases, periods, |_| (CMD_TICKS, [PERIODS, PERIOD, how]))?;
     }
     // Command, three arguments and three results of each command; the next one was asked for already.
     STEP.same("the host saw no access to it", commands * 7, exits(&bench, EXIT_MMIO) - mmio);
@@ -48,6 +56,8 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
         format!("{got}, then {after}"),
     );
     STEP.same("the host learns whom to wake", "[1]", format!("{:?}", bench.woke));
+    bench.raises = true;
+    bench.clean("a level comes again after each end until it falls", CMD_LEVEL, [ENDS, 0, 0])?;
     bench.close();
     Ok(())
 }
@@ -55,6 +65,8 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
 /// A guest finds nothing of what another one has active on the same CPU, and that one finds it again.
 fn beside_another(hostile: &Hostile, bench: &mut Bench<'_>) -> Result<(), String> {
     sys::pin_to(0);
+    bench.clean("its vectors are full", CMD_FP, [1, 0, 0])?;
+    bench.clean("and its system registers", CMD_STATE, [1, 0, 0])?;
     bench.clean("an interrupt is left active", CMD_HOLD, [1, 0, 0])?;
     let mut other = Bench::new(hostile, true)?;
     other.clean("another guest on that CPU finds nothing of it", CMD_GIC, [0; 3])?;
@@ -67,20 +79,37 @@ fn beside_another(hostile: &Hostile, bench: &mut Bench<'_>) -> Result<(), String
     Ok(())
 }
 
-/// A guest that makes no exit by itself takes its timer's interrupts. Were EL2's own interrupts not there, each of them
-/// would need one of the host's to bring the guest out: some round has fewer of these. The number of rounds.
-fn spins(bench: &mut Bench<'_>, name: &str, how: u64) -> Result<usize, String> {
-    let periods = usize::try_from(PERIODS).unwrap_or(0);
+/// What the architecture says of a controller, as a guest sees it; how many commands that took.
+fn as_specified(bench: &mut Bench<'_>) -> Result<usize, String> {
+    let [_, rules, _] = bench.clean("order, masks, preemption, ends and groups are as specified", CMD_RULES, [0; 3])?;
+    STEP.judged("rules looked at", "at least 40", rules, rules >= 40);
+    let cases = ["48 interrupts wait and come in order, 16 interrupt each other", "list registers are filled in time"];
+    let rounds = undisturbed(bench, &cases, REFILLS, |round| (CMD_CROWD, [round as u64, 0, 0]))?;
+    let [_, _, met] = bench.clean("every offset and width of the frames is as specified", CMD_SWEEP, [0; 3])?;
+    STEP.judged("registers met on the way", "at least 369", met, met >= 369);
+    Ok(rounds + 2)
+}
+
+/// Has the guest do something that makes no exit by itself, and for which it needs EL2's own interrupts so many times.
+/// Were these not there, it would need as many of the host's to bring it out: some round has fewer of them. The number
+/// of rounds.
+fn undisturbed(
+    bench: &mut Bench<'_>,
+    [case, needs]: &[impl AsRef<str>; 2],
+    times: usize,
+    command: impl Fn(usize) -> (u64, [u64; 3]),
+) -> Result<usize, String> {
     let mut least = usize::MAX;
     let mut rounds = 0;
-    while least >= periods && rounds < ROUNDS {
+    while least >= times && rounds < ROUNDS {
         let before = exits(bench, EXIT_IRQ);
-        bench.clean(&format!("the {name} timer is taken as an exception"), CMD_TICKS, [PERIODS, PERIOD, how])?;
+        let (command, arguments) = command(rounds);
+        bench.clean(case.as_ref(), command, arguments)?;
         least = least.min(exits(bench, EXIT_IRQ) - before);
         rounds += 1;
     }
-    let case = format!("the {name} timer needs no interrupt of the host's");
-    STEP.judged(&case, "fewer of them than periods in some round", format!("{least} for {periods}"), least < periods);
+    let seen = format!("{least} for {times}");
+    STEP.judged(needs.as_ref(), "fewer interrupts of the host's in some round", seen, least < times);
     Ok(rounds)
 }
 

@@ -39,7 +39,7 @@ pub(crate) fn first_light() -> Option<Machine> {
             return None;
         }
     };
-    RUN.same("stage1-and-fp", proto::BOOT_STAGE1 | proto::BOOT_FP, boot.facts);
+    RUN.same("stage1-and-fp", proto::BOOT_ALL, boot.facts);
     prove(&mut machine, &boot);
     Some(machine)
 }

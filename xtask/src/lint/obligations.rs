@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table of obligations in `docs/testing.md`: every row is there, and what it names exists.
+//! The tables of obligations in `docs/testing.md` and of what a guest finds in `docs/guests.md`: every row is there, and
+//! what it names exists.
 //!
 //! A reference is `unit/PACKAGE/TEST`, a piece of a suite, or a piece with the beginning of a case's name behind it:
 //! `life/main "odd-ways"`. A row without any says `not yet` or `does not arise`, and why.
@@ -11,9 +12,13 @@ use super::{files, is_rust};
 use crate::env::Env;
 use crate::test;
 
-const DOCUMENT: &str = "docs/testing.md";
-const BEGIN: &str = "<!-- obligations: begin -->";
-const END: &str = "<!-- obligations: end -->";
+/// A table: its document, and the name between the marks that enclose it.
+struct Table(&'static str, &'static str);
+
+const OBLIGATIONS: Table = Table("docs/testing.md", "obligations");
+const GUESTS: Table = Table("docs/guests.md", "guests");
+/// Rows of the latter.
+const OF_GUESTS: u32 = 39;
 
 /// The rows that must be there: a group, and its numbers.
 const ROWS: [(&str, &[u32]); 12] = [
@@ -43,10 +48,26 @@ struct Known {
 
 /// Each row that is missing, shows nothing, or names what does not exist.
 pub(super) fn check(env: &Env) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(env.root.join(DOCUMENT))?;
-    let (_, rest) = text.split_once(BEGIN).with_context(|| format!("{DOCUMENT}: no {BEGIN}"))?;
-    let (table, _) = rest.split_once(END).with_context(|| format!("{DOCUMENT}: no {END}"))?;
-    Ok(judge(table, &known(env)?))
+    let known = known(env)?;
+    let mut found = judge(OBLIGATIONS.0, &OBLIGATIONS.read(env)?, &obligations(), &known);
+    let guests: Vec<String> = (1..=OF_GUESTS).map(|id| id.to_string()).collect();
+    found.extend(judge(GUESTS.0, &GUESTS.read(env)?, &guests, &known));
+    Ok(found)
+}
+
+impl Table {
+    fn read(&self, env: &Env) -> Result<String> {
+        let Self(document, name) = self;
+        let text = std::fs::read_to_string(env.root.join(document))?;
+        let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {name}: {word} -->"));
+        let (_, rest) = text.split_once(&begin).with_context(|| format!("{document}: no {begin}"))?;
+        let (table, _) = rest.split_once(&end).with_context(|| format!("{document}: no {end}"))?;
+        Ok(table.to_owned())
+    }
+}
+
+fn obligations() -> Vec<String> {
+    ROWS.iter().flat_map(|(group, numbers)| numbers.iter().map(move |n| format!("{group}{n}"))).collect()
 }
 
 fn known(env: &Env) -> Result<Known> {
@@ -75,22 +96,18 @@ fn known(env: &Env) -> Result<Known> {
     Ok(Known { packages, works: test::works(), reporters })
 }
 
-fn judge(table: &str, known: &Known) -> Vec<String> {
+fn judge(document: &str, table: &str, ids: &[String], known: &Known) -> Vec<String> {
     let rows: Vec<Vec<&str>> = table
         .lines()
         .filter(|line| line.starts_with("| ") && !line.starts_with("| # "))
         .map(|line| line.trim_matches('|').splitn(3, " | ").map(str::trim).collect())
         .collect();
     let mut found = Vec::new();
-    for (group, numbers) in ROWS {
-        for id in numbers.iter().map(|number| format!("{group}{number}")) {
-            match rows.iter().filter(|row| row.first() == Some(&id.as_str())).collect::<Vec<_>>()[..] {
-                [row] => {
-                    found.extend(judge_row(row, known).into_iter().map(|what| format!("{DOCUMENT}: {id}: {what}")))
-                }
-                [] => found.push(format!("{DOCUMENT}: no row for {id}")),
-                _ => found.push(format!("{DOCUMENT}: more than one row for {id}")),
-            }
+    for id in ids {
+        match rows.iter().filter(|row| row.first() == Some(&id.as_str())).collect::<Vec<_>>()[..] {
+            [row] => found.extend(judge_row(row, known).into_iter().map(|what| format!("{document}: {id}: {what}"))),
+            [] => found.push(format!("{document}: no row for {id}")),
+            _ => found.push(format!("{document}: more than one row for {id}")),
         }
     }
     found
@@ -161,7 +178,8 @@ mod tests {
 
     #[test]
     fn a_missing_row_is_found() {
-        let found = judge("| A1 | something that must hold, in words | `life/main` |\n", &known());
+        let row = "| A1 | something that must hold, in words | `life/main` |\n";
+        let found = judge("a.md", row, &obligations(), &known());
         assert!(!found.iter().any(|what| what.contains(" A1:")) && found.iter().any(|what| what.ends_with("for A2")));
     }
 }
