@@ -2,7 +2,7 @@
 //! `KVM_RUN`: enters a vCPU until something is the VMM's to serve.
 //!
 //! Guarantees that every return of success has a fresh exit reason, that a signal or `immediate_exit` ends the loop
-//! with `EINTR` at each turn, that a loaded value reaches the guest exactly once, and that a vCPU sleeps only behind a
+//! with `EINTR` at each turn, that the kernel's own work for the thread waits for no exit, that a loaded value reaches the guest exactly once, and that a vCPU sleeps only behind a
 //! run which said so, its bell muted before that run ([`crate::idle`]). Knows neither slots nor files: they stand
 //! behind [`Machine`].
 
@@ -72,6 +72,8 @@ pub trait Machine {
     fn grow(&self, count: u64) -> Result<(), Error>;
     /// Whether a signal is pending, or `immediate_exit` is set.
     fn interrupted(&self) -> bool;
+    /// Whether the kernel has work for this thread on its way to the VMM. If so, it is made to go there.
+    fn called_away(&self) -> bool;
     /// Sleeps until what the vCPU waits for, its bell, or a signal.
     fn sleep(&self, wait: Wait) -> Slept;
     /// Whether the guest has ended its VM: no vCPU runs any more.
@@ -128,6 +130,10 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
         if machine.interrupted() {
             machine.tell(Told::Intr);
             return Err(Error::Interrupted);
+        }
+        if machine.called_away() {
+            // The same call follows by itself, and the VMM sees nothing of it.
+            return Err(Error::Restart);
         }
         machine.mute();
         if machine.is_ended() {
@@ -229,6 +235,7 @@ mod tests {
         touch: Cell<Option<Result<Served, Error>>>,
         loaded: Cell<u64>,
         pending: Cell<bool>,
+        called: Cell<bool>,
         muted: Cell<bool>,
         wake: Cell<u64>,
         slept: Cell<Option<Slept>>,
@@ -291,6 +298,9 @@ mod tests {
                 }
                 None => false,
             }
+        }
+        fn called_away(&self) -> bool {
+            self.called.replace(false)
         }
         fn sleep(&self, wait: Wait) -> Slept {
             match wait {
@@ -460,6 +470,20 @@ mod tests {
         let mut memory = Memory { value: 5, ..Memory::default() };
         run(&script, &mut memory).unwrap();
         assert_eq!(script.log(), "Nothing enter(5) end Ended(Off)");
+    }
+
+    #[test]
+    fn the_kernels_own_work_is_done_between_two_turns_and_loses_nothing() {
+        let script = Script::of(&[OFF]);
+        script.called.set(true);
+        let mut memory = Memory { value: 5, ..Memory::default() };
+        assert_eq!(run(&script, &mut memory), Err(Error::Restart));
+        assert_eq!(script.log(), "Nothing");
+        run(&script, &mut memory).unwrap();
+        assert_eq!(script.log(), "Nothing enter(5) end Ended(Off)");
+        script.called.set(true);
+        script.signal_after.set(Some(0));
+        assert_eq!(run(&script, &mut memory), Err(Error::Interrupted), "a signal goes first");
     }
 
     #[test]

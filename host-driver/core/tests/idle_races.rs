@@ -163,6 +163,10 @@ impl Machine for Vcpu {
         false
     }
 
+    fn called_away(&self) -> bool {
+        false
+    }
+
     fn end(&self) {}
 
     fn touch(&self, _: u64) -> Result<Served, Error> {

@@ -58,7 +58,7 @@ bool fhc_el2_run(u64 *regs)
 	bool enter;
 
 	local_irq_save(flags);
-	enter = !signal_pending(current) && !need_resched();
+	enter = !signal_pending(current) && !need_resched() && !test_thread_flag(TIF_NOTIFY_RESUME);
 	if (enter)
 		fhc_el2_call(regs);
 	local_irq_restore(flags);

@@ -104,6 +104,7 @@ FH_C(u64, fhc_now, void);
 FH_C(void, fhc_pause, u32 micros, bool deaf);
 FH_C(void, fhc_doze, void);
 FH_C(bool, fhc_signal, void);
+FH_C(bool, fhc_called_away, void);
 FH_C(bool, fhc_dying, void);
 FH_C(void, fhc_breathe, void);
 FH_C(u64, fhc_page_take, u32 order);

@@ -80,6 +80,18 @@ bool fhc_signal(void)
 	return signal_pending(current);
 }
 
+/*
+ * Whether work waits for this thread's way back to its process (task_work, rseq). If so, a signal that there is not makes
+ * it go there; a call that ends with ERESTARTNOHAND is then made again.
+ */
+bool fhc_called_away(void)
+{
+	if (!test_thread_flag(TIF_NOTIFY_RESUME))
+		return false;
+	set_thread_flag(TIF_SIGPENDING);
+	return true;
+}
+
 bool fhc_dying(void)
 {
 	return fatal_signal_pending(current);

@@ -23,6 +23,7 @@ extern "C" {
     fn fhc_counter() -> u64;
     fn fhc_counter_frequency() -> u64;
     fn fhc_signal() -> bool;
+    fn fhc_called_away() -> bool;
     fn fhc_dying() -> bool;
     fn fhc_breathe();
     fn fhc_page_take(order: u32) -> u64;
@@ -193,6 +194,12 @@ pub(crate) fn doze() {
 pub(crate) fn signal() -> bool {
     // SAFETY: takes nothing; reads the thread's own flags.
     unsafe { fhc_signal() }
+}
+
+/// Whether the kernel has work for this thread on its way to its process; if so, it is made to go there.
+pub(crate) fn called_away() -> bool {
+    // SAFETY: takes nothing; reads and sets the thread's own flags.
+    unsafe { fhc_called_away() }
 }
 
 /// Whether this thread is being killed.

@@ -204,6 +204,10 @@ impl Machine for Running {
         sys::signal() || unsafe { fhc_run_immediate_exit(self.raw.as_ptr()) }
     }
 
+    fn called_away(&self) -> bool {
+        sys::called_away()
+    }
+
     fn mute(&self) {
         // SAFETY: the vCPU is alive while its ioctl runs.
         unsafe { fhc_bell_mute(self.raw.as_ptr()) }

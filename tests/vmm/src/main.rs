@@ -7,6 +7,7 @@
 
 mod attack;
 mod attest;
+mod away;
 mod bench;
 mod compat;
 mod counters;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use freehold_uapi::ioctl::*;
 use kvm_ioctls::VmFd;
 
+use crate::away;
 use crate::machine::{Event, Machine, Plan, VM_TYPE, new_vcpu, open};
 use crate::proto::*;
 use crate::report::Step;
@@ -91,6 +92,7 @@ pub(crate) fn all() -> Result<(), String> {
     serves(&mut machine)?;
     waits(&mut machine)?;
     interrupted(&mut machine)?;
+    away::from_a_guest_that_spins(machine)?;
     raised_early()
 }
 
