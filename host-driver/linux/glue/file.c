@@ -229,6 +229,7 @@ static bool settled(struct fh_file *f, u64 index)
 static vm_fault_t fault_wait(struct fh_file *f, struct vm_fault *vmf, u64 index)
 {
 	unsigned long end = READ_ONCE(f->since) + FAULT_PATIENCE;
+	DEFINE_WAIT_FUNC(wait, woken_wake_function);
 	struct file *file;
 	long left = end - jiffies;
 
@@ -238,7 +239,11 @@ static vm_fault_t fault_wait(struct fh_file *f, struct vm_fault *vmf, u64 index)
 		return VM_FAULT_SIGBUS;
 	file = get_file(f->file);
 	release_fault_lock(vmf);
-	wait_event_killable_timeout(f->wait, settled(f, index), left);
+	/* To look may sleep, so the look comes before the sleep and not within it: a wake-up between the two is kept. */
+	add_wait_queue(&f->wait, &wait);
+	while (!settled(f, index) && left > 0 && !fatal_signal_pending(current))
+		left = wait_woken(&wait, TASK_KILLABLE, left);
+	remove_wait_queue(&f->wait, &wait);
 	fput(file);
 	return VM_FAULT_RETRY;
 }
