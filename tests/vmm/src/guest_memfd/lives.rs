@@ -129,16 +129,17 @@ fn stopped() -> Result<(), String> {
     Ok(())
 }
 
-struct Group(String);
+/// A control group.
+pub(super) struct Group(String);
 
 impl Group {
-    fn new(name: &str) -> Result<Self, String> {
+    pub(super) fn new(name: &str) -> Result<Self, String> {
         let path = format!("{GROUPS}/{name}");
         std::fs::create_dir_all(&path).map_err(|e| format!("{path}: {e}"))?;
         Ok(Self(path))
     }
 
-    fn set(&self, what: &str, value: &str) -> Result<(), String> {
+    pub(super) fn set(&self, what: &str, value: &str) -> Result<(), String> {
         let path = format!("{}/{what}", self.0);
         std::fs::write(&path, value).map_err(|e| format!("{path}: {e}"))
     }

@@ -10,6 +10,7 @@ pub(crate) mod kernel;
 pub(crate) mod lives;
 pub(crate) mod mappings;
 pub(crate) mod populate;
+pub(crate) mod pressure;
 mod rig;
 pub(crate) mod stress;
 pub(crate) mod wide;
