@@ -6,14 +6,14 @@
 //! means.
 
 use crate::percpu::{self, MAX_CPUS};
-use crate::switch::{self, GuestContext, GuestRegime, HostContext, RawExit};
+use crate::switch::{self, GuestContext, GuestRegime, HostContext};
 use crate::{fatal, host};
 use core::sync::atomic::AtomicU64;
 use freehold_mem::{PAGE_SIZE, Pfn, Vmid};
 use freehold_virt::handle::VcpuIndex;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vcpu::{Stop, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::Claimed;
 use spin::mutex::SpinMutex;
@@ -90,16 +90,30 @@ impl<'a> Loaded<'a> {
         self.block.context.timer()
     }
 
-    /// Runs the vCPU until it exits. `regime` was made by [`regime`] while this claim was held; `lists` is for a guest
+    /// Runs the vCPU until it exits; [`Self::leave`], or the end of this, brings the host back. `regime` was made by [`regime`] while this claim was held; `lists` is for a guest
     /// that has an interrupt controller.
-    pub fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> RawExit {
-        let Some(own) = HOSTS.get(percpu::this_cpu().index()) else {
-            fatal::defect("a CPU without a record");
-        };
-        let mut kept = own.lock();
-        // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds; EL2 runs
-        // with DAIF masked from the host's trap on, under the host's stage 2.
-        unsafe { switch::enter(&mut self.block.context, &mut kept, &regime.0, lists) }
+    pub fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> Stop {
+        // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds until the
+        // guest is left; EL2 runs with DAIF masked from the host's trap on, under the host's stage 2 or this guest's.
+        unsafe { switch::enter(&mut self.block.context, &mut kept_here().lock(), &regime.0, lists) }
+    }
+
+    /// Puts the host's EL1 state and stage 2 back, if the guest's are in force since it ran.
+    pub fn leave(&mut self) {
+        switch::leave(&mut self.block.context, &mut kept_here().lock());
+    }
+}
+
+impl Drop for Loaded<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+fn kept_here() -> &'static SpinMutex<HostContext> {
+    match HOSTS.get(percpu::this_cpu().index()) {
+        Some(kept) => kept,
+        None => fatal::defect("a CPU without a record"),
     }
 }
 

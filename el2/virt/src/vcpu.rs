@@ -54,6 +54,24 @@ pub struct Vcpu {
     physical: Timer,
 }
 
+/// Why a vCPU stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// A synchronous exception.
+    Trap(Trap),
+    /// A physical interrupt is pending for the host.
+    Interrupt,
+    /// An interrupt of EL2's own brought the guest out: a timer's, or maintenance of the list registers. Or nothing did
+    /// that is there any more.
+    Own,
+    /// An `SError` came while the guest ran, or the guest's last accesses caused it.
+    SError,
+    /// The guest runs, or would run, in a state that is not served: `AArch32`, or above EL1.
+    BadState,
+    /// The host left streaming mode on, which must be off before a guest may run; it was not entered.
+    HostBusy,
+}
+
 /// A synchronous exception of the guest, as the hardware described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trap {

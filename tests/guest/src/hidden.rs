@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Registers and instructions that a protected guest must not have: each is tried, and each must be
-//! UNDEFINED, with the exception taken at EL1 as the architecture says.
+//! UNDEFINED, with the exception taken at EL1 as the architecture says, and nothing else changed.
 
 use crate::trap;
 use core::arch::asm;
@@ -53,11 +53,24 @@ pub(crate) fn try_all() -> (u64, u64, u64) {
         ".inst 0x00000000",       // 29 UDF
     ];
     let mut result = (0, 0, probes.len() as u64);
+    // Each probe finds registers that were written since the last exit, and the exception leaves them as they are.
+    let before = exchange(0);
     for (index, probe) in (0..).zip(probes) {
+        let mark = 0x5eed_0000 + index;
+        exchange(mark);
         let ((), esr) = trap::catching(probe);
-        if esr != UNDEFINED {
+        if esr != UNDEFINED || exchange(0) != mark {
             result = (result.0 + 1, if result.0 == 0 { index } else { result.1 }, result.2);
         }
     }
+    exchange(before);
     result
+}
+
+/// Writes a register of EL1 that this program uses for nothing, TPIDR_EL1, and returns what it held.
+fn exchange(new: u64) -> u64 {
+    let old: u64;
+    // SAFETY: the register means nothing to the CPU, and nobody else here reads it but to compare.
+    unsafe { asm!("mrs {}, tpidr_el1", "msr tpidr_el1, {}", out(reg) old, in(reg) new, options(nostack)) };
+    old
 }

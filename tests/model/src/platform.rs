@@ -72,6 +72,8 @@ impl<'r> Loaded<'r> for Open<'r> {
         Timer::new()
     }
 
+    fn leave(&mut self) {}
+
     fn run(&mut self, regime: &Regime, _: Option<&mut Lists>) -> Stop {
         turns::point();
         let rig = self.cpu.rig;

@@ -89,6 +89,10 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
         self.open.timer()
     }
 
+    fn leave(&mut self) {
+        self.open.leave();
+    }
+
     fn run(&mut self, regime: &Regime<O::Regime>, lists: Option<&mut Lists>) -> Stop {
         self.listener.entering(regime.vmid, regime.root, arguments(&mut self.open));
         let stop = self.open.run(&regime.regime, lists);

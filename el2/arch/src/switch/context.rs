@@ -33,8 +33,6 @@ pub(super) struct ExitRegisters {
     pub(super) esr: u64,
     pub(super) far: u64,
     pub(super) hpfar: u64,
-    /// Not zero: an SError was deferred to the end of the switch.
-    pub(super) deferred: u64,
     /// Not zero: EL2's own interrupts were let through.
     pub(super) own: u64,
     /// Not zero: an interrupt is pending that is not EL2's own.
@@ -49,6 +47,8 @@ pub struct GuestContext {
     pub(super) pc: u64,
     pub(super) pstate: u64,
     pub(super) exit: ExitRegisters,
+    /// Its EL1 state is in the CPU's registers, and what follows here is older.
+    pub(super) is_live: bool,
     pub(super) el1: El1State,
     pub(super) keys: Keys,
     pub(super) timer: Timer,
@@ -64,7 +64,8 @@ impl GuestContext {
             x: [0; 31],
             pc: 0,
             pstate: RESET_PSTATE,
-            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0, deferred: 0, own: 0, wanted: 0 },
+            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0, own: 0, wanted: 0 },
+            is_live: false,
             el1: El1State::reset(),
             keys: Keys::new(),
             timer: Timer::new(),
@@ -114,11 +115,18 @@ impl Registers for GuestContext {
     }
 
     fn inject(&mut self, esr: u64) {
+        if self.is_live {
+            self.el1.save();
+        }
         self.el1.esr = esr;
         self.el1.elr = self.pc;
         self.el1.spsr = self.pstate;
         self.pc = self.el1.vbar.wrapping_add(inject::vector_offset(self.pstate));
         self.pstate = inject::exception_state(self.pstate, self.el1.sctlr, &Ids::read());
+        if self.is_live {
+            // Nothing that walks depend on is another one than in the registers.
+            self.el1.load_all_but_regime();
+        }
     }
 }
 

@@ -29,15 +29,17 @@ impl HostErrors {
         }
     }
 
-    /// Puts the host's value back. Says whether the ESB at the exit deferred an error of the guest's.
-    pub(super) fn put_back(&self, ids: &Ids) -> bool {
-        if !ids.has_ras() {
-            return false;
+    /// Puts the host's value back.
+    pub(super) fn put_back(&self, ids: &Ids) {
+        if ids.has_ras() {
+            write_sysreg!("s3_0_c12_c1_1", self.deferred);
         }
-        let guests = read_sysreg!("s3_0_c12_c1_1"); // DISR_EL1
-        write_sysreg!("s3_0_c12_c1_1", self.deferred);
-        guests & DISR_A != 0
     }
+}
+
+/// Whether the ESB at an exit deferred an error of the guest's. It ends the guest, whose next exit would say so again.
+pub(super) fn guest_deferred(ids: &Ids) -> bool {
+    ids.has_ras() && read_sysreg!("s3_0_c12_c1_1") & DISR_A != 0
 }
 
 /// Leaves nothing of a guest in its view of DISR_EL1. EL2 makes no virtual SErrors, so that nothing

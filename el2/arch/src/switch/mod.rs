@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! World switch: runs one vCPU on this CPU until something needs EL2's attention.
 //!
-//! Guarantees: between two calls of [`enter`] no register of a guest is left where the host can read
-//! it, and no register of the host is left where the guest could (D9, I4). What the host may see of
+//! Guarantees: once [`leave`] is back no register of a guest is left where the host can read it, and no
+//! register of the host was ever left where the guest could (D9, I4). What the host may see of
 //! an exit is decided elsewhere, from the saved context. The host's own state, its full-length
 //! vectors included, is the same before and after.
 //!
-//! Does not know: what an exit means, whether the vCPU may run, which VM owns what. A call that
-//! `freehold_virt::guest_call` answers at once is no exit: nothing is switched for it.
+//! Does not know: what an exit means, whether the vCPU may run, which VM owns what. An exit that EL2 answers itself does
+//! not need the host: between [`enter`] and [`leave`] the guest's EL1 state and stage 2 stay in force while EL2 decides.
+//! For a call that `freehold_virt::guest_call` answers at once not even the timer and the list registers are taken off.
 //!
 //! The order of the steps follows the rules for speculative address translation (errata 1319367 and
 //! 1530923 of A57, A72 and A76): stage-1 walks are off whenever stage 1 and stage 2 belong to
@@ -37,50 +38,13 @@ use crate::features::Ids;
 use crate::{barrier, gicr, vectors};
 use entry::Cause;
 use freehold_virt::guest_call::answer_at_once;
-use freehold_virt::vcpu::{lacks_page, page_of};
+use freehold_virt::vcpu::{Stop, Trap, lacks_page, page_of};
 use freehold_virt::vgic::Lists;
 
 /// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
 const CLASS_FP: u64 = 0x07;
 /// ISR_EL1: a physical SError, IRQ or FIQ is pending.
 const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
-
-/// Why a guest left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitKind {
-    /// A synchronous exception; the syndrome says which.
-    Sync,
-    /// A physical interrupt is pending for the host.
-    Interrupt,
-    /// An interrupt of EL2's own brought the guest out: a timer's, or maintenance of the list registers. Or nothing did
-    /// that is there any more.
-    Own,
-    /// An SError came while the guest ran, or the guest's last accesses caused it.
-    SError,
-    /// The guest runs, or would run, in a state that is not served: AArch32, or above EL1.
-    BadState,
-    /// The host left streaming mode on; it must be off before a guest may run.
-    HostBusy,
-}
-
-/// What the hardware said at an exit. The syndrome registers mean something for `Sync` only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RawExit {
-    /// Why.
-    pub kind: ExitKind,
-    /// ESR_EL2.
-    pub esr: u64,
-    /// FAR_EL2.
-    pub far: u64,
-    /// HPFAR_EL2.
-    pub hpfar: u64,
-}
-
-impl RawExit {
-    const fn bare(kind: ExitKind) -> Self {
-        Self { kind, esr: 0, far: 0, hpfar: 0 }
-    }
-}
 
 /// Whether the host left a state in which no guest may be entered: streaming mode. Asked before anything of the vCPU
 /// moves; [`enter`] asks again.
@@ -89,40 +53,58 @@ pub fn host_is_busy() -> bool {
     fp::host_is_streaming(&Ids::read())
 }
 
-/// Runs the guest in `ctx` until it exits, and puts the host back.
+/// Runs the guest in `ctx` until it exits. [`leave`] must follow before anything else is done for the host, or to tables.
 ///
 /// An interrupt that is pending already, or a host that must not be left, returns at once. `lists` is what a guest with
 /// an interrupt controller has in its CPU interface; without one it has none.
 ///
 /// # Safety
 /// `regime` names complete stage-2 tables and the VMID of the VM that `ctx` belongs to, and they
-/// stay so for the length of the call. The caller handles a trap of the host on this CPU: DAIF is
-/// masked and the host's stage 2 and registers are in force.
+/// stay so until [`leave`]. The caller handles a trap of the host on this CPU: DAIF is masked, and the host's stage 2
+/// and registers are in force, or those of this guest since an earlier call.
 pub unsafe fn enter(
     ctx: &mut GuestContext,
     host: &mut HostContext,
     regime: &GuestRegime,
     mut lists: Option<&mut Lists>,
-) -> RawExit {
+) -> Stop {
     if !ctx.is_servable() {
-        return RawExit::bare(ExitKind::BadState);
+        return Stop::BadState;
     }
     let ids = Ids::read();
-    if fp::host_is_streaming(&ids) {
-        return RawExit::bare(ExitKind::HostBusy);
+    if !ctx.is_live {
+        if fp::host_is_streaming(&ids) {
+            return Stop::HostBusy;
+        }
+        host.gic.open(&ids);
     }
-    host.gic.open(&ids);
     barrier::registers_in_effect();
     if read_sysreg!("isr_el1") & ISR_PENDING != 0 {
-        host.gic.close(&ids);
-        return RawExit::bare(ExitKind::Interrupt);
+        if !ctx.is_live {
+            host.gic.close(&ids);
+        }
+        return Stop::Interrupt;
     }
-    leave_host(host, &ids);
-    load_guest(ctx, host, regime, lists.as_deref_mut(), &ids);
+    if !ctx.is_live {
+        leave_host(host, &ids);
+        load_guest(ctx, host, regime, &ids);
+        ctx.is_live = true;
+    }
+    load_interface(ctx, lists.as_deref_mut());
     let cause = run(ctx, host, &ids);
-    save_guest(ctx, lists, &ids);
-    return_to_host(ctx, host, &ids);
-    exit_of(cause, ctx)
+    save_interface(ctx, lists);
+    exit_of(cause, ctx, errors::guest_deferred(&ids))
+}
+
+/// Puts the host back after [`enter`], if it was left.
+pub fn leave(ctx: &mut GuestContext, host: &mut HostContext) {
+    if core::mem::take(&mut ctx.is_live) {
+        let ids = Ids::read();
+        ctx.keys.save(&ids);
+        ctx.el1.save();
+        errors::forget_virtual(&ids);
+        return_to_host(ctx, host, &ids);
+    }
 }
 
 /// Saves what the host has, and stops everything that observes execution on its behalf. The DSB that
@@ -134,10 +116,11 @@ fn leave_host(host: &mut HostContext, ids: &Ids) {
     host.profiling.stop(ids);
     host.partitions.hide(ids);
     host.errors.set_aside(ids);
+    host.fp.guest_has_it = false;
 }
 
-/// Loads everything of the guest but its general registers and, until first use, its vectors.
-fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, lists: Option<&mut Lists>, ids: &Ids) {
+/// Loads the guest's EL1 state, stage 2 and traps. Its vectors follow when it first asks for them.
+fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids: &Ids) {
     ctx.el1.stop_walks();
     ctx.el1.load_all_but_regime();
     host.el2.apply_guest_traps(ids);
@@ -149,6 +132,11 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, list
         stage2::forget_sibling_here();
     }
     ctx.el1.start_walks();
+    ctx.keys.load(ids);
+}
+
+/// Loads the guest's timer and list registers.
+fn load_interface(ctx: &GuestContext, lists: Option<&mut Lists>) {
     if let Some(lists) = lists {
         ctx.gic.load(lists);
         timer::limit(lists.deadline());
@@ -156,13 +144,11 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, list
         gicr::hold_timer();
     }
     timer::load(ctx.timer);
-    ctx.keys.load(ids);
     barrier::registers_in_effect();
 }
 
 /// Runs the guest; gives it the vector registers when it first asks for them.
 fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
-    host.fp.guest_has_it = false;
     loop {
         write_sysreg!("vbar_el2", entry::guest_vectors());
         barrier::registers_in_effect();
@@ -199,8 +185,8 @@ fn names_page(exit: &mut context::ExitRegisters) -> bool {
     page_of(found).map(|hpfar| exit.hpfar = hpfar).is_some()
 }
 
-/// Saves what the guest has, and leaves none of it where nothing will overwrite it.
-fn save_guest(ctx: &mut GuestContext, lists: Option<&mut Lists>, ids: &Ids) {
+/// Takes the guest's timer and list registers off, and with them whatever interrupts of EL2's own they raise.
+fn save_interface(ctx: &mut GuestContext, lists: Option<&mut Lists>) {
     ctx.timer = timer::save_and_stop();
     ctx.exit.own = lists.is_some().into();
     if let Some(lists) = lists {
@@ -209,9 +195,9 @@ fn save_guest(ctx: &mut GuestContext, lists: Option<&mut Lists>, ids: &Ids) {
     } else {
         gicr::release_timer();
     }
-    ctx.keys.save(ids);
-    ctx.el1.save();
-    errors::forget_virtual(ids);
+    barrier::registers_in_effect();
+    // The host's priorities are not masked yet: one that it masks is still the host's.
+    ctx.exit.wanted = read_sysreg!("isr_el1") & ISR_PENDING;
 }
 
 /// Puts the host's stage 2, traps, EL1 state and observers back.
@@ -227,25 +213,23 @@ fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
     }
     host.partitions.show(ids);
     host.profiling.resume(ids);
-    // Before the host's priorities are masked again: one that it masks is still the host's.
-    ctx.exit.wanted = read_sysreg!("isr_el1") & ISR_PENDING;
     host.gic.close(ids);
-    ctx.exit.deferred = host.errors.put_back(ids).into();
+    host.errors.put_back(ids);
     barrier::registers_in_effect();
 }
 
-fn exit_of(cause: Cause, ctx: &mut GuestContext) -> RawExit {
-    let deferred = core::mem::take(&mut ctx.exit.deferred) != 0;
+fn exit_of(cause: Cause, ctx: &GuestContext, deferred: bool) -> Stop {
     // Whatever EL2 lets through fell when the guest's state was taken off.
     let own = ctx.exit.own != 0 && ctx.exit.wanted == 0;
-    let kind = match cause {
-        _ if deferred || cause.has_serror() => ExitKind::SError,
-        Cause::AGAIN => ExitKind::Own,
-        Cause::SYNC if ctx.is_servable() => ExitKind::Sync,
-        Cause::IRQ | Cause::FIQ if ctx.is_servable() && own => ExitKind::Own,
-        Cause::IRQ | Cause::FIQ if ctx.is_servable() => ExitKind::Interrupt,
-        Cause::SERROR => ExitKind::SError,
-        _ => ExitKind::BadState,
-    };
-    RawExit { kind, esr: ctx.exit.esr, far: ctx.exit.far, hpfar: ctx.exit.hpfar }
+    match cause {
+        _ if deferred || cause.has_serror() => Stop::SError,
+        Cause::AGAIN => Stop::Own,
+        Cause::SYNC if ctx.is_servable() => {
+            Stop::Trap(Trap { esr: ctx.exit.esr, far: ctx.exit.far, hpfar: ctx.exit.hpfar })
+        }
+        Cause::IRQ | Cause::FIQ if ctx.is_servable() && own => Stop::Own,
+        Cause::IRQ | Cause::FIQ if ctx.is_servable() => Stop::Interrupt,
+        Cause::SERROR => Stop::SError,
+        _ => Stop::BadState,
+    }
 }

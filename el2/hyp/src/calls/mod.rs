@@ -14,6 +14,7 @@ mod vcpu;
 mod vm;
 
 pub use abort::host_may_retry;
+pub use freehold_virt::vcpu::Stop;
 pub use power::{quiesce, reopen};
 
 use core::sync::atomic::AtomicU64;
@@ -29,7 +30,7 @@ use freehold_virt::registers::Registers;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::{Trap, Vcpu};
+use freehold_virt::vcpu::Vcpu;
 use freehold_virt::vgic::{Kicks, Lists};
 use freehold_virt::vm::{Claimed, Vms};
 
@@ -91,23 +92,6 @@ impl GuestSlot {
     }
 }
 
-/// Why a vCPU stopped running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// A synchronous exception.
-    Trap(Trap),
-    /// A physical interrupt is pending for the host.
-    Interrupt,
-    /// An interrupt of EL2's own brought it out.
-    Own,
-    /// An `SError`.
-    SError,
-    /// A state that is not served: `AArch32`, or above EL1.
-    BadState,
-    /// The host left streaming mode on; the guest was not entered.
-    HostBusy,
-}
-
 /// A vCPU that this CPU has claimed, with its registers at hand.
 pub trait Loaded<'a> {
     /// Its registers.
@@ -124,6 +108,8 @@ pub trait Loaded<'a> {
     fn timer(&self) -> Timer;
     /// Runs it until it stops, with these list registers if its VM has an interrupt controller.
     fn run(&mut self, regime: &Self::Regime, lists: Option<&mut Lists>) -> Stop;
+    /// Puts the host back where a run has left the guest in place: before tables change, or the host goes on.
+    fn leave(&mut self);
 }
 
 /// The machine as the handlers see it.

@@ -158,6 +158,10 @@ impl<'a, P: Platform> Run<'a, P> {
         let class = trap.esr >> 26 & 0x3f;
         let raw_ids = if class == CLASS_SYSREG { self.p.raw_ids() } else { RawIds::default() };
         let ids = IdView::new(&raw_ids, turn.ipa_bits).with_gic(turn.has_gic);
+        if class == CLASS_HVC {
+            // It may change tables, and those of the host too.
+            self.loaded.leave();
+        }
         let (registers, vcpu) = self.loaded.parts();
         let (world, slot, machine) = (self.p.world(), self.vm.slot().index(), self.p.machine());
         Ok(match class {

@@ -2,7 +2,7 @@
 //! The machine under the handlers of [`crate::calls`], and the registers that a call comes and goes in.
 
 use super::{Kind, counters, statics};
-use crate::calls::{self, GuestSlot, Loaded, Platform, Stop};
+use crate::calls::{self, GuestSlot, Loaded, Platform};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 use freehold_arch::gicr;
@@ -10,7 +10,7 @@ use freehold_arch::lock::Ticket;
 use freehold_arch::percpu::this_cpu;
 use freehold_arch::phys;
 use freehold_arch::random;
-use freehold_arch::switch::{self, ExitKind, GuestContext};
+use freehold_arch::switch::{self, GuestContext};
 use freehold_arch::vcpu::{self, Regime};
 use freehold_arch::vectors::HostFrame;
 use freehold_mem::lock::Permit;
@@ -21,7 +21,7 @@ use freehold_virt::handle::{Slot, VcpuIndex};
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::{Trap, Vcpu};
+use freehold_virt::vcpu::{Stop, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
@@ -102,16 +102,12 @@ impl<'a> Loaded<'a> for Here<'a> {
         self.0.timer()
     }
 
+    fn leave(&mut self) {
+        self.0.leave();
+    }
+
     fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> Stop {
-        let exit = self.0.run(regime, lists);
-        match exit.kind {
-            ExitKind::Sync => Stop::Trap(Trap { esr: exit.esr, far: exit.far, hpfar: exit.hpfar }),
-            ExitKind::Interrupt => Stop::Interrupt,
-            ExitKind::Own => Stop::Own,
-            ExitKind::SError => Stop::SError,
-            ExitKind::BadState => Stop::BadState,
-            ExitKind::HostBusy => Stop::HostBusy,
-        }
+        self.0.run(regime, lists)
     }
 }
 

@@ -234,6 +234,8 @@ impl<'a> Loaded<'a> for Open<'a> {
     fn timer(&self) -> Timer {
         Timer::new()
     }
+    fn leave(&mut self) {}
+
     fn run(&mut self, (): &(), _: Option<&mut Lists>) -> Stop {
         let act = self.board.script[CPU.get()].lock().unwrap().pop_front();
         act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers))

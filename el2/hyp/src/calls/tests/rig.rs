@@ -118,11 +118,14 @@ type Meanwhile = Arc<Std<Option<Box<dyn FnOnce() + Send>>>>;
 pub(super) struct Lock<T> {
     value: Std<T>,
     meanwhile: Meanwhile,
+    /// A guest is in place of the host on this CPU: nobody may take the host's lock then, for its tables might change
+    /// with another VM's in force.
+    guest_is_here: Arc<AtomicBool>,
 }
 
 impl<T> Lock<T> {
     fn new(value: T) -> Self {
-        Self { value: Std::new(value), meanwhile: Meanwhile::default() }
+        Self { value: Std::new(value), meanwhile: Meanwhile::default(), guest_is_here: Arc::default() }
     }
 }
 
@@ -133,6 +136,7 @@ impl<T> Mutex for Lock<T> {
     where
         T: 'a;
     fn acquire(&self) -> MutexGuard<'_, T> {
+        assert!(!self.guest_is_here.load(Ordering::Relaxed), "the guest was not left first");
         let other = self.meanwhile.lock().unwrap().take();
         other.into_iter().for_each(|what| what());
         self.value.lock().unwrap()
@@ -195,6 +199,7 @@ pub(super) struct Rig {
     pub(super) memory: Memory,
     world: World<Lock<Host<'static>>, Lock<GuestSlot>, MAX_VMS>,
     meanwhile: Meanwhile,
+    guest_is_here: Arc<AtomicBool>,
     cells: Vec<VmCell<AtomicU64>>,
     pub(super) blocks: Std<BTreeMap<u64, Block>>,
     script: Std<VecDeque<Act>>,
@@ -237,11 +242,12 @@ impl Rig {
             memory.write(frame, 0, 0x1057_da7a);
         }
         let host = Lock::new(host);
-        let meanwhile = Arc::clone(&host.meanwhile);
+        let (meanwhile, guest_is_here) = (Arc::clone(&host.meanwhile), Arc::clone(&host.guest_is_here));
         let rig = Self {
             memory,
             world: World::new(host, guests),
             meanwhile,
+            guest_is_here,
             cells: (0..MAX_VMS).map(|_| VmCell::new(|| AtomicU64::new(0))).collect(),
             blocks: Std::default(),
             script: Std::default(),
@@ -385,12 +391,18 @@ impl<'a> Loaded<'a> for Open<'a> {
         }
         self.rig.regimes.lock().unwrap().push(*sibling);
         let act = self.rig.script.lock().unwrap().pop_front();
-        act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers))
+        let stop = act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers));
+        self.rig.guest_is_here.store(true, Ordering::Relaxed);
+        stop
+    }
+    fn leave(&mut self) {
+        self.rig.guest_is_here.store(false, Ordering::Relaxed);
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
+        self.leave();
         self.rig.blocks.lock().unwrap().insert(self.key, self.block.clone());
     }
 }
