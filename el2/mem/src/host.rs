@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn records_of_any_number_are_sorted() {
-        for count in 0..=MAX_RECORDS {
+        for count in (0..=MAX_RECORDS).step_by(if cfg!(miri) { 64 } else { 1 }) {
             let mut records: std::vec::Vec<[u64; 2]> =
                 (0..count).map(|at| [at.wrapping_mul(0x9e37_79b9) % 97, at]).collect();
             let mut sorted = records.clone();

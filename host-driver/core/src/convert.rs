@@ -5,7 +5,7 @@
 
 use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
 use crate::error::Error;
-use crate::file::{Book, File, Open, Thread, Wake, CHUNK};
+use crate::file::{Book, File, Open, Thread, Wake};
 use crate::lend::recall;
 use crate::page::{Page, Span};
 
@@ -192,7 +192,7 @@ fn in_parts<F: File, E>(
     span: Span,
     mut act: impl FnMut(&mut Book<'_>, Span) -> Result<(), E>,
 ) -> Result<(), E> {
-    span.parts(CHUNK).try_for_each(|part| file.change(|book| act(book, part)))
+    span.parts(F::CHUNK).try_for_each(|part| file.change(|book| act(book, part)))
 }
 
 fn may_be_shared(book: &Book<'_>, part: Span) -> Result<(), Stopped> {
@@ -307,7 +307,7 @@ pub fn reserve<F: File, T: Thread>(file: &F, span: Span, thread: &T) -> Result<(
 pub fn empty<F: File>(file: &F) -> u64 {
     let len = file.change(|book| u64::try_from(book.pages.len()).unwrap_or(0));
     let Some(all) = Span::new(0, len) else { return 0 };
-    all.parts(CHUNK).fold(0, |lost, part| file.change(|book| lost.saturating_add(empty_part(file, book, part))))
+    all.parts(F::CHUNK).fold(0, |lost, part| file.change(|book| lost.saturating_add(empty_part(file, book, part))))
 }
 
 fn empty_part<F: File>(file: &F, book: &Book<'_>, part: Span) -> u64 {

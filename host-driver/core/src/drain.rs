@@ -7,7 +7,7 @@
 //! what happens to frozen pages; [`Attempt::finish`] is the single place that makes a page `GuestMappable`.
 
 use crate::error::Error;
-use crate::file::{Book, File, Freeze, Sealed, Thread, CHUNK};
+use crate::file::{Book, File, Freeze, Sealed, Thread};
 use crate::page::{Origin, Page, Span};
 
 /// What an attempt is for; decides which states it takes, passes over, or refuses.
@@ -143,7 +143,7 @@ pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
     // INVARIANT: nothing is frozen yet, and the cursor stands at the start.
     let mut attempt =
         Attempt { span, id, aim, total: 0, cursor: span.first(), frozen: 0, tries: 0, waiting: false, armed: None };
-    for part in span.parts(CHUNK) {
+    for part in span.parts(F::CHUNK) {
         if let Err(why) = file.change(|book| attempt.take(file, book, part)) {
             if attempt.total > 0 {
                 attempt.finish(file, 0, Rest::Restore);
@@ -223,7 +223,7 @@ impl Attempt {
         let from = from.max(self.span.first());
         let rest = Span::new(from, self.span.end().saturating_sub(from))?;
         let mut left = count;
-        rest.parts(CHUNK).find_map(|part| {
+        rest.parts(F::CHUNK).find_map(|part| {
             file.change(|book| {
                 part.pages().find(|&page| {
                     let next = self.took(book, page).is_some() && file.frame(page).is_some();
@@ -260,7 +260,7 @@ impl Attempt {
 
     /// Freezes from where it stopped, until a page is busy or enough was done for one hold of the lock. Does not wait.
     pub fn step<F: File>(&mut self, file: &F) -> Step {
-        let until = self.cursor.saturating_add(CHUNK).min(self.span.end());
+        let until = self.cursor.saturating_add(F::CHUNK).min(self.span.end());
         file.change(|book| {
             if self.aim == Aim::Convert && self.id < book.report.cancelled {
                 return Step::Cancelled(self.cursor);
@@ -331,7 +331,7 @@ impl Attempt {
         self.disarm(file);
         let mut left = given;
         let mut restored = false;
-        for part in self.span.parts(CHUNK) {
+        for part in self.span.parts(F::CHUNK) {
             file.change(|book| self.settle(file, book, part, rest, &mut left, &mut restored));
         }
         file.change(|book| {

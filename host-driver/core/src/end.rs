@@ -6,7 +6,7 @@
 
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{File, Open, Thread, CHUNK};
+use crate::file::{File, Open, Thread};
 use crate::page::{Page, Span};
 use crate::pool;
 use freehold_uapi::hvc::{self, MAX_RUN};
@@ -79,7 +79,7 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
     let mut lost = 0_u64;
     let mut from = span.first();
     while from < span.end() {
-        let until = from.saturating_add(CHUNK).min(span.end());
+        let until = from.saturating_add(F::CHUNK).min(span.end());
         let next = file.change(|book| {
             let (first, run) = next_run(file, |page| book.page(page), from, until)?;
             let back = reclaim_run(el2, vm, run);
@@ -115,7 +115,7 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
 fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Page, thread: &T) {
     let mut from = span.first();
     while from < span.end() {
-        let until = from.saturating_add(CHUNK).min(span.end());
+        let until = from.saturating_add(F::CHUNK).min(span.end());
         file.change(|book| {
             for page in from..until {
                 let held = book.page(page) == Page::Held;

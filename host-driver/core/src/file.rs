@@ -158,6 +158,9 @@ pub enum Freeze {
 /// `change` is the lock: while it runs no host fault is being answered and nobody else changes anything. The frame of a
 /// page is touched only under it, or by the attempt that the page is draining for.
 pub trait File {
+    /// Pages that are handled while the lock is held once, so that faults elsewhere in the file do not wait for long.
+    const CHUNK: u64 = 4096;
+
     /// Runs `change` with the lock held. May sleep.
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R;
 
@@ -211,12 +214,9 @@ pub trait File {
     fn disarm(&self, _page: u64) {}
 }
 
-/// Pages that are handled while the lock is held once, so that faults elsewhere in the file do not wait for long.
-pub const CHUNK: u64 = 4096;
-
 /// Whether any page of `span` is what `is` says.
 pub fn any<F: File>(file: &F, span: Span, is: impl Fn(Page) -> bool) -> bool {
-    span.parts(CHUNK).any(|part| file.change(|book| part.pages().any(|page| is(book.page(page)))))
+    span.parts(F::CHUNK).any(|part| file.change(|book| part.pages().any(|page| is(book.page(page)))))
 }
 
 /// How a pause ended.

@@ -7,7 +7,7 @@
 
 use crate::el2::Handle;
 use crate::error::Error;
-use crate::file::{Book, File, Open, CHUNK};
+use crate::file::{Book, File, Open};
 use crate::page::{Page, Span};
 use crate::slots::MAX_SLOTS;
 use crate::status::Refused;
@@ -135,7 +135,7 @@ pub fn recall<F: File>(file: &F, book: &mut Book<'_>, part: Span) {
 
 /// Ends every loan in `span`; the number of its pages that are lost.
 pub fn recall_all<F: File>(file: &F, span: Span) -> u64 {
-    span.parts(CHUNK).fold(0, |lost, part| lost.saturating_add(file.change(|book| recall_last(file, book, part))))
+    span.parts(F::CHUNK).fold(0, |lost, part| lost.saturating_add(file.change(|book| recall_last(file, book, part))))
 }
 
 /// As [`recall_all`], in one hold of the lock that the caller has.

@@ -438,6 +438,9 @@ impl Model {
 }
 
 impl File for Model {
+    /// More than the frames of two lists; few enough for an interpreter.
+    const CHUNK: u64 = 640;
+
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
         assert!(!self.locked.replace(true), "the lock is taken twice");
         self.holds.set(self.holds.get() + 1);

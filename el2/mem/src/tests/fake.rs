@@ -20,9 +20,32 @@ pub(crate) const HOST_DATA: u64 = 0x1057_da7a;
 /// What a guest writes.
 pub(crate) const SECRET: u64 = 0x005e_c2e7;
 
+/// Memory by tables: all that was ever stored, and zero elsewhere. An interpreter finds a word in it with few steps.
+#[derive(Clone, Debug, Default, Hash)]
+pub(crate) struct Words(BTreeMap<Pfn, Vec<u64>>);
+
+impl Words {
+    fn word(&self, at: Entry) -> u64 {
+        self.0.get(&at.table()).map_or(0, |table| table[usize::from(at.index())])
+    }
+
+    pub(crate) fn insert(&mut self, at: Entry, word: u64) {
+        self.0.entry(at.table()).or_insert_with(|| std::vec![0; 512])[usize::from(at.index())] = word;
+    }
+
+    /// What is not zero, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Entry, u64)> {
+        let of = |(table, words): (&Pfn, &Vec<u64>)| {
+            let table = *table;
+            (0..).zip(words.clone()).map(move |(index, word)| (Entry::of(table, index), word))
+        };
+        self.0.iter().flat_map(of).filter(|(_, word)| *word != 0)
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fake {
-    pub(crate) words: BTreeMap<Entry, u64>,
+    pub(crate) words: Words,
     /// Frames that the fake's owner declared as tables of somebody.
     tables: BTreeMap<Pfn, u8>,
     host_tables: Option<(u64, u64)>,
@@ -100,7 +123,7 @@ impl Fake {
     }
 
     pub(crate) fn word(&self, at: Entry) -> u64 {
-        self.words.get(&at).copied().unwrap_or(0)
+        self.words.word(at)
     }
 
     /// Whether somebody's cached translations reach the frame.
@@ -120,12 +143,7 @@ impl Fake {
     }
 
     fn wipe(&mut self, frame: Pfn) {
-        let from = Entry::of(frame, 0);
-        let words: Vec<Entry> =
-            self.words.range(from..).map(|(at, _)| *at).take_while(|at| at.table() == frame).collect();
-        for at in words {
-            self.words.remove(&at);
-        }
+        self.words.0.remove(&frame);
         self.contents.insert(frame, 0);
     }
 
@@ -203,9 +221,6 @@ impl TableMemory for Fake {
         }
         self.unseen.insert(at.table());
         self.words.insert(at, new);
-        if new == 0 {
-            self.words.remove(&at);
-        }
         self.dirty = true;
     }
 

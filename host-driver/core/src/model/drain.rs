@@ -5,7 +5,9 @@ use super::*;
 use crate::convert::{empty, populate, punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
 use crate::drain::{begin, Aim, Begun, Rest, Step};
 use crate::end::reclaim_pages;
-use crate::file::{any, CHUNK};
+use crate::file::any;
+
+const CHUNK: u64 = Model::CHUNK;
 
 fn span(first: u64, count: u64) -> Span {
     Span::new(first, count).unwrap()
@@ -162,10 +164,10 @@ fn a_kill_stops_between_batches_with_the_exact_prefix() {
 #[test]
 fn a_kill_stops_a_long_freeze_with_everything_put_back() {
     let world = world();
-    let file = written(&world, 5000);
+    let file = written(&world, CHUNK as usize + 1);
     let thread = Sleeper::default();
     thread.killed.set(true);
-    let stopped = convert(&file, span(0, 5000), Mode::Now, &thread);
+    let stopped = convert(&file, span(0, CHUNK + 1), Mode::Now, &thread);
     assert_eq!(stopped, Err(Stopped { error: Error::Interrupted, page: 0 }));
     assert!(file.pages.borrow().iter().all(|&page| page == Page::Host));
     file.check();
