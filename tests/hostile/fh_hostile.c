@@ -201,6 +201,31 @@ static u64 count_differ(const u8 *was, const u8 *is, unsigned int bytes)
 	return differ;
 }
 
+/* DBGWCR0_EL1: 2^31 bytes, loads and stores, of EL1 and EL0, on. */
+#define WATCH_HALF	(31UL << 24 | 0xff << 5 | 3 << 3 | 3 << 1 | 1)
+#define WATCH_FROM	0x80000000UL
+
+/*
+ * Calls while a watchpoint is armed. The kernel has nothing at the addresses that it watches, and interrupts are off.
+ */
+static void call_watching(struct arm_smccc_1_2_regs *in, struct arm_smccc_1_2_regs *out)
+{
+	u64 control = read_sysreg_s(SYS_DBGWCRn_EL1(0));
+	u64 place = read_sysreg_s(SYS_DBGWVRn_EL1(0));
+	u64 mdscr = read_sysreg(mdscr_el1);
+
+	write_sysreg_s(WATCH_FROM, SYS_DBGWVRn_EL1(0));
+	write_sysreg_s(WATCH_HALF, SYS_DBGWCRn_EL1(0));
+	/* MDE and KDE */
+	write_sysreg(mdscr | BIT(15) | BIT(13), mdscr_el1);
+	isb();
+	smccc(in, out);
+	write_sysreg(mdscr, mdscr_el1);
+	write_sysreg_s(control, SYS_DBGWCRn_EL1(0));
+	write_sysreg_s(place, SYS_DBGWVRn_EL1(0));
+	isb();
+}
+
 /*
  * Fills every vector register, calls, and counts what came back otherwise. The
  * kernel's own use of them is over by kernel_neon_begin(), and with interrupts
@@ -240,12 +265,15 @@ static void call_with_vectors(struct fh_vectors *ask, struct vectors *was,
 		zal = za_bytes();
 		move_za(was->za, zal, true);
 	}
-	if (sme && ask->streaming)
+	if (sme && (ask->manner & FH_STREAMING))
 		asm volatile(SMSTART_SM);
-	smccc(&in, &out);
+	if (ask->manner & FH_WATCHING)
+		call_watching(&in, &out);
+	else
+		smccc(&in, &out);
 	if (sme) {
 		/* Leaving streaming mode clears the vectors. */
-		if (!ask->streaming && sve)
+		if (!(ask->manner & FH_STREAMING) && sve)
 			store_sve(is);
 		move_za(is->za, zal, false);
 		asm volatile(SMSTOP);
@@ -265,7 +293,7 @@ static void call_with_vectors(struct fh_vectors *ask, struct vectors *was,
 	memcpy(&ask->call, &out, sizeof(out));
 	ask->compared = FH_HAS_V | (sve ? FH_HAS_SVE : 0) | (sme ? FH_HAS_ZA : 0);
 	ask->differ = count_differ(was->za, is->za, zal * zal);
-	if (ask->streaming)
+	if (ask->manner & FH_STREAMING)
 		return;
 	ask->differ += count_differ(was->z, is->z, 32 * zl);
 	if (sve)

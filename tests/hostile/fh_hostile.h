@@ -53,13 +53,18 @@ struct fh_sweep {
 	__u64 found;	/* out: how many there are, maybe more than fit */
 };
 
+/* The call is made in streaming mode. */
+#define FH_STREAMING	1
+/* And with a watchpoint on each access to the second 2 GB of addresses. */
+#define FH_WATCHING	2
+
 /*
  * A raw call with every vector register of the host filled: V0-V31, or with SVE
  * Z0-Z31, P0-P15 and FFR at the longest length, and with SME ZA.
  */
 struct fh_vectors {
 	struct fh_call call;
-	__u32 streaming;	/* in: make the call in streaming mode */
+	__u32 manner;		/* in: FH_STREAMING, FH_WATCHING */
 	__u32 compared;		/* out: FH_HAS_* of what was filled */
 	__u64 differ;		/* out: bytes that were not the same after it */
 };

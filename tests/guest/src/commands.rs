@@ -96,6 +96,11 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_CROWD => gic::crowd(a),
         CMD_LEVEL => gic::level(a),
         CMD_SWEEP => sweep::all(),
+        CMD_UNMASKED => {
+            let count = || memory::count(a, b, |at, word| word != pattern(c, at));
+            let ((wrong, _), esr) = trap::catching(|| unmasked(count));
+            [wrong, esr, 0]
+        }
         CMD_HOLD => interrupts::hold(a != 0),
         CMD_CPU_ON => cpus::start(a),
         CMD_CPU => cpus::give(a, b, [c, PERIOD]),
@@ -135,6 +140,16 @@ fn spin(ticks: u64) -> u64 {
         loops += 1;
     }
     loops
+}
+
+/// Does something while this CPU would take debug exceptions.
+fn unmasked<T>(what: impl FnOnce() -> T) -> T {
+    // SAFETY: the vectors are installed; nothing but debug exceptions is let through.
+    unsafe { asm!("msr daifclr, #8", options(nostack)) };
+    let done = what();
+    // SAFETY: masked again, as everything here is written for.
+    unsafe { asm!("msr daifset, #8", options(nostack)) };
+    done
 }
 
 /// A load whose target stays zero when it faults.

@@ -194,6 +194,8 @@ pub const CMD_CROWD: u64 = 38;
 pub const CMD_LEVEL: u64 = 39;
 /// Loads and stores at every offset of the controller's frames. r0 = what went wrong, r1 = address of the first, r2 = registers met.
 pub const CMD_SWEEP: u64 = 42;
+/// [`CMD_CHECK`] with debug exceptions unmasked. r0 = words that differ, r1 = `ESR_EL1` of an exception or 0.
+pub const CMD_UNMASKED: u64 = 43;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].

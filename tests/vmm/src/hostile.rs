@@ -57,10 +57,14 @@ struct Sweep {
     found: u64,
 }
 
+/// A call with vectors: in streaming mode; with a watchpoint on every access to the guest's RAM.
+pub(crate) const STREAMING: u32 = 1;
+pub(crate) const WATCHING: u32 = 2;
+
 #[repr(C)]
 struct Vectors {
     x: [u64; 18],
-    streaming: u32,
+    manner: u32,
     compared: u32,
     differ: u64,
 }
@@ -197,8 +201,8 @@ impl Hostile {
 
     /// A raw call with every vector register of the host filled: x0–x17, what was filled (bit 0 V, 1 SVE, 2 ZA), and
     /// how many bytes came back otherwise.
-    pub(crate) fn raw_with_vectors(&self, call: [u64; 18], streaming: bool) -> Result<([u64; 18], u32, u64), i32> {
-        let mut ask = Vectors { x: call, streaming: streaming.into(), compared: 0, differ: 0 };
+    pub(crate) fn raw_with_vectors(&self, call: [u64; 18], manner: u32) -> Result<([u64; 18], u32, u64), i32> {
+        let mut ask = Vectors { x: call, manner, compared: 0, differ: 0 };
         sys::ioctl(self, number::<Vectors>(READ_WRITE, 8), &mut ask)?;
         Ok((ask.x, ask.compared, ask.differ))
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use freehold_uapi::hvc::*;
 
-use crate::hostile::Hostile;
+use crate::hostile::{Hostile, STREAMING, WATCHING};
 use crate::interrupts;
 use crate::proto::{self, *};
 use crate::raw::{Arena, end, resting, settle, status_name};
@@ -40,6 +40,8 @@ pub(crate) struct Bench<'h> {
     /// Its memory is lent to it.
     ordinary: bool,
     pub(crate) raises: bool,
+    /// The host has a watchpoint armed while the guest runs.
+    watches: bool,
     pub(crate) woke: Vec<u64>,
     pool: Arena,
     memory: Arena,
@@ -115,6 +117,7 @@ impl<'h> Bench<'h> {
             gic,
             ordinary,
             raises: false,
+            watches: false,
             woke: Vec::new(),
             pool,
             memory,
@@ -160,7 +163,7 @@ impl<'h> Bench<'h> {
     /// Runs the guest until it asks for a command or ends.
     fn go(&mut self) -> Result<Stopped, String> {
         for _ in 0..MOST_EXITS {
-            let x = self.run_once(false)?;
+            let x = self.run_once(if self.watches { WATCHING } else { 0 })?;
             if x[0] != 0 {
                 return Err(format!("VCPU_RUN: {}", status_name(x[0].cast_signed())));
             }
@@ -177,7 +180,7 @@ impl<'h> Bench<'h> {
     }
 
     /// One run, with the host's vectors filled; judges the registers that come back.
-    fn run_once(&mut self, streaming: bool) -> Result<[u64; 18], String> {
+    fn run_once(&mut self, manner: u32) -> Result<[u64; 18], String> {
         let mut call = [0u64; 18];
         call[..4].copy_from_slice(&[VCPU_RUN.into(), self.handle, 0, self.answer]);
         self.wakes.runs(0);
@@ -185,7 +188,7 @@ impl<'h> Bench<'h> {
         call[4..].fill(0x5ca1_ab1e);
         let (x, compared, differ) = self
             .hostile
-            .raw_with_vectors(call, streaming)
+            .raw_with_vectors(call, manner)
             .map_err(|e| format!("call with vectors: {}", crate::sys::errno_name(e)))?;
         self.compared |= compared;
         self.differ += differ;
@@ -351,6 +354,7 @@ pub(crate) fn all() -> Result<(), String> {
     bench.clean("ID registers show nothing hidden", CMD_ID, [0; 3])?;
     bench.clean("MMIO loads of every width and sign", CMD_MMIO, [0; 3])?;
     spin(&mut bench)?;
+    watched(&mut bench)?;
     bench.clean("a canary to RAM not donated is stored", CMD_CANARY, [RAM_BASE + 0x20_1000, 0, 0])?;
     STEP.same("no exit showed the canary", 0, bench.leaked);
     let backed = bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0);
@@ -383,7 +387,7 @@ pub(crate) fn all() -> Result<(), String> {
         format!("{:?}", Stopped::Ended(EXIT_CRASH, CRASH_NO_SYNDROME)),
         format!("{ended:?}"),
     );
-    let again = bench.run_once(false)?[0].cast_signed();
+    let again = bench.run_once(0)?[0].cast_signed();
     STEP.same("and it runs no more", "WRONG_STATE", status_name(again));
     bench.close();
     rights(&hostile)?;
@@ -430,6 +434,16 @@ fn rights(hostile: &Hostile) -> Result<(), String> {
     Ok(())
 }
 
+/// What the host has armed for debugging stands still while a guest runs that would take it.
+fn watched(bench: &mut Bench<'_>) -> Result<(), String> {
+    bench.command(CMD_FILL, [SHARE_BASE, GRANULE, 5])?;
+    bench.watches = true;
+    let [wrong, esr, _] = bench.command(CMD_UNMASKED, [SHARE_BASE, GRANULE, 5])?;
+    bench.watches = false;
+    STEP.same("a watchpoint of the host's stops no guest", "0 wrong, ESR 0", format!("{wrong} wrong, ESR {esr:x}"));
+    Ok(())
+}
+
 /// A guest that never exits by itself does not hold the host's CPU.
 fn spin(bench: &mut Bench<'_>) -> Result<(), String> {
     let interrupts = |bench: &Bench<'_>| bench.exits.get(&EXIT_IRQ).copied().unwrap_or(0);
@@ -454,7 +468,7 @@ fn streaming(bench: &mut Bench<'_>) -> Result<(), String> {
         return Ok(());
     }
     let answer = bench.answer;
-    let x = bench.run_once(true)?;
+    let x = bench.run_once(STREAMING)?;
     bench.answer = answer;
     *bench.exits.entry(x[1]).or_default() -= 1;
     STEP.same("a host in streaming mode is refused", "DENIED", status_name(x[0].cast_signed()));
