@@ -89,6 +89,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   gmem-wide     what is touched while a window of the driver is held open
   gmem-planted  the same, of a driver that lets its lock go in it
   gmem-pressure  a machine that is short of memory keeps its guests
+  gmem-starved  calls of which one allocation after the other fails
   core-sink     the program that `gmem-lives` has a dump piped into
   kexec-from  the machine goes over to another kernel, with VMs that live
   kexec-into  what that kernel finds
@@ -170,6 +171,7 @@ fn main() {
         "gmem-wide" => or_report(guest_memfd::STEP.0, guest_memfd::wide::all()),
         "gmem-planted" => or_report(guest_memfd::STEP.0, guest_memfd::wide::planted()),
         "gmem-pressure" => or_report(guest_memfd::STEP.0, guest_memfd::pressure::all()),
+        "gmem-starved" => or_report(guest_memfd::STEP.0, guest_memfd::starved::all()),
         "gmem-fd" => {
             let fd = numbers.first().and_then(|fd| i32::try_from(*fd).ok()).unwrap_or(-1);
             or_report(guest_memfd::STEP.0, guest_memfd::files::executed(fd));

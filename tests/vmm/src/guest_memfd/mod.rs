@@ -12,6 +12,7 @@ pub(crate) mod mappings;
 pub(crate) mod populate;
 pub(crate) mod pressure;
 mod rig;
+pub(crate) mod starved;
 pub(crate) mod stress;
 pub(crate) mod wide;
 
