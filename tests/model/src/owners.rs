@@ -91,9 +91,9 @@ impl Shape {
 
     /// What two CPUs may do with a VM at the same time; each is one call.
     pub(crate) fn races_of_vm(&self, slot: u8) -> Vec<Op> {
-        let (vm, gfn) = (Who::Slot(slot), GFN);
+        let vm = Who::Slot(slot);
         let mut calls = vec![
-            Call::VmRange { vm, gfn, count: self.gfns },
+            Call::VmRange { vm, gfn: GFN, count: self.gfns },
             Call::VcpuCreate { vm, vcpu: 0 },
             Call::VcpuSetReg { vm, vcpu: 0, reg: hvc::REG_PC, value: 4 },
             Call::VcpuKick { vm, vcpu: 0 },
@@ -102,14 +102,18 @@ impl Shape {
             Call::GuestAccept { vm, vcpu: 0, count: 1 },
         ];
         for pfn in (0..self.pages).map(|page| self.page(page)) {
-            calls.push(Call::MemDonate { vm, pfn, gfn, count: 1, flags: hvc::DONATE_REVOCABLE });
+            for gfn in GFN..GFN + self.gfns {
+                calls.push(Call::MemDonate { vm, pfn, gfn, count: 1, flags: hvc::DONATE_REVOCABLE });
+            }
             calls.push(Call::VmReclaim { vm, pfn, count: 1 });
             calls.push(Call::PoolTopup { vm, pfn, count: 1 });
         }
-        let ipa = GFN * PAGE;
-        let mut acts = vec![Act::Interrupt, Act::Access { ipa, size: 8, store: Some(7), described: true }];
-        for id in [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {
-            acts.push(Act::Call { id, x: [ipa, 0, 0] });
+        let mut acts = vec![Act::Interrupt];
+        for ipa in (GFN..GFN + self.gfns).map(|gfn| gfn * PAGE) {
+            acts.push(Act::Access { ipa, size: 8, store: Some(7), described: true });
+            for id in [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH] {
+                acts.push(Act::Call { id, x: [ipa, 0, 0] });
+            }
         }
         let run = |act| Op::Run { who: vm, vcpu: 0, mmio: 0, act };
         calls.into_iter().map(Op::Host).chain(acts.into_iter().map(run)).collect()

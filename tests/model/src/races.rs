@@ -2,7 +2,8 @@
 //! Two CPUs in calls at the same time, cut at every lock, lock-free word and guest entry.
 //!
 //! In each state of a small world, each pair of calls of which one could be done is made by two CPUs at once. All ways
-//! to cut them once are tried, and all ways to cut them twice where both could be done. What they answer and leave must
+//! to cut them once are tried, and all ways to cut them twice where both could be done; in larger worlds, the pairs of
+//! which both could be done are cut once. What they answer and leave must
 //! be what the oracle says of some serial order. A run is two steps: the entry, and what the guest does; whatever comes
 //! between finds its vCPU busy.
 
@@ -24,6 +25,16 @@ use crate::turns::{Plan, Turns};
 
 type Both<'r, const P: usize, const V: usize, const G: usize> = Lockstep<'r, World<P, V, 1, G, 2>>;
 
+/// Which pairs of calls are cut, and how often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Where one could be done: once. Where both could be: twice.
+    #[default]
+    Twice,
+    /// Where both could be done: once. For worlds with too many pairs.
+    Once,
+}
+
 /// What was tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -33,6 +44,7 @@ pub(crate) struct Seen {
     /// Calls that found a vCPU busy.
     pub(crate) busy: u64,
     excuses: bool,
+    depth: Depth,
 }
 
 /// The CPU that is not this thread: what it is to do, and what came of it.
@@ -49,6 +61,7 @@ struct Other {
 /// The first interleaving that no serial order explains.
 pub(crate) fn exhaust<const P: usize, const V: usize, const G: usize>(
     shape: Shape,
+    depth: Depth,
     excuses: bool,
 ) -> Result<Seen, String> {
     let rig = shape.rig(Fault::None);
@@ -57,7 +70,7 @@ pub(crate) fn exhaust<const P: usize, const V: usize, const G: usize>(
     let mut states = Vec::new();
     shape.visit(&both, |way, world| states.push((way.to_vec(), *world)))?;
     let (anywhere, of_vms) = shape.ops();
-    let mut seen = Seen { states: states.len() as u64, excuses, ..Seen::default() };
+    let mut seen = Seen { states: states.len() as u64, excuses, depth, ..Seen::default() };
     std::thread::scope(|scope| {
         let ((work, todo), (tell, done)) = (channel::<(Arc<Turns>, Op, u64)>(), channel());
         let both = &both;
@@ -108,7 +121,11 @@ fn pair<const P: usize, const V: usize, const G: usize>(
     seen: &mut Seen,
 ) -> Result<(), String> {
     let done = ops.iter().filter(|op| is_done(world, op)).count();
-    if done == 0 {
+    let (least, twice) = match seen.depth {
+        Depth::Twice => (1, done == 2),
+        Depth::Once => (2, false),
+    };
+    if done < least {
         return Ok(());
     }
     seen.pairs += 1;
@@ -120,7 +137,7 @@ fn pair<const P: usize, const V: usize, const G: usize>(
             let switches = if at == 0 { Vec::new() } else { vec![at] };
             let passed = interleaved(both, other, (way, world), ops, Plan { first, switches }, seen)?;
             points = points.max(passed);
-            if at != 0 && done == 2 {
+            if at != 0 && twice {
                 for again in at + 1..=passed {
                     interleaved(both, other, (way, world), ops, Plan { first, switches: vec![at, again] }, seen)?;
                 }

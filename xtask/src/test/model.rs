@@ -11,10 +11,12 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 10] = [
+const CASES: [&str; 12] = [
     "lockstep-2x2x2",
     "lockstep-2x1x2",
     "interleavings",
+    "interleavings-1x1x2",
+    "interleavings-2x1x1",
     "cells",
     "lockstep-1x1x2",
     "idle-vcpus",
