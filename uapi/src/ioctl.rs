@@ -281,10 +281,11 @@ items! {
     /// vCPU: reads a register.
     KVM_GET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xab, 16);
     /// vCPU: writes a register. What is written to another vCPU than number 0 is kept for the VMM to read, and no more. Of an
-    /// ordinary VM every core register is named; beyond x0 to x3, PC and PSTATE it is zero, and zero may be written.
+    /// ordinary VM every core register is named; beyond x0 to x3, PC and PSTATE it is zero, and zero may be written. After the
+    /// first run each reads as zero, and zero may be written back.
     KVM_SET_ONE_REG = ioc(WRITE, KVM_MAGIC, 0xac, 16);
     /// vCPU: initialises it. Number 0 is on from the start, the others are off until the guest starts them:
-    /// `POWER_OFF` must say so.
+    /// `POWER_OFF` must say so of a protected VM's.
     KVM_ARM_VCPU_INIT = ioc(WRITE, KVM_MAGIC, 0xae, 32);
     /// VM: the target to initialise vCPUs with.
     KVM_ARM_PREFERRED_TARGET = ioc(READ, KVM_MAGIC, 0xaf, 32);

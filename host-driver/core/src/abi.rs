@@ -351,12 +351,13 @@ impl Features {
         Ok(Self { off: first & OFF != 0 })
     }
 
-    /// Checks them for a vCPU: number 0 is on from the start, every other one is off until the guest starts it.
+    /// Checks them for a vCPU: number 0 is on from the start, every other one is off until the guest starts it. The VMM of
+    /// an ordinary VM need not say so of the others: QEMU says it later, by `KVM_SET_MP_STATE`.
     ///
     /// # Errors
     /// `Invalid` if they say otherwise.
-    pub const fn fit(self, vcpu: u64) -> Result<Self, Error> {
-        if self.off == (vcpu != 0) {
+    pub const fn fit(self, vcpu: u64, ordinary: bool) -> Result<Self, Error> {
+        if self.off == (vcpu != 0) || (ordinary && !self.off) {
             Ok(self)
         } else {
             Err(Error::Invalid)
@@ -371,13 +372,14 @@ pub fn mp_state(off: bool) -> io::MpState {
     io::MpState { mp_state: u32::try_from(state).unwrap_or(0) }
 }
 
-/// Checks `KVM_SET_MP_STATE` of a vCPU that is in the state `now`.
+/// Checks `KVM_SET_MP_STATE` of a vCPU that is in the state `now`. Of an `idle` one, which its VMM has not run yet and only
+/// its guest will start, either may be said: a VMM may say that it is on before it says that it is off.
 ///
 /// # Errors
 /// `Denied` for another state, which only the guest may choose; `Invalid` for one that there is not.
-pub fn set_mp_state(now: io::MpState, wanted: io::MpState) -> Result<(), Error> {
+pub fn set_mp_state(now: io::MpState, wanted: io::MpState, idle: bool) -> Result<(), Error> {
     match u64::from(wanted.mp_state) {
-        io::KVM_MP_STATE_RUNNABLE | io::KVM_MP_STATE_STOPPED if now == wanted => Ok(()),
+        io::KVM_MP_STATE_RUNNABLE | io::KVM_MP_STATE_STOPPED if now == wanted || idle => Ok(()),
         io::KVM_MP_STATE_RUNNABLE | io::KVM_MP_STATE_STOPPED => Err(Error::Denied),
         _ => Err(Error::Invalid),
     }
@@ -517,11 +519,14 @@ mod tests {
     #[test]
     fn the_first_vcpu_is_on_and_the_others_wait_for_the_guest() {
         let (on, off) = (Features { off: false }, Features { off: true });
-        assert_eq!(on.fit(0), Ok(on));
-        assert_eq!(off.fit(0), Err(Error::Invalid));
+        for ordinary in [false, true] {
+            assert_eq!(on.fit(0, ordinary), Ok(on));
+            assert_eq!(off.fit(0, ordinary), Err(Error::Invalid));
+        }
         for vcpu in [1, 7, u64::MAX] {
-            assert_eq!(off.fit(vcpu), Ok(off));
-            assert_eq!(on.fit(vcpu), Err(Error::Invalid));
+            assert_eq!(off.fit(vcpu, false), Ok(off));
+            assert_eq!(on.fit(vcpu, false), Err(Error::Invalid));
+            assert_eq!((off.fit(vcpu, true), on.fit(vcpu, true)), (Ok(off), Ok(on)));
         }
     }
 
@@ -531,10 +536,15 @@ mod tests {
         assert_eq!((mp_state(false), mp_state(true)), (state(0), state(5)));
         for off in [false, true] {
             let now = mp_state(off);
-            assert_eq!(set_mp_state(now, now), Ok(()));
-            assert_eq!(set_mp_state(now, mp_state(!off)), Err(Error::Denied));
+            for idle in [false, true] {
+                assert_eq!(set_mp_state(now, now, idle), Ok(()));
+            }
+            assert_eq!(set_mp_state(now, mp_state(!off), false), Err(Error::Denied));
+            assert_eq!(set_mp_state(now, mp_state(!off), true), Ok(()));
             for unknown in [1, 2, 3, 4, 6, 10, u32::MAX] {
-                assert_eq!(set_mp_state(now, state(unknown)), Err(Error::Invalid), "{unknown}");
+                for idle in [false, true] {
+                    assert_eq!(set_mp_state(now, state(unknown), idle), Err(Error::Invalid), "{unknown}");
+                }
             }
         }
     }

@@ -316,7 +316,7 @@ impl Vcpu<'_> {
     }
 
     fn init(&mut self, arg: usize) -> Result<(), Error> {
-        let features = Features::decode(&sys::copy_in(arg)?)?.fit(self.state.id)?;
+        let features = Features::decode(&sys::copy_in(arg)?)?.fit(self.state.id, !self.vm.is_protected())?;
         if self.state.ran {
             return Err(Error::Denied);
         }
@@ -360,9 +360,11 @@ impl Vcpu<'_> {
             // What it is already may be written.
             Register::Psci | Register::Entry(hvc::REG_MPIDR) if value == self.read(reg)? => Ok(()),
             Register::Psci => Err(Error::Invalid),
-            Register::Zero(_) if value | above != 0 => Err(Error::Invalid),
+            Register::Zero(_) if value | above == 0 => Ok(()),
             Register::Zero(_) if self.state.ran => Err(Error::Denied),
-            Register::Zero(_) => Ok(()),
+            Register::Zero(_) => Err(Error::Invalid),
+            // What was read may be written back, and changes nothing: QEMU does so with all of them at once.
+            Register::Entry(_) if value == 0 && self.state.ran && !self.vm.is_protected() => Ok(()),
             Register::Entry(number) => {
                 let value = registers::writable(number, value, !self.vm.is_protected())?;
                 if self.state.ran {
@@ -427,7 +429,10 @@ impl Vcpu<'_> {
             // No attribute is served: a VMM that asks goes on without.
             io::KVM_HAS_DEVICE_ATTR | io::KVM_GET_DEVICE_ATTR | io::KVM_SET_DEVICE_ATTR => Err(Error::NoAddress),
             io::KVM_GET_MP_STATE => sys::copy_out(arg, &self.mp_state()),
-            io::KVM_SET_MP_STATE => abi::set_mp_state(self.mp_state(), sys::copy_in(arg)?),
+            io::KVM_SET_MP_STATE => {
+                let idle = !self.vm.is_protected() && self.state.id != 0 && !self.state.ran;
+                abi::set_mp_state(self.mp_state(), sys::copy_in(arg)?, idle)
+            }
             // KVM's answer for an ioctl that it does not know on this descriptor.
             _ => Err(Error::Invalid),
         }

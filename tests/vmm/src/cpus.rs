@@ -27,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) fn all() -> Result<(), String> {
     let_signals_interrupt();
     refusals()?;
+    unsaid()?;
     ends()?;
     works()
 }
@@ -52,10 +53,6 @@ fn refusals() -> Result<(), String> {
     STEP.same("a vCPU too many", "EINVAL", outcome(ioctl_value(&vm, KVM_CREATE_VCPU, 8)));
     let vcpus = [0, 7, 1].map(|index| vm.create_vcpu(index));
     let [Ok(first), Ok(last), Ok(second)] = vcpus else { return Err(format!("CREATE_VCPU: {vcpus:?}")) };
-    let init = |vcpu: &VcpuFd, features: &[u64]| {
-        let target = u32::try_from(KVM_ARM_TARGET_GENERIC_V8).unwrap_or(0);
-        outcome(ioctl(vcpu, KVM_ARM_VCPU_INIT, &mut VcpuInit { target, features: flags(features) }))
-    };
     let (psci, off) = (KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_POWER_OFF);
     STEP.same("number 0 starts off", "EINVAL", init(&first, &[psci, off]));
     STEP.same("number 1 starts on", "EINVAL", init(&second, &[psci]));
@@ -82,6 +79,28 @@ fn refusals() -> Result<(), String> {
     let numbers = [&first, &second].map(|vcpu| get_reg(vcpu, KVM_REG_MPIDR).map(|mpidr| mpidr & 0xff_00ff_ffff));
     STEP.same("their MPIDRs", "[Ok(0), Ok(1)]", format!("{numbers:?}"));
     Ok(())
+}
+
+/// The VMM of an ordinary VM need not say of the others that they are off, and switches none on by saying that they are.
+fn unsaid() -> Result<(), String> {
+    let vm = open()?.create_vm_with_type(VM_TYPE & !KVM_VM_TYPE_ARM_PROTECTED).map_err(|e| errno_name(e.errno()))?;
+    let vcpus = [0, 1].map(|index| vm.create_vcpu(index));
+    let [Ok(first), Ok(second)] = vcpus else { return Err(format!("CREATE_VCPU: {vcpus:?}")) };
+    let (psci, off) = (KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_POWER_OFF);
+    STEP.same("ordinary, number 0 starts off", "EINVAL", init(&first, &[psci, off]));
+    STEP.same("ordinary, number 0 starts on", "0", init(&first, &[psci]));
+    STEP.same("ordinary, number 1: nothing said", "0", init(&second, &[psci]));
+    STEP.same("ordinary, number 0: set to off", "EPERM", outcome(set_state(&first, 5)));
+    for (wanted, expected) in [(0, "0"), (5, "0"), (1, "EINVAL")] {
+        STEP.same(&format!("ordinary, number 1: set to {wanted}"), expected, outcome(set_state(&second, wanted)));
+        STEP.same(&format!("ordinary, number 1: off after {wanted}"), state(5), read_state(&second));
+    }
+    Ok(())
+}
+
+fn init(vcpu: &VcpuFd, features: &[u64]) -> String {
+    let target = u32::try_from(KVM_ARM_TARGET_GENERIC_V8).unwrap_or(0);
+    outcome(ioctl(vcpu, KVM_ARM_VCPU_INIT, &mut VcpuInit { target, features: flags(features) }))
 }
 
 fn state(number: u32) -> String {
