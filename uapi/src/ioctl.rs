@@ -257,9 +257,11 @@ items! {
     KVM_GET_VCPU_MMAP_SIZE = ioc(NONE, KVM_MAGIC, 0x04, 0);
     /// VM: creates a vCPU.
     KVM_CREATE_VCPU = ioc(NONE, KVM_MAGIC, 0x41, 0);
-    /// VM: sets a slot of the VMM's own memory, of an ordinary VM: creates, moves or deletes it. Pages are lent to the guest
-    /// as it touches them and taken back when the VMM's mapping of them changes. After the first run, a slot lies in what
-    /// was some slot's at that time (`EPERM`). Neither dirty logs nor read-only slots (`EINVAL`).
+    /// VM: sets a slot of the VMM's own memory: creates, moves or deletes it. Of an ordinary VM pages are lent to the guest
+    /// as it touches them and taken back when the VMM's mapping of them changes; after the first run, a slot lies in what
+    /// was some slot's at that time (`EPERM`). Of a protected VM they are pinned and given to the guest, at the first run
+    /// with what is in them, later zeroed; then slots stay (`EPERM`). Neither dirty logs nor read-only slots (`EINVAL`;
+    /// protected: `EPERM`).
     KVM_SET_USER_MEMORY_REGION = ioc(WRITE, KVM_MAGIC, 0x46, 32);
     /// VM: sets a slot, of `guest_memfd` with `KVM_MEM_GUEST_MEMFD`, else as `KVM_SET_USER_MEMORY_REGION`.
     KVM_SET_USER_MEMORY_REGION2 = ioc(WRITE, KVM_MAGIC, 0x49, 160);

@@ -150,8 +150,9 @@ impl Region {
     /// Decodes the argument, for a VM of `ipa_bits`.
     ///
     /// # Errors
-    /// `Invalid`, or `Fault` beyond the VM's address size.
-    pub fn decode(region: &MemoryRegion2, ipa_bits: u64) -> Result<Self, Error> {
+    /// `Invalid`, or `Fault` beyond the VM's address size; `Denied` for a protected VM's memory of the VMM's that is to be
+    /// read only or logged.
+    pub fn decode(region: &MemoryRegion2, ipa_bits: u64, protected: bool) -> Result<Self, Error> {
         let flags = u64::from(region.flags);
         let known = io::KVM_MEM_LOG_DIRTY_PAGES | io::KVM_MEM_READONLY | io::KVM_MEM_GUEST_MEMFD;
         let secret = flags & io::KVM_MEM_GUEST_MEMFD != 0;
@@ -178,7 +179,11 @@ impl Region {
         if !secret {
             // Neither a log of what is written nor slots that are read only are served.
             let plain = Self::Plain { id: region.slot, gfn, count: size >> PAGE_SHIFT, start: region.userspace_addr };
-            return if flags == 0 { Ok(plain) } else { Err(Error::Invalid) };
+            return match flags {
+                0 => Ok(plain),
+                _ if protected => Err(Error::Denied),
+                _ => Err(Error::Invalid),
+            };
         }
         let offset = region.guest_memfd_offset;
         if !aligned(offset) || offset.checked_add(size).is_none() {
@@ -433,12 +438,12 @@ mod tests {
     #[test]
     fn region_is_decoded() {
         let pages = Span::new(1, 512).unwrap();
-        assert_eq!(Region::decode(&region(), 40), Ok(Region::Add { id: 0, gfn: 0x80000, pages, fd: 5 }));
+        assert_eq!(Region::decode(&region(), 40, false), Ok(Region::Add { id: 0, gfn: 0x80000, pages, fd: 5 }));
         let delete = MemoryRegion2 { memory_size: 0, slot: 7, ..region() };
-        assert_eq!(Region::decode(&delete, 40), Ok(Region::Delete { id: 7 }));
+        assert_eq!(Region::decode(&delete, 40, false), Ok(Region::Delete { id: 7 }));
         let plain = MemoryRegion2 { flags: 0, userspace_addr: 0x7000, guest_memfd_offset: 3, ..region() };
         let told = Region::Plain { id: 0, gfn: 0x80000, count: 0x200, start: 0x7000 };
-        assert_eq!(Region::decode(&plain, 40), Ok(told));
+        assert_eq!(Region::decode(&plain, 40, false), Ok(told));
     }
 
     #[test]
@@ -459,11 +464,15 @@ mod tests {
             MemoryRegion2 { guest_memfd_offset: u64::MAX - 0xfff, ..region() },
         ];
         for region in bad {
-            assert_eq!(Region::decode(&region, 40), Err(Error::Invalid), "{region:?}");
+            assert_eq!(Region::decode(&region, 40, false), Err(Error::Invalid), "{region:?}");
         }
         let high = MemoryRegion2 { guest_phys_addr: (1 << 32) - 0x1000, memory_size: 0x2000, ..region() };
-        assert_eq!(Region::decode(&high, 32), Err(Error::Fault));
-        assert!(Region::decode(&high, 33).is_ok());
+        for flags in [1, 2, 3] {
+            let plain = MemoryRegion2 { flags, ..region() };
+            assert_eq!(Region::decode(&plain, 40, true), Err(Error::Denied), "{flags}");
+        }
+        assert_eq!(Region::decode(&high, 32, false), Err(Error::Fault));
+        assert!(Region::decode(&high, 33, false).is_ok());
     }
 
     #[test]

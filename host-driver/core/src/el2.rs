@@ -193,6 +193,14 @@ impl<C: Conduit> El2<C> {
         self.call(hvc::MEM_DONATE, [vm.0, run.pfn, gfn, run.count, 0]).map(|r| r[0])
     }
 
+    /// `MEM_DONATE` of a frame that the host's processes may reach; the number of frames donated.
+    ///
+    /// # Errors
+    /// As the call's.
+    pub fn mem_donate_revocable(&self, vm: Handle, pfn: u64, gfn: u64) -> Result<u64, Refused> {
+        self.call(hvc::MEM_DONATE, [vm.0, pfn, gfn, 1, hvc::DONATE_REVOCABLE]).map(|r| r[0])
+    }
+
     /// `MEM_DONATE_LIST`; the number of frames donated.
     ///
     /// # Errors

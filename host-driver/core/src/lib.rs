@@ -34,6 +34,7 @@ pub mod idle;
 pub mod lend;
 pub mod notify;
 pub mod page;
+pub mod pinned;
 pub mod plain;
 pub mod pool;
 pub mod registers;

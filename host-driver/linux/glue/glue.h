@@ -7,7 +7,7 @@
  *
  * Lock order: vm->lock > invalidate lock of a guest_memfd > folio lock. mmap_lock is taken before the invalidate lock,
  * so no user memory is touched under it. A plain slot's lock comes after all of them, also after mmap_lock, and a pool's
- * after that.
+ * after that. A pinned slot's lock comes after vm->lock; of all these only a pool's is taken under it.
  */
 #ifndef FH_GLUE_H
 #define FH_GLUE_H
@@ -29,6 +29,7 @@ struct fh_vm_state;
 struct fh_file_state;
 struct fh_vcpu_state;
 struct fh_plain_state;
+struct fh_pinned_state;
 struct kvm_run;
 struct page;
 struct file;
@@ -154,6 +155,17 @@ FH_C(unsigned long, fhc_plain_begin, struct fh_plain *plain);
 FH_C(bool, fhc_plain_passed, struct fh_plain *plain, unsigned long seq);
 FH_C(int, fhc_plain_bring, struct fh_plain *plain, u64 first, u64 *frames, u32 count);
 FH_C(void, fhc_plain_let_go, const u64 *frames, u32 count);
+
+/* pinned.c */
+struct fh_pinned;
+FH_RUST(void, fh_pinned_free, struct fh_pinned_state *state);
+FH_C(int, fhc_pinned_new, struct fh_pinned **made, unsigned long start, u64 pages, struct fh_pinned_state *state);
+FH_C(void, fhc_pinned_hold, struct fh_pinned *pinned);
+FH_C(void, fhc_pinned_put, struct fh_pinned *pinned);
+FH_C(void, fhc_pinned_lock, struct fh_pinned *pinned);
+FH_C(void, fhc_pinned_unlock, struct fh_pinned *pinned);
+FH_C(int, fhc_pinned_pin, struct fh_pinned *pinned, u64 page, bool present, u64 *frame);
+FH_C(void, fhc_pinned_unpin, struct fh_pinned *pinned, u64 frame);
 
 /* event.c */
 struct eventfd_ctx;

@@ -66,6 +66,10 @@ impl Vm {
                         plain.recall(true);
                         continue;
                     }
+                    Backing::Pinned(pinned) => {
+                        lost += pinned.reclaim(self.handle());
+                        continue;
+                    }
                 };
                 if !self.is_protected() {
                     lost += file.unbind(slot.pages);

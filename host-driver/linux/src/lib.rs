@@ -10,6 +10,7 @@ mod event;
 mod file;
 mod gic;
 mod moves;
+mod pinned;
 mod plain;
 mod port;
 mod slots;

@@ -3,6 +3,7 @@
 // UNSAFETY: foreign calls and entries; state that the slot's lock protects.
 
 use crate::file::{from_errno, FileRef};
+use crate::pinned::PinnedRef;
 use crate::port::EL2;
 use crate::sys::{self, log, Level};
 use core::ptr::NonNull;
@@ -73,6 +74,8 @@ pub(crate) enum Backing {
     File(FileRef),
     /// The VMM's own memory, of an ordinary VM.
     Plain(PlainRef),
+    /// The VMM's own memory, of a protected VM.
+    Pinned(PinnedRef),
 }
 
 impl Backing {
@@ -82,6 +85,7 @@ impl Backing {
             Self::File(file) => file.hold(),
             // SAFETY: alive by the invariant.
             Self::Plain(plain) => unsafe { fhc_plain_hold(plain.raw.as_ptr()) },
+            Self::Pinned(pinned) => pinned.hold(),
         }
     }
 
@@ -91,14 +95,15 @@ impl Backing {
             Self::File(file) => file.put(),
             // SAFETY: alive by the invariant, and the caller gives the reference up.
             Self::Plain(plain) => unsafe { fhc_plain_put(plain.raw.as_ptr()) },
+            Self::Pinned(pinned) => pinned.put(),
         }
     }
 
-    /// The file; a plain slot has none.
+    /// The file; a slot of the VMM's own memory has none.
     pub(crate) const fn file(self) -> Result<FileRef, Error> {
         match self {
             Self::File(file) => Ok(file),
-            Self::Plain(_) => Err(Error::Invalid),
+            Self::Plain(_) | Self::Pinned(_) => Err(Error::Invalid),
         }
     }
 }

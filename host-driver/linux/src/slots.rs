@@ -2,9 +2,9 @@
 //! The slots of a VM as they come and go, and what an ordinary VM is lent from them. Nothing here is unsafe.
 
 use crate::file::FileRef;
+use crate::pinned::PinnedRef;
 use crate::plain::{Backing, PlainRef};
 use crate::port::EL2;
-use crate::sys::{log, Level};
 use crate::vm::{Inner, Life, Vm};
 use freehold_driver_core::abi::Region;
 use freehold_driver_core::error::Error;
@@ -40,7 +40,7 @@ impl Vm {
     fn lend_from(self, backing: Backing, page: u64, left: u64) -> Result<bool, Error> {
         let most = match backing {
             Backing::File(_) => AROUND,
-            Backing::Plain(_) => plain::AROUND as u64,
+            Backing::Plain(_) | Backing::Pinned(_) => plain::AROUND as u64,
         };
         let span = Span::new(page, left.min(most)).ok_or(Error::Invalid)?;
         // Each round adds what was asked for, as in `pool::supplied`.
@@ -48,6 +48,8 @@ impl Vm {
             let touched = match backing {
                 Backing::File(file) => lend::touch(&file, span).map(|()| Touched::Done),
                 Backing::Plain(plain) => plain::touch(&plain, span),
+                // An ordinary VM has none.
+                Backing::Pinned(_) => Err(NotLent::Error(Error::Io)),
             };
             match touched {
                 Ok(touched) => return Ok(touched == Touched::Done),
@@ -65,16 +67,16 @@ impl Vm {
     }
 
     pub(crate) fn set_region(self, region: &io::MemoryRegion2) -> Result<(), Error> {
-        match Region::decode(region, self.ipa_bits())? {
-            Region::Plain { .. } if self.is_protected() => {
-                log(Level::Warning, format_args!("a protected VM's slots are of guest_memfd: use KVM_MEM_GUEST_MEMFD"));
-                Err(Error::Invalid)
-            }
+        match Region::decode(region, self.ipa_bits(), self.is_protected())? {
             Region::Plain { id, gfn, count, start } => {
-                if self.living(|inner| inner.set_plain(id, gfn, count, start))? {
+                if self.living(|inner| inner.set_plain(id, gfn, count, start, self.is_protected()))? {
                     return Ok(());
                 }
-                let file = Backing::Plain(PlainRef::new(self.handle(), start, count, gfn)?);
+                let file = if self.is_protected() {
+                    Backing::Pinned(PinnedRef::new(start, count)?)
+                } else {
+                    Backing::Plain(PlainRef::new(self.handle(), start, count, gfn)?)
+                };
                 let pages = Span::new(0, count).ok_or(Error::Invalid)?;
                 self.add_or_put(Slot { id, gfn, pages, file, declared: false })
             }
@@ -124,10 +126,13 @@ impl Vm {
                 Backing::File(file) if !self.is_protected() => {
                     file.unbind(slot.pages);
                 }
-                Backing::File(file) => {
-                    if inner.life == Life::Ran {
-                        return Err(Error::Denied);
+                Backing::Pinned(_) | Backing::File(_) if inner.life == Life::Ran => return Err(Error::Denied),
+                Backing::Pinned(pinned) => {
+                    if slot.declared || pinned.is_in_use() {
+                        return Err(Error::Busy);
                     }
+                }
+                Backing::File(file) => {
                     let gone = |page: Page| page.is_the_guests() || matches!(page, Page::Draining { .. });
                     if slot.declared || any(&file, slot.pages, gone) {
                         return Err(Error::Busy);
@@ -152,15 +157,24 @@ impl Inner {
         }
     }
 
-    /// Moves the plain slot of this number, if there is one: `Ok(false)`: there is none.
-    fn set_plain(&mut self, id: u32, gfn: u64, count: u64, start: u64) -> Result<bool, Error> {
+    /// Moves the slot of this number, if there is one of the VMM's own memory: `Ok(false)`: there is none.
+    fn set_plain(&mut self, id: u32, gfn: u64, count: u64, start: u64, protected: bool) -> Result<bool, Error> {
         let Some(slot) = self.slots.get(id) else { return Ok(false) };
-        let same = matches!(slot.file, Backing::Plain(plain) if plain.place() == (start, count));
-        if !same {
+        let place = match slot.file {
+            Backing::Plain(plain) => plain.place(),
+            Backing::Pinned(pinned) => pinned.place(),
+            Backing::File(_) => return Err(Error::Invalid),
+        };
+        if place != (start, count) {
             return Err(Error::Invalid);
         }
         if slot.gfn != gfn {
-            self.may_have(Span::new(gfn, count).ok_or(Error::Invalid)?, false)?;
+            let declared = slot.declared;
+            self.may_have(Span::new(gfn, count).ok_or(Error::Invalid)?, protected)?;
+            // `el2` has its range already: a first run was interrupted.
+            if declared {
+                return Err(Error::Busy);
+            }
             self.slots.relocate(id, gfn, |backing| {
                 if let Backing::Plain(plain) = backing {
                     plain.move_to(gfn);

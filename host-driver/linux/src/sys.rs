@@ -39,8 +39,6 @@ extern "C" {
 #[derive(Clone, Copy)]
 pub(crate) enum Level {
     Error = 0,
-    /// Rate-limited.
-    Warning = 1,
     Info = 2,
 }
 

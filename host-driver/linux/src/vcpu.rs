@@ -3,6 +3,7 @@
 // UNSAFETY: foreign calls and entries; state that the vCPU's lock protects.
 
 use crate::file::{errno, from_errno, FileRef};
+use crate::plain::Backing;
 use crate::port::{Caller, EL2};
 use crate::sys;
 use crate::vm::{RawVm, Vm};
@@ -174,8 +175,12 @@ impl Machine for Running {
         if !self.vm.is_protected() {
             return Ok(if self.vm.lend(gfn)? { Served::Done } else { Served::Nobodys(gfn) });
         }
-        let Some((file, page, _)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
-        self.vm.touch(file, page, gfn, self).map(|()| Served::Done)
+        let Some((backing, page, _)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
+        match backing {
+            Backing::File(file) => self.vm.touch(file, page, gfn, self).map(|()| Served::Done),
+            Backing::Pinned(pinned) => unless_nobodys(gfn, self.vm.touch_pinned(pinned, page, gfn)),
+            Backing::Plain(_) => Err(Error::Io),
+        }
     }
 
     fn request(&self, kind: Request, gfn: u64, count: u64) -> Result<Served, Error> {
@@ -183,8 +188,13 @@ impl Machine for Running {
             // `el2` passes on no such request of a guest that has nothing of its own.
             return Err(Error::Io);
         }
-        let Some((file, page, left)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
+        let Some((backing, page, left)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
         let span = Span::new(page, count.min(left).min(hvc::MAX_RUN)).ok_or(Error::Io)?;
+        if let Backing::Pinned(pinned) = backing {
+            let accept = |count| self.accept(count);
+            return unless_nobodys(gfn, self.vm.request_pinned(pinned, kind, span, gfn, accept));
+        }
+        let file = backing.file()?;
         match kind {
             Request::Share => self.share(file, span, gfn)?,
             Request::Relinquish => self.relinquish(file, span, gfn)?,
@@ -290,6 +300,15 @@ impl Machine for Running {
         let what = u32::try_from(what).unwrap_or(0);
         // SAFETY: the vCPU is alive while its ioctl runs; the glue knows every reason named here.
         unsafe { fhc_run_tell(self.raw.as_ptr(), what, a, b, c) }
+    }
+}
+
+/// Where the VMM has no memory, a page is nobody's.
+fn unless_nobodys(gfn: u64, done: Result<(), Error>) -> Result<Served, Error> {
+    match done {
+        Ok(()) => Ok(Served::Done),
+        Err(Error::Fault) => Ok(Served::Nobodys(gfn)),
+        Err(error) => Err(error),
     }
 }
 

@@ -291,12 +291,12 @@ impl Vm {
         Ok(())
     }
 
-    /// Of a protected VM, whose slots stay: the file and page behind a guest frame, and how many pages of the slot follow from there.
-    pub(crate) fn resolve(self, gfn: u64) -> Option<(FileRef, u64, u64)> {
+    /// Of a protected VM, whose slots stay: what is behind a guest frame, and how many pages of the slot follow from there.
+    pub(crate) fn resolve(self, gfn: u64) -> Option<(Backing, u64, u64)> {
         self.locked(|inner| {
             let slot = inner.slots.of_gfn(gfn)?;
             let page = slot.page(gfn)?;
-            Some((slot.file.file().ok()?, page, slot.pages.end().saturating_sub(page)))
+            Some((slot.file, page, slot.pages.end().saturating_sub(page)))
         })
     }
 
@@ -322,6 +322,10 @@ impl Vm {
             }
             for slot in inner.slots.iter_mut().filter(|_| self.is_protected()) {
                 self.declare(slot)?;
+                if let Backing::Pinned(pinned) = slot.file {
+                    self.populate_pinned(pinned, slot.gfn, thread)?;
+                    continue;
+                }
                 let mut giver = ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread, gfn: slot.gfn };
                 to_private(&slot.file.file()?, slot.pages, Aim::Bind, Mode::Wait, thread, &mut giver)
                     .map_err(|stopped| stopped.error)?;

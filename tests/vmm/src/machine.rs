@@ -151,7 +151,7 @@ pub(crate) fn set_slot(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, gmem: &Gmem, 
 }
 
 /// Sets a slot of this process' own memory.
-pub(crate) fn set_plain(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, at: *mut u8) -> Result<(), i32> {
+pub(crate) fn set_plain(vm: &impl AsRawFd, slot: u32, gpa: u64, bytes: u64, at: *mut u8) -> Result<(), i32> {
     let mut region = abi::MemoryRegion {
         slot,
         flags: 0,
@@ -162,7 +162,8 @@ pub(crate) fn set_plain(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, at: *mut u8)
     sys::ioctl(vm, abi::KVM_SET_USER_MEMORY_REGION, &mut region).map(|_| ())
 }
 
-fn read_program() -> Result<Vec<u8>, String> {
+/// The program that every machine runs.
+pub(crate) fn read_program() -> Result<Vec<u8>, String> {
     std::fs::read(PROGRAM).map_err(|e| format!("{PROGRAM}: {e}"))
 }
 
@@ -218,11 +219,11 @@ impl Machine {
         Self::assembled(&kvm, vm, plan, gmem, Arc::new(ram), program)
     }
 
-    /// An ordinary machine whose memory is this process' own; its `guest_memfd` has nothing to do with it.
+    /// A machine whose memory is this process' own; its `guest_memfd` has nothing to do with it.
     pub(crate) fn plain(plan: Plan, ram: Arc<Mapping>) -> Result<Self, String> {
         let program = read_program()?;
         let kvm = open()?;
-        let kind = VM_TYPE & !abi::KVM_VM_TYPE_ARM_PROTECTED;
+        let kind = if plan.ordinary { VM_TYPE & !abi::KVM_VM_TYPE_ARM_PROTECTED } else { VM_TYPE };
         let vm = kvm.create_vm_with_type(kind).map_err(|e| err("CREATE_VM", e.errno()))?;
         let gmem = Arc::new(new_gmem(&vm, 4096).map_err(|e| err("CREATE_GUEST_MEMFD", e))?);
         ram.copy_in(0, &program);
@@ -255,13 +256,24 @@ impl Machine {
         }
         let run_bytes = kvm.get_vcpu_mmap_size().map_err(|e| err("GET_VCPU_MMAP_SIZE", e.errno()))?;
         let run_page = Mapping::new(&vcpu, 0, run_bytes, libc::PROT_READ).map_err(|e| err("mmap of the vCPU", e))?;
-        Ok(Self {
+        Ok(Self { others, program, x1, ..Self::around(vm, vcpu, gmem, ram, (run_page, run_bytes)) })
+    }
+
+    /// What drives a program on a VM that is there already, with its registers as they are.
+    pub(crate) fn around(
+        vm: VmFd,
+        vcpu: VcpuFd,
+        gmem: Arc<Gmem>,
+        ram: Arc<Mapping>,
+        (run_page, run_bytes): (Mapping, usize),
+    ) -> Self {
+        Self {
             vm,
             vcpu,
-            others,
+            others: Vec::new(),
             gmem,
             ram,
-            program,
+            program: Vec::new(),
             run_page,
             run_bytes,
             arguments: [0; 3],
@@ -270,8 +282,8 @@ impl Machine {
             watch: None,
             leaked: false,
             interruptions: 0,
-            x1,
-        })
+            x1: 0,
+        }
     }
 
     /// A machine whose memory is private and whose program waits for its first command.

@@ -29,12 +29,14 @@ mod loans;
 mod machine;
 mod neighbours;
 mod ordinary;
+mod pinned;
 mod plain;
 mod probe;
 #[path = "../../guest/src/proto.rs"]
 mod proto;
 mod raw;
 mod refusals;
+mod replays;
 mod report;
 #[path = "../../guest/src/rows.rs"]
 mod rows;
@@ -72,6 +74,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   ordinary    an ordinary VM, through the driver
   events      eventfds that stores ring, and that raise interrupts
   plain       an ordinary VM on this process' own memory
+  pinned      a protected VM on this process' own memory
+  replays     what kvmtool and crosvm say, in their order
   cpus        a guest of several vCPUs, through the driver
   vgic        a guest's interrupts and waits, through the driver
   switch      what survives a run, and what an exit shows
@@ -156,6 +160,8 @@ fn main() {
         "ordinary" => or_report("ordinary", ordinary::all()),
         "events" => or_report("events", events::all()),
         "plain" => or_report("plain", plain::all()),
+        "pinned" => or_report("pinned", pinned::all()),
+        "replays" => or_report("replays", replays::all()),
         "cpus" => or_report(cpus::STEP.0, cpus::all()),
         "vgic" => or_report(vgic::STEP.0, vgic::all()),
         "switch" => or_report("world-switch", switch::all()),

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What kvmtool and crosvm say to KVM on arm64, said in their order, and each answer as KVM gives it.
+//!
+//! The sequences are those of a start with a GICv3 and no ITS, two vCPUs and 256 MiB asked of the layout; the guest is
+//! the tests' own program at the address where both VMMs put a kernel, and the controller where that program looks. What each of them asks for and does without, when
+//! it is refused, is refused here too. Each runs ordinary and protected, on the VMM's own memory, as both VMMs have it.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use freehold_uapi::ioctl::*;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use crate::gmem::Gmem;
+use crate::hostile::Hostile;
+use crate::machine::{Event, Machine, read_program};
+use crate::proto::*;
+use crate::raw::{resting, settle};
+use crate::report::Step;
+use crate::sys::{self, Mapping, errno_name, ioctl, ioctl_value, outcome};
+use crate::vgic::{interrupt, let_signals_interrupt, myself};
+
+const STEP: Step = Step("replays");
+const BYTES: u64 = 2 * RAM_MIN;
+const VCPUS: u64 = 2;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Capabilities that are asked for by number alone.
+const KVMCLOCK_CTRL: u32 = 76;
+const COALESCED_MMIO: u32 = 15;
+const SIGNAL_MSI: u32 = 77;
+const READONLY_MEM: u32 = 81;
+const PMU_V3: u32 = 126;
+const MSI_DEVID: u32 = 131;
+const SVE: u32 = 170;
+const PTRAUTH: [u32; 2] = [171, 172];
+const STEAL_TIME: u32 = 187;
+const MTE: u32 = 205;
+/// vCPU attribute groups.
+const PMU_CTRL: u32 = 0;
+const PVTIME_CTRL: u32 = 2;
+/// `KVM_UNREGISTER_COALESCED_MMIO`.
+const UNREGISTER_COALESCED: u32 = ioc(1, KVM_MAGIC, 0x68, 16);
+
+/// Runs the cases.
+pub(crate) fn all() -> Result<(), String> {
+    let_signals_interrupt();
+    let hostile = Hostile::open()?;
+    let before = resting(&hostile);
+    for protected in [false, true] {
+        kvmtool(protected)?;
+        crosvm(protected)?;
+    }
+    settle(STEP, "all is as before", &hostile, &before);
+    Ok(())
+}
+
+/// A VMM on its way: what it says, and what it should be answered.
+struct Vmm {
+    who: String,
+    kvm: Kvm,
+}
+
+impl Vmm {
+    fn new(who: &str, protected: bool, node: &CStr) -> Result<Self, String> {
+        let kvm =
+            Kvm::new_with_path(node).map_err(|e| format!("{}: {}", node.to_string_lossy(), errno_name(e.errno())))?;
+        Ok(Self { who: format!("{who}, {}", if protected { "protected" } else { "ordinary" }), kvm })
+    }
+
+    fn says(&self, what: &str, expected: impl ToString, seen: impl ToString) {
+        STEP.same(&format!("{}: {what}", self.who), expected, seen);
+    }
+
+    /// `CHECK_EXTENSION` on a descriptor.
+    fn checks(&self, fd: &impl AsRawFd, name: &str, caps: &[(u32, u64)]) {
+        for &(cap, expected) in caps {
+            let seen = outcome(ioctl_value(fd, KVM_CHECK_EXTENSION, cap.into()));
+            self.says(&format!("{name}: capability {cap:#x}"), expected, seen);
+        }
+    }
+
+    /// An attribute of a device or of a vCPU, set or asked for.
+    fn attr(&self, fd: &impl AsRawFd, request: u32, what: &str, expected: &str, attr: [u64; 3]) {
+        let [group, attr, value] = attr;
+        let group = u32::try_from(group).unwrap_or(u32::MAX);
+        let mut ask = DeviceAttr { flags: 0, group, attr, addr: (&raw const value) as u64 };
+        self.says(what, expected, outcome(ioctl(fd, request, &mut ask)));
+    }
+
+    fn creates(&self, kind: u64) -> Result<VmFd, String> {
+        self.kvm.create_vm_with_type(kind).map_err(|e| format!("{}: CREATE_VM: {}", self.who, errno_name(e.errno())))
+    }
+
+    /// A vGICv3: the answer to each step.
+    fn gic(&self, vm: &VmFd) -> Result<OwnedFd, String> {
+        let kind = u32::try_from(KVM_DEV_TYPE_ARM_VGIC_V3).unwrap_or(0);
+        let mut ask = CreateDevice { kind, fd: 0, flags: 0 };
+        ioctl(vm, KVM_CREATE_DEVICE, &mut ask)
+            .map_err(|e| format!("{}: CREATE_DEVICE: {}", self.who, errno_name(e)))?;
+        let gic = sys::owned(ask.fd.into());
+        let frames = [(KVM_VGIC_V3_ADDR_TYPE_REDIST, GICR_GFN << 12), (KVM_VGIC_V3_ADDR_TYPE_DIST, GICD_GFN << 12)];
+        for (attr, at) in frames {
+            let what = format!("vGIC: address {attr}");
+            self.attr(&gic, KVM_SET_DEVICE_ATTR, &what, "0", [KVM_DEV_ARM_VGIC_GRP_ADDR, attr, at]);
+        }
+        Ok(gic)
+    }
+
+    fn slot(&self, vm: &VmFd, slot: u32, bytes: u64, at: *mut u8) -> String {
+        let userspace_addr = at.addr() as u64;
+        let mut region = MemoryRegion { slot, flags: 0, guest_phys_addr: RAM_BASE, memory_size: bytes, userspace_addr };
+        let seen = outcome(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &mut region));
+        if bytes != 0 {
+            self.says("slot of RAM", "0", &seen);
+        }
+        seen
+    }
+
+    fn vcpus(&self, vm: &VmFd) -> Result<Vec<VcpuFd>, String> {
+        let made = (0..VCPUS).map(|id| vm.create_vcpu(id));
+        made.collect::<Result<_, _>>().map_err(|e| format!("{}: CREATE_VCPU: {}", self.who, errno_name(e.errno())))
+    }
+
+    fn initialises(&self, vm: &impl AsRawFd, vcpu: &VcpuFd, id: u64) {
+        let mut init = VcpuInit { target: 0, features: [0; 7] };
+        self.says("preferred target", "0", outcome(ioctl(vm, KVM_ARM_PREFERRED_TARGET, &mut init)));
+        init.features[0] = 1 << KVM_ARM_VCPU_PSCI_0_2 | u32::from(id != 0) << KVM_ARM_VCPU_POWER_OFF;
+        self.says(&format!("vCPU {id}: init"), "0", outcome(ioctl(vcpu, KVM_ARM_VCPU_INIT, &mut init)));
+    }
+
+    fn mpidr(&self, vcpu: &VcpuFd, id: u64) {
+        let mut value = 0u64;
+        let seen = ioctl(vcpu, KVM_GET_ONE_REG, &mut OneReg { id: KVM_REG_MPIDR, addr: (&raw mut value) as u64 });
+        self.says(&format!("vCPU {id}: MPIDR"), format!("0, {id}"), format!("{}, {}", outcome(seen), value & 0xff));
+    }
+
+    fn registers(&self, vcpu: &VcpuFd, id: u64, values: &[(u64, u64)]) {
+        for (reg, value) in values {
+            let mut ask = OneReg { id: *reg, addr: value as *const u64 as u64 };
+            self.says(&format!("vCPU {id}: register {reg:#x}"), "0", outcome(ioctl(vcpu, KVM_SET_ONE_REG, &mut ask)));
+        }
+    }
+}
+
+const fn x(n: u64) -> u64 {
+    KVM_REG_X0 + 2 * n
+}
+
+/// The other vCPU's thread: `enter` says what is said before its runs, which come back for signals only.
+fn beside<R>(
+    vcpu: VcpuFd,
+    enter: impl FnOnce(&VcpuFd) + Send,
+    act: impl FnOnce() -> Result<R, String>,
+) -> (Result<R, String>, String) {
+    let (thread, over, gone) = (AtomicI32::new(0), AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let seat = scope.spawn(|| {
+            let mut vcpu = vcpu;
+            enter(&vcpu);
+            thread.store(myself(), Ordering::SeqCst);
+            let mut told = String::new();
+            while !over.load(Ordering::SeqCst) && told.is_empty() {
+                match vcpu.run().map_err(|e| e.errno()) {
+                    Err(libc::EINTR) => {}
+                    Ok(other) => told = format!("{other:?}"),
+                    Err(error) => told = errno_name(error),
+                }
+            }
+            gone.store(true, Ordering::SeqCst);
+            told
+        });
+        let start = Instant::now();
+        while thread.load(Ordering::SeqCst) == 0 && start.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        let done = act();
+        over.store(true, Ordering::SeqCst);
+        let start = Instant::now();
+        // A signal that comes before its run is of no use, so it gets more.
+        while !gone.load(Ordering::SeqCst) && start.elapsed() < PATIENCE {
+            interrupt(thread.load(Ordering::SeqCst));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (done, seat.join().unwrap_or_else(|_| "panicked".into()))
+    })
+}
+
+fn boots(vmm: &Vmm, machine: &mut Machine) -> Result<(), String> {
+    let boot = machine.boot()?;
+    vmm.says("its guest boots", format!("{BOOT_LINE}\n"), &boot.console);
+    vmm.says("and has what was loaded", 1, boot.hash_ok);
+    Ok(())
+}
+
+/// Has the other vCPU started, and ends the VM.
+fn ends(vmm: &Vmm, machine: &mut Machine) -> Result<(), String> {
+    vmm.says("its guest's controller is one", 0, machine.command(CMD_GIC, [VCPUS, 0, 0])?[0]);
+    vmm.says("its guest starts the other vCPU", 0, machine.command(CMD_CPU_ON, [1, 0, 0])?[0]);
+    let off = machine.last_command(CMD_OFF, [0; 3]);
+    vmm.says("its guest turns itself off", format!("{:?}", Event::System(1)), format!("{off:?}"));
+    Ok(())
+}
+
+fn around(vmm: &Vmm, vm: VmFd, vcpu: VcpuFd, ram: Arc<Mapping>) -> Result<Machine, String> {
+    let bytes = vmm.kvm.get_vcpu_mmap_size().map_err(|e| errno_name(e.errno()))?;
+    let page = Mapping::new(&vcpu, 0, bytes, libc::PROT_READ).map_err(errno_name)?;
+    let gmem = Arc::new(Gmem::new(sys::memfd(4096).map_err(errno_name)?));
+    Ok(Machine::around(vm, vcpu, gmem, ram, (page, bytes)))
+}
+
+/// `lkvm run -m 256 -c 2 --irqchip gicv3`; it can not ask for protection, so that the node does.
+fn kvmtool(protected: bool) -> Result<(), String> {
+    let vmm = Vmm::new("kvmtool", protected, if protected { c"/dev/kvm-protected" } else { c"/dev/kvm" })?;
+    let sys = &vmm.kvm;
+    vmm.says("API version", 12, outcome(ioctl_value(sys, KVM_GET_API_VERSION, 0)));
+    vmm.checks(sys, "system", &[(KVM_CAP_ARM_VM_IPA_SIZE, 40)]);
+    let vm = vmm.creates(32)?;
+    vmm.checks(sys, "system", &[(KVM_CAP_IRQCHIP, 1), (KVM_CAP_ONE_REG, 1), (KVM_CAP_ARM_PSCI, 1)]);
+    let gic = vmm.gic(&vm)?;
+    vmm.checks(sys, "system", &[(MTE, 0)]);
+    let ram = Arc::new(Mapping::anonymous(usize::try_from(BYTES).unwrap_or(0), false).map_err(errno_name)?);
+    let _ = ram.advise(0, usize::try_from(BYTES).unwrap_or(0), libc::MADV_HUGEPAGE);
+    vmm.slot(&vm, 0, BYTES, ram.at(0));
+    // Kernel and initrd come after the slot, the device tree later still.
+    ram.copy_in(0, &read_program()?);
+    vmm.checks(sys, "system", &[(KVM_CAP_IOEVENTFD, 1), (KVM_CAP_MAX_VCPUS, 8), (KVM_CAP_NR_VCPUS, 8)]);
+    let mut vcpus = vmm.vcpus(&vm)?;
+    vmm.says("run page", 4096, outcome(ioctl_value(sys, KVM_GET_VCPU_MMAP_SIZE, 0)));
+    let asked = [(KVM_CAP_ARM_PSCI_0_2, 1), (PTRAUTH[0], 0), (PTRAUTH[1], 0), (SVE, 0)];
+    for (vcpu, id) in vcpus.iter().zip(0..) {
+        vmm.checks(sys, "system", &asked);
+        vmm.initialises(&vm, vcpu, id);
+    }
+    vmm.checks(sys, "system", &[(STEAL_TIME, 0), (COALESCED_MMIO, 0), (SIGNAL_MSI, 0)]);
+    let (irqs, ctrl) = (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_GRP_CTRL);
+    for (request, name) in [(KVM_HAS_DEVICE_ATTR, "has"), (KVM_SET_DEVICE_ATTR, "set")] {
+        vmm.attr(&gic, request, &format!("vGIC: {name} number of interrupts"), "0", [irqs, 0, 64]);
+        vmm.attr(&gic, request, &format!("vGIC: {name} init"), "0", [ctrl, KVM_DEV_ARM_VGIC_CTRL_INIT, 0]);
+    }
+    vmm.checks(sys, "system", &[(KVM_CAP_CHECK_EXTENSION_VM, 1)]);
+    vmm.checks(&vm, "VM", &[(MSI_DEVID, 0)]);
+    for (vcpu, id) in vcpus.iter().zip(0..) {
+        vmm.mpidr(vcpu, id);
+    }
+    let (Some(other), Some(first)) = (vcpus.pop(), vcpus.pop()) else { return Err("no vCPUs".into()) };
+    let entry = [(KVM_REG_PSTATE, START_PSTATE), (x(1), 0), (x(2), 0), (x(3), 0)];
+    vmm.registers(&first, 0, &entry);
+    vmm.registers(&first, 0, &[(x(0), BOOT_NO_SHARE), (KVM_REG_PC, RAM_BASE)]);
+    let mut machine = around(&vmm, vm, first, ram.clone())?;
+    // The first vCPU runs already when the other thread comes to its registers.
+    boots(&vmm, &mut machine)?;
+    let (lived, told) = beside(
+        other,
+        |vcpu| vmm.registers(vcpu, 1, &entry),
+        || {
+            let wire = |machine: &Machine, level| {
+                let irq = u32::try_from(KVM_ARM_IRQ_TYPE_SPI << 24 | SPI).unwrap_or(0);
+                outcome(ioctl(&machine.vm, KVM_IRQ_LINE, &mut IrqLevel { irq, level }))
+            };
+            vmm.says("its UART's wire: high, low", "0, 0", format!("{}, {}", wire(&machine, 1), wire(&machine, 0)));
+            ends(&vmm, &mut machine)
+        },
+    );
+    vmm.says("its other vCPU came back for signals only", "", told);
+    lived?;
+    // At its exit it deletes the slot of stolen time, which it did not get, and looks at no answer.
+    vmm.says("slot of stolen time", "EINVAL", vmm.slot(&machine.vm, 1, 0, ram.at(0)));
+    vmm.says("coalesced MMIO", "EINVAL", outcome(ioctl(&machine.vm, UNREGISTER_COALESCED, &mut [0u64; 2])));
+    Ok(())
+}
+
+/// Sealed memory with a descriptor, as crosvm has it.
+fn sealed(bytes: u64) -> Result<(Mapping, OwnedFd), String> {
+    // SAFETY: a constant name; the answer is a descriptor of ours or -1.
+    let fd = unsafe { libc::memfd_create(c"crosvm_guest".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd = sys::owned(fd.into());
+    // SAFETY: plain numbers.
+    let sized = unsafe { libc::ftruncate(fd.as_raw_fd(), bytes.cast_signed()) };
+    let seals = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+    // SAFETY: plain numbers.
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    if sized != 0 || done != 0 {
+        return Err("sealed memory".into());
+    }
+    let bytes = usize::try_from(bytes).map_err(|e| e.to_string())?;
+    let map = Mapping::new(&fd, 0, bytes, libc::PROT_READ | libc::PROT_WRITE).map_err(errno_name)?;
+    Ok((map, fd))
+}
+
+fn event() -> OwnedFd {
+    // SAFETY: plain numbers; the answer is a descriptor of ours or -1.
+    sys::owned(i64::from(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) }))
+}
+
+/// `crosvm run --mem 256 --cpus 2`, and with `--protected-vm-without-firmware`.
+fn crosvm(protected: bool) -> Result<(), String> {
+    let vmm = Vmm::new("crosvm", protected, c"/dev/kvm")?;
+    let sys = &vmm.kvm;
+    vmm.says("API version", 12, outcome(ioctl_value(sys, KVM_GET_API_VERSION, 0)));
+    vmm.says("run page", 4096, outcome(ioctl_value(sys, KVM_GET_VCPU_MMAP_SIZE, 0)));
+    let (ram, _memory) = sealed(BYTES)?;
+    let ram = Arc::new(ram);
+    vmm.checks(sys, "system", &[(KVM_CAP_ARM_VM_IPA_SIZE, 40)]);
+    let vm = vmm.creates(if protected { KVM_VM_TYPE_ARM_PROTECTED | 40 } else { 40 })?;
+    vmm.checks(&vm, "VM", &[(KVMCLOCK_CTRL, 0), (236, 0), (239, 0), (KVM_CAP_USER_MEMORY2, 1)]);
+    vmm.slot(&vm, 0, BYTES, ram.at(0));
+    vmm.checks(&vm, "VM", &[(KVM_CAP_ARM_PROTECTED_VM, u64::from(protected))]);
+    let gic = vmm.gic(&vm)?;
+    vmm.attr(&gic, KVM_SET_DEVICE_ATTR, "vGIC: number of interrupts", "0", [KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, 64]);
+    vmm.checks(sys, "system", &[(KVM_CAP_ARM_VM_IPA_SIZE, 40)]);
+    vmm.checks(&vm, "VM", &[(PMU_V3, 0)]);
+    let mut vcpus = vmm.vcpus(&vm)?;
+    for (vcpu, id) in vcpus.iter().zip(0..) {
+        let what = format!("vCPU {id}: stolen time, before init");
+        vmm.attr(vcpu, KVM_HAS_DEVICE_ATTR, &what, "ENXIO", [PVTIME_CTRL.into(), 0, 0]);
+        // The VM's descriptor is another one for each vCPU.
+        // SAFETY: a plain number; the answer is a descriptor of ours or -1.
+        let dup = sys::owned(i64::from(unsafe { libc::fcntl(vm.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) }));
+        vmm.checks(&dup, "VM, another descriptor", &[(PTRAUTH[0], 0), (PTRAUTH[1], 0), (SVE, 0)]);
+        vmm.initialises(&dup, vcpu, id);
+    }
+    let ctrl = KVM_DEV_ARM_VGIC_GRP_CTRL;
+    vmm.attr(&gic, KVM_SET_DEVICE_ATTR, "vGIC: init", "0", [ctrl, KVM_DEV_ARM_VGIC_CTRL_INIT, 0]);
+    for (vcpu, attr) in vcpus.iter().flat_map(|vcpu| [(vcpu, 0), (vcpu, 1)]) {
+        for request in [KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR] {
+            vmm.attr(vcpu, request, "the PMU it does not get", "ENXIO", [PMU_CTRL.into(), attr, 23]);
+        }
+    }
+    vmm.checks(&vm, "VM", &[(READONLY_MEM, 0)]);
+    let events: Vec<[OwnedFd; 2]> = (0..7).map(|_| [event(), event()]).collect();
+    for (gsi, [event, again]) in (0u32..).zip(&events) {
+        // Four wires of the serial ports, the clock and the watchdog; the rest are levels of the bus.
+        let level = gsi >= 4;
+        let (fd, resamplefd) = (event.as_raw_fd().cast_unsigned(), again.as_raw_fd().cast_unsigned());
+        let flags = if level { u32::try_from(KVM_IRQFD_FLAG_RESAMPLE).unwrap_or(0) } else { 0 };
+        let mut ask = Irqfd { fd, gsi, flags, resamplefd: if level { resamplefd } else { 0 }, pad: [0; 16] };
+        vmm.says(&format!("interrupt {gsi} by an eventfd"), "0", outcome(ioctl(&vm, KVM_IRQFD, &mut ask)));
+    }
+    ram.copy_in(0, &read_program()?);
+    for (vcpu, id) in vcpus.iter().zip(0..) {
+        let mut value = 0u64;
+        let mut ask = OneReg { id: KVM_REG_PSCI_VERSION, addr: (&raw mut value) as u64 };
+        let seen = outcome(ioctl(vcpu, KVM_GET_ONE_REG, &mut ask));
+        vmm.says(&format!("vCPU {id}: PSCI 1.1"), "0, 0x10001", format!("{seen}, {value:#x}"));
+        vmm.mpidr(vcpu, id);
+    }
+    vmm.checks(sys, "system", &[(KVM_CAP_IMMEDIATE_EXIT, 1)]);
+    let (Some(other), Some(first)) = (vcpus.pop(), vcpus.pop()) else { return Err("no vCPUs".into()) };
+    vmm.registers(&first, 0, &[(KVM_REG_PSTATE, START_PSTATE), (x(0), BOOT_NO_SHARE), (KVM_REG_PC, RAM_BASE)]);
+    let mut machine = around(&vmm, vm, first, ram)?;
+    // All are ready before one runs.
+    let (lived, told) = beside(
+        other,
+        |vcpu| vmm.registers(vcpu, 1, &[(KVM_REG_PSTATE, START_PSTATE)]),
+        || {
+            boots(&vmm, &mut machine)?;
+            rings(&vmm, &mut machine);
+            ends(&vmm, &mut machine)
+        },
+    );
+    vmm.says("its other vCPU came back for signals only", "", told);
+    lived
+}
+
+/// A device is switched on: a queue of it rings, of any length, set while both vCPUs are in their runs.
+fn rings(vmm: &Vmm, machine: &mut Machine) {
+    const QUEUE: u64 = DEVICE + 0x800;
+    let bell = event();
+    let fd = bell.as_raw_fd().cast_unsigned();
+    let mut ask = Ioeventfd { datamatch: 0, addr: QUEUE, len: 0, fd, flags: 0, pad: [0; 36] };
+    vmm.says("a queue that rings", "0", outcome(ioctl(&machine.vm, KVM_IOEVENTFD, &mut ask)));
+    let mut exits = 0;
+    let stored =
+        machine.command_with(CMD_STORE, [QUEUE, 3, 0], |register| exits += u32::from(register == QUEUE - DEVICE));
+    let mut rung = 0u64;
+    let read = sys::read_to(&bell, (&raw mut rung).cast(), 8);
+    vmm.says("it rings, and is no exit", "true, 0, Ok(8), 1", format!("{}, {exits}, {read:?}, {rung}", stored.is_ok()));
+}
