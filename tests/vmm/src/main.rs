@@ -21,6 +21,7 @@ mod guest_memfd;
 mod guests;
 mod hostile;
 mod interrupts;
+mod ioctl_fuzz;
 mod ioctls;
 mod kill;
 mod leaks;
@@ -66,6 +67,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   stage NAME  a VMM that `cycles` kills at a stage
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
+  ioctl-fuzz [SEED [CALLS]]  random ioctls on every descriptor, from two threads
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   soak SEED SECONDS  random calls with guests that run, a while
@@ -122,7 +124,9 @@ fn main() {
                 stage = text.to_string_lossy().into_owned();
                 continue;
             }
-            (lexopt::Arg::Value(text), "fuzz" | "soak" | "gmem-fd" | "gmem-stress" | "rounds") if numbers.len() < 2 => {
+            (lexopt::Arg::Value(text), "fuzz" | "ioctl-fuzz" | "soak" | "gmem-fd" | "gmem-stress" | "rounds")
+                if numbers.len() < 2 =>
+            {
                 number(&text.to_string_lossy())
             }
             _ => None,
@@ -162,6 +166,9 @@ fn main() {
         "plain" => or_report("plain", plain::all()),
         "pinned" => or_report("pinned", pinned::all()),
         "replays" => or_report("replays", replays::all()),
+        "ioctl-fuzz" => {
+            or_report("ioctl-fuzz", ioctl_fuzz::all(numbers.first().copied(), numbers.get(1).copied()));
+        }
         "cpus" => or_report(cpus::STEP.0, cpus::all()),
         "vgic" => or_report(vgic::STEP.0, vgic::all()),
         "switch" => or_report("world-switch", switch::all()),
