@@ -3,6 +3,7 @@
 //! masked, and taken as exceptions.
 
 use crate::device::{self, read32 as load};
+use crate::hypercall::hvc;
 use crate::proto::*;
 use crate::rows::{begin, end as row_end, mark};
 use crate::sysreg::{counter, read, write};
@@ -35,9 +36,17 @@ pub(crate) fn store_byte(address: u64, value: u64) {
     unsafe { asm!("strb {:w}, [{}]", in(reg) value, in(reg) address, options(nostack)) };
 }
 
-fn wait() {
+const CPU_SUSPEND: u64 = 0xc400_0001;
+
+fn wait() -> bool {
     // SAFETY: WFI changes no register.
     unsafe { asm!("wfi", options(nostack)) };
+    true
+}
+
+/// PSCI CPU_SUSPEND with a power state of all zero: standby, at this CPU's level.
+fn suspend() -> bool {
+    hvc(CPU_SUSPEND, [0; 3])[0] == 0
 }
 
 pub(crate) fn acknowledge() -> u64 {
@@ -235,7 +244,7 @@ pub(crate) fn ticks(periods: u64, period: u64, how: u64) -> [u64; 3] {
             take(|| arm(physical, at))
         } else {
             arm(physical, at);
-            poll()
+            poll_by(if how == TICK_SUSPEND { suspend } else { wait })
         };
         let now = counter();
         disarm(expected);
@@ -250,8 +259,15 @@ pub(crate) fn ticks(periods: u64, period: u64, how: u64) -> [u64; 3] {
 
 /// Waits for an interrupt and acknowledges it.
 pub(crate) fn poll() -> u64 {
+    poll_by(wait)
+}
+
+/// The same; each wait says whether it went as it must, else no interrupt is what came.
+fn poll_by(wait: fn() -> bool) -> u64 {
     loop {
-        wait();
+        if !wait() {
+            return NO_INTERRUPT;
+        }
         match acknowledge() {
             NO_INTERRUPT => {}
             got => return got,

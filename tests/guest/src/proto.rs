@@ -226,6 +226,8 @@ pub const TICK_TAKEN: u64 = 1;
 pub const TICK_PHYSICAL: u64 = 2;
 /// [`CMD_TICKS`]: the physical timer, as an exception in a loop that makes no exit.
 pub const TICK_PHYSICAL_TAKEN: u64 = 3;
+/// [`CMD_TICKS`]: the virtual timer, waited for by `CPU_SUSPEND`, which returns success each time.
+pub const TICK_SUSPEND: u64 = 4;
 /// The SGI, and the SPI, that the payload uses.
 pub const SGI: u64 = 7;
 /// See [`SGI`].

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A guest with an interrupt controller, past the driver: what EL2 serves itself, and what the host is asked for.
 
+use std::sync::atomic::Ordering;
+
 use freehold_uapi::hvc::*;
 
 use crate::hostile::Hostile;
@@ -16,7 +18,7 @@ const ROUNDS: usize = 20;
 /// Times that list registers are filled again until as many interrupts as [`CMD_CROWD`] has came through four of them.
 const REFILLS: usize = 11;
 /// Ends of a level that is held.
-const ENDS: u64 = 5;
+const ENDS: usize = 5;
 /// Ticks of each: 1 ms at 62.5 MHz.
 const PERIOD: u64 = 62_500;
 
@@ -34,8 +36,11 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
     let mut commands = as_specified(&mut bench)?;
     bench.clean("100 SGIs come at once", CMD_IPI, [100, 0, 0])?;
     commands += 1;
-    for (case, how) in [("the virtual timer ends a wait", TICK_WAIT), ("the physical timer ends a wait", TICK_PHYSICAL)]
-    {
+    for (case, how) in [
+        ("the virtual timer ends a wait", TICK_WAIT),
+        ("the physical timer ends a wait", TICK_PHYSICAL),
+        ("the virtual timer ends a suspension", TICK_SUSPEND),
+    ] {
         bench.clean(case, CMD_TICKS, [PERIODS, PERIOD, how])?;
         commands += 1;
     }
@@ -57,7 +62,12 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
     );
     STEP.same("the host learns whom to wake", "[1]", format!("{:?}", bench.woke));
     bench.raises = true;
-    bench.clean("a level comes again after each end until it falls", CMD_LEVEL, [ENDS, 0, 0])?;
+    bench.clean("a level comes again after each end until it falls", CMD_LEVEL, [ENDS as u64, 0, 0])?;
+    bench.wakes.resamples.store(true, Ordering::SeqCst);
+    bench.wakes.again.store(ENDS, Ordering::SeqCst);
+    bench.raises = true;
+    bench.clean("so does one of whose ends the host wants to hear", CMD_LEVEL, [ENDS as u64, 0, 0])?;
+    STEP.same("it hears of each, and of none once it has fallen", ENDS, bench.wakes.ended.load(Ordering::SeqCst));
     bench.close();
     Ok(())
 }

@@ -35,7 +35,9 @@ pub(crate) struct Wakes {
     over: AtomicBool,
     /// The SPI falls when el2 tells of its end, not when the guest makes its store; and how often that was.
     pub(crate) resamples: AtomicBool,
-    ended: AtomicUsize,
+    /// It rises again after so many ends.
+    pub(crate) again: AtomicUsize,
+    pub(crate) ended: AtomicUsize,
 }
 
 /// The counter, which guests read too.
@@ -72,7 +74,9 @@ impl Wakes {
         if intid == SPI {
             self.ended.fetch_add(1, Ordering::SeqCst);
         }
-        self.wake(hostile.raw(VM_IRQ.into(), &[handle, intid, IRQ_RESAMPLE])[1]);
+        let again = self.again.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+        let flags = if again { IRQ_HIGH | IRQ_RESAMPLE } else { IRQ_RESAMPLE };
+        self.wake(hostile.raw(VM_IRQ.into(), &[handle, intid, flags])[1]);
     }
 
     /// Nothing runs any more.
