@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "mark 0x2 0 0 0 10 0 0 0 0 0\nmark 0x3 0 0 0 13 0 0 0 0 0\n\
-                        call 0xc6000081 1 444 444 444\ncall 0xc6000010 1 151 151 151\n\
+                        call 0xc6000080 1 152 152 152\ncall 0xc6000010 1 151 151 151\n\
                         mark 0x4 0 0 0 20 0 0 0 0 0\nmark 0x5 0 0 5 31 200 1 0 0 0\n";
 
     fn of(name: &str) -> Row {
@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn a_call_is_each_sides_own() {
         let marks = Marks::parse(TEXT).unwrap();
-        assert_eq!(of("host call").seen(&marks, false).unwrap().figure, 445);
+        assert_eq!(of("host call").seen(&marks, false).unwrap().figure, 153);
         assert_eq!(of("host call").seen(&marks, true).unwrap().figure, 152);
     }
 

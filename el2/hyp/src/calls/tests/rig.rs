@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A machine of two banks, whose memory is a map of words, and whose vCPUs stop for reasons that a test lines up.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Std, MutexGuard};
@@ -118,14 +119,18 @@ type Meanwhile = Arc<Std<Option<Box<dyn FnOnce() + Send>>>>;
 pub(super) struct Lock<T> {
     value: Std<T>,
     meanwhile: Meanwhile,
-    /// A guest is in place of the host on this CPU: nobody may take the host's lock then, for its tables might change
-    /// with another VM's in force.
-    guest_is_here: Arc<AtomicBool>,
+    is_hosts: bool,
+}
+
+std::thread_local! {
+    /// A guest is in place of the host on this CPU, which a thread is: nobody may take the host's lock then, for its
+    /// tables might change with another VM's in force.
+    static GUEST_IS_HERE: Cell<bool> = const { Cell::new(false) };
 }
 
 impl<T> Lock<T> {
     fn new(value: T) -> Self {
-        Self { value: Std::new(value), meanwhile: Meanwhile::default(), guest_is_here: Arc::default() }
+        Self { value: Std::new(value), meanwhile: Meanwhile::default(), is_hosts: false }
     }
 }
 
@@ -136,7 +141,7 @@ impl<T> Mutex for Lock<T> {
     where
         T: 'a;
     fn acquire(&self) -> MutexGuard<'_, T> {
-        assert!(!self.guest_is_here.load(Ordering::Relaxed), "the guest was not left first");
+        assert!(!self.is_hosts || !GUEST_IS_HERE.get(), "the guest was not left first");
         let other = self.meanwhile.lock().unwrap().take();
         other.into_iter().for_each(|what| what());
         self.value.lock().unwrap()
@@ -199,7 +204,6 @@ pub(super) struct Rig {
     pub(super) memory: Memory,
     world: World<Lock<Host<'static>>, Lock<GuestSlot>, MAX_VMS>,
     meanwhile: Meanwhile,
-    guest_is_here: Arc<AtomicBool>,
     cells: Vec<VmCell<AtomicU64>>,
     pub(super) blocks: Std<BTreeMap<u64, Block>>,
     script: Std<VecDeque<Act>>,
@@ -241,13 +245,12 @@ impl Rig {
         for frame in RAM..RAM + 6 * 512 {
             memory.write(frame, 0, 0x1057_da7a);
         }
-        let host = Lock::new(host);
-        let (meanwhile, guest_is_here) = (Arc::clone(&host.meanwhile), Arc::clone(&host.guest_is_here));
+        let host = Lock { is_hosts: true, ..Lock::new(host) };
+        let meanwhile = Arc::clone(&host.meanwhile);
         let rig = Self {
             memory,
             world: World::new(host, guests),
             meanwhile,
-            guest_is_here,
             cells: (0..MAX_VMS).map(|_| VmCell::new(|| AtomicU64::new(0))).collect(),
             blocks: Std::default(),
             script: Std::default(),
@@ -383,6 +386,7 @@ impl<'a> Loaded<'a> for Open<'a> {
         *self.rig.timer.lock().unwrap()
     }
     fn run(&mut self, sibling: &bool, lists: Option<&mut Lists>) -> Stop {
+        GUEST_IS_HERE.set(false);
         if let Some(lists) = lists {
             self.rig.lists.lock().unwrap().push(lists.entries().to_vec());
             // The guest ends whatever it is given at once.
@@ -392,11 +396,11 @@ impl<'a> Loaded<'a> for Open<'a> {
         self.rig.regimes.lock().unwrap().push(*sibling);
         let act = self.rig.script.lock().unwrap().pop_front();
         let stop = act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers));
-        self.rig.guest_is_here.store(true, Ordering::Relaxed);
+        GUEST_IS_HERE.set(true);
         stop
     }
     fn leave(&mut self) {
-        self.rig.guest_is_here.store(false, Ordering::Relaxed);
+        GUEST_IS_HERE.set(false);
     }
 }
 
