@@ -27,6 +27,8 @@ pub trait Listener {
     fn entering(&self, vmid: u8, root: u64, x: [u64; 4]);
     /// It stopped, with this in x0 to x3.
     fn left(&self, stop: &Stop, x: [u64; 4]);
+    /// The host's own tables are in force here again.
+    fn host_is_back(&self);
     /// A vCPU was claimed that waits for this.
     fn opened(&self, pending: Pending);
     /// Its claim is about to go, and it waits for this.
@@ -60,11 +62,14 @@ pub struct Regime<R> {
 pub struct Open<'a, O: Loaded<'a>, L: Listener + 'static> {
     open: O,
     listener: &'static L,
+    /// The guest is in place of the host since it ran.
+    is_here: bool,
     claim: PhantomData<&'a ()>,
 }
 
 impl<'a, O: Loaded<'a>, L: Listener + 'static> Drop for Open<'a, O, L> {
     fn drop(&mut self) {
+        self.leave();
         self.listener.gives_back(self.open.parts().1.pending());
     }
 }
@@ -91,9 +96,13 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
 
     fn leave(&mut self) {
         self.open.leave();
+        if core::mem::take(&mut self.is_here) {
+            self.listener.host_is_back();
+        }
     }
 
     fn run(&mut self, regime: &Regime<O::Regime>, lists: Option<&mut Lists>) -> Stop {
+        self.is_here = true;
         self.listener.entering(regime.vmid, regime.root, arguments(&mut self.open));
         let stop = self.open.run(&regime.regime, lists);
         self.listener.left(&stop, arguments(&mut self.open));
@@ -181,7 +190,7 @@ impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Self::Loaded<'a> {
         let mut open = self.platform.open(claim);
         self.listener.opened(open.parts().1.pending());
-        Open { open, listener: self.listener, claim: PhantomData }
+        Open { open, listener: self.listener, is_here: false, claim: PhantomData }
     }
 
     fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Self::Regime {

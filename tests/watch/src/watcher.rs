@@ -320,6 +320,10 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         self.event(Event::Vttbr { vmid, table: root });
     }
 
+    fn host_is_back(&self) {
+        self.event(Event::Vttbr { vmid: HOST, table: self.host_root.load(Ordering::Relaxed) });
+    }
+
     fn left(&self, stop: &Stop, x: [u64; 4]) {
         let [id, target, ..] = x;
         self.here(|cpu| cpu.asked = None);
@@ -338,7 +342,6 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         {
             self.vms.change_vcpu(slot, target & 0xffff_ffff, |vcpu| vcpu.power = Power::On);
         }
-        self.event(Event::Vttbr { vmid: HOST, table: self.host_root.load(Ordering::Relaxed) });
         self.here(|cpu| {
             cpu.touched = match stop {
                 Stop::Trap(trap) if is_access(trap) => {

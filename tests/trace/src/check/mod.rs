@@ -179,6 +179,10 @@ impl Checker {
             }
             Event::Tlbi { vmid } => {
                 locks.may_invalidate(cpu, vmid, out);
+                // The instruction is of the VMID in force.
+                out.decide(Rule::Root, vmid != HOST || tables.has_host(cpu), || {
+                    "an invalidation for the host with a guest's tables in force".to_owned()
+                });
                 tables.invalidate(cpu, vmid);
             }
             Event::Acquire { lock } => locks.acquire(cpu, lock, out),

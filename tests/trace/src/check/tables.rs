@@ -105,6 +105,11 @@ impl Tables {
         self.reaches(vmid, frame) || self.is_stale(vmid, frame, 1)
     }
 
+    /// Whether this CPU has the host's tables in force.
+    pub(super) fn has_host(&self, cpu: u8) -> bool {
+        self.loaded.get(&cpu).is_none_or(|loaded| *loaded == HOST)
+    }
+
     pub(super) fn root(&mut self, vmid: u8, table: u64, count: u16, frames: &mut Frames, out: &mut Findings) {
         let fresh = self.spaces.get(&vmid).is_none_or(|space| space.root.is_none());
         out.decide(Rule::Root, fresh, || format!("VMID {vmid} gets a second root"));

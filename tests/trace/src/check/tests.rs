@@ -374,6 +374,7 @@ fn a_root_is_the_vms_and_goes_when_nobody_knows_it() {
     assert_eq!(without("exit again")[0], Rule::Root, "a CPU still translates with it");
     assert_eq!(changed("enter", Event::Vttbr { vmid: 1, table: POOL[1] })[0], Rule::Root);
     assert_eq!(changed("enter", Event::Vttbr { vmid: 2, table: POOL[0] })[0], Rule::Root);
+    assert!(added("enter", Event::Tlbi { vmid: 0 }).contains(&Rule::Root), "with the guest's tables in force");
     assert_eq!(added("exit", Event::Root { vmid: 1, table: OTHER, tables: 1 })[0], Rule::Root);
 }
 
