@@ -11,7 +11,8 @@ use object::{Object as _, ObjectSymbol as _, SymbolKind};
 const LEAST: u64 = 200;
 
 /// What zeroes frames and cleans caches, by parts of the names.
-const MAINTENANCE: [&str; 3] = ["5scrub", "settle_for_guest", "memset"];
+const MAINTENANCE: [&str; 6] =
+    ["5scrub", "settle_for_guest", "memset", "zero_blocks", "clean_to_poc", "clean_invalidate_to_poc"];
 
 /// Instructions by function.
 fn costs(elf: &[u8], profile: &BTreeMap<u64, u64>) -> Result<BTreeMap<String, u64>> {
