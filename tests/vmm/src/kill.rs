@@ -87,19 +87,21 @@ pub(crate) fn tell_scanner(step: Step, child: &mut Child, hostile: &Hostile) -> 
     Ok(told)
 }
 
+/// Starts this program once more, to hold a protected guest that runs and to say where its secret is.
+pub(crate) fn holder() -> Result<Child, String> {
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut held = Command::new(me);
+    held.arg("held").stdin(Stdio::null()).stdout(Stdio::piped());
+    held.spawn().map_err(|e| format!("spawn: {e}"))
+}
+
 /// Runs the step.
 pub(crate) fn killed() -> Result<(), String> {
     let hostile = Hostile::open()?;
     let before = resting(&hostile);
     let free_before = mem_free();
     STEP.same("no-vm-before", 0, hostile.counter(hvc::COUNTER_VMS, 0));
-    let me = std::env::current_exe().map_err(|e| e.to_string())?;
-    let mut child = Command::new(me)
-        .arg("held")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| format!("spawn: {e}"))?;
+    let mut child = holder()?;
     if tell_scanner(STEP, &mut child, &hostile)? {
         line("{\"scan\":\"alive\"}");
         hold_still();

@@ -2,7 +2,7 @@
 //! The saved state of a vCPU, and what one CPU keeps of its host meanwhile.
 //!
 //! A [`GuestContext`] lies in memory that belongs to `el2` or to the VM's pool: the host never reads
-//! it. It is plain data: all bit patterns are valid, but only [`GuestContext::new`] is a reset state.
+//! it. It is plain data, and only [`GuestContext::new`] is a reset state.
 
 use super::el1::El1State;
 use super::errors::HostErrors;

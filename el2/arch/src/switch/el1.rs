@@ -42,7 +42,7 @@ macro_rules! el1_registers {
                 $(self.$field = read_sysreg!($register);)+
             }
 
-            /// Loads everything but SCTLR_EL1 and TCR_EL1. Walks must be off.
+            /// Loads everything but SCTLR_EL1 and TCR_EL1. Walks must be off, or what they depend on be in force already.
             pub(super) fn load_all_but_regime(&self) {
                 $(write_sysreg!($register, self.$field);)+
             }

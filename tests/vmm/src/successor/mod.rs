@@ -4,13 +4,11 @@
 
 mod load;
 
-use std::process::{Command, Stdio};
-
 use freehold_uapi::hvc;
 
 use crate::gmem::converted;
 use crate::hostile::{Hostile, runs};
-use crate::kill::{hold_still, tell_scanner};
+use crate::kill::{hold_still, holder, tell_scanner};
 use crate::machine::{Machine, Plan};
 use crate::proto;
 use crate::report::{Step, line};
@@ -26,13 +24,7 @@ const VMS: u64 = 3;
 pub(crate) fn leave() -> Result<(), String> {
     let hostile = Hostile::open()?;
     load::next("fh.job=kexec-from", "fh.job=kexec-into")?;
-    let me = std::env::current_exe().map_err(|e| e.to_string())?;
-    let mut child = Command::new(me)
-        .arg("held")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| format!("spawn: {e}"))?;
+    let mut child = holder()?;
     tell_scanner(BEFORE, &mut child, &hostile)?;
     let mut ordinary = Machine::new(Plan { boot: proto::BOOT_NO_SHARE, ordinary: true, ..Plan::default() })?;
     ordinary.boot()?;
