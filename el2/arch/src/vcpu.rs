@@ -90,8 +90,8 @@ impl<'a> Loaded<'a> {
         self.block.context.timer()
     }
 
-    /// Runs the vCPU until it exits; [`Self::leave`], or the end of this, brings the host back. `regime` was made by [`regime`] while this claim was held; `lists` is for a guest
-    /// that has an interrupt controller.
+    /// Runs the vCPU until it exits; [`Self::leave`], or the end of this, brings the host back. `regime` was made by
+    /// [`regime`] while this claim was held; `lists` is for a guest that has an interrupt controller.
     pub fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> Stop {
         // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds until the
         // guest is left; EL2 runs with DAIF masked from the host's trap on, under the host's stage 2 or this guest's.
