@@ -4,6 +4,7 @@
  *
  * /sys/module/fh_slow/parameters/hold: 1 (as loaded) keeps requests, 0 ends those kept and each that comes.
  * /sys/module/fh_slow/parameters/held: requests kept.
+ * /sys/module/fh_slow/parameters/word: the first word of what was written last, which the disk reads by itself.
  */
 #include <linux/bio.h>
 #include <linux/blkdev.h>
@@ -13,12 +14,25 @@
 static DEFINE_SPINLOCK(lock);
 static struct bio_list kept = BIO_EMPTY_LIST;
 static bool hold = true;
+static unsigned long word;
+module_param(word, ulong, 0444);
 static struct gendisk *disk;
+
+static void look(struct bio *bio)
+{
+	struct bio_vec first = bio_iovec(bio);
+	unsigned long *at = bvec_kmap_local(&first);
+
+	WRITE_ONCE(word, READ_ONCE(*at));
+	kunmap_local(at);
+}
 
 static void end(struct bio *bio)
 {
 	if (bio_op(bio) == REQ_OP_READ)
 		zero_fill_bio(bio);
+	if (bio_op(bio) == REQ_OP_WRITE)
+		look(bio);
 	bio_endio(bio);
 }
 

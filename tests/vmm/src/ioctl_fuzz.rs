@@ -3,8 +3,9 @@
 //! everything comes back.
 //!
 //! Fields are what a VMM might say, what lies just beside it, and addresses that are nobody's or the kernel's. The memory
-//! that slots are of has nothing behind it for a long way, so that no guest finds this program. What each thread does
-//! depends on its seed and on what it was answered, and on nothing else.
+//! that slots are of has nothing behind it for a long way, so that no guest finds this program; two VMs have the tests'
+//! program in it and are about to run. What each thread does depends on its seed and on what it was answered, and on
+//! nothing else.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,15 +16,15 @@ use freehold_uapi::ioctl::*;
 
 use crate::fuzz::Random;
 use crate::hostile::Hostile;
-use crate::machine::{NODE, entropy, open};
-use crate::proto::RAM_BASE;
+use crate::machine::{NODE, entropy, open, read_program, set_plain};
+use crate::proto::{BOOT_NO_SHARE, RAM_BASE, RAM_MIN};
 use crate::raw::{resting, settle};
 use crate::report::Step;
 use crate::sys::{self, Mapping, errno_name, ioctl_value};
 use crate::vgic::{interrupt, let_signals_interrupt, myself};
 
 const STEP: Step = Step("ioctl-fuzz");
-const CALLS: u64 = 4_000;
+const CALLS: u64 = 10_000;
 /// Calls of one thread on the same objects.
 const ROUND: u64 = 500;
 const THREADS: u64 = 2;
@@ -33,6 +34,8 @@ const ARENA: usize = 16 << 20;
 const RESERVE: usize = 1 << 30;
 /// Descriptors of its own that a thread keeps at most.
 const KEPT: usize = 12;
+/// Room for what is said, and for the longest answer: the names of all registers, which come if any room is claimed.
+const WORDS: usize = 128;
 const KERNEL: u64 = 0xffff_8000_0000_1000;
 
 /// What a descriptor is.
@@ -71,6 +74,8 @@ struct Count {
     calls: AtomicU64,
     done: AtomicU64,
     interrupted: AtomicU64,
+    /// `KVM_RUN`s that a guest or a signal ended.
+    ran: AtomicU64,
 }
 
 /// Runs the cases: a seed, and how many calls.
@@ -86,9 +91,11 @@ pub(crate) fn all(seed: Option<u64>, calls: Option<u64>) -> Result<(), String> {
     while count.calls.load(Ordering::Relaxed) < calls {
         round(&mut random, &count)?;
     }
-    let [calls, done, interrupted] = [&count.calls, &count.done, &count.interrupted].map(|n| n.load(Ordering::Relaxed));
-    let seen = format!("{done} of {calls}, and {interrupted} interrupted (seed {seed:#x})");
-    STEP.judged("calls that do something", "a tenth or more", seen, done * 10 >= calls && interrupted > 0);
+    let counted = [&count.calls, &count.done, &count.interrupted, &count.ran].map(|n| n.load(Ordering::Relaxed));
+    let [calls, done, interrupted, ran] = counted;
+    let seen = format!("{done} of {calls}, {interrupted} interrupted, {ran} runs (seed {seed:#x})");
+    let held = done * 10 >= calls && interrupted > 0 && ran * 50 >= calls;
+    STEP.judged("calls that do something", "a tenth or more, and runs", seen, held);
     settle(STEP, "all is as before", &hostile, &before);
     STEP.same("no descriptor is left", files, descriptors());
     STEP.same("nothing stays charged", 0, crate::pinned::locked());
@@ -108,8 +115,8 @@ fn descriptors() -> usize {
 fn round(random: &mut Random, count: &Count) -> Result<(), String> {
     let arena = Mapping::anonymous(RESERVE, random.one_in(2)).map_err(errno_name)?;
     arena.protect(ARENA, RESERVE - ARENA, libc::PROT_NONE).map_err(errno_name)?;
-    arena.copy_in(0, &crate::machine::read_program()?);
-    let shared = objects()?;
+    let _ = arena.advise(0, ARENA, libc::MADV_NOHUGEPAGE);
+    let shared = objects(&arena)?;
     let seeds: Vec<u64> = (0..THREADS).map(|_| random.next() | 1).collect();
     let over = AtomicBool::new(false);
     let threads: Vec<AtomicU64> = seeds.iter().map(|_| AtomicU64::new(0)).collect();
@@ -144,17 +151,23 @@ fn round(random: &mut Random, count: &Count) -> Result<(), String> {
     })
 }
 
-/// Two VMs with what belongs to them.
-fn objects() -> Result<Vec<(Kind, OwnedFd)>, String> {
+/// Three VMs with what belongs to them: two that could run, and one with a controller that nobody has placed yet.
+fn objects(arena: &Mapping) -> Result<Vec<(Kind, OwnedFd)>, String> {
     let mut made = vec![(Kind::System, node()?)];
-    for kind in [40, KVM_VM_TYPE_ARM_PROTECTED | 40] {
+    for (at, kind) in [(None, 40), (Some(0), 40), (Some(4 << 20), KVM_VM_TYPE_ARM_PROTECTED | 40)] {
         let vm = made_by(&made[0].1, KVM_CREATE_VM, kind)?;
-        let mut ask = CreateDevice { kind: u32::try_from(KVM_DEV_TYPE_ARM_VGIC_V3).unwrap_or(0), fd: 0, flags: 0 };
-        sys::ioctl(&vm, KVM_CREATE_DEVICE, &mut ask).map_err(errno_name)?;
-        made.push((Kind::Gic, sys::owned(ask.fd.into())));
-        for id in 0..2 {
-            made.push((Kind::Vcpu, made_by(&vm, KVM_CREATE_VCPU, id)?));
+        let vcpus = [made_by(&vm, KVM_CREATE_VCPU, 0)?, made_by(&vm, KVM_CREATE_VCPU, 1)?];
+        if let Some(at) = at {
+            arena.copy_in(at, &read_program()?);
+            set_plain(&vm, 0, RAM_BASE, RAM_MIN, arena.at(at)).map_err(errno_name)?;
+            starts(&vcpus[0])?;
+        } else {
+            let kind = u32::try_from(KVM_DEV_TYPE_ARM_VGIC_V3).unwrap_or(0);
+            let mut ask = CreateDevice { kind, fd: 0, flags: 0 };
+            sys::ioctl(&vm, KVM_CREATE_DEVICE, &mut ask).map_err(errno_name)?;
+            made.push((Kind::Gic, sys::owned(ask.fd.into())));
         }
+        made.extend(vcpus.map(|vcpu| (Kind::Vcpu, vcpu)));
         let flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
         let mut ask = CreateGuestMemfd { size: 64 * PAGE, flags, reserved: [0; 6] };
         made.push((Kind::Gmem, made_by(&vm, KVM_CREATE_GUEST_MEMFD, (&raw mut ask) as u64)?));
@@ -162,6 +175,17 @@ fn objects() -> Result<Vec<(Kind, OwnedFd)>, String> {
     }
     made.push((Kind::Event, event()));
     Ok(made)
+}
+
+/// A vCPU that is about to run the tests' program.
+fn starts(vcpu: &OwnedFd) -> Result<(), String> {
+    let mut init = VcpuInit { target: u32::try_from(KVM_ARM_TARGET_GENERIC_V8).unwrap_or(0), features: [0; 7] };
+    init.features[0] = 1 << KVM_ARM_VCPU_PSCI_0_2;
+    sys::ioctl(vcpu, KVM_ARM_VCPU_INIT, &mut init).map_err(errno_name)?;
+    for (id, value) in [(KVM_REG_X0, BOOT_NO_SHARE), (KVM_REG_PC, RAM_BASE)] {
+        sys::ioctl(vcpu, KVM_SET_ONE_REG, &mut OneReg { id, addr: (&raw const value) as u64 }).map_err(errno_name)?;
+    }
+    Ok(())
 }
 
 fn node() -> Result<OwnedFd, String> {
@@ -217,7 +241,7 @@ impl Thread<'_> {
 
     fn call(&mut self) {
         let table = IOCTLS.iter().filter_map(|item| u32::try_from(item.value).ok()).collect::<Vec<u32>>();
-        let known = self.one(&table);
+        let known = if self.random.one_in(5) { KVM_RUN } else { self.one(&table) };
         let request = match self.random.below(24) {
             // Another size, another direction, another number.
             0 => known ^ 1 << (16 + self.random.below(8)),
@@ -226,12 +250,14 @@ impl Thread<'_> {
             _ => known,
         };
         let fd = self.descriptor(of(known));
-        let mut words = [0u64; 32];
+        let mut words = [0u64; WORDS];
         let argument = self.argument(known, &mut words);
         let done = ioctl_value(&fd, request, argument);
         self.count.calls.fetch_add(1, Ordering::Relaxed);
         self.count.done.fetch_add(u64::from(done.is_ok()), Ordering::Relaxed);
         self.count.interrupted.fetch_add(u64::from(done == Err(libc::EINTR)), Ordering::Relaxed);
+        let ran = request == KVM_RUN && (done.is_ok() || done == Err(libc::EINTR));
+        self.count.ran.fetch_add(u64::from(ran), Ordering::Relaxed);
         match (request, done) {
             (KVM_CREATE_VM, Ok(fd)) => self.keep(Kind::Vm, fd),
             (KVM_CREATE_VCPU, Ok(fd)) => self.keep(Kind::Vcpu, fd),
@@ -245,7 +271,7 @@ impl Thread<'_> {
     }
 
     /// The ioctl's argument: a number, or the address of what is said.
-    fn argument(&mut self, request: u32, words: &mut [u64; 32]) -> u64 {
+    fn argument(&mut self, request: u32, words: &mut [u64; WORDS]) -> u64 {
         match request {
             KVM_CREATE_VM => {
                 return self.one(&[0, 32, 36, 40, KVM_VM_TYPE_ARM_PROTECTED, 1 << 31 | 40, 31, 41, 1 << 30]);
@@ -338,7 +364,7 @@ impl Thread<'_> {
     }
 
     /// What is said: by the rules in most fields, or anything in all of them.
-    fn says(&mut self, request: u32, words: &mut [u64; 32]) {
+    fn says(&mut self, request: u32, words: &mut [u64; WORDS]) {
         if self.random.one_in(6) {
             for word in words.iter_mut() {
                 *word = self.word();

@@ -24,6 +24,9 @@ const FREE: u64 = RAM_MIN;
 const BYTES: u64 = 3 * RAM_MIN;
 const NODE: &str = "/dev/freehold";
 const CORE: &str = "/tmp/core.pinned";
+/// A disk that reads and writes by the kernel's own addresses.
+const DISK: &str = "/dev/fh_slow";
+const SLOW: &str = "/sys/module/fh_slow/parameters";
 /// Pages that the guest fills, and the host reaches for.
 const FILLED: u64 = 32;
 const SEED: u64 = 77;
@@ -186,11 +189,14 @@ fn aliased() -> Result<(), String> {
 /// What a user without privileges does to its own VM, in a process of its own.
 fn by_nobody() -> Result<(), String> {
     let old = std::fs::read_to_string("/proc/sys/kernel/core_pattern").map_err(|e| e.to_string())?;
-    let open_to =
-        |mode| std::fs::set_permissions(NODE, std::fs::Permissions::from_mode(mode)).map_err(|e| e.to_string());
+    let open_to = |mode| {
+        let set = |node| std::fs::set_permissions(node, std::fs::Permissions::from_mode(mode));
+        [NODE, DISK].into_iter().try_for_each(|node| set(node).map_err(|e| format!("{node}: {e}")))
+    };
     std::fs::create_dir_all("/tmp").map_err(|e| e.to_string())?;
     std::fs::set_permissions("/tmp", std::fs::Permissions::from_mode(0o1777)).map_err(|e| e.to_string())?;
     std::fs::write("/proc/sys/kernel/core_pattern", CORE).map_err(|e| e.to_string())?;
+    std::fs::write(format!("{SLOW}/hold"), "0").map_err(|e| format!("{SLOW}: {e}"))?;
     open_to(0o666)?;
     // SAFETY: this program has one thread here; the child goes on with its own copy of everything.
     let child = unsafe { libc::fork() };
@@ -336,6 +342,7 @@ fn reaches(ram: &Mapping, other: &mut Other) -> Result<(), String> {
         &std::fs::read("/tmp/direct").unwrap_or_default(),
     );
     let _ = std::fs::remove_file("/tmp/direct");
+    disk(ram)?;
     let (reader, writer) = sys::pipe();
     let spliced = sys::vmsplice(&writer, page(4), 4096);
     drop(writer);
@@ -348,6 +355,32 @@ fn reaches(ram: &Mapping, other: &mut Other) -> Result<(), String> {
     }
     // The process that reached for them got nothing of pages that the guest still has either.
     STEP.same("nobody: it may still use its own", "done", probe_here(ram.at(at(SHARE_BASE - RAM_BASE)), true));
+    Ok(())
+}
+
+/// A disk to which a page is written, and from which one is read, without a copy in between.
+fn disk(ram: &Mapping) -> Result<(), String> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(DISK);
+    let file = file.map_err(|e| format!("{DISK}: {e}"))?;
+    let written = || -> Vec<u8> {
+        let word = std::fs::read_to_string(format!("{SLOW}/word")).unwrap_or_default();
+        word.trim().parse::<u64>().unwrap_or(u64::MAX).to_le_bytes().to_vec()
+    };
+    let own = Mapping::anonymous(4096, false).map_err(errno_name)?;
+    own.store(0, CONTROL);
+    let done = outcome(sys::write_from(&file, own.at(0), 4096));
+    STEP.same("nobody: disk: it sees what is written", format!("4096, {CONTROL}"), {
+        let seen = written();
+        format!("{done}, {}", u64::from_le_bytes(seen.try_into().unwrap_or([0xff; 8])))
+    });
+    let page = |n: u64| ram.at(at(FREE + n * PAGE));
+    nothing("O_DIRECT write to a disk", &outcome(sys::write_from(&file, page(8), 4096)), &written());
+    let done = outcome(sys::read_to(&file, page(9), 4096));
+    let brought = match probe_here(page(9), false).as_str() {
+        "done" => ram.copy_out(at(FREE + 9 * PAGE), 4096),
+        _ => Vec::new(),
+    };
+    nothing("O_DIRECT read from a disk", &done, &brought);
     Ok(())
 }
 

@@ -85,7 +85,7 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
 /// What `cargo xtask run` shows, and more of it.
 const MAIN: Job = Job { limit: LINUX, kernels: Kernels::Stock, ..job("life/main", "boot,main") };
 
-const JOBS: [Job; 22] = [
+const JOBS: [Job; 23] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
@@ -97,8 +97,9 @@ const JOBS: [Job; 22] = [
     job("life/ordinary", "ordinary"),
     job("life/plain", "plain"),
     job("life/pinned", "pinned"),
+    Job { cpu: "cortex-a76", ..job("life/pinned-a76", "pinned") },
     job("life/replays", "replays"),
-    Job { append: " fh.calls=4000", long: true, ..job("life/ioctl-fuzz", "ioctl-fuzz") },
+    Job { append: " fh.calls=10000", ..job("life/ioctl-fuzz", "ioctl-fuzz") },
     Job { append: " fh.calls=1000000", limit: HOUR, long: true, ..job("life/ioctl-fuzz-1000000", "ioctl-fuzz") },
     job("life/events", "events"),
     job("life/world-switch", "world-switch"),
