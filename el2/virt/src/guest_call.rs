@@ -140,6 +140,8 @@ fn run(wish: Wish, ipa: u64, count: u64, space: &impl Space) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::*;
     use crate::registers::fake::Fake;
 
@@ -214,6 +216,22 @@ mod tests {
         }
         let features = serve(0, [guest::VENDOR_FEATURES.into(), 0, 0, 0], &Borrowed);
         assert_eq!(features, Outcome::Return([1, 0, 0, 0]), "and is told so");
+    }
+
+    #[test]
+    fn a_protected_guest_is_told_what_it_may_call() {
+        let Outcome::Return(words) = serve(0, [guest::VENDOR_FEATURES.into(), 0, 0, 0], &Map) else { panic!() };
+        let told: Vec<u32> = (0..128).filter(|n| words[*n as usize / 32] >> (n % 32) & 1 != 0).collect();
+        let calls = [
+            guest::VENDOR_FEATURES,
+            guest::HYP_MEMINFO,
+            guest::MEM_SHARE,
+            guest::MEM_UNSHARE,
+            guest::MEM_RELINQUISH,
+            guest::ATTEST,
+        ];
+        assert_eq!(told, calls.map(|id| id & 0xff), "bit n of the words says function n");
+        assert!(words.iter().all(|word| *word >> 32 == 0));
     }
 
     #[test]

@@ -119,6 +119,20 @@ mod tests {
     }
 
     #[test]
+    fn an_architecture_call_takes_32_bits() {
+        for id in [0xC000_0000, 0xC000_0001, 0xC000_8000] {
+            assert_eq!(plain(id), Call::Denied, "{id:#x}");
+        }
+    }
+
+    #[test]
+    fn the_sve_hint_is_no_part_of_what_is_passed_on() {
+        assert_eq!(plain(0x8001_8000), Call::Forward(0x8000_8000));
+        assert_eq!(plain(0xC601_0080), Call::Vendor(0xC600_0080));
+        assert_eq!(plain(0x8001_0000), Call::Version);
+    }
+
+    #[test]
     fn own_range_version_workarounds_and_entropy_have_their_place() {
         assert_eq!(plain(0xC600_0080), Call::Vendor(0xC600_0080));
         assert_eq!(plain(0x8600_FF01), Call::Vendor(0x8600_FF01));

@@ -350,6 +350,41 @@ mod tests {
     }
 
     #[test]
+    fn a_listed_feature_that_hardware_has_is_shown() {
+        // Every field says 1, the least that is "there" for each of these.
+        let one = 0x1111_1111_1111_1111;
+        let raw = RawIds { pfr1: one, isar0: one, isar1: one, isar2: one, mmfr1: one, mmfr2: one, ..RawIds::default() };
+        let ids = IdView::new(&raw, 40);
+        for (name, crm, op2, shift) in [
+            ("BT", 4, 1, 0),
+            ("SSBS", 4, 1, 4),
+            ("AES", 6, 0, 4),
+            ("RNDR", 6, 0, 60),
+            ("APA", 6, 1, 4),
+            ("SB", 6, 1, 36),
+            ("APA3", 6, 2, 12),
+            ("CLRBHB", 6, 2, 28),
+            ("HAFDBS", 7, 1, 0),
+            ("PAN", 7, 1, 20),
+            ("CnP", 7, 2, 0),
+            ("E0PD", 7, 2, 60),
+        ] {
+            assert_eq!(ids.id(crm, op2) >> shift & 0xf, 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn more_than_the_world_switch_serves_is_not_shown() {
+        let raw = everything();
+        let ids = IdView::new(&raw, 40);
+        for (name, crm, shift, most) in
+            [("FP", 4, 16, 1), ("AdvSIMD", 4, 20, 1), ("TGran64", 7, 24, 0), ("TGran4", 7, 28, 0)]
+        {
+            assert_eq!(ids.id(crm, 0) >> shift & 0xf, most, "{name}");
+        }
+    }
+
+    #[test]
     fn what_hardware_lacks_is_not_shown() {
         let raw = RawIds { pfr0: 0x00ff_0000, mmfr0: 0xff00_0001, ..RawIds::default() };
         let ids = IdView::new(&raw, 40);
@@ -392,9 +427,23 @@ mod tests {
             Encoding::new(2, 0, 1, 3, 4),  // OSDLR_EL1
             Encoding::new(3, 0, 5, 4, 0),  // ERXFR_EL1
             Encoding::new(3, 0, 1, 0, 1),  // ACTLR_EL1
+            Encoding::new(2, 3, 0, 4, 0),  // DBGDTR_EL0
+            Encoding::new(2, 3, 0, 5, 0),  // DBGDTRRX_EL0, DBGDTRTX_EL0
         ] {
             assert_eq!(read(register), Read(0), "{register:?}");
             assert_eq!(write(register, u64::MAX), Ignore, "{register:?}");
+        }
+        for register in [
+            Encoding::new(2, 0, 1, 0, 0),  // MDRAR_EL1
+            Encoding::new(2, 0, 1, 1, 4),  // OSLSR_EL1
+            Encoding::new(2, 0, 7, 14, 6), // DBGAUTHSTATUS_EL1
+            Encoding::new(2, 3, 0, 1, 0),  // MDCCSR_EL0
+            Encoding::new(3, 0, 5, 3, 0),  // ERRIDR_EL1
+            Encoding::new(3, 0, 0, 0, 6),  // REVIDR_EL1
+            Encoding::new(3, 1, 0, 0, 7),  // AIDR_EL1
+        ] {
+            assert_eq!(read(register), Read(0), "{register:?}");
+            assert_eq!(write(register, 0), Undefined, "{register:?} is read only");
         }
         assert_eq!(write(Encoding::new(2, 0, 1, 0, 4), 1), Ignore, "OSLAR_EL1");
         assert_eq!(read(Encoding::new(2, 0, 1, 0, 4)), Undefined, "OSLAR_EL1 is write only");
@@ -429,6 +478,14 @@ mod tests {
     fn caches_look_small_and_selectable() {
         assert_eq!(write(Encoding::new(3, 2, 0, 0, 0), 0xffff_fff3), SelectCache(3));
         assert_eq!(read(Encoding::new(3, 1, 0, 0, 0)), Read(2), "64 bytes");
+        assert_eq!(read(Encoding::new(3, 1, 0, 0, 1)), Read(0xa20_0023), "CLIDR_EL1");
+        // Lines of 32 bytes for instructions, of 128 for data.
+        let raw = RawIds { ctr: 0x9445_c003, ..everything() };
+        let ccsidr = Access { register: Encoding::new(3, 1, 0, 0, 0), rt: 0, read: true };
+        for (selected, shown) in [(0, 3), (1, 1), (2, 3), (3, 1)] {
+            let read = decide(ccsidr, 0, selected, &IdView::new(&raw, 40));
+            assert_eq!(read, Read(shown), "level and kind {selected}");
+        }
         assert_eq!(read(Encoding::new(3, 3, 0, 0, 1)), Read(0x9444_c004));
     }
 

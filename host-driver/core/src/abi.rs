@@ -411,7 +411,9 @@ mod tests {
     #[test]
     fn vm_type_is_protection_and_address_size() {
         assert_eq!(VmType::decode(1 << 31), Ok(VmType { protected: true, ipa_bits: 40 }));
-        assert_eq!(VmType::decode(36), Ok(VmType { protected: false, ipa_bits: 36 }));
+        for ipa_bits in [32, 36, 40] {
+            assert_eq!(VmType::decode(ipa_bits), Ok(VmType { protected: false, ipa_bits }));
+        }
         for bad in [31, 41, 0xff, 1 << 30, 1 << 32, 0x100] {
             assert_eq!(VmType::decode(bad), Err(Error::Invalid), "{bad:#x}");
         }
@@ -432,6 +434,14 @@ mod tests {
         assert_eq!(capability(Asked::OrdinaryVm, 234, 8), 1);
         for unknown in [1, 15, 81, 126, 170, 187, 205, 236, 239, 5000, u64::MAX, 1 << 32 | 70] {
             assert_eq!(capability(Asked::Vm, unknown, 8), 0, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn no_capability_is_switched_on() {
+        for cap in io::CAPS.iter().map(|item| u32::try_from(item.value).unwrap()).chain([0, u32::MAX]) {
+            let ask = EnableCap { cap, flags: 0, args: [0; 4], pad: [0; 64] };
+            assert_eq!(enable(&ask), Err(Error::Invalid), "{cap}");
         }
     }
 
@@ -473,12 +483,16 @@ mod tests {
         }
         assert_eq!(Region::decode(&high, 32, false), Err(Error::Fault));
         assert!(Region::decode(&high, 33, false).is_ok());
+        let last = MemoryRegion2 { memory_size: 0x1000, ..high };
+        assert!(Region::decode(&last, 32, false).is_ok(), "it ends where the address size does");
     }
 
     #[test]
     fn guest_memfd_arguments() {
         let create = |size, flags| NewFile::decode(&CreateGuestMemfd { size, flags, reserved: [7; 6] });
-        assert_eq!(create(0x2000, 3), Ok(NewFile { pages: 2, mappable: true, shared: true }));
+        for (flags, mappable, shared) in [(0, false, false), (1, true, false), (2, false, true), (3, true, true)] {
+            assert_eq!(create(0x2000, flags), Ok(NewFile { pages: 2, mappable, shared }));
+        }
         for (size, flags) in [(0, 0), (0x1001, 0), (0x1000, 4), (1 << 63, 0)] {
             assert_eq!(create(size, flags), Err(Error::Invalid));
         }
@@ -498,6 +512,8 @@ mod tests {
         assert_eq!(ask(0x1000, 0x2000, 1, 2, 0, 0), Ok(Conversion::Notify(span, None)));
         assert_eq!(ask(0x1000, 0x2000, 1, 2, 5, 0), Ok(Conversion::Notify(span, Some(1005))));
         assert_eq!(ask(0x1000, 0x2000, 2, 0, 0, 0), Ok(Conversion::ToShared(span)));
+        let all = Span::new(0, 16).unwrap();
+        assert_eq!(ask(0, 0x10000, 2, 0, 0, 0), Ok(Conversion::ToShared(all)), "the whole file");
         for (offset, size, to, mode, last) in [
             (0x1000, 0x2000, 0, 0, 0),
             (0x1000, 0x2000, 3, 0, 0),
@@ -606,6 +622,7 @@ mod tests {
             io::Populate { offset: 1, ..good },
             io::Populate { size: 1, ..good },
             io::Populate { size: 0, ..good },
+            io::Populate { size: 0x1001, ..good },
             io::Populate { offset: 0x2000, ..good },
             io::Populate { offset: u64::MAX - 0xfff, ..good },
             io::Populate { source: u64::MAX - 0xfff, ..good },

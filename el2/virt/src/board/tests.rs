@@ -51,6 +51,12 @@ const fn wakes(sleepers: u8) -> Kicks {
 }
 
 #[test]
+fn the_window_is_where_it_was_declared() {
+    assert_eq!(Board::new().window(), None);
+    assert_eq!(board().window(), Window::new(0x1000, 0x2000, 40).ok());
+}
+
+#[test]
 fn the_host_starts_nobody_and_the_guest_starts_where_it_says() {
     let mut board = board();
     assert_eq!(board.arrive(vcpu(0)), Arrival::Runs);

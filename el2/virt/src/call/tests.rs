@@ -61,6 +61,44 @@ fn bad_arguments_have_their_own_errors() {
 }
 
 #[test]
+fn every_flag_says_one_thing_and_no_other() {
+    for (flags, wanted) in [(0, false), (hvc::VM_PROTECTED, true)] {
+        let call = Call::decode(hvc::VM_CREATE, [flags, 40, 1, 1, 0]);
+        assert!(matches!(call, Ok(Call::VmCreate { protected, ipa_bits: 40, .. }) if protected == wanted), "{call:?}");
+    }
+    for (flags, wanted) in [(0, false), (hvc::DONATE_REVOCABLE, true)] {
+        let call = Call::decode(hvc::MEM_DONATE, [HANDLE, 1, 1, 1, flags]);
+        assert!(matches!(call, Ok(Call::MemDonate { revocable, .. }) if revocable == wanted), "{call:?}");
+        let call = Call::decode(hvc::MEM_DONATE_LIST, [HANDLE, 1, 1, flags, 0]);
+        assert!(matches!(call, Ok(Call::MemDonateList { revocable, .. }) if revocable == wanted), "{call:?}");
+    }
+    for (first, second) in [(false, false), (true, false), (false, true), (true, true)] {
+        let either = |one, two| if first { one } else { 0 } | if second { two } else { 0 };
+        let flags = either(hvc::SHARE_WRITE, hvc::SHARE_EXEC);
+        let call = Call::decode(hvc::MEM_SHARE, [HANDLE, 1, 1, 1, flags]);
+        let wanted = Access { write: first, execute: second };
+        assert!(matches!(call, Ok(Call::MemShare { access, .. }) if access == wanted), "{call:?}");
+        let flags = either(hvc::IRQ_HIGH, hvc::IRQ_RESAMPLE);
+        let call = Call::decode(hvc::VM_IRQ, [HANDLE, 32, flags, 0, 0]);
+        assert!(
+            matches!(call, Ok(Call::VmIrq { high, resample, .. }) if (high, resample) == (first, second)),
+            "{call:?}"
+        );
+    }
+}
+
+#[test]
+fn a_run_may_be_as_long_as_the_longest() {
+    for (id, x) in [
+        (hvc::VM_RECLAIM, [HANDLE, 1, hvc::MAX_RUN, 0, 0]),
+        (hvc::MEM_DONATE, [HANDLE, 1, 1, hvc::MAX_RUN, 0]),
+        (hvc::MEM_UNSHARE, [HANDLE, 1, hvc::MAX_RUN, 0, 0]),
+    ] {
+        assert!(Call::decode(id, x).is_ok(), "{id:#x}");
+    }
+}
+
+#[test]
 fn a_reply_fills_its_registers_and_zeroes_the_rest() {
     let reply = Reply::success([1, 2, 3, 4]);
     assert_eq!(reply.registers(), [0, 1, 2, 3, 4, 0]);

@@ -42,6 +42,20 @@ fn a_handle_goes_stale_when_its_slot_is_freed() {
 }
 
 #[test]
+fn the_created_vcpus_are_counted_bit_by_bit() {
+    let c = cells(2);
+    let vms = Vms::new(&c);
+    let handle = vms.reserve().map(Reserved::publish).unwrap();
+    assert_eq!(vms.created(handle), 0);
+    for (n, bits) in [(2, 0b100), (0, 0b101), (7, 0b1000_0101)] {
+        vms.create_vcpu(handle, vcpu(n), 0x77);
+        assert_eq!(vms.created(handle), bits);
+    }
+    assert_eq!(vms.created(live(vms)), 1, "another VM has its own");
+    assert_eq!(vms.created(Handle::decode(1 << 16 | 9).unwrap()), 0, "none of a VM that there is not");
+}
+
+#[test]
 fn a_handle_from_the_future_is_wrong() {
     let c = cells(2);
     let vms = Vms::new(&c);

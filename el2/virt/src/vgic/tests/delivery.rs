@@ -79,6 +79,20 @@ fn an_edge_is_seen_once_and_another_one_behind_it() {
 }
 
 #[test]
+fn the_end_of_an_edge_comes_out_for_nothing() {
+    let mut rig = Rig::new(1, 4);
+    rig.edge(40, true);
+    rig.bit(0, ENABLE, 40);
+    rig.wire(40, true);
+    assert_eq!(rig.acknowledge(0), Some(40));
+    // It comes back to a list register, active alone.
+    rig.leave(0);
+    rig.enter(0);
+    assert_eq!(rig.end(0), Some(40));
+    assert_eq!(rig.cpus[0].maintenance, 0);
+}
+
+#[test]
 fn an_edge_that_was_withdrawn_is_gone_even_out_of_a_list_register() {
     let mut rig = Rig::new(2, 4);
     rig.edge(40, true);
@@ -305,6 +319,21 @@ fn the_host_hears_of_the_end_of_a_level_that_it_asked_for() {
 }
 
 #[test]
+fn asking_twice_for_the_end_of_a_level_is_asking_once() {
+    let mut rig = Rig::new(1, 4);
+    for n in [40, 41] {
+        rig.bit(0, ENABLE, n);
+        rig.wire(n, true);
+        rig.vgic.resample(intid(40), true);
+    }
+    assert_eq!(rig.acknowledge(0), Some(40));
+    assert_eq!(rig.vgic.take_ended(), None, "nothing has ended");
+    rig.end(0);
+    assert_eq!(rig.vgic.take_ended(), Some(intid(40)));
+    assert_eq!(rig.vgic.take_ended(), None, "41 was not asked for, and has not ended");
+}
+
+#[test]
 fn a_sleeper_is_woken_once_for_what_it_can_take() {
     let mut rig = Rig::new(2, 4);
     rig.bit(1, ENABLE, 3);
@@ -321,6 +350,61 @@ fn a_sleeper_is_woken_once_for_what_it_can_take() {
 }
 
 #[test]
+fn a_sleeper_is_not_woken_again_for_what_it_was_told() {
+    let mut rig = Rig::new(1, 4);
+    rig.bit(0, ENABLE, 40);
+    rig.leave(0);
+    rig.vgic.sleeps(vcpu(0));
+    rig.wire(40, true);
+    assert_eq!(rig.woken, 1);
+    // It sleeps again with 40 still pending; 41, which is disabled, is nothing new for it.
+    rig.vgic.sleeps(vcpu(0));
+    assert_eq!(rig.vgic.set_spi(intid(41), true), Kicks::NONE);
+}
+
+#[test]
+fn only_the_holder_comes_out_for_what_it_holds() {
+    let mut rig = Rig::new(3, 4);
+    for n in [40, 41] {
+        rig.bit(0, ENABLE, n);
+    }
+    rig.route(41, 1);
+    rig.wire(40, true);
+    rig.wire(41, true);
+    assert_eq!((rig.cpus[0].offers(), rig.cpus[1].offers()), (Some(40), Some(41)));
+    let kicks = rig.vgic.deactivate(vcpu(2), 40);
+    assert_eq!(kicks, Kicks { cpus: 1, sleepers: 0 }, "neither who holds another one nor who holds none");
+}
+
+#[test]
+fn a_group_that_is_closed_is_closed_whatever_the_other_one_is() {
+    for (group1, opens) in [(false, 1), (true, 2)] {
+        let mut rig = Rig::new(1, 4);
+        rig.store(Frame::Distributor, 0x84, if group1 { u32::MAX } else { 0 });
+        rig.bit(0, ENABLE, 40);
+        for groups in [0, 3 - opens] {
+            rig.store(Frame::Distributor, 0, groups);
+            rig.wire(40, true);
+            assert_eq!(rig.cpus[0].offers(), None, "group 1: {group1}, open: {groups}");
+        }
+        rig.store(Frame::Distributor, 0, opens);
+        assert_eq!(rig.cpus[0].offers(), Some(40), "group 1: {group1}");
+    }
+}
+
+#[test]
+fn an_edge_behind_one_in_a_list_register_reads_as_pending() {
+    let mut rig = Rig::new(2, 4);
+    rig.edge(40, true);
+    rig.bit(0, ENABLE, 40);
+    rig.wire(40, true);
+    rig.wire(40, false);
+    // The next edge, before its holder has come out.
+    let _ = rig.vgic.set_spi(intid(40), true);
+    assert!(rig.is(1, PEND, 40));
+}
+
+#[test]
 fn what_the_cpu_masks_wakes_nobody_from_wfi() {
     let mut rig = Rig::new(1, 4);
     rig.prioritize(0, 40, 0x80);
@@ -330,6 +414,8 @@ fn what_the_cpu_masks_wakes_nobody_from_wfi() {
     rig.wire(40, true);
     assert!(rig.vgic.wakes(vcpu(0), 0xff00_0003));
     assert!(!rig.vgic.wakes(vcpu(0), 0x8000_0003), "priority mask");
+    assert!(rig.vgic.wakes(vcpu(0), 0x8100_0003), "a mask that it passes");
+    assert!(!rig.vgic.wakes(vcpu(0), 0x0100_0003), "a mask that hardly anything passes");
     assert!(!rig.vgic.wakes(vcpu(0), 0xff00_0001), "group 1 is off in the interface");
 }
 
