@@ -42,10 +42,9 @@ fn get(name: &str) -> u64 {
     text.trim().parse().unwrap_or(u64::MAX)
 }
 
-/// The next passage through one of `windows` is held open.
-fn arm(windows: u32) {
-    // What waits for a lock has no end to its patience.
-    set("ms", if windows == DRAIN { SHORT } else { LONG });
+/// The next passage through one of `windows` is held open for so long.
+fn arm(windows: u32, ms: u32) {
+    set("ms", ms);
     set("windows", windows);
     set("left", 1);
 }
@@ -66,8 +65,13 @@ fn opens(before: u64) -> bool {
 /// `act` is held in the first of `windows` that it comes to, and `touch` happens meanwhile: the result of each, and
 /// whether the touch was answered before the window closed.
 fn meanwhile<T>(windows: u32, act: impl FnOnce() -> String + Send, touch: impl FnOnce() -> T) -> (String, T, bool) {
+    // What waits for a lock has no end to its patience.
+    held(windows, if windows == DRAIN { SHORT } else { LONG }, act, touch)
+}
+
+fn held<T>(windows: u32, ms: u32, act: impl FnOnce() -> String + Send, touch: impl FnOnce() -> T) -> (String, T, bool) {
     let before = get("opened");
-    arm(windows);
+    arm(windows, ms);
     std::thread::scope(|scope| {
         let actor = scope.spawn(act);
         STEP.same(&format!("window {windows}: it opens"), true, opens(before));
@@ -134,7 +138,8 @@ fn conversions() -> Result<(), String> {
     STEP.same("held: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
     STEP.same("held: nothing has changed", "[]", format!("{:?}", rig.damaged()));
     drop((reader, writer));
-    let (done, seen, _) = meanwhile(DRAIN, || converted(rig.gmem.to_private(0, rig.size(), 0)), || rig.gmem.cancel());
+    let private = || converted(rig.gmem.to_private(0, rig.size(), 0));
+    let (done, seen, _) = held(DRAIN, LONG, private, || rig.gmem.cancel());
     STEP.same("cancelled in the window", "ECANCELED at 0x0", done);
     STEP.same("cancelled in the window: the call", "Ok(())", format!("{seen:?}"));
     STEP.same("cancelled in the window: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
