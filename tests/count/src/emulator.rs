@@ -32,6 +32,17 @@ pub(crate) struct Word {
     pub(crate) offset: usize,
 }
 
+/// What is emulated: a whole machine.
+#[repr(C)]
+pub(crate) struct Emulated {
+    target: *const c_char,
+    versions: [c_int; 2],
+    is_system: bool,
+    /// CPUs, and how many there may be.
+    pub(crate) cpus: c_int,
+    most: c_int,
+}
+
 /// A register's description.
 #[repr(C)]
 pub(crate) struct Described {

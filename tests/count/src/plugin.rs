@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The plugin itself: what it has QEMU count, and what it writes at a mark.
 //!
-//! QEMU's one CPU thread makes every call, one after another; the lock is never waited for.
+//! QEMU's one thread runs all CPUs, one after another, and makes every call; the lock is never waited for.
 // UNSAFETY: QEMU's interface is C's.
 #![expect(unreachable_pub, reason = "QEMU finds them by name")]
 
@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs::File;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::calls::Calls;
@@ -25,6 +26,8 @@ const WORDS: usize = CLASSES + 4;
 
 struct State {
     board: *mut Scoreboard,
+    /// There are several CPUs, which count by calls: QEMU 10.0 takes inline counters of a second CPU to a wild address.
+    several: bool,
     x0: *mut Register,
     x1: *mut Register,
     pstate: *mut Register,
@@ -43,6 +46,7 @@ unsafe impl Send for State {}
 
 static STATE: Mutex<State> = Mutex::new(State {
     board: std::ptr::null_mut(),
+    several: false,
     x0: std::ptr::null_mut(),
     x1: std::ptr::null_mut(),
     pstate: std::ptr::null_mut(),
@@ -53,6 +57,9 @@ static STATE: Mutex<State> = Mutex::new(State {
     profiling: false,
     profile: BTreeMap::new(),
 });
+
+/// What several CPUs have counted.
+static COUNTS: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
 
 fn with_state<T>(what: impl FnOnce(&mut State) -> T) -> T {
     what(&mut STATE.lock().unwrap_or_else(PoisonError::into_inner))
@@ -70,7 +77,7 @@ pub static qemu_plugin_version: c_int = VERSION;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qemu_plugin_install(
     id: u64,
-    _info: *const c_void,
+    info: *const c_void,
     count: c_int,
     arguments: *const *const c_char,
 ) -> c_int {
@@ -98,7 +105,9 @@ pub unsafe extern "C" fn qemu_plugin_install(
     let board = unsafe { qemu_plugin_scoreboard_new(WORDS * 8) };
     // SAFETY: as above.
     let bytes = unsafe { g_byte_array_new() };
-    with_state(|s| (s.board, s.bytes) = (board, bytes));
+    // SAFETY: QEMU's own description, valid during this call.
+    let cpus = unsafe { (*info.cast::<Emulated>()).cpus };
+    with_state(|s| (s.board, s.bytes, s.several) = (board, bytes, cpus > 1));
     // SAFETY: the callback is one of this kind and stays.
     unsafe { qemu_plugin_register_vcpu_init_cb(id, started) };
     // SAFETY: as above.
@@ -131,7 +140,11 @@ impl State {
         Word { board: self.board, offset: index * 8 }
     }
 
+    /// What all CPUs have counted.
     fn count(&self, index: usize) -> u64 {
+        if self.several {
+            return COUNTS[index].load(Ordering::Relaxed);
+        }
         // SAFETY: a word of our own board, of the one CPU.
         unsafe { qemu_plugin_u64_get(self.word(index), 0) }
     }
@@ -179,11 +192,17 @@ fn instrument(instruction: *mut Instruction, pstate: u64) {
     // SAFETY: as above; there is room for what is asked.
     unsafe { qemu_plugin_insn_data(instruction, word.as_mut_ptr().cast(), 4) };
     let who = class(pstate, address);
-    let (words, profiles) = with_state(|s| {
+    let (words, profiles, several) = with_state(|s| {
         let all: [Word; WORDS] = std::array::from_fn(|n| s.word(n));
-        (all, !s.profiled.is_empty())
+        (all, !s.profiled.is_empty(), s.several)
     });
     let count = |index: usize| {
+        if several {
+            let place = index as *mut c_void;
+            // SAFETY: as above; the callback is one of this kind and stays.
+            unsafe { qemu_plugin_register_vcpu_insn_exec_cb(instruction, counted, NO_REGISTERS, place) };
+            return;
+        }
         // SAFETY: as above; the word is one of our own board, which stays.
         unsafe { qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(instruction, ADD, words[index], 1) };
     };
@@ -207,6 +226,10 @@ fn instrument(instruction: *mut Instruction, pstate: u64) {
     if profiles && who == Class::El2 {
         call(passed, NO_REGISTERS);
     }
+}
+
+unsafe extern "C" fn counted(_: c_uint, index: *mut c_void) {
+    COUNTS[index as usize].fetch_add(1, Ordering::Relaxed);
 }
 
 unsafe extern "C" fn marked(_: c_uint, _: *mut c_void) {

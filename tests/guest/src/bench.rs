@@ -4,9 +4,11 @@
 use crate::proto::*;
 use crate::rows::{self, begin, end, mark};
 use crate::sysreg::counter;
-use crate::{device, fp, hypercall, interrupts, memory};
+use crate::{cpus, device, fp, hypercall, interrupts, memory};
 
 const PSCI_VERSION: u64 = 0x8400_0000;
+/// The CPU that is sent interrupts.
+const OTHER: u64 = 1;
 const TYPER: u64 = (GICD_GFN << 12) + 4;
 
 /// Does a row's work `times` times; `at` is the first of the pages that it is done to. The fewest ticks that a round
@@ -14,6 +16,9 @@ const TYPER: u64 = (GICD_GFN << 12) + 4;
 pub(crate) fn run(row: u64, times: u64, at: u64) -> [u64; 3] {
     if row == rows::VMM_READ_LISTED {
         interrupts::pend_two();
+    }
+    if row == rows::IPI {
+        cpus::begin_answers(OTHER, times);
     }
     let (mut least, mut most, mut wrong) = (u64::MAX, 0, 0);
     for round in 0..times {
@@ -25,6 +30,9 @@ pub(crate) fn run(row: u64, times: u64, at: u64) -> [u64; 3] {
     if row == rows::VMM_READ_LISTED {
         interrupts::take_two();
     }
+    if row == rows::IPI {
+        wrong += cpus::end_answers(OTHER);
+    }
     [least, most, wrong]
 }
 
@@ -34,7 +42,7 @@ fn one(row: u64, page: u64) -> (bool, u64) {
         rows::GUEST_NOTHING => timed(row, || true),
         rows::GUEST_HVC => timed(row, || hypercall::hvc(PSCI_VERSION, [0; 3])[0] >> 16 == 1),
         rows::VGIC_READ => timed(row, || device::read32(TYPER) != 0),
-        rows::VMM_READ | rows::VMM_READ_LISTED | rows::VMM_READ_8 | rows::VMM_READ_32 => {
+        rows::VMM_READ | rows::VMM_READ_LISTED | rows::VMM_READ_8 | rows::VMM_READ_64 => {
             timed(row, || device::read64(REG_SCRATCH) != 0)
         }
         rows::VMM_READ_FP => timed(row, || {
@@ -45,8 +53,9 @@ fn one(row: u64, page: u64) -> (bool, u64) {
         rows::SHARE => timed(row, || hypercall::share(page, 0)[0] == 0),
         rows::UNSHARE => timed(row, || hypercall::unshare(page, 0)[0] == 0),
         rows::RELINQUISH => timed(row, || hypercall::relinquish(page)[0] == 0),
-        rows::TOUCH => timed(row, || memory::load(page) == 0),
+        rows::TOUCH | rows::TOUCH_4M | rows::TOUCH_64M | rows::TOUCH_1G => timed(row, || memory::load(page) == 0),
         rows::SELF_SGI => timed(row, interrupts::one_to_self),
+        rows::IPI => timed(row, || cpus::one_answer(OTHER)),
         rows::TIMER => interrupts::one_tick(row, false),
         rows::WAKE => interrupts::one_tick(row, true),
         _ => (false, 0),

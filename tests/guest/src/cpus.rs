@@ -144,6 +144,60 @@ fn echoed(cpu: u64) -> u64 {
     desk(cpu).map_or(u64::MAX, |desk| desk.results[1].load(Ordering::Acquire))
 }
 
+/// How many SGIs a CPU that answers has ended, and one more since it looks for them.
+static ANSWERS: AtomicU64 = AtomicU64::new(0);
+
+/// Has a CPU take so many SGIs while it runs, and waits until it looks for the first.
+pub(crate) fn begin_answers(cpu: u64, times: u64) {
+    ANSWERS.store(0, Ordering::Relaxed);
+    if post(cpu, JOB_ANSWER, [times, 0]).is_some() {
+        answered(0);
+    }
+}
+
+/// Sends one, until it has been ended.
+pub(crate) fn one_answer(cpu: u64) -> bool {
+    let before = ANSWERS.load(Ordering::Acquire);
+    interrupts::send(cpu);
+    answered(before);
+    ANSWERS.load(Ordering::Acquire) == before + 1
+}
+
+/// Waits until the CPU is done; what was wrong.
+pub(crate) fn end_answers(cpu: u64) -> u64 {
+    desk(cpu).map_or(u64::MAX, |desk| collect(desk)[0])
+}
+
+/// Waits until there are more than these. The hint has an emulator that runs one CPU at a time turn to the other.
+fn answered(before: u64) {
+    while ANSWERS.load(Ordering::Acquire) == before {
+        turn();
+    }
+}
+
+fn turn() {
+    // SAFETY: a hint, which changes no register.
+    unsafe { core::arch::asm!("yield", options(nostack, nomem)) };
+}
+
+fn answer(times: u64) -> [u64; 3] {
+    let mut others = 0;
+    for _ in 0..times {
+        // The first time it says that it looks, then that one was ended.
+        ANSWERS.fetch_add(1, Ordering::AcqRel);
+        loop {
+            match interrupts::acknowledge() {
+                SGI => break,
+                NO_INTERRUPT => turn(),
+                _ => others += 1,
+            }
+        }
+        interrupts::end(SGI);
+    }
+    ANSWERS.fetch_add(1, Ordering::AcqRel);
+    [others, 0, 0]
+}
+
 /// The first Rust of another CPU: MMU off, its stack set.
 #[unsafe(no_mangle)]
 extern "C" fn guest_other(context: u64) -> ! {
@@ -166,6 +220,7 @@ extern "C" fn guest_other(context: u64) -> ! {
             JOB_SPI => interrupts::wait_for_spi(),
             JOB_FP => [fp::survives_time(a), 0, 0],
             JOB_QUARREL => lend_and_take(a, b),
+            JOB_ANSWER => answer(a),
             JOB_TOGETHER => add_to_each(1, a, b),
             JOB_OFF => {
                 hypercall::hvc(CPU_OFF, [0; 3]);

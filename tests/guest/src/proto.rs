@@ -212,6 +212,8 @@ pub const JOB_OFF: u64 = 5;
 pub const JOB_QUARREL: u64 = 6;
 /// Of [`CMD_TOGETHER`]: the other CPU's half.
 pub const JOB_TOGETHER: u64 = 7;
+/// Takes SGIs without waiting for them, as many as its first argument says; "how many came with something else".
+pub const JOB_ANSWER: u64 = 8;
 /// CPUs that the payload has room for.
 pub const MOST_CPUS: u64 = 4;
 /// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.

@@ -31,12 +31,18 @@ pub const SELF_SGI: u64 = 11;
 pub const TIMER: u64 = 12;
 /// The virtual timer, from the time that it is set to, to the instruction behind `WFI`.
 pub const WAKE: u64 = 13;
-/// An SGI to another vCPU and its answer, two of them.
-pub const PING: u64 = 14;
+/// An SGI to another vCPU that runs, until it has acknowledged and ended it.
+pub const IPI: u64 = 14;
 /// [`VMM_READ`] in one of 8 VMs that all have run.
 pub const VMM_READ_8: u64 = 15;
-/// In one of 32.
-pub const VMM_READ_32: u64 = 16;
+/// In one of 64, which are all that there can be.
+pub const VMM_READ_64: u64 = 16;
+/// [`TOUCH`] at the end of a guest's 4 MiB.
+pub const TOUCH_4M: u64 = 17;
+/// Of 64 MiB.
+pub const TOUCH_64M: u64 = 18;
+/// Of 1 GiB.
+pub const TOUCH_1G: u64 = 19;
 /// What VMM and kernel do: nothing between the marks.
 pub const USER_NOTHING: u64 = 32;
 /// The first program of the host is up, with all that came before.
@@ -84,6 +90,11 @@ pub const SYSTEM_CALL: u64 = 52;
 pub const MAPPED_1: u64 = 53;
 /// That are mapped and touched 64 times.
 pub const MAPPED_64: u64 = 54;
+
+/// Stage-2 faults of the host in a second in which it does nothing.
+pub const FAULTS_AT_REST: u64 = 55;
+/// Bytes that the host lends EL2 for a VM with one vCPU and a controller, before the guest has any memory.
+pub const VM_MEMORY: u64 = 56;
 
 /// The label of a row's begin.
 #[must_use]

@@ -127,7 +127,7 @@ fn get_reg(vcpu: &VcpuFd, id: u64) -> Result<u64, i32> {
 
 /// The thread of another vCPU.
 #[derive(Default)]
-struct Seat {
+pub(crate) struct Seat {
     thread: AtomicI32,
     over: AtomicBool,
     gone: AtomicBool,
@@ -160,7 +160,7 @@ impl Seat {
         Ok(0)
     }
 
-    fn thread(&self) -> libc::pid_t {
+    pub(crate) fn thread(&self) -> libc::pid_t {
         let start = Instant::now();
         loop {
             match self.thread.load(Ordering::SeqCst) {
@@ -182,7 +182,11 @@ impl Seat {
 }
 
 /// Runs `act` beside the threads of the other vCPUs; what became of these.
-fn beside<R>(others: &mut [VcpuFd], wire: &OwnedFd, act: impl FnOnce(&[Seat]) -> R) -> (R, Vec<Result<usize, String>>) {
+pub(crate) fn beside<R>(
+    others: &mut [VcpuFd],
+    wire: &OwnedFd,
+    act: impl FnOnce(&[Seat]) -> R,
+) -> (R, Vec<Result<usize, String>>) {
     let seats: Vec<Seat> = others.iter().map(|_| Seat::default()).collect();
     std::thread::scope(|scope| {
         let threads: Vec<_> =

@@ -73,6 +73,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   soak SEED SECONDS  random calls with guests that run, a while
   bench       things done between marks, which the emulator counts
   bench-boot  marks that the host is up
+  bench-ipi   interrupts between two CPUs of a guest, between marks
   ordinary    an ordinary VM, through the driver
   events      eventfds that stores ring, and that raise interrupts
   plain       an ordinary VM on this process' own memory
@@ -161,6 +162,7 @@ fn main() {
         "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
         "bench" => or_report("bench", bench::all()),
         "bench-boot" => bench::boot(),
+        "bench-ipi" => or_report("bench", bench::between()),
         "ordinary" => or_report("ordinary", ordinary::all()),
         "events" => or_report("events", events::all()),
         "plain" => or_report("plain", plain::all()),

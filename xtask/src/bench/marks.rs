@@ -106,6 +106,11 @@ impl Marks {
         Ok(marks)
     }
 
+    /// Adds the rounds of a row that another machine did.
+    pub(super) fn take(&mut self, row: u64, other: &Self) {
+        self.rounds.entry(row).or_default().extend(other.rounds(row));
+    }
+
     fn line(&mut self, line: &str, open: &mut Option<(u64, Counts)>) -> Result<()> {
         let words: Vec<&str> = line.split(' ').collect();
         match words.as_slice() {
@@ -183,6 +188,14 @@ mod tests {
         assert_eq!(marks.calls(0xc600_0080), Some(Calls { times: 2, least: 50 }));
         assert_eq!(marks.until(2).map(|c| c.all()), Some(10));
         assert_eq!(marks.median(3), None);
+    }
+
+    #[test]
+    fn a_row_of_another_machine_is_added() {
+        let (mut marks, other) =
+            (Marks::parse(TWO).unwrap(), Marks::parse(&TWO.replace("0x4", "0x6").replace("0x5", "0x7")).unwrap());
+        marks.take(3, &other);
+        assert_eq!((marks.rounds(3), marks.rounds(2).len()), (other.rounds(3), 2));
     }
 
     #[test]

@@ -143,7 +143,7 @@ fn quick(context: &Context<'_>) -> Result<Vec<Item>> {
     let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
     let bench = Bench { env: context.env, tools, parts, plugin: builds::counter(context.env)? };
     let cpu = CPUS[0];
-    let [first, second] = [(); 2].map(|()| bench.boot(Subject::Freehold, cpu, &LEAN));
+    let [first, second] = [(); 2].map(|()| bench.whole(Subject::Freehold, cpu));
     let (first, second) = (first?, second?);
     let same = first == second;
     let column = Column::new(cpu, &first, &Marks::default(), &Marks::default());
@@ -166,13 +166,23 @@ struct Bench<'b> {
 impl Bench<'_> {
     fn column(&self, cpu: &str) -> Result<Column> {
         let [freehold, peer, plain] = [Subject::Freehold, Subject::Peer, Subject::Plain]
-            .map(|subject| ui::stage(&format!("{} on {cpu}", subject.name()), |_| self.boot(subject, cpu, &LEAN)));
+            .map(|subject| ui::stage(&format!("{} on {cpu}", subject.name()), |_| self.whole(subject, cpu)));
         Ok(Column::new(cpu, &freehold?, &peer?, &plain?))
+    }
+
+    /// All that a subject shows: what one CPU does, and what two do.
+    fn whole(&self, subject: Subject, cpu: &str) -> Result<Marks> {
+        let mut marks = self.boot(subject, cpu, &LEAN, 1)?;
+        if subject != Subject::Plain {
+            marks.take(rows::marked::IPI, &self.boot(subject, cpu, &[], 2)?);
+        }
+        Ok(marks)
     }
 
     fn profile(&self, row: u64, cpu: &str) -> Result<ExitCode> {
         let label = rows::marked::end(row);
-        let marks = self.boot(Subject::Freehold, cpu, &[label])?;
+        let cpus = if row == rows::marked::IPI { 2 } else { 1 };
+        let marks = self.boot(Subject::Freehold, cpu, &[label], cpus)?;
         let rounds = marks.rounds(row).len() as u64;
         if rounds == 0 {
             bail!(Usage(format!("--profile {row}: no such row")));
@@ -182,20 +192,22 @@ impl Bench<'_> {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn boot(&self, subject: Subject, cpu: &str, profile: &[u64]) -> Result<Marks> {
-        let name = format!("bench-{}-{cpu}", subject.name());
+    /// Runs the job of a machine with so many CPUs.
+    fn boot(&self, subject: Subject, cpu: &str, profile: &[u64], cpus: u32) -> Result<Marks> {
+        let pair = if cpus > 1 { "-ipi" } else { "" };
+        let name = format!("bench-{}-{cpu}{pair}", subject.name());
         let image = self.parts.image.as_ref().context("there is no el2 to boot")?;
-        let (kernel, job) = match subject {
-            Subject::Freehold => (image, "bench"),
-            Subject::Peer => (&self.tools.guest_kernel, "bench kvm-arm.mode=protected"),
-            Subject::Plain => (&self.tools.kernel, "bench-boot"),
+        let (kernel, rest) = match subject {
+            Subject::Freehold => (image, ""),
+            Subject::Peer => (&self.tools.guest_kernel, " kvm-arm.mode=protected"),
+            Subject::Plain => (&self.tools.kernel, "-boot"),
         };
         let out = self.env.out.join(format!("{name}.marks"));
         let mut machine = Machine::new(kernel, &self.parts.initramfs);
         machine.cpu = if cpu == "max" { cpu.to_owned() } else { format!("{cpu},cntfrq=1000000000") };
-        machine.smp = 1;
+        machine.smp = cpus;
         machine.el2 = subject != Subject::Plain;
-        machine.append = format!("fh.job={job}");
+        machine.append = format!("fh.job=bench{pair}{rest}");
         machine.counted = Some(Counted { plugin: self.plugin.clone(), out: out.clone(), profile: profile.to_vec() });
         let log = self.env.logs().join(format!("{name}.log"));
         let mut running = Running::start(&self.tools.qemu, &machine, &log)?;

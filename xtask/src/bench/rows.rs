@@ -95,7 +95,7 @@ const PEER_DONATE: u32 = 0xc600_001f;
 const PEER_RECLAIM: u32 = 0xc600_002c;
 
 /// All of them.
-pub(super) const ROWS: [Row; 51] = [
+pub(super) const ROWS: [Row; 57] = [
     row("host call", Figure::Call(hvc::VERSION, PEER_LEAST), Some(70)),
     row("guest HVC", Figure::All(m::GUEST_HVC), Some(200)),
     row("vGIC register read", Figure::All(m::VGIC_READ), Some(400)),
@@ -104,13 +104,17 @@ pub(super) const ROWS: [Row; 51] = [
     row("world switch, 2 list registers", Figure::El2(m::VMM_READ_LISTED), None),
     row("world switch, FP", Figure::El2(m::VMM_READ_FP), None),
     row("MMIO read, 8 VMs", Figure::All(m::VMM_READ_8), None),
-    row("MMIO read, 32 VMs", Figure::All(m::VMM_READ_32), None),
-    row("world switch, 32 VMs", Figure::El2(m::VMM_READ_32), None),
+    row("MMIO read, 64 VMs", Figure::All(m::VMM_READ_64), None),
+    row("world switch, 64 VMs", Figure::El2(m::VMM_READ_64), None),
+    row("IPI", Figure::Host(m::IPI), Some(3_500)),
     row("SGI to itself", Figure::All(m::SELF_SGI), None),
     row("timer to handler", Figure::Value(m::TIMER), Some(1_800)),
     row("timer, EL2 and host", Figure::Host(m::TIMER), None),
     row("wake-up from WFI", Figure::Value(m::WAKE), None),
     row("first touch", Figure::All(m::TOUCH), None),
+    row("first touch, 4 MiB guest", Figure::All(m::TOUCH_4M), None),
+    row("first touch, 64 MiB guest", Figure::All(m::TOUCH_64M), None),
+    row("first touch, 1 GiB guest", Figure::All(m::TOUCH_1G), None),
     row("share", Figure::All(m::SHARE), None),
     row("unshare", Figure::All(m::UNSHARE), None),
     own("relinquish", Figure::All(m::RELINQUISH), 1, None, NO_CALL),
@@ -142,6 +146,8 @@ pub(super) const ROWS: [Row; 51] = [
     row("EL2 entries, host boot", Figure::Entries(m::BOOT), Some(20)).of("entries"),
     own("EL2 memory, 2 GiB of RAM", Figure::Memory, 1, Some(MEMORY), NO_ROOM).of("bytes"),
     own("EL2 memory per GiB", Figure::Memory, 2, None, NO_ROOM).of("bytes"),
+    own("EL2 memory of a VM", Figure::Value(m::VM_MEMORY), 1, None, NO_ROOM).of("bytes"),
+    own("host faults at rest, 1 s", Figure::Value(m::FAULTS_AT_REST), 1, Some(0), NO_ROOM).of("faults"),
     own("EL2 image", Figure::Image, 1, Some(256 << 10), NO_ROOM).of("bytes"),
     row("system call of the host", Figure::All(m::SYSTEM_CALL), None),
     own("donate, 512, but zeroing", Figure::Lean(m::DONATE_512), 512, None, ONE_BY_ONE),

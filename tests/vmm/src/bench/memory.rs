@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Lives of VMs, conversions of files, and a trivial call, through the driver.
 
+use std::time::Duration;
+
 use freehold_uapi::hvc;
 
 use super::{ROUNDS, STEP, marked, peer, plan};
 use crate::gmem::converted;
 use crate::machine::{Event, Machine, Plan, counter, new_gmem, open};
 use crate::proto::*;
-use crate::rows;
+use crate::rows::{self, begin, end, mark};
 use crate::sys::errno_name;
 
 /// VMs that come and go; the first few warm the kernel's caches.
@@ -28,6 +30,33 @@ pub(super) fn lives() -> Result<(), String> {
     }
     let ran = first.iter().filter(|event| matches!(event, Event::Stored(..))).count();
     STEP.same("VMs that ran to their first exit", LIVES, ran);
+    Ok(())
+}
+
+/// A second in which the host does nothing: so many of its accesses EL2 had to look at.
+pub(super) fn rest() -> Result<(), String> {
+    let kvm = open()?;
+    let faults = || counter(&kvm, hvc::COUNTER_HOST_FAULTS, 0).map_err(errno_name);
+    let before = faults()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let met = faults()? - before;
+    mark!(begin(rows::FAULTS_AT_REST));
+    mark!(end(rows::FAULTS_AT_REST), met);
+    STEP.same("faults of the host in a second at rest", 0, met);
+    Ok(())
+}
+
+/// What the host lends EL2 for a VM with one vCPU and a controller, before the guest has any memory.
+pub(super) fn kept() -> Result<(), String> {
+    let kvm = open()?;
+    let foreign = || counter(&kvm, hvc::COUNTER_FOREIGN_FRAMES, 0).map_err(errno_name);
+    let before = foreign()?;
+    let machine = Machine::new(plan())?;
+    let lent = (foreign()? - before) * 4096;
+    mark!(begin(rows::VM_MEMORY));
+    mark!(end(rows::VM_MEMORY), lent);
+    STEP.judged("what EL2 keeps for a VM", "some pages, less than 1 MiB", lent, (1..1 << 20).contains(&lent));
+    drop(machine);
     Ok(())
 }
 

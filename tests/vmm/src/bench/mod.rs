@@ -7,10 +7,13 @@
 mod memory;
 mod raw;
 
+use crate::cpus::beside;
 use crate::machine::{Machine, NODE, Plan};
 use crate::proto::*;
 use crate::report::Step;
 use crate::rows::{self, begin, end, mark};
+use crate::sys;
+use crate::vgic::{Cloned as _, let_signals_interrupt, myself};
 
 const STEP: Step = Step("bench");
 /// Rounds of a row, of which the first few also warm the path.
@@ -40,9 +43,12 @@ pub(crate) fn all() -> Result<(), String> {
         marked(rows::SYSTEM_CALL, || unsafe { libc::getppid() });
     }
     guest()?;
+    touches()?;
     neighbours()?;
     memory::lives()?;
     if !peer() {
+        memory::rest()?;
+        memory::kept()?;
         memory::calls()?;
         memory::conversions()?;
         memory::mappings()?;
@@ -91,11 +97,37 @@ fn guest() -> Result<(), String> {
     Ok(())
 }
 
+/// The last pages of guests of several sizes are touched for the first time.
+fn touches() -> Result<(), String> {
+    for (row, bytes) in [(rows::TOUCH_4M, 4 << 20), (rows::TOUCH_64M, 64 << 20), (rows::TOUCH_1G, 1 << 30)] {
+        let (mut machine, _) = Machine::booted(Plan { bytes, ..plan() })?;
+        let last = RAM_BASE + bytes - ROUNDS * GRANULE;
+        rounds_at(&mut machine, row, last, &format!("first touch of the last pages of {bytes} bytes"))?;
+    }
+    Ok(())
+}
+
+/// A guest of two CPUs, each on a CPU of the host's, sends an interrupt from one to the other.
+pub(crate) fn between() -> Result<(), String> {
+    let_signals_interrupt();
+    let (mut machine, _) = Machine::booted(Plan { vcpus: 2, ..plan() })?;
+    machine.command(CMD_GIC, [2, 0, 0])?;
+    let mut others = std::mem::take(&mut machine.others);
+    let wire = machine.vm.as_fd_clone()?;
+    let (done, _) = beside(&mut others, &wire, |seats| {
+        sys::allow(myself(), &[0]);
+        seats.iter().for_each(|seat| sys::allow(seat.thread(), &[1]));
+        machine.command(CMD_CPU_ON, [1, 0, 0])?;
+        rounds(&mut machine, rows::IPI, "an SGI to another CPU")
+    });
+    done
+}
+
 /// A guest among others that have run and wait for their next command.
 fn neighbours() -> Result<(), String> {
     let plan = Plan { bytes: RAM_MIN, ..plan() };
     let mut machines = Vec::new();
-    for (row, count) in [(rows::VMM_READ_8, 8), (rows::VMM_READ_32, 32)] {
+    for (row, count) in [(rows::VMM_READ_8, 8), (rows::VMM_READ_64, 64)] {
         while machines.len() < count {
             machines.push(Machine::booted(plan)?.0);
         }
@@ -106,7 +138,11 @@ fn neighbours() -> Result<(), String> {
 }
 
 fn rounds(machine: &mut Machine, row: u64, what: &str) -> Result<(), String> {
-    let [least, most, wrong] = machine.command(CMD_BENCH, [row, ROUNDS, FREE])?;
+    rounds_at(machine, row, FREE, what)
+}
+
+fn rounds_at(machine: &mut Machine, row: u64, page: u64, what: &str) -> Result<(), String> {
+    let [least, most, wrong] = machine.command(CMD_BENCH, [row, ROUNDS, page])?;
     STEP.judged(what, "0 rounds went wrong", format!("{wrong}; {least} to {most} ticks"), wrong == 0);
     Ok(())
 }
