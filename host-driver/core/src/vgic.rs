@@ -134,6 +134,16 @@ impl Vgic {
         }
     }
 
+    /// The device's descriptor is closed: one that is not complete is none, and the VM may have another. Whether there is
+    /// one still.
+    ///
+    /// KVM keeps it to no use, for nobody can complete it. kvmtool's default asks for an ITS after its vGIC, and makes
+    /// another vGIC when there is none.
+    pub fn closed(there: &mut Option<Self>) -> bool {
+        *there = there.take().filter(Self::is_complete);
+        there.is_some()
+    }
+
     /// Sets an attribute to `value`.
     ///
     /// # Errors
@@ -377,6 +387,16 @@ mod tests {
         assert_eq!(Vgic::creatable(7, false, true, false), Err(Error::Exists));
         assert_eq!(Vgic::creatable(7, false, false, true), Err(Error::Busy));
         assert_eq!(Vgic::creatable(7, true, true, true), Ok(()));
+    }
+
+    #[test]
+    fn one_that_nobody_can_complete_any_more_is_none() {
+        let mut there = Some(Vgic::default());
+        there.as_mut().unwrap().set(Attr::Distributor, DIST, FACTS).unwrap();
+        assert!(!Vgic::closed(&mut there) && there.is_none());
+        assert!(!Vgic::closed(&mut there));
+        let mut there = Some(complete());
+        assert!(Vgic::closed(&mut there) && there.is_some_and(|gic| gic.is_complete()));
     }
 
     #[test]

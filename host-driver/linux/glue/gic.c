@@ -8,7 +8,10 @@
 
 static int gic_fops_release(struct inode *inode, struct file *file)
 {
-	fhc_vm_put(file->private_data);
+	struct fh_vm *vm = file->private_data;
+
+	fh_gic_closed(vm, vm->state);
+	fhc_vm_put(vm);
 	return 0;
 }
 

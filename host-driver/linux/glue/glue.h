@@ -206,6 +206,7 @@ FH_C(u64, fhc_run_mmio_data, struct fh_vcpu *vcpu);
 FH_C(void, fhc_run_tell, struct fh_vcpu *vcpu, u32 what, u64 a, u64 b, u64 c);
 
 /* gic.c */
+FH_RUST(void, fh_gic_closed, struct fh_vm *vm, struct fh_vm_state *state);
 FH_RUST(long, fh_gic_ioctl, struct fh_vm *vm, struct fh_vm_state *state, unsigned int cmd, unsigned long arg);
 FH_C(int, fhc_gic_open, struct fh_vm *vm);
 

@@ -42,7 +42,7 @@ impl Vm {
             // SAFETY: alive by the invariant; the glue takes a reference for the descriptor.
             ask.fd = u32::try_from(unsafe { fhc_gic_open(self.raw()) }).map_err(|_| Error::NoSpace)?;
             inner.gic = Some(Vgic::default());
-            self.set_gic();
+            self.set_gic(true);
             Ok(())
         })?;
         // A caller whose memory went meanwhile has the descriptor all the same, as with KVM.
@@ -189,6 +189,15 @@ extern "C" fn fh_irqfd_raise(raw: *mut RawVm, state: *mut VmState, gsi: u32, res
     let Some(vm) = Vm::new(raw, state) else { return };
     // A VM that has ended takes no interrupt.
     let _ = vm.raise(gsi, resample);
+}
+
+/// A vGIC's descriptor is closed.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_gic_closed(raw: *mut RawVm, state: *mut VmState) {
+    if let Some(vm) = Vm::new(raw, state) {
+        vm.locked(|inner| vm.set_gic(Vgic::closed(&mut inner.gic)));
+    }
 }
 
 /// Ioctls of a vGIC.

@@ -39,7 +39,7 @@ pub(crate) struct VmState {
     protected: bool,
     /// Its guest has ended it.
     ended: AtomicBool,
-    /// It has an interrupt controller. Set under the lock, before a vCPU runs.
+    /// It has an interrupt controller. Changed under the lock, before a vCPU runs.
     has_gic: AtomicBool,
     /// It has a doorbell, or had one.
     has_doorbells: AtomicBool,
@@ -177,10 +177,10 @@ impl Vm {
         unsafe { &(*self.state).has_gic }.load(Ordering::Acquire)
     }
 
-    /// Notes that it has one.
-    pub(crate) fn set_gic(self) {
+    /// Notes whether it has one.
+    pub(crate) fn set_gic(self, has: bool) {
         // SAFETY: only a VM that has its state is asked; the flag is an atomic.
-        unsafe { &(*self.state).has_gic }.store(true, Ordering::Release);
+        unsafe { &(*self.state).has_gic }.store(has, Ordering::Release);
     }
 
     /// Whether it may have a doorbell.

@@ -47,6 +47,7 @@ fn new_vm(kvm: &Kvm) -> Result<VmFd, String> {
 pub(crate) fn all() -> Result<(), String> {
     let kvm = open()?;
     system(&kvm);
+    counters(&kvm);
     vm(&kvm)?;
     slots(&kvm)?;
     vcpu(&kvm)?;
@@ -56,7 +57,7 @@ pub(crate) fn all() -> Result<(), String> {
     slots_in_use()
 }
 
-fn system(kvm: &Kvm) {
+pub(crate) fn system(kvm: &Kvm) {
     let ask = |case: &str, expected: &str, request: u32, argument: u64| {
         STEP.same(&format!("system: {case}"), expected, outcome(ioctl_value(kvm, request, argument)));
     };
@@ -76,13 +77,18 @@ fn system(kvm: &Kvm) {
     ask("ioctl of a vcpu", "EINVAL", KVM_RUN, 0);
     ask("unknown ioctl", "EINVAL", ioc(0, KVM_MAGIC, 0x7f, 0), 0);
     ask("unknown magic", "EINVAL", ioc(0, 0x99, 0x01, 0), 0);
-    ask("counter: bad address", "EFAULT", FREEHOLD_COUNTER, 8);
+}
+
+/// What KVM has not.
+fn counters(kvm: &Kvm) {
+    let seen = outcome(ioctl_value(kvm, FREEHOLD_COUNTER, 8));
+    STEP.same("system: counter: bad address", "EFAULT", seen);
     let mut unknown = 0xffffu64;
     STEP.same("system: counter: unknown", "EINVAL", outcome(ioctl(kvm, FREEHOLD_COUNTER, &mut unknown)));
     STEP.same("system: counter: an answer", "Ok(0)", format!("{:?}", counter(kvm, freehold_uapi::hvc::COUNTER_VMS, 0)));
 }
 
-fn vm(kvm: &Kvm) -> Result<(), String> {
+pub(crate) fn vm(kvm: &Kvm) -> Result<(), String> {
     let vm = new_vm(kvm)?;
     let ask = |case: &str, expected: &str, request: u32, argument: u64| {
         STEP.same(&format!("vm: {case}"), expected, outcome(ioctl_value(&vm, request, argument)));
@@ -153,7 +159,7 @@ fn slots(kvm: &Kvm) -> Result<(), String> {
     Ok(())
 }
 
-fn vcpu(kvm: &Kvm) -> Result<(), String> {
+pub(crate) fn vcpu(kvm: &Kvm) -> Result<(), String> {
     let vm = new_vm(kvm)?;
     let vcpu = vm.create_vcpu(0).map_err(|e| errno_name(e.errno()))?;
     STEP.same("vcpu: same index again", "EEXIST", outcome(ioctl_value(&vm, KVM_CREATE_VCPU, 0)));

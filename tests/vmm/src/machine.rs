@@ -6,6 +6,7 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use freehold_uapi::ioctl as abi;
 use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region2, kvm_vcpu_init};
@@ -113,9 +114,18 @@ fn err(what: &str, error: i32) -> String {
     format!("{what}: {}", errno_name(error))
 }
 
+/// Whether it is the kernel's own KVM that is asked, so that its answers can be laid beside the driver's.
+static OF_THE_PEER: AtomicBool = AtomicBool::new(false);
+
+/// From here on [`open`] opens the kernel's own node.
+pub(crate) fn ask_the_peer() {
+    OF_THE_PEER.store(true, Ordering::Relaxed);
+}
+
 /// Opens the driver's node.
 pub(crate) fn open() -> Result<Kvm, String> {
-    Kvm::new_with_path(NODE).map_err(|e| err("open /dev/freehold", e.errno()))
+    let node = if OF_THE_PEER.load(Ordering::Relaxed) { PEER } else { NODE };
+    Kvm::new_with_path(node).map_err(|e| err(&format!("open {}", node.to_string_lossy()), e.errno()))
 }
 
 /// Opens the node of what the plan asks for.

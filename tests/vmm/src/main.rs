@@ -30,6 +30,7 @@ mod loans;
 mod machine;
 mod neighbours;
 mod ordinary;
+mod peer;
 mod pinned;
 mod plain;
 mod probe;
@@ -67,6 +68,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   stage NAME  a VMM that `cycles` kills at a stage
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
+  peer        cases of ioctls, plain, pinned, vgic and replays, asked of the kernel's own KVM
   ioctl-fuzz [SEED [CALLS]]  random ioctls on every descriptor, from two threads
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
@@ -167,6 +169,7 @@ fn main() {
         "events" => or_report("events", events::all()),
         "plain" => or_report("plain", plain::all()),
         "pinned" => or_report("pinned", pinned::all()),
+        "peer" => peer::all(),
         "replays" => or_report("replays", replays::all()),
         "ioctl-fuzz" => {
             or_report("ioctl-fuzz", ioctl_fuzz::all(numbers.first().copied(), numbers.get(1).copied()));
@@ -212,7 +215,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// Reports what kept a suite from going on.
-fn or_report(step: &'static str, result: Result<(), String>) {
+pub(crate) fn or_report(step: &'static str, result: Result<(), String>) {
     if let Err(error) = result {
         report::Step(step).same("goes through", "", error);
     }

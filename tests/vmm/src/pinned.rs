@@ -57,13 +57,15 @@ pub(crate) fn all() -> Result<(), String> {
         lives(&format!("memfd, {how}"), Mapping::memfd(at(BYTES), shared).map_err(fail)?.0)?;
     }
     aliased()?;
+    other_memory()?;
+    other_process()?;
     by_nobody()?;
     settle(STEP, "all is as before", &hostile, &before);
     Ok(())
 }
 
 /// Slots come, move and go as with KVM, until the first run.
-fn slots() -> Result<(), String> {
+pub(crate) fn slots() -> Result<(), String> {
     let vm = open()?.create_vm_with_type(VM_TYPE).map_err(|e| errno_name(e.errno()))?;
     let ram = Mapping::anonymous(at(BYTES), false).map_err(errno_name)?;
     let here = ram.at(0).addr() as u64;
@@ -184,6 +186,80 @@ fn aliased() -> Result<(), String> {
     let gone = set_plain(&machine.vm, 0, RAM_BASE, 0, ram.at(0));
     STEP.same("what has been given stays", "Err(16)", format!("{gone:?}"));
     Ok(())
+}
+
+/// Memory that is some file's, or a huge page's: neither is the guest's to have.
+fn other_memory() -> Result<(), String> {
+    std::fs::create_dir_all("/mnt").map_err(|e| e.to_string())?;
+    // SAFETY: strings that end, and no data.
+    let mounted = unsafe { libc::mount(c"none".as_ptr(), c"/mnt".as_ptr(), c"ramfs".as_ptr(), 0, std::ptr::null()) };
+    STEP.same("a file system that is not tmpfs", 0, mounted);
+    let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open("/mnt/ram");
+    let file = file.and_then(|file| file.set_len(BYTES).map(|()| file)).map_err(|e| format!("/mnt/ram: {e}"))?;
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    let nobodys = format!("MemoryFault {{ flags: 0, gpa: {RAM_BASE}, size: {PAGE} }}");
+    refused("a file's memory", &nobodys, Mapping::new(&file, 0, at(BYTES), both).map_err(errno_name)?)?;
+    drop(file);
+    // SAFETY: a string that ends.
+    unsafe { libc::umount(c"/mnt".as_ptr()) };
+    let pages = |count: &str| std::fs::write("/proc/sys/vm/nr_hugepages", count).map_err(|e| e.to_string());
+    pages("4")?;
+    let huge = refused(
+        "a huge page",
+        "KVM_RUN EIO",
+        Mapping::huge(8 << 20).map_err(|e| format!("huge pages: {}", errno_name(e)))?,
+    );
+    pages("0")?;
+    huge
+}
+
+fn refused(kind: &str, why: &str, ram: Mapping) -> Result<(), String> {
+    let mut machine = machine(&Arc::new(ram))?;
+    STEP.same(
+        &format!("{kind}: the first run says so"),
+        format!("{:?}", Event::Broken(why.into())),
+        format!("{:?}", machine.step()),
+    );
+    Ok(())
+}
+
+/// Another process has the descriptors too: the slots are of this one's memory.
+fn other_process() -> Result<(), String> {
+    let ram = Arc::new(Mapping::anonymous(at(BYTES), true).map_err(errno_name)?);
+    let mut machine = machine(&ram)?;
+    STEP.same("another process: its first run", "EIO", in_a_child(&mut machine)?);
+    let boot = machine.boot()?;
+    STEP.same("another process: the guest of this one boots", 1, boot.hash_ok);
+    let fresh = RAM_BASE + FREE + 64 * PAGE;
+    machine.answer(CMD_ZERO, [fresh, PAGE, 0]);
+    STEP.same("another process: a run that needs a page", "EIO", in_a_child(&mut machine)?);
+    let [left, ..] = machine.rest_of_command(|_| ())?;
+    STEP.same("another process: the guest goes on in this one", 0, left);
+    Ok(())
+}
+
+/// How the runs of a child end, which has every descriptor and a copy of everything else.
+fn in_a_child(machine: &mut Machine) -> Result<String, String> {
+    // SAFETY: this program has one thread here; the child runs the vCPU and leaves.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let event = loop {
+            match machine.step() {
+                Event::Interrupted | Event::Stored(..) => {}
+                event @ (Event::Asks | Event::System(_) | Event::Broken(_)) => break event,
+            }
+        };
+        let refused = event == Event::Broken("KVM_RUN EIO".into());
+        // SAFETY: ends this process at once.
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    if child < 0 {
+        return Err("no other process".into());
+    }
+    let mut status = -1;
+    // SAFETY: the status is alive during the call.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    Ok(if status == 0 { "EIO".into() } else { format!("another end, status {status:#x}") })
 }
 
 /// What a user without privileges does to its own VM, in a process of its own.

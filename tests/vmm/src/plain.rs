@@ -55,7 +55,7 @@ fn nodes() -> Result<(), String> {
 }
 
 /// Slots come, move and go as with KVM.
-fn slots() -> Result<(), String> {
+pub(crate) fn slots() -> Result<(), String> {
     let kvm = open()?;
     let vm = kvm.create_vm_with_type(40).map_err(|e| errno_name(e.errno()))?;
     let ram = Mapping::anonymous(at(BYTES), false).map_err(errno_name)?;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What kvmtool and crosvm say to KVM on arm64, said in their order, and each answer as KVM gives it.
 //!
-//! The sequences are those of a start with a GICv3 and no ITS, two vCPUs and 256 MiB asked of the layout; the guest is
-//! the tests' own program at the address where both VMMs put a kernel, and the controller where that program looks. What each of them asks for and does without, when
-//! it is refused, is refused here too. Each runs ordinary and protected, on the VMM's own memory, as both VMMs have it.
+//! The sequences are those of a start with each VMM's default controller, two vCPUs and 256 MiB asked of the layout; the
+//! guest is the tests' own program at the address where both VMMs put a kernel, and the controller where that program
+//! looks. What each of them asks for and does without, when it is refused, is refused here too: kvmtool's ITS among it.
+//! Each runs ordinary and protected, on the VMM's own memory, as both VMMs have it.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -38,6 +39,8 @@ const SVE: u32 = 170;
 const PTRAUTH: [u32; 2] = [171, 172];
 const STEAL_TIME: u32 = 187;
 const MTE: u32 = 205;
+/// `KVM_DEV_TYPE_ARM_VGIC_ITS`.
+const ITS: u32 = 8;
 /// vCPU attribute groups.
 const PMU_CTRL: u32 = 0;
 const PVTIME_CTRL: u32 = 2;
@@ -211,15 +214,29 @@ fn around(vmm: &Vmm, vm: VmFd, vcpu: VcpuFd, ram: Arc<Mapping>) -> Result<Machin
     Ok(Machine::around(vm, vcpu, gmem, ram, (page, bytes)))
 }
 
-/// `lkvm run -m 256 -c 2 --irqchip gicv3`; it can not ask for protection, so that the node does.
-fn kvmtool(protected: bool) -> Result<(), String> {
+/// `lkvm run -m 256 -c 2`; it can not ask for protection, so that the node does.
+pub(crate) fn kvmtool(protected: bool) -> Result<(), String> {
     let vmm = Vmm::new("kvmtool", protected, if protected { c"/dev/kvm-protected" } else { c"/dev/kvm" })?;
     let sys = &vmm.kvm;
     vmm.says("API version", 12, outcome(ioctl_value(sys, KVM_GET_API_VERSION, 0)));
     vmm.checks(sys, "system", &[(KVM_CAP_ARM_VM_IPA_SIZE, 40)]);
     let vm = vmm.creates(32)?;
     vmm.checks(sys, "system", &[(KVM_CAP_IRQCHIP, 1), (KVM_CAP_ONE_REG, 1), (KVM_CAP_ARM_PSCI, 1)]);
+    // Its default is a controller with an ITS. Without one it closes the controller, and makes one that has none.
     let gic = vmm.gic(&vm)?;
+    let mut ask = CreateDevice { kind: ITS, fd: 0, flags: 0 };
+    let its = ioctl(&vm, KVM_CREATE_DEVICE, &mut ask);
+    vmm.says("no ITS", "ENODEV", outcome(its));
+    let gic = match its {
+        Ok(_) => {
+            drop(sys::owned(ask.fd.into()));
+            gic
+        }
+        Err(_) => {
+            drop(gic);
+            vmm.gic(&vm)?
+        }
+    };
     vmm.checks(sys, "system", &[(MTE, 0)]);
     let ram = Arc::new(Mapping::anonymous(usize::try_from(BYTES).unwrap_or(0), false).map_err(errno_name)?);
     let _ = ram.advise(0, usize::try_from(BYTES).unwrap_or(0), libc::MADV_HUGEPAGE);
@@ -296,7 +313,7 @@ fn event() -> OwnedFd {
 }
 
 /// `crosvm run --mem 256 --cpus 2`, and with `--protected-vm-without-firmware`.
-fn crosvm(protected: bool) -> Result<(), String> {
+pub(crate) fn crosvm(protected: bool) -> Result<(), String> {
     let vmm = Vmm::new("crosvm", protected, c"/dev/kvm")?;
     let sys = &vmm.kvm;
     vmm.says("API version", 12, outcome(ioctl_value(sys, KVM_GET_API_VERSION, 0)));

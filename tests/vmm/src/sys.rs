@@ -114,6 +114,11 @@ impl Mapping {
         Ok((Self::mapped(bytes, how, fd.as_raw_fd())?, fd))
     }
 
+    /// Maps huge pages of this process' alone; `bytes` is a multiple of one.
+    pub(crate) fn huge(bytes: usize) -> Result<Self, i32> {
+        Self::mapped(bytes, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_HUGETLB, -1)
+    }
+
     fn mapped(bytes: usize, how: i32, fd: i32) -> Result<Self, i32> {
         let read_write = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.

@@ -96,7 +96,7 @@ pub(crate) fn all() -> Result<(), String> {
     raised_early()
 }
 
-fn refusals() -> Result<(), String> {
+pub(crate) fn refusals() -> Result<(), String> {
     let kvm = open()?;
     for cap in [KVM_CAP_IRQCHIP, KVM_CAP_DEVICE_CTRL] {
         STEP.same(&format!("capability {cap}"), "1", outcome(ioctl_value(&kvm, KVM_CHECK_EXTENSION, cap.into())));
@@ -110,8 +110,13 @@ fn refusals() -> Result<(), String> {
     STEP.same("no line without a controller", "ENXIO", spi(&vm, 1));
     STEP.same("bad address", "EFAULT", outcome(ioctl_value(&vm, KVM_CREATE_DEVICE, 8)));
     STEP.same("line: bad address", "EFAULT", outcome(ioctl_value(&vm, KVM_IRQ_LINE, 8)));
-    let gic = Gic::bare(&vm).map_err(errno_name)?;
+    let gic = Gic::new(&vm)?;
     STEP.same("a second one", "EEXIST", made(KVM_DEV_TYPE_ARM_VGIC_V3, 0));
+    // Nobody can complete it any more.
+    drop(gic);
+    STEP.same("closed before it is complete: no line", "ENXIO", spi(&vm, 1));
+    let gic = Gic::bare(&vm).map_err(errno_name)?;
+    STEP.same("closed before it is complete: another one", "EEXIST", made(KVM_DEV_TYPE_ARM_VGIC_V3, 0));
     STEP.same("unknown ioctl", "ENOTTY", outcome(ioctl_value(&gic.0, ioc(0, KVM_MAGIC, 0x7f, 0), 0)));
     STEP.same("attribute: bad address", "EFAULT", outcome(ioctl_value(&gic.0, KVM_SET_DEVICE_ATTR, 8)));
     let seen = outcome(gic.attr(KVM_SET_DEVICE_ATTR, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, 8));
@@ -174,7 +179,7 @@ fn hidden(gic: &Gic) {
 }
 
 /// No vCPU runs before the controller is complete, and none is created after it.
-fn completion() -> Result<(), String> {
+pub(crate) fn completion() -> Result<(), String> {
     let kvm = open()?;
     let vm = kvm.create_vm_with_type(VM_TYPE).map_err(|e| errno_name(e.errno()))?;
     let gic = Gic::bare(&vm).map_err(errno_name)?;
@@ -188,6 +193,9 @@ fn completion() -> Result<(), String> {
     STEP.same("completion", "0", outcome(gic.init()));
     STEP.same("completion again", "0", outcome(gic.init()));
     STEP.same("a vCPU after it", "EBUSY", outcome(ioctl_value(&vm, KVM_CREATE_VCPU, 0)));
+    drop(gic);
+    let again = outcome(Gic::create(&vm, KVM_DEV_TYPE_ARM_VGIC_V3, 0).map(|_| 0));
+    STEP.same("closed when it is complete: it stays", "EEXIST", again);
     Ok(())
 }
 

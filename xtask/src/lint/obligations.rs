@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The tables of obligations in `docs/testing.md` and of what a guest finds in `docs/guests.md`: every row is there, and
-//! what it names exists.
+//! The tables of obligations in `docs/testing.md`, of what a guest finds in `docs/guests.md` and of a phone's VMs in
+//! `docs/kvm-abi.md`: every row is there, and what it names exists.
 //!
 //! A reference is `unit/PACKAGE/TEST`, a piece of a suite, or a piece with the beginning of a case's name behind it:
 //! `life/main "odd-ways"`. A row without any says `not yet` or `does not arise`, and why.
@@ -17,8 +17,9 @@ struct Table(&'static str, &'static str);
 
 const OBLIGATIONS: Table = Table("docs/testing.md", "obligations");
 const GUESTS: Table = Table("docs/guests.md", "guests");
-/// Rows of the latter.
-const OF_GUESTS: u32 = 39;
+const CHECKLIST: Table = Table("docs/kvm-abi.md", "checklist");
+/// The tables whose rows are numbered, and up to which number.
+const NUMBERED: [(&Table, u32); 2] = [(&GUESTS, 39), (&CHECKLIST, 30)];
 
 /// The rows that must be there: a group, and its numbers.
 const ROWS: [(&str, &[u32]); 13] = [
@@ -51,8 +52,10 @@ struct Known {
 pub(super) fn check(env: &Env) -> Result<Vec<String>> {
     let known = known(env)?;
     let mut found = judge(OBLIGATIONS.0, &OBLIGATIONS.read(env)?, &obligations(), &known);
-    let guests: Vec<String> = (1..=OF_GUESTS).map(|id| id.to_string()).collect();
-    found.extend(judge(GUESTS.0, &GUESTS.read(env)?, &guests, &known));
+    for (table, rows) in NUMBERED {
+        let ids: Vec<String> = (1..=rows).map(|id| id.to_string()).collect();
+        found.extend(judge(table.0, &table.read(env)?, &ids, &known));
+    }
     Ok(found)
 }
 
