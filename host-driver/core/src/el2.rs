@@ -233,3 +233,93 @@ impl<C: Conduit> El2<C> {
         self.call(hvc::GUEST_ACCEPT, [vm.0, vcpu, count, 0, 0]).map(|r| r[0])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vgic::{Attr, Facts, Vgic};
+    use std::cell::RefCell;
+
+    /// Notes what comes, and answers success with a number for each register.
+    #[derive(Default)]
+    struct Line(RefCell<Vec<(u32, [u64; 5])>>);
+
+    impl Conduit for Line {
+        fn call(&self, function: u32, args: [u64; 5]) -> [u64; 5] {
+            self.0.borrow_mut().push((function, args));
+            [0, 101, 102, 103, 104]
+        }
+
+        fn run(&self, args: [u64; 5]) -> Option<[u64; 6]> {
+            self.0.borrow_mut().push((hvc::VCPU_RUN, args));
+            Some([0, 101, 102, 103, 104, 105])
+        }
+    }
+
+    const VM: Handle = Handle(7);
+    const RUN: Run = Run { pfn: 20, count: 30 };
+
+    /// What one call says in x0 to x5, and what of the answer comes back.
+    fn said<T>(make: impl FnOnce(&El2<Line>) -> T) -> ((u32, [u64; 5]), T) {
+        let el2 = El2(Line::default());
+        let answer = make(&el2);
+        let calls = el2.0 .0.into_inner();
+        assert_eq!(calls.len(), 1);
+        (calls[0], answer)
+    }
+
+    #[test]
+    fn each_call_names_its_arguments_in_the_order_of_the_abi() {
+        let (one, done) = (Ok(101), Ok(()));
+        assert_eq!(said(|el2| el2.counter(1, 2)), ((hvc::COUNTER, [1, 2, 0, 0, 0]), one));
+        for (protected, flags) in [(false, 0), (true, hvc::VM_PROTECTED)] {
+            let created = said(|el2| el2.vm_create(protected, 40, RUN));
+            assert_eq!(created, ((hvc::VM_CREATE, [flags, 40, 20, 30, 0]), Ok(Handle(101))));
+        }
+        assert_eq!(said(|el2| el2.vm_range(VM, 2, 3)), ((hvc::VM_RANGE, [7, 2, 3, 0, 0]), done));
+        assert_eq!(said(|el2| el2.vm_destroy(VM)), ((hvc::VM_DESTROY, [7, 0, 0, 0, 0]), done));
+        assert_eq!(said(|el2| el2.vm_reclaim(VM, RUN)), ((hvc::VM_RECLAIM, [7, 20, 30, 0, 0]), one));
+        assert_eq!(said(|el2| el2.pool_topup(VM, RUN)), ((hvc::POOL_TOPUP, [7, 20, 30, 0, 0]), done));
+        assert_eq!(said(|el2| el2.vcpu_create(VM, 1)), ((hvc::VCPU_CREATE, [7, 1, 0, 0, 0]), done));
+        assert_eq!(said(|el2| el2.vcpu_set_reg(VM, 1, 2, 3)), ((hvc::VCPU_SET_REG, [7, 1, 2, 3, 0]), done));
+        assert_eq!(said(|el2| el2.vcpu_get_reg(VM, 1, 2)), ((hvc::VCPU_GET_REG, [7, 1, 2, 0, 0]), one));
+        assert_eq!(said(|el2| el2.vcpu_kick(VM, 1)), ((hvc::VCPU_KICK, [7, 1, 0, 0, 0]), done));
+        let frames = Frames { distributor: 2, redistributors: 3 };
+        assert_eq!(said(|el2| el2.vm_gic(VM, frames)), ((hvc::VM_GIC, [7, 2, 3, 0, 0]), done));
+        assert_eq!(said(|el2| el2.mem_donate(VM, RUN, 9)), ((hvc::MEM_DONATE, [7, 20, 9, 30, 0]), one));
+        let revocable = said(|el2| el2.mem_donate_revocable(VM, 20, 9));
+        assert_eq!(revocable, ((hvc::MEM_DONATE, [7, 20, 9, 1, hvc::DONATE_REVOCABLE]), one));
+        assert_eq!(said(|el2| el2.mem_donate_list(VM, 5, 6)), ((hvc::MEM_DONATE_LIST, [7, 5, 6, 0, 0]), one));
+        assert_eq!(said(|el2| el2.mem_share(VM, 20, 9)), ((hvc::MEM_SHARE, [7, 20, 9, 1, 3]), one), "all rights");
+        assert_eq!(said(|el2| el2.mem_unshare(VM, 9, 4)), ((hvc::MEM_UNSHARE, [7, 9, 4, 0, 0]), one));
+        assert_eq!(said(|el2| el2.guest_accept(VM, 1, 4)), ((hvc::GUEST_ACCEPT, [7, 1, 4, 0, 0]), one));
+    }
+
+    #[test]
+    fn a_wire_is_low_or_high_and_its_end_is_asked_for_only_when_it_is_high() {
+        let facts = Facts { ipa_bits: 40, vcpus: 1 };
+        let mut vgic = Vgic::default();
+        for (attr, value) in
+            [(Attr::Distributor, 0), (Attr::Redistributors, 1 << 20), (Attr::Irqs, 64), (Attr::Init, 0)]
+        {
+            vgic.set(attr, value, facts).unwrap();
+        }
+        let spi = vgic.gsi(8).unwrap();
+        for (wire, flags) in [(Wire::Low, 0), (Wire::High, 1), (Wire::HighUntilEnded, 3)] {
+            assert_eq!(said(|el2| el2.vm_irq(VM, spi, wire)), ((hvc::VM_IRQ, [7, 40, flags, 0, 0]), Ok(101)));
+        }
+    }
+
+    #[test]
+    fn a_run_brings_an_exit_and_who_is_to_be_woken() {
+        let (call, ran) = said(|el2| el2.vcpu_run(VM, 1, 9));
+        assert_eq!(call, (hvc::VCPU_RUN, [7, 1, 9, 0, 0]));
+        assert_eq!(ran, Some(Ran { answer: Ok([101, 102, 103, 104]), wake: 105 }));
+    }
+
+    #[test]
+    fn a_status_other_than_success_is_a_refusal_with_its_detail() {
+        assert_eq!(answer([0, 1, 2, 3, 4]), Ok([1, 2, 3, 4]));
+        assert_eq!(answer([u64::MAX, 5, 0, 0, 0]), Err(Refused { status: -1, detail: 5 }));
+    }
+}

@@ -86,3 +86,28 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn an_errno_is_what_linux_calls_by_that_name() {
+        for (error, kind) in [
+            (Error::Denied, ErrorKind::PermissionDenied),
+            (Error::NoEntry, ErrorKind::NotFound),
+            (Error::Interrupted, ErrorKind::Interrupted),
+            (Error::TooBig, ErrorKind::ArgumentListTooLong),
+            (Error::Again, ErrorKind::WouldBlock),
+            (Error::NoMemory, ErrorKind::OutOfMemory),
+            (Error::Busy, ErrorKind::ResourceBusy),
+            (Error::Exists, ErrorKind::AlreadyExists),
+            (Error::Invalid, ErrorKind::InvalidInput),
+            (Error::NoSpace, ErrorKind::StorageFull),
+            (Error::TimedOut, ErrorKind::TimedOut),
+        ] {
+            assert_eq!(std::io::Error::from_raw_os_error(error.errno()).kind(), kind, "{error:?}");
+        }
+    }
+}

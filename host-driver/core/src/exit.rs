@@ -146,6 +146,12 @@ mod tests {
         assert_eq!(load, Some(Exit::Mmio(Mmio { address: 0x9000, size: 4, store: None })));
         let store = Exit::decode([hvc::EXIT_MMIO, 0x9000, 8 | hvc::MMIO_WRITE, 77]);
         assert_eq!(store, Some(Exit::Mmio(Mmio { address: 0x9000, size: 8, store: Some(77) })));
-        assert_eq!(Exit::decode([hvc::EXIT_MMIO, 0x9000, 3, 77]), None);
+        for size in [1, 2, 4, 8] {
+            let exit = Exit::decode([hvc::EXIT_MMIO, 0x9000, u64::from(size), 0]);
+            assert_eq!(exit, Some(Exit::Mmio(Mmio { address: 0x9000, size, store: None })));
+        }
+        for size in [0, 3, 5, 6, 7] {
+            assert_eq!(Exit::decode([hvc::EXIT_MMIO, 0x9000, size, 77]), None, "{size}");
+        }
     }
 }

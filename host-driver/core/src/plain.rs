@@ -359,4 +359,17 @@ mod tests {
         fake.loans.stubborn.set(true);
         assert_eq!(recall_all(&fake, span(0, 1000), true), 3);
     }
+
+    #[test]
+    fn a_lent_page_is_found_before_the_end_that_is_asked_for_only() {
+        let mut words = [0; 2];
+        let mut lent = Lent { bits: &mut words, over: &mut false };
+        for _ in 0..2 {
+            lent.set(70, true);
+            assert!(lent.has(70), "said twice is said");
+        }
+        assert_eq!((lent.next(0, 71), lent.next(0, 70), lent.next(71, 128)), (Some(70), None, None));
+        lent.set(70, false);
+        assert_eq!(lent.next(0, 128), None);
+    }
 }

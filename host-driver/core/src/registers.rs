@@ -197,6 +197,14 @@ mod tests {
     }
 
     #[test]
+    fn every_vcpu_has_the_machines_counter_and_a_psci_version() {
+        for ordinary in [false, true] {
+            assert_eq!(Register::decode(io::KVM_REG_TIMER_CNT, ordinary), Ok(Register::Counter));
+            assert_eq!(Register::decode(io::KVM_REG_PSCI_VERSION, ordinary), Ok(Register::Psci));
+        }
+    }
+
+    #[test]
     fn only_entry_registers_are_named() {
         assert_eq!(register(io::KVM_REG_X0 + 6), Ok(hvc::REG_X3));
         assert_eq!(register(io::KVM_REG_X0 + 8), Err(Error::Denied));

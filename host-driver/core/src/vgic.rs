@@ -378,6 +378,24 @@ mod tests {
     }
 
     #[test]
+    fn it_is_complete_when_the_vmm_says_so_and_not_before() {
+        assert!(!Vgic::default().is_complete());
+        assert!(complete().is_complete());
+    }
+
+    #[test]
+    fn the_distributor_may_lie_right_before_the_redistributors_or_right_behind_them() {
+        // 64 KB, and 128 KB for each of two vCPUs.
+        for base in [REDIST - 0x1_0000, REDIST + 0x4_0000] {
+            let mut vgic = Vgic::default();
+            vgic.set(Attr::Distributor, base, FACTS).unwrap();
+            vgic.set(Attr::Redistributors, REDIST, FACTS).unwrap();
+            vgic.set(Attr::Init, 0, FACTS).unwrap();
+            assert!(vgic.frames(FACTS).is_ok(), "{base:#x}");
+        }
+    }
+
+    #[test]
     fn one_vgic_v3_is_created_before_a_vcpu_ran() {
         assert_eq!(Vgic::creatable(7, false, false, false), Ok(()));
         for other in [0, 1, 4, 5, 6, 8, 9, u32::MAX] {

@@ -41,6 +41,19 @@ fn a_touch_lends_the_page_and_those_behind_it_that_are_there() {
     assert_eq!((file.state(4), file.state(5)), (lent, host));
 }
 
+/// The guest asked for the first page; those behind it are a kindness that ends where it can not go on.
+#[test]
+fn a_page_behind_the_touched_one_that_is_not_the_hosts_ends_the_loan_there() {
+    let file = Model::new(&world(), 3, Page::Host);
+    for page in 0..3 {
+        file.store(page);
+    }
+    assert_eq!(to_private(&file, span(1, 1), Aim::Convert, Mode::Now, &Sleeper::default(), &mut Nobody), Ok(true));
+    assert_eq!(touch(&file, span(0, 3)), Ok(()));
+    assert_eq!([0, 1, 2].map(|page| file.state(page)), [Page::Borrowed, Page::Held, Page::Host]);
+    file.check();
+}
+
 #[test]
 fn what_is_refused_changes_nothing() {
     let world = world();

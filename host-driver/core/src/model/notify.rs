@@ -6,6 +6,8 @@ use crate::convert::{cancel, punch, to_private, to_shared, Given, Mode, Nobody, 
 use crate::drain::{Aim, Attempt, Rest};
 use crate::notify::{abandon, collect, drive, keep, start, Next, Outcome};
 
+const CHUNK: u64 = Model::CHUNK;
+
 fn span(first: u64, count: u64) -> Span {
     Span::new(first, count).unwrap()
 }
@@ -169,6 +171,38 @@ fn closing_the_file_undoes_it() {
     begin_pending(&file, None);
     abandon(&file);
     assert!((0..4).all(|page| file.state(page) == Page::Host));
+    file.check();
+}
+
+/// A thread that looks at a long file takes breath, and goes on unless it is killed.
+#[test]
+fn a_long_one_is_done_at_once_unless_the_thread_is_killed() {
+    for killed in [false, true] {
+        let file = Model::new(&world(), CHUNK as usize + 1, Page::Host);
+        for page in 0..CHUNK + 1 {
+            assert_eq!(file.store(page), HostFault::Map);
+        }
+        let thread = Sleeper::default();
+        thread.killed.set(killed);
+        let begun = start(&file, span(0, CHUNK + 1), None, &thread, &mut Nobody);
+        let (expected, page) = if killed {
+            (Err(Stopped { error: Error::Interrupted, page: 0 }), Page::Host)
+        } else {
+            (Ok(()), Page::Held)
+        };
+        assert_eq!(begun, expected);
+        assert!((0..CHUNK + 1).all(|at| file.state(at) == page));
+        file.check();
+    }
+}
+
+#[test]
+fn a_page_that_is_waited_for_is_watched_until_it_is_let_go() {
+    let file = held();
+    begin_pending(&file, None);
+    assert_eq!(file.armed.get(), Some(2));
+    file.let_go(2);
+    assert_eq!(drive(&file, &Sleeper::default()), Next::Over);
     file.check();
 }
 
