@@ -71,6 +71,13 @@ pub const CASES: &[Case] = &[
         run: || interleaved(races::exhaust::<9, 1, 1>(racing(2, 1, 1), Depth::Once, true)?, [357, 13_395, 349_922]),
     },
     Case {
+        name: "interleavings-1x2x1",
+        what: "the same with two VMs, cut once where both calls could be done",
+        run: || {
+            interleaved(races::exhaust::<12, 2, 1>(racing(1, 2, 1), Depth::Once, true)?, [5_417, 468_460, 13_767_658])
+        },
+    },
+    Case {
         name: "block",
         what: "a 2 MB block that is split, given away in part and as a whole, and rejoined",
         run: || expect(large::block()?, [619, 10_216, 35]),

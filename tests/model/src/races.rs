@@ -10,8 +10,9 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use freehold_oracle::{Call, Done, Env, Op as Said, Stray, Who, World, apply, decide};
+use freehold_oracle::{Call, Done, Env, Life, Op as Said, Stray, Vm, Who, World, apply, decide};
 use freehold_uapi::hvc::{self, Record};
+use freehold_virt::handle::Handle;
 
 use crate::agree::agree;
 use crate::board::Fault;
@@ -204,7 +205,12 @@ fn explain<const P: usize, const V: usize, const G: usize>(
             if excuses && is_in_the_way(&now, ops[cpu], ops[1 - cpu], answers[cpu]) {
                 return Ok(());
             }
-            advance(both, &mut now, cpu, ops, answers, step)
+            let kept = now.vms;
+            let reserved = if excuses { reserved(&now, ops, answers[cpu]) } else { Vec::new() };
+            reserved.iter().for_each(|slot| now.vms[*slot].life = Life::Open);
+            let taken = advance(both, &mut now, cpu, ops, answers, step);
+            reserved.iter().for_each(|slot| now.vms[*slot] = kept[*slot]);
+            taken
         });
         match tried.and_then(|()| agree(picture, &now)) {
             Ok(()) => return Ok(()),
@@ -244,6 +250,20 @@ fn advance<const P: usize, const V: usize, const G: usize>(
         }
         _ => Ok(()),
     }
+}
+
+/// Free slots below the one that a new VM got, where the other call creates one too: it held them for that moment.
+fn reserved<const P: usize, const V: usize, const G: usize>(
+    world: &World<P, V, 1, G, 2>,
+    ops: [Op; 2],
+    answer: Answer,
+) -> Vec<usize> {
+    let creates = |op: Op| matches!(op, Op::Host(Call::VmCreate { .. }));
+    let slot = Handle::decode(answer.x[0]).map_or(0, |handle| handle.slot().index());
+    if !ops.into_iter().all(creates) || !answer.is_success() || world.vms.get(slot).is_none_or(Vm::exists) {
+        return Vec::new();
+    }
+    (0..slot).filter(|slot| !world.vms[*slot].exists()).collect()
 }
 
 /// Whether a refusal comes of the other call being under way, which no serial order has: a vCPU that it has claimed

@@ -26,7 +26,7 @@ const CASES: [&str; 12] = [
     "controls",
 ];
 /// Cases for `--long`.
-const LONG: [&str; 2] = ["lockstep-3x2x2", "idle-vcpus-2x2x2"];
+const LONG: [&str; 3] = ["lockstep-3x2x2", "idle-vcpus-2x2x2", "interleavings-1x2x1"];
 /// No case takes a tenth of it on an idle machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
