@@ -17,7 +17,7 @@ use crate::vcpu::Next;
 use crate::vgic::{Intid, Kicks, Lists, Vgic, Window};
 
 /// The interrupt controller of a VM, where it is, and the power of its CPUs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Board {
     vgic: Vgic,
     window: Option<Window>,

@@ -10,7 +10,7 @@ use crate::handle::{MAX_VCPUS, VcpuIndex};
 use crate::psci::{Entry, code};
 
 /// What a CPU of the guest is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     Off,
     /// `CPU_ON` was called, and the host has not run it since.
@@ -19,7 +19,7 @@ enum State {
 }
 
 /// All CPUs of one guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Power {
     states: [State; MAX_VCPUS],
 }

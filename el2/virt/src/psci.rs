@@ -178,7 +178,7 @@ impl<A: Cell> Slot<A> {
 }
 
 /// Where a CPU is dropped to EL1, and what x0 holds there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// Program counter at EL1.
     pub pc: u64,

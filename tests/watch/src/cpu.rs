@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is known of the call that one CPU is in.
 
-use freehold_mem::{GfnRun, Guest, Kind, Life, Pfn};
+use freehold_mem::{GfnRun, Guest, Kind, Life, Machine, PAGE_SIZE, Pfn};
 use freehold_oracle::Outcome;
 use freehold_uapi::hvc;
 
@@ -9,6 +9,8 @@ use crate::judge::Came;
 
 /// Frames that one call can be about: a run, and the frame of a list.
 const NAMED: usize = 520;
+/// Words of a frame.
+const WORDS: usize = PAGE_SIZE as usize / 8;
 /// RAM ranges of a VM.
 pub const RANGES: usize = 8;
 
@@ -130,6 +132,10 @@ pub struct Cpu {
     pub busy: bool,
     /// How many calls that name the VM of its call had ended when it came, and how many of those that claim a vCPU.
     pub ended: [u64; 2],
+    /// A frame that was zeroed and is not zero.
+    pub left: Option<u64>,
+    /// What was read of a frame last.
+    read: [u64; WORDS],
 }
 
 impl Cpu {
@@ -153,6 +159,16 @@ impl Cpu {
             asked: None,
             busy: false,
             ended: [0; 2],
+            left: None,
+            read: [0; WORDS],
+        }
+    }
+
+    /// Reads a frame that was zeroed, all of it.
+    pub fn look_for_zeros(&mut self, frame: Pfn, ports: &impl Machine) {
+        ports.copy_words(frame, &mut self.read);
+        if self.read.iter().any(|word| *word != 0) {
+            self.left = Some(frame.raw());
         }
     }
 

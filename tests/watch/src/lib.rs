@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::result_large_err, reason = "a difference is the last thing that is ever returned")]
 
+pub mod board;
 pub mod cpu;
 pub mod judge;
 pub mod lock;

@@ -24,6 +24,12 @@ impl<M, O> Lock<M, O> {
     pub const fn new(inner: M, observer: O) -> Self {
         Self { inner, observer }
     }
+
+    /// The lock below, by which nobody looks.
+    #[cfg(test)]
+    pub(crate) const fn below(&self) -> &M {
+        &self.inner
+    }
 }
 
 impl<M: Mutex, O: Observer<M::Value>> Mutex for Lock<M, O> {

@@ -4,8 +4,9 @@
 use core::marker::PhantomData;
 use core::sync::atomic::AtomicU64;
 use freehold_el2::calls::{Loaded, Platform, Stop};
-use freehold_mem::lock::{Permit, World};
+use freehold_mem::lock::{Mutex, Permit, World};
 use freehold_mem::{Pfn, Vmid};
+use freehold_virt::board::Board;
 use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
 use freehold_virt::sha256::Sha256;
@@ -35,17 +36,18 @@ pub trait Listener {
     fn gives_back(&self, pending: Pending);
 }
 
-/// The platform, and who hears.
+/// The platform, who hears, and the VMs' boards, which stand behind other locks here.
 #[derive(Debug)]
-pub struct Watched<P, L: 'static> {
+pub struct Watched<P, L: 'static, B: 'static> {
     platform: P,
     listener: &'static L,
+    boards: &'static [B; MAX_VMS],
 }
 
-impl<P, L> Watched<P, L> {
+impl<P, L, B> Watched<P, L, B> {
     /// Has `listener` hear what `platform` says.
-    pub const fn new(platform: P, listener: &'static L) -> Self {
-        Self { platform, listener }
+    pub const fn new(platform: P, listener: &'static L, boards: &'static [B; MAX_VMS]) -> Self {
+        Self { platform, listener, boards }
     }
 }
 
@@ -116,11 +118,11 @@ fn arguments<'a>(open: &mut impl Loaded<'a>) -> [u64; 4] {
     [0, 1, 2, 3].map(|n| registers.x(n))
 }
 
-impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
+impl<P: Platform, L: Listener + 'static, B: Mutex<Value = Board>> Platform for Watched<P, L, B> {
     type Machine = P::Machine;
     type HostLock = P::HostLock;
     type GuestLock = P::GuestLock;
-    type BoardLock = P::BoardLock;
+    type BoardLock = B;
     type Regime = Regime<P::Regime>;
     type Loaded<'a>
         = Open<'a, P::Loaded<'a>, L>
@@ -139,8 +141,9 @@ impl<P: Platform, L: Listener + 'static> Platform for Watched<P, L> {
         self.platform.vms()
     }
 
-    fn board(&self, slot: Slot) -> &P::BoardLock {
-        self.platform.board(slot)
+    fn board(&self, slot: Slot) -> &B {
+        // Slots are numbered below it.
+        &self.boards[slot.index()]
     }
 
     fn now(&self) -> u64 {

@@ -10,6 +10,10 @@ pub trait Ears {
     fn copied(&self, frame: Pfn, words: &[u64]);
     /// Whether this store is to be lost: a fault planted to see that it is found. Never, but in a control.
     fn loses(&self, at: Entry, descriptor: u64) -> bool;
+    /// el2 has zeroed a frame.
+    fn scrubbed(&self, frame: Pfn);
+    /// Whether this zeroing is to be lost. Never, but in a control.
+    fn leaves(&self) -> bool;
     /// Whether this invalidation of the host's translations is to be lost. Never, but in a control.
     fn forgets(&self) -> bool;
 }
@@ -57,7 +61,10 @@ impl<M: Machine, E: Ears> Tlb for Ports<M, E> {
 
 impl<M: Machine, E: Ears> Frames for Ports<M, E> {
     fn scrub(&mut self, frame: Pfn) {
-        self.machine.scrub(frame);
+        if !self.ears.leaves() {
+            self.machine.scrub(frame);
+        }
+        self.ears.scrubbed(frame);
     }
 
     fn settle_for_guest(&mut self, frame: Pfn) {

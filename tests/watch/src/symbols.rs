@@ -12,6 +12,7 @@ use freehold_arch::vectors::HostFrame;
 use freehold_arch::{fatal, inject, uart};
 use freehold_el2::calls::GuestSlot;
 use freehold_el2::wiring::{El2, Home, Kind, boot, trap};
+use freehold_el2_watch::board::Last;
 use freehold_el2_watch::cpu::Trap;
 use freehold_el2_watch::lock::Lock;
 use freehold_el2_watch::platform::Watched;
@@ -19,6 +20,8 @@ use freehold_el2_watch::ports::Ports;
 use freehold_el2_watch::watcher::{Fault, Ground, Watcher};
 use freehold_mem::{Host, Machine};
 use freehold_trace::traced::Traced;
+use freehold_virt::board::Board;
+use freehold_virt::handle::MAX_VMS;
 
 /// Records of the trace: 32 MB.
 const RECORDS: usize = 1 << 20;
@@ -33,6 +36,9 @@ type Eye = Watcher<Here, RECORDS>;
 
 static WATCHER: Eye = Watcher::new(Here);
 static HOME: Home<Debug> = Home::new();
+static BOARDS: [BoardLock; MAX_VMS] = [const { Lock::new(Ticket::new(Board::new()), Last::new(&WATCHER)) }; MAX_VMS];
+
+type BoardLock = Lock<Ticket<Board>, Last<&'static Eye>>;
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]
@@ -73,10 +79,10 @@ impl Kind for Debug {
     type Machine = Ports<Traced<Hardware, &'static Eye>, &'static Eye>;
     type HostLock = Lock<Ticket<Host<'static>>, &'static Eye>;
     type GuestLock = Lock<Ticket<GuestSlot>, &'static Eye>;
-    type Platform = Watched<El2<Self>, Eye>;
+    type Platform = Watched<El2<Self>, Eye, BoardLock>;
 
     const MACHINE: Self::Machine = Ports { machine: Traced { machine: Hardware, sink: &WATCHER }, ears: &WATCHER };
-    const PLATFORM: Self::Platform = Watched::new(El2::HERE, &WATCHER);
+    const PLATFORM: Self::Platform = Watched::new(El2::HERE, &WATCHER, &BOARDS);
 
     fn lock_host(host: Host<'static>) -> Self::HostLock {
         WATCHER.built(&host);

@@ -14,6 +14,7 @@ use freehold_virt::handle::MAX_VMS;
 use freehold_virt::vcpu::Pending;
 use spin::mutex::SpinMutex;
 
+use crate::board::Told;
 use crate::cpu::{Asked, Books, Cpu, Touched, Trap};
 use crate::judge::{self, Difference};
 use crate::lock::Observer;
@@ -60,6 +61,8 @@ pub enum Fault {
     /// From this step on, an invalidation of the host's translations is lost, once. Nothing that is compared while the
     /// machine runs shows it: the trace must.
     LostInvalidation(u64),
+    /// From this step on, a scrub is lost, once.
+    LostScrub(u64),
 }
 
 /// Everything that is watched.
@@ -380,7 +383,7 @@ impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
 
     fn loses(&self, at: Entry, descriptor: u64) -> bool {
         match self.ground.fault() {
-            Fault::None | Fault::LostInvalidation(_) => false,
+            Fault::None | Fault::LostInvalidation(_) | Fault::LostScrub(_) => false,
             Fault::LostStore(step) => {
                 descriptor == 0
                     && self.here(|cpu| cpu.step >= step && cpu.holds_host)
@@ -391,9 +394,24 @@ impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
         }
     }
 
+    fn scrubbed(&self, frame: Pfn) {
+        let shared = self.shadow.lock().word(frame.raw()).is_some_and(|word| word.tag() == Word::SHARED);
+        // The host may write to a page that it still borrows. Said when the lock is let go, where a machine may stop.
+        if !shared {
+            self.here(|cpu| cpu.look_for_zeros(frame, &self.ground.ports()));
+        }
+    }
+
+    fn leaves(&self) -> bool {
+        match self.ground.fault() {
+            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) => false,
+            Fault::LostScrub(step) => self.here(|cpu| cpu.step >= step) && !self.lost.swap(true, Ordering::Relaxed),
+        }
+    }
+
     fn forgets(&self) -> bool {
         match self.ground.fault() {
-            Fault::None | Fault::LostStore(_) => false,
+            Fault::None | Fault::LostStore(_) | Fault::LostScrub(_) => false,
             Fault::LostInvalidation(step) => {
                 self.here(|cpu| cpu.step >= step && cpu.holds_host) && !self.lost.swap(true, Ordering::Relaxed)
             }
@@ -431,6 +449,9 @@ impl<G: Ground, const RECORDS: usize> Observer<Host<'static>> for &'static Watch
             let named = cpu.frames().iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied();
             (cpu.step, named.or(wrong))
         });
+        if let Some(pfn) = self.here(|cpu| cpu.left) {
+            self.diverged(format_args!("frame {pfn:#x} was zeroed, and is not zero"));
+        }
         if let Some(pfn) = wrong {
             let must = self.shadow.lock().word(pfn);
             let state = Pfn::new(pfn).and_then(|pfn| host.ledger().state(pfn));
@@ -459,6 +480,12 @@ impl<G: Ground, const RECORDS: usize> Observer<Host<'static>> for &'static Watch
             }
         }
         self.event(Event::Release { lock: HOST });
+    }
+}
+
+impl<G: Ground, const RECORDS: usize> Told for &'static Watcher<G, RECORDS> {
+    fn written(&self) {
+        self.diverged(format_args!("a board of a VM changed, and nobody held its lock"))
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) enum Field {
 /// Implemented bits of a priority: 32 levels, as few as a virtual CPU interface may have.
 pub(super) const PRIORITY: u8 = 0xf8;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Bank {
     /// Group 1; else group 0.
     pub(super) group: u32,

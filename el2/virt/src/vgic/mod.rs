@@ -30,7 +30,7 @@ const SPI_BANKS: usize = 7;
 const SGIS: u32 = 0xffff;
 
 /// Where a vCPU is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Place {
     /// Not in its guest: who enters looks first.
     Out,
@@ -63,7 +63,7 @@ impl Kicks {
 }
 
 /// What belongs to one vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Local {
     bank: Bank,
     /// `GICR_WAKER.ProcessorSleep`: nothing is forwarded.
@@ -94,7 +94,7 @@ impl At {
 }
 
 /// The interrupt controller of one VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vgic {
     /// `GICD_CTLR.EnableGrp0` and `EnableGrp1`.
     groups: u32,

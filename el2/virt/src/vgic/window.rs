@@ -10,7 +10,7 @@ const FRAME: u64 = 0x1_0000;
 const GRANULES: u64 = 16;
 
 /// The addresses of the frames, as the host declared them before the first run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
     distributor: u64,
     redistributors: u64,

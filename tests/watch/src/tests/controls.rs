@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
 use freehold_el2::calls::Stop;
+use freehold_mem::lock::Mutex as _;
 use freehold_uapi::{guest, hvc::*};
+use freehold_virt::handle::VcpuIndex;
 use freehold_virt::vcpu;
 
 use super::rig::{GUEST_RAM, RAM, Rig};
@@ -95,4 +97,28 @@ fn a_guest_that_runs_while_the_host_can_not_be_left_is_found() {
     rig.eye.busy();
     let line = said(&rig, |rig| rig.eye.end([SUCCESS as u64, EXIT_IRQ, 0, 0, 0], false));
     assert!(line.contains("can not be left"), "{line}");
+}
+
+#[test]
+fn a_scrub_that_leaves_something_is_found() {
+    let rig = Rig::new(Fault::LostScrub(1));
+    let vm = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8])[1];
+    assert_eq!(rig.call(VM_RANGE, &[vm, GUEST_RAM, 64])[0], 0);
+    assert_eq!(rig.call(MEM_DONATE, &[vm, RAM + 16, GUEST_RAM, 1, 0])[..2], [0, 1]);
+    rig.board.memory.write(RAM + 16, 511, 0x5ec2e7);
+    assert_eq!(rig.call(VM_DESTROY, &[vm])[0], 0);
+    let line = said(&rig, |rig| _ = rig.call(VM_RECLAIM, &[vm, RAM + 16, 1]));
+    assert!(line.contains("frame 0x40010 was zeroed, and is not zero"), "{line}");
+}
+
+#[test]
+fn a_board_that_changes_without_its_lock_is_found() {
+    let rig = Rig::new(Fault::None);
+    let vm = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8])[1];
+    assert_eq!(rig.call(VM_RANGE, &[vm, GUEST_RAM, 64])[0], 0);
+    assert_eq!(rig.call(VCPU_CREATE, &[vm, 0])[0], 0);
+    assert_eq!(rig.call(VCPU_KICK, &[vm, 0])[0], 0);
+    rig.boards[0].below().acquire().add_vcpu(VcpuIndex::decode(5).unwrap());
+    let line = said(&rig, |rig| _ = rig.call(VCPU_KICK, &[vm, 0]));
+    assert!(line.contains("a board of a VM changed, and nobody held its lock"), "{line}");
 }

@@ -23,6 +23,7 @@ use freehold_virt::vcpu::Vcpu;
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, VmCell, Vms};
 
+use crate::board::Last;
 use crate::cpu::Trap;
 use crate::lock::Lock;
 use crate::platform::Watched;
@@ -152,6 +153,7 @@ impl<T> Mutex for Plain<T> {
 
 type HostLock = Lock<Plain<Host<'static>>, &'static Eye>;
 type GuestLock = Lock<Plain<GuestSlot>, &'static Eye>;
+pub(super) type BoardLock = Lock<Plain<Board>, Last<&'static Eye>>;
 
 /// Registers of a vCPU.
 #[derive(Clone)]
@@ -326,8 +328,9 @@ impl Platform for &'static Bench {
 /// The machine, and who watches it.
 pub(super) struct Rig {
     pub(super) board: &'static Bench,
-    platform: Watched<&'static Bench, Eye>,
+    platform: Watched<&'static Bench, Eye, BoardLock>,
     pub(super) eye: &'static Eye,
+    pub(super) boards: &'static [BoardLock; MAX_VMS],
 }
 
 fn run_of(first: u64, count: u64) -> PfnRun {
@@ -361,7 +364,9 @@ impl Rig {
             script: Default::default(),
             wanted: AtomicBool::new(false),
         }));
-        Self { board, platform: Watched::new(board, eye), eye }
+        let watched = move || core::array::from_fn(|_| Lock::new(Plain(Std::new(Board::new())), Last::new(eye)));
+        let boards: &'static [BoardLock; MAX_VMS] = leak(watched);
+        Self { board, platform: Watched::new(board, eye, boards), eye, boards }
     }
 
     pub(super) fn next(&self, act: impl FnOnce(&mut Fake) -> Stop + Send + 'static) {
