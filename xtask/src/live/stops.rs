@@ -2,7 +2,7 @@
 //! What becomes of the machine when el2 itself fails: no input makes it, so the debug stub does, on the released image.
 //!
 //! A CPU that comes from the host finds its stack used up, or goes on where there is no code, or does so while it says
-//! why it stops. Each time the machine must end the same way: at most one line, of exception registers and nothing
+//! why it stops, or at the vector of an SError. Each time the machine must end the same way: at most one line, of exception registers and nothing
 //! else; every CPU halted at EL2; the host without any memory, and stage 2 on.
 
 use std::fmt::Write as _;
@@ -26,6 +26,8 @@ const BASE: u64 = 0x4020_0000;
 const UART: u64 = 0x0900_0000;
 /// The vector of a synchronous exception of a lower level.
 const FROM_HOST: u64 = 0x400;
+/// The vector of an SError of EL2's own.
+const SERROR: u64 = 0x380;
 /// What its handler keeps on the stack.
 const FRAME: u64 = 176;
 /// In every register that the host can fill, when el2 fails.
@@ -45,6 +47,8 @@ enum Failure {
     NoCode,
     /// The same, and again with the first character of what it says.
     NoCodeWhileSpeaking,
+    /// It meets an SError, which no device of QEMU's raises.
+    SError,
 }
 
 /// What the machine was like in the end.
@@ -61,6 +65,7 @@ pub(super) fn case(context: &Context<'_>) -> Result<Vec<Item>> {
         ("a-stack-that-is-used-up", Failure::Overflow),
         ("an-exception-in-el2", Failure::NoCode),
         ("a-panic-in-a-panic", Failure::NoCodeWhileSpeaking),
+        ("an-serror-in-el2", Failure::SError),
     ];
     let item = |(case, failure): (&str, Failure)| {
         let name = format!("{NAME}/{case}");
@@ -80,11 +85,13 @@ fn judge(failure: Failure, end: &End) -> Vec<String> {
     let expected = match failure {
         Failure::Overflow => format!("synchronous exception at EL2 (vector 4, sp {:#x}, stack overflow)", end.sp),
         Failure::NoCode => format!("synchronous exception at EL2 (vector 4, sp {:#x})", end.sp),
+        Failure::SError => format!("SError at EL2 (vector 7, sp {:#x})", end.sp),
         Failure::NoCodeWhileSpeaking => String::new(),
     };
     match (failure, &lines[..]) {
         (Failure::NoCodeWhileSpeaking, []) => {}
-        (Failure::Overflow | Failure::NoCode, [line]) if line[LINE.len()..].starts_with(&expected) => {}
+        (Failure::Overflow | Failure::NoCode | Failure::SError, [line])
+            if line[LINE.len()..].starts_with(&expected) => {}
         _ => wrong.push(format!("it says {lines:?}, and not once {expected:?}")),
     }
     if end.said.contains(&format!("{SECRET:x}")[..8]) {
@@ -112,8 +119,10 @@ fn fail(context: &Context<'_>, name: &str, failure: Failure) -> Result<End> {
     let top = gdb.register(&stop.cpu, "sp")?;
     let sp = if failure == Failure::Overflow { top - STACK + 64 } else { top };
     gdb.set(&stop.cpu, SP, sp)?;
-    if failure != Failure::Overflow {
-        gdb.set(&stop.cpu, PC, top - STACK)?;
+    match failure {
+        Failure::Overflow => {}
+        Failure::NoCode | Failure::NoCodeWhileSpeaking => gdb.set(&stop.cpu, PC, top - STACK)?,
+        Failure::SError => gdb.set(&stop.cpu, PC, vectors + SERROR)?,
     }
     if failure == Failure::NoCodeWhileSpeaking {
         gdb.watch_stores(UART, 4)?;
@@ -223,6 +232,7 @@ mod tests {
         let fine = "freehold: panic: synchronous exception at EL2 (vector 4, sp 0x1000) (cpu 1, esr 0x8600000f)\n";
         assert_eq!(wrong(Failure::NoCode, fine), 0);
         assert_eq!(wrong(Failure::Overflow, fine), 1, "of another kind");
+        assert_eq!(wrong(Failure::SError, fine), 1, "nor is it this one");
         assert_eq!(wrong(Failure::NoCode, &format!("{fine}{fine}")), 1, "twice");
         assert_eq!(wrong(Failure::NoCode, ""), 1, "nothing");
         assert_eq!(wrong(Failure::NoCodeWhileSpeaking, fine), 1, "it spoke on");
