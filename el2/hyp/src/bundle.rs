@@ -157,6 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn each_number_may_be_as_large_as_its_limit() {
+        let far = (MAX_BYTES + BLOCK).next_multiple_of(BLOCK);
+        for words in [
+            [MAGIC, MAX_BYTES, 64, 5000, far, BLOCK, 0, 0],
+            [MAGIC, BLOCK, 64, 1, 2 * BLOCK, BLOCK, 0, 0],
+            [MAGIC, BLOCK, MAX_BYTES, 1, far + BLOCK, BLOCK, 0, 0],
+            [MAGIC, BLOCK, 1000, MAX_BYTES, far, BLOCK, 0, 0],
+            [MAGIC, BLOCK, 1000, 5000, 4 * MAX_BYTES, BLOCK, 0, 0],
+        ] {
+            assert!(Bundle::check(&words, BLOCK).is_ok(), "{words:#x?}");
+        }
+        assert_eq!(what([MAGIC, BLOCK, 1000, 5000, 4 * MAX_BYTES + BLOCK, BLOCK, 0, 0]), "DTB slot is wrong");
+    }
+
+    #[test]
     fn a_payload_that_fills_its_place_without_room_for_the_trailer_is_refused() {
         assert!(what(with(2, BLOCK)).starts_with("payload is larger than its place"));
         assert!(Bundle::check(&with(2, BLOCK - 16), BLOCK).is_ok());

@@ -130,6 +130,13 @@ mod tests {
     const M: u64 = 1 << 20;
 
     #[test]
+    fn a_bank_is_used_down_to_its_first_byte() {
+        let bank = 64 * M..68 * M;
+        assert_eq!(place_high(std::slice::from_ref(&bank), &[], 4 * M), Some(bank.clone()));
+        assert_eq!(place_high(std::slice::from_ref(&bank), &[], 4 * M + 1), None);
+    }
+
+    #[test]
     fn the_highest_free_blocks_of_any_bank_are_taken() {
         let banks = [0..100 * M, 200 * M..300 * M + 4096];
         assert_eq!(place_high(&banks, &[], 3 * M), Some(296 * M..300 * M));

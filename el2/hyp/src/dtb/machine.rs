@@ -364,6 +364,85 @@ mod tests {
     }
 
     #[test]
+    fn a_console_is_found_by_its_alias() {
+        let tree = board().with_text("chosen", "stdout-path", "serial0:115200n8");
+        assert_eq!(read(tree.clone()).unwrap().console, None, "of no such name");
+        let tree = tree.with_text("aliases", "serial0", "/pl011@9000000");
+        assert_eq!(read(tree).unwrap().console, Some(0x900_0000));
+    }
+
+    #[test]
+    fn hidden_devices_that_touch_are_one_run() {
+        for at in [0x902_1000, 0x901_f000] {
+            let tree =
+                board().with_text("extra", "compatible", "virtio,mmio").with_cells("extra", "reg", &[0, at, 0, 8]);
+            let all = read(tree).unwrap().hidden;
+            let first = u64::from(at).min(0x902_0000);
+            assert_eq!(all.as_slice(), [first..first + 0x2000, 0xa00_0000..0xa00_1000]);
+        }
+    }
+
+    #[test]
+    fn the_only_cpu_needs_no_method_and_two_need_one_each() {
+        let alone = |tree: Tree| tree.with_text("cpus/cpu@1", "status", "fail");
+        let tree = board().without_property("cpus/cpu@0", "enable-method");
+        assert_eq!(read(alone(tree)).unwrap().cpus.as_slice(), [0]);
+        let stop = read(board().without_property("cpus/cpu@1", "enable-method")).unwrap_err();
+        assert_eq!(stop.what(), "CPU has no enable-method");
+    }
+
+    #[test]
+    fn a_cpu_whose_number_is_wider_than_a_register_is_malformed() {
+        let tree = board().with_cells("cpus", "#address-cells", &[3]).with_cells("cpus/cpu@0", "reg", &[0, 0, 0]);
+        assert_eq!(read(tree).unwrap_err().what(), "CPU is malformed");
+        let tree = board().with_cells("cpus", "#size-cells", &[3]).with_cells("cpus/cpu@0", "reg", &[0, 0, 0, 0]);
+        assert_eq!(read(tree).unwrap_err().what(), "CPU is malformed");
+    }
+
+    #[test]
+    fn psci_is_any_version_that_says_its_version() {
+        for (compatible, served) in
+            [("arm,psci-0.2", true), ("arm,psci-1.0", true), ("arm,psci", false), ("arm,psci-2.0", false)]
+        {
+            let machine = read(board().with_text("psci", "compatible", compatible));
+            assert_eq!(machine.is_ok(), served, "{compatible}");
+        }
+    }
+
+    #[test]
+    fn an_smmu_counts_unless_it_is_switched_off() {
+        assert!(!read(board()).unwrap().has_smmu);
+        let tree = board().with_text("smmu", "compatible", "arm,smmu-v3");
+        assert!(read(tree.clone()).unwrap().has_smmu);
+        for (status, there) in [("okay", true), ("ok", true), ("disabled", false), ("fail", false)] {
+            assert_eq!(read(tree.clone().with_text("smmu", "status", status)).unwrap().has_smmu, there, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_initrd_of_nothing_is_none_and_one_that_ends_before_it_starts_is_refused() {
+        let with = |end| read(board().with_cells("chosen", "linux,initrd-end", &[0, end]));
+        assert_eq!(with(0x4800_0000).unwrap().initrd, None);
+        assert_eq!(with(0x47ff_ffff).unwrap_err().what(), "initrd ends before it starts");
+    }
+
+    #[test]
+    fn a_bus_of_wider_addresses_than_a_register_hides_what_is_behind_it() {
+        let bus = |ranges: &[u32]| {
+            board()
+                .with_buses("soc", &[0, 0x1000_0000, 0x10_0000], "/soc/inner/pl011@200")
+                .with_cells("soc", "ranges", ranges)
+        };
+        let wide = bus(&[0, 0, 0, 0, 0x1000_0000, 0x10_0000]).with_cells("soc", "#address-cells", &[3]);
+        assert_eq!(read(wide).unwrap().console, None);
+        let long = bus(&[0, 0, 0x1000_0000, 0, 0, 0x10_0000]).with_cells("soc", "#size-cells", &[3]);
+        assert_eq!(read(long).unwrap().console, None);
+        // The console's first byte is the one behind what the bus shows.
+        assert_eq!(read(bus(&[0, 0, 0x1000_0000, 0x200])).unwrap().console, None);
+        assert_eq!(read(bus(&[0, 0, 0x1000_0000, 0x201])).unwrap().console, Some(0x1000_0200));
+    }
+
+    #[test]
     fn overlapping_banks_are_refused() {
         assert_eq!(read(board().with_memory(0x8000_0000, 0x1000)).unwrap_err().what(), "RAM banks overlap");
         assert_eq!(read(board().with_memory(u64::MAX - 0xfff, 0x2000)).unwrap_err().what(), "memory is malformed");

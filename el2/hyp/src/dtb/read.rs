@@ -408,3 +408,63 @@ fn text(bytes: &[u8], at: usize) -> Option<&str> {
 fn aligned(at: usize) -> Option<usize> {
     at.checked_next_multiple_of(4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtb::testing::board;
+
+    /// The board's blob with a word of the header changed.
+    fn with(at: usize, word: u32) -> Vec<u8> {
+        let mut blob = board().blob();
+        blob[at..at + 4].copy_from_slice(&word.to_be_bytes());
+        blob
+    }
+
+    /// A blob of this structure, without strings.
+    fn of(structure: &[u32], reserved: &[u64]) -> Vec<u8> {
+        let structure_at = 40 + reserved.len() * 8;
+        let len = structure.len() * 4;
+        let total = structure_at + len;
+        let header = [0xd00d_feed, total, structure_at, total, 40, 17, 16, 3, 0, len];
+        let header = header.iter().flat_map(|word| (*word as u32).to_be_bytes());
+        let reserved = reserved.iter().flat_map(|word| word.to_be_bytes());
+        header.chain(reserved).chain(structure.iter().flat_map(|word| word.to_be_bytes())).collect()
+    }
+
+    #[test]
+    fn a_version_that_this_reader_understands_is_taken() {
+        for (at, word, taken) in [(24, 17, true), (24, 16, true), (24, 18, false), (24, u32::MAX, false)]
+            .into_iter()
+            .chain([(20, 16, true), (20, 17, true), (20, 99, true), (20, 15, false), (20, 0, false)])
+        {
+            assert_eq!(Dtb::parse(&with(at, word)).is_ok(), taken, "{word} at {at}");
+        }
+    }
+
+    #[test]
+    fn a_structure_is_one_whole_root() {
+        const ROOT: [u32; 3] = [TOKEN_BEGIN, 0, TOKEN_END];
+        let parse =
+            |parts: &[&[u32]]| Dtb::parse(&of(&parts.concat(), &[0, 0])).map(|_| ()).map_err(|stop| stop.what());
+        let corrupt = Err("DTB is corrupt (structure)");
+        assert_eq!(parse(&[&ROOT, &[TOKEN_STOP]]), Ok(()));
+        assert_eq!(parse(&[&[TOKEN_NOP], &ROOT, &[TOKEN_NOP, TOKEN_STOP]]), Ok(()), "a NOP is nothing");
+        assert_eq!(parse(&[&[TOKEN_STOP]]), corrupt, "no root");
+        assert_eq!(parse(&[&ROOT, &ROOT, &[TOKEN_STOP]]), corrupt, "two roots");
+        assert_eq!(parse(&[&ROOT[..2], &[TOKEN_STOP]]), corrupt, "not ended");
+        assert_eq!(parse(&[&ROOT, &[TOKEN_END, TOKEN_STOP]]), corrupt, "ended twice");
+        assert_eq!(parse(&[&ROOT]), corrupt, "no end of the block");
+        assert_eq!(parse(&[&ROOT, &[77, TOKEN_STOP]]), corrupt, "an unknown token");
+    }
+
+    #[test]
+    fn the_header_names_the_boot_cpu_and_what_is_reserved() {
+        let structure = [TOKEN_BEGIN, 0, TOKEN_END, TOKEN_STOP];
+        let blob = of(&structure, &[0x1_4000_0000, 0x1000, 0x5000, 0x20, 0, 0]);
+        let dtb = Dtb::parse(&blob).unwrap();
+        assert_eq!(dtb.boot_cpu(), 3);
+        assert_eq!(dtb.reservations().collect::<Vec<_>>(), [0x1_4000_0000..0x1_4000_1000, 0x5000..0x5020]);
+        assert!(Dtb::parse(&of(&structure, &[0x5000, 0x20])).is_err(), "no closing entry");
+    }
+}

@@ -57,6 +57,39 @@ impl Tree {
         self
     }
 
+    /// The node at a path, which is made if it is not there.
+    fn at(&mut self, path: &str) -> &mut Node {
+        let mut nodes = &mut self.nodes;
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        for step in above.split('/').filter(|step| !step.is_empty()) {
+            nodes = &mut nodes.iter_mut().find(|node| node.name == step).unwrap().children;
+        }
+        if nodes.iter().all(|node| node.name != name) {
+            nodes.push(Node::new(name));
+        }
+        nodes.iter_mut().find(|node| node.name == name).unwrap()
+    }
+
+    /// The same with this property of a node, instead of what it had.
+    pub(crate) fn with_cells(mut self, path: &str, name: &str, cells: &[u32]) -> Self {
+        let node = self.at(path);
+        node.properties.retain(|(own, _)| own != name);
+        *node = node.clone().cells(name, cells);
+        self
+    }
+
+    pub(crate) fn with_text(mut self, path: &str, name: &str, value: &str) -> Self {
+        let node = self.at(path);
+        node.properties.retain(|(own, _)| own != name);
+        *node = node.clone().text(name, value);
+        self
+    }
+
+    pub(crate) fn without_property(mut self, path: &str, name: &str) -> Self {
+        self.at(path).properties.retain(|(own, _)| own != name);
+        self
+    }
+
     /// Makes the node (or, with "node/below", the first node below it) a device that must be hidden.
     pub(crate) fn hiding(mut self, name: &str) -> Self {
         let (name, below) = name.split_once('/').map_or((name, false), |(name, _)| (name, true));

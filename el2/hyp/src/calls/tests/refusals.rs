@@ -324,3 +324,11 @@ fn an_unknown_call_is_not_supported() {
         assert_eq!(rig.no(id, &[1, 2, 3, 4, 5]), NOT_SUPPORTED);
     }
 }
+
+/// What keeps the host's x8-x17 and what does not (ABI): `VCPU_RUN` alone clears them.
+#[test]
+fn a_run_alone_clears_what_smccc_lets_a_callee_keep() {
+    for call in freehold_uapi::hvc::CALLS {
+        assert_eq!(crate::calls::clears_all(call.id), call.name == "VCPU_RUN", "{}", call.name);
+    }
+}
