@@ -366,7 +366,7 @@ int fhc_file_open(u64 pages, bool mappable, bool shared, u64 vm)
 	/* What could never be backed is refused before its books take the memory that there is. */
 	if (pages > totalram_pages())
 		return -ENOMEM;
-	f = kzalloc(sizeof(*f), GFP_KERNEL_ACCOUNT);
+	f = kzalloc(sizeof(*f), FH_GFP);
 	if (!f)
 		return -ENOMEM;
 	f->pages = pages;

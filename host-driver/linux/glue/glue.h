@@ -13,6 +13,7 @@
 #define FH_GLUE_H
 
 #include <linux/atomic.h>
+#include <linux/gfp.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -33,6 +34,9 @@ struct fh_pinned_state;
 struct kvm_run;
 struct page;
 struct file;
+
+/* For whatever a call makes: charged to its caller, who hears of a limit and is not killed for it. */
+#define FH_GFP (GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
 
 /* vCPUs of a VM, at most. */
 #define FH_VCPUS 64

@@ -141,7 +141,7 @@ int fhc_irqfd_assign(struct fh_vm *vm, u32 fd, u32 gsi, bool resample, u32 resam
 
 	if (IS_ERR(file))
 		return PTR_ERR(file);
-	irqfd = kzalloc(sizeof(*irqfd), GFP_KERNEL_ACCOUNT);
+	irqfd = kzalloc(sizeof(*irqfd), FH_GFP);
 	if (!irqfd)
 		goto no_irqfd;
 	irqfd->vm = vm;

@@ -30,7 +30,7 @@ int fhc_pinned_new(struct fh_pinned **made, unsigned long start, u64 pages, stru
 
 	if (start != untagged_addr(start) || !access_ok((void __user *)start, pages << PAGE_SHIFT))
 		return -EINVAL;
-	pinned = kzalloc(sizeof(*pinned), GFP_KERNEL_ACCOUNT);
+	pinned = kzalloc(sizeof(*pinned), FH_GFP);
 	if (!pinned)
 		return -ENOMEM;
 	kref_init(&pinned->ref);

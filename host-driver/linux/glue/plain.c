@@ -57,7 +57,7 @@ int fhc_plain_new(struct fh_plain **made, unsigned long start, u64 pages, struct
 
 	if (start != untagged_addr(start) || !access_ok((void __user *)start, pages << PAGE_SHIFT))
 		return -EINVAL;
-	plain = kzalloc(sizeof(*plain), GFP_KERNEL_ACCOUNT);
+	plain = kzalloc(sizeof(*plain), FH_GFP);
 	if (!plain)
 		return -ENOMEM;
 	kref_init(&plain->ref);

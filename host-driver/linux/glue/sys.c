@@ -37,7 +37,7 @@ void fhc_bug(const u8 *text, size_t len)
 /* Zeroed, charged to the caller's memory cgroup; NULL rather than an OOM kill where there is no memory. */
 void *fhc_alloc(size_t size)
 {
-	return kvzalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
+	return kvzalloc(size, FH_GFP);
 }
 
 void fhc_free(void *ptr)
@@ -108,7 +108,7 @@ void fhc_breathe(void)
  */
 u64 fhc_page_take(u32 order)
 {
-	struct page *page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL, order);
+	struct page *page = alloc_pages(FH_GFP, order);
 	u64 i;
 
 	if (!page)

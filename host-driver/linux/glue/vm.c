@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Descriptors of VMs and vCPUs, a VM's pool of frames, and the vCPU's run page. */
 #include <linux/anon_inodes.h>
+#include <linux/delay.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/kvm.h>
@@ -40,7 +41,7 @@ void fhc_vm_put(struct fh_vm *vm)
 
 struct fh_vm *fhc_vm_new(void)
 {
-	struct fh_vm *vm = kzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
+	struct fh_vm *vm = kzalloc(sizeof(*vm), FH_GFP);
 
 	if (!vm)
 		return NULL;
@@ -130,12 +131,28 @@ static bool vms_over(void)
 }
 
 /*
+ * Whether nobody has the VM's lock for long any more. A first run looks memory up under it, which a file system of a process
+ * may serve when it likes; whoever comes after `halted` lets the lock go again.
+ */
+static bool settles(struct fh_vm *vm, unsigned long until)
+{
+	while (!mutex_trylock(&vm->lock)) {
+		if (time_after(jiffies, until))
+			return false;
+		msleep(1);
+	}
+	mutex_unlock(&vm->lock);
+	return true;
+}
+
+/*
  * Before a reboot or kexec: every VM gives its frames back, scrubbed, while its descriptors are still open. One that is
  * being created either shows its state here or sees `halted` when it is opened; that one, and whichever somebody else is
  * ending, leaves the list by itself. What runs next may use every frame.
  */
 void fh_vms_halt(void)
 {
+	unsigned long until = jiffies + 5 * HZ;
 	struct fh_vm *vm;
 	u64 id;
 
@@ -147,6 +164,10 @@ void fh_vms_halt(void)
 		id = vm->id;
 		if (!state)
 			continue;
+		if (!settles(vm, until)) {
+			pr_err("freehold: the machine goes down over a VM whose memory is being looked up\n");
+			continue;
+		}
 		fh_vm_halt(vm, state);
 		spin_lock(&all_vms_lock);
 		vm->over = true;
@@ -171,10 +192,15 @@ void fhc_vm_lock(struct fh_vm *vm)
 	mutex_lock(&vm->lock);
 }
 
-/* False: the thread is being killed, and does not have the lock. */
+/* False: the thread is being killed or the machine goes down, and it does not have the lock. */
 bool fhc_vm_lock_killable(struct fh_vm *vm)
 {
-	return mutex_lock_killable(&vm->lock) == 0;
+	if (mutex_lock_killable(&vm->lock))
+		return false;
+	if (!READ_ONCE(halted))
+		return true;
+	mutex_unlock(&vm->lock);
+	return false;
 }
 
 void fhc_vm_unlock(struct fh_vm *vm)
@@ -328,10 +354,10 @@ int fhc_vcpu_open(struct fh_vm *vm, u32 id, struct fh_vcpu_state *state)
 	BUILD_BUG_ON(sizeof(struct kvm_run) > PAGE_SIZE);
 	if (WARN_ON_ONCE(id >= FH_VCPUS))
 		return -EINVAL;
-	vcpu = kzalloc(sizeof(*vcpu), GFP_KERNEL_ACCOUNT);
+	vcpu = kzalloc(sizeof(*vcpu), FH_GFP);
 	if (!vcpu)
 		return -ENOMEM;
-	vcpu->run_page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	vcpu->run_page = alloc_page(FH_GFP | __GFP_ZERO);
 	if (!vcpu->run_page)
 		goto free;
 	vcpu->run = page_address(vcpu->run_page);
