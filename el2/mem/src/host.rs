@@ -286,6 +286,22 @@ fn neighbours(records: &[[u64; 2]]) -> impl Iterator<Item = (Lot, Lot)> + '_ {
     good().zip(good().skip(1))
 }
 
+#[cfg(test)]
+impl Host<'_> {
+    /// The same over words of its own.
+    pub(crate) fn twin(&self) -> Host<'static> {
+        let room = |count: usize| std::vec![0; count].leak();
+        Host {
+            map: self.map,
+            ledger: self.ledger.twin(),
+            space: self.space.twin(),
+            batch: Batch::new(room(MAX_FRAMES as usize)),
+            list: room(LIST_WORDS),
+            tables: self.tables,
+        }
+    }
+}
+
 fn split(words: &mut [u64], count: u64) -> Result<(&mut [u64], &mut [u64]), MapError> {
     let count = usize::try_from(count).map_err(|_| MapError::WrongStorage)?;
     words.split_at_mut_checked(count).ok_or(MapError::WrongStorage)
@@ -297,7 +313,7 @@ mod tests {
 
     #[test]
     fn records_of_any_number_are_sorted() {
-        for count in (0..=MAX_RECORDS).step_by(if cfg!(miri) { 64 } else { 1 }) {
+        for count in 0..=if cfg!(miri) { 16 } else { MAX_RECORDS } {
             let mut records: std::vec::Vec<[u64; 2]> =
                 (0..count).map(|at| [at.wrapping_mul(0x9e37_79b9) % 97, at]).collect();
             let mut sorted = records.clone();

@@ -226,3 +226,13 @@ pub(crate) const fn block_of(pfn: Pfn) -> u64 {
 const fn block_start(pfn: Pfn) -> Pfn {
     Pfn::from_bits(block_of(pfn) << 9)
 }
+
+#[cfg(test)]
+impl HostSpace<'_> {
+    /// The same over words of its own.
+    pub(crate) fn twin(&self) -> HostSpace<'static> {
+        let Self { root, level3, gone, spans, how, ipa_bits, tally } = self;
+        let gone = gone.to_vec().leak();
+        HostSpace { root: *root, level3: *level3, gone, spans: *spans, how: *how, ipa_bits: *ipa_bits, tally: *tally }
+    }
+}

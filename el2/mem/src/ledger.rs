@@ -103,3 +103,11 @@ impl<'m> Ledger<'m> {
         }
     }
 }
+
+#[cfg(test)]
+impl Ledger<'_> {
+    /// The same over words of its own.
+    pub(crate) fn twin(&self) -> Ledger<'static> {
+        Ledger { records: self.records.to_vec().leak(), banks: self.banks }
+    }
+}

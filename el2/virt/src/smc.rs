@@ -146,7 +146,7 @@ mod tests {
     fn nothing_but_the_list_passes() {
         // Every fast identifier of the standard-secure owner, both widths, against the list written out again.
         for wide in [0u32, 1 << 30] {
-            for f in 0..=0xffffu32 {
+            for f in 0..if cfg!(miri) { 0x100 } else { 0x1_0000_u32 } {
                 let id = 1 << 31 | wide | 4 << 24 | f;
                 let passes = !matches!(plain(u64::from(id)), Call::Denied);
                 let narrow = wide == 0;

@@ -493,7 +493,7 @@ mod tests {
     fn no_access_panics_and_every_write_of_an_unlisted_register_is_refused() {
         let raw = everything();
         let ids = IdView::new(&raw, 40);
-        for iss in 0..1u64 << 22 {
+        for iss in (0..1u64 << 22).step_by(if cfg!(miri) { 20_011 } else { 1 }) {
             let access = Access::decode(iss);
             let verdict = decide(access, u64::MAX, 0, &ids);
             if access.read {

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::format;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::string::String;
+use std::sync::OnceLock;
 use std::vec::Vec;
 
-use super::fake::{Fake, HOST_DATA};
+use super::fake::{Fake, HOST_DATA, Image};
 use crate::pte::{self, Form, Leaf};
 use crate::verbs::{
     el2_return_host, el2_revoke_guest, guest_relinquish, guest_share_host, guest_unshare_host, host_donate_el2,
@@ -71,12 +72,18 @@ fn map_of(ipa_bits: u32) -> MemoryMap {
 }
 
 impl Rig {
-    /// Boots: one carve-out holds the tables; the ledger's words stand outside the fake.
+    /// A machine that has booted, which takes long under an interpreter: once for all.
     pub(crate) fn new() -> Self {
-        Self::of(IPA_BITS)
+        static BOOTED: OnceLock<(Host<'static>, Image)> = OnceLock::new();
+        let (host, image) = BOOTED.get_or_init(|| {
+            let Self { host, m, .. } = Self::of(IPA_BITS);
+            (host, m.image())
+        });
+        Self::on(host.twin(), Fake::of_image(image))
     }
 
-    /// The same machine with more physical address bits than its memory needs.
+    /// Boots, with more physical address bits than its memory needs if so asked: one carve-out holds the tables; the
+    /// ledger's words stand outside the fake.
     pub(crate) fn of(ipa_bits: u32) -> Self {
         let mut map = map_of(ipa_bits);
         map.add_carve_out(run(CARVE_OUT, 512)).unwrap();
@@ -87,6 +94,10 @@ impl Rig {
         let mut host = Host::build(map, pfn(CARVE_OUT), storage, Attributes::Combined, &mut m).unwrap();
         host.mark_no_map(run(NO_MAP, NO_MAP_FRAMES), &m);
         m.host_root = Some(host.root());
+        Self::on(host, m)
+    }
+
+    fn on(host: Host<'static>, m: Fake) -> Self {
         let guests = (0..3).map(|slot| Guest::new(VmSlot::new(slot).unwrap())).collect();
         let rig = Self { host, guests, m };
         rig.check();

@@ -56,7 +56,7 @@ fn what_is_reserved_or_of_the_wrong_width_reads_zero_and_changes_nothing() {
     assert!(set > 1000);
     let mut served = 0;
     for frame in [Frame::Distributor, Frame::Control(vcpu(0)), Frame::Private(vcpu(0))] {
-        for offset in 0..0x1_0000 {
+        for offset in (0..0x1_0000).step_by(if cfg!(miri) { 4093 } else { 1 }) {
             for width in WIDTHS {
                 if widths(frame, offset).contains(&width) {
                     served += 1;
@@ -71,7 +71,8 @@ fn what_is_reserved_or_of_the_wrong_width_reads_zero_and_changes_nothing() {
         }
     }
     // 7 of one bit, 8 words or 32 bytes of priority, 2 of configuration: per bank. 224 routes of two widths.
-    assert_eq!(served, 8 * (7 + 8 + 32 + 2) + 224 * 2 + 4 + 6, "the control: the other accesses are served");
+    let all = 8 * (7 + 8 + 32 + 2) + 224 * 2 + 4 + 6;
+    assert!(cfg!(miri) || served == all, "the control: the other accesses are served, and not {served}");
 }
 
 #[test]
