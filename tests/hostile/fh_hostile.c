@@ -448,6 +448,43 @@ static int walk_nofault(struct fh_access *ask)
 	return result;
 }
 
+#define MEMTAG ".arch armv8.5-a\n.arch_extension memtag\n"
+
+/* A register with this tag, for an instruction that stores it. */
+static u64 tagged(u64 *at, u64 tag)
+{
+	return ((u64)at & ~(15ull << 56)) | tag << 56;
+}
+
+/* Tags of memory: the same, by linear addresses, whose own tag is never looked at. */
+static int tag_nofault(u64 *at, struct fh_access *ask)
+{
+	switch (ask->write) {
+	case FH_DO_STORE_TAG:
+		asm goto(MEMTAG "1: stg %0, [%1]\n" _ASM_EXTABLE_KACCESS(1b, %l2)
+			 :: "r"(tagged(at, 5)), "r"(at) : "memory" : fault);
+		return 0;
+	case FH_DO_LOAD_TAG:
+		asm goto(MEMTAG "mov x10, #0\n1: ldg x10, [%0]\n"
+			 "ubfx x10, x10, #56, #4\nstr x10, [%1]\n"
+			 _ASM_EXTABLE_KACCESS(1b, %l2)
+			 :: "r"(at), "r"(&ask->value) : "memory", "x10" : fault);
+		return 0;
+	case FH_DO_ZERO_TAG:
+		asm goto(MEMTAG "1: stzg %0, [%1]\n" _ASM_EXTABLE_KACCESS(1b, %l2)
+			 :: "r"(tagged(at, 3)), "r"(at) : "memory" : fault);
+		return 0;
+	case FH_DO_BLOCK_TAG:
+		asm goto(MEMTAG "1: dc gzva, %0\n" _ASM_EXTABLE_KACCESS(1b, %l1)
+			 :: "r"(at) : "memory" : fault);
+		return 0;
+	default:
+		return -EINVAL;
+	}
+fault:
+	return -EFAULT;
+}
+
 /* What else reaches memory: each is one instruction that may fault, with its own fixup. */
 static int odd_nofault(u64 *at, struct fh_access *ask)
 {
@@ -471,7 +508,7 @@ static int odd_nofault(u64 *at, struct fh_access *ask)
 		asm volatile("prfm pstl1keep, [%0]\n" :: "r"(at) : "memory");
 		return 0;
 	default:
-		return -EINVAL;
+		return tag_nofault(at, ask);
 	}
 fault:
 	return -EFAULT;

@@ -88,6 +88,11 @@ struct fh_memory {
 #define FH_DO_PREFETCH	5	/* PRFM for a store: may be dropped, must not fault */
 #define FH_DO_WALK	6	/* LDTR of address 0 while TTBR0_EL1 is the frame */
 #define FH_DO_TRANSLATE	7	/* AT S1E0R of it; value: PAR_EL1 */
+/* On machines with tag memory only. */
+#define FH_DO_STORE_TAG	8	/* STG of tag 5 */
+#define FH_DO_LOAD_TAG	9	/* LDG; value: the tag */
+#define FH_DO_ZERO_TAG	10	/* STZG: zeroes a granule and gives it tag 3 */
+#define FH_DO_BLOCK_TAG	11	/* DC GZVA: zeroes a block and gives it a tag */
 
 #define FH_HOW_LINEAR	0	/* the linear map, nofault helpers */
 #define FH_HOW_FRESH	1	/* a fresh memremap() mapping, nofault helpers */

@@ -74,6 +74,7 @@ fn counted(hostile: &Hostile, case: &str, expected: &str, least: u64, attack: im
 const PROCESS: &str = "load SIGBUS, store SIGBUS, fetch SIGBUS, write(2) from it EFAULT, read(2) into it EFAULT";
 const KERNEL: &str = "load EFAULT, store EFAULT";
 const ODD_WAYS: &str = "DC ZVA EFAULT, LDXR EFAULT, CAS EFAULT, PRFM done";
+const TAGS: &str = "DC GZVA EFAULT, STZG EFAULT, STG EFAULT, LDG EFAULT 0";
 const TABLES: &str = "load EFAULT, AT EFAULT";
 const THREAD: &str = "load died, store died";
 
@@ -102,6 +103,13 @@ fn through_odd_ways(hostile: &Hostile, frame: u64) -> String {
     let [zero, exclusive, atomic, prefetch] =
         [Odd::Zero, Odd::Exclusive, Odd::Atomic, Odd::Prefetch].map(|what| hostile.odd(frame, what));
     format!("DC ZVA {zero}, LDXR {exclusive}, CAS {atomic}, PRFM {prefetch}")
+}
+
+/// The kernel reaches for the frame's tags, at last with tag 5 where it can.
+fn through_tags(hostile: &Hostile, frame: u64) -> String {
+    let [block, zero, store] = [Odd::BlockTag, Odd::ZeroTag, Odd::StoreTag].map(|what| hostile.odd(frame, what));
+    let (load, tag) = hostile.tag(frame);
+    format!("DC GZVA {block}, STZG {zero}, STG {store}, LDG {load} {tag}")
 }
 
 /// The host's own stage 1 begins in the frame for a moment, and a load and an address translation go by it.
@@ -249,6 +257,25 @@ pub(crate) fn without_vm() -> Result<(), String> {
     tools_work(&hostile);
     carve_outs(&hostile);
     dma_devices(&hostile);
+    Ok(())
+}
+
+/// The same attack by tags, on a machine that has memory for them.
+pub(crate) fn tags() -> Result<(), String> {
+    let hostile = Hostile::open()?;
+    let own = hostile.alloc(0).map_err(|error| format!("a frame: {}", sys::errno_name(error)))?;
+    let reached = "DC GZVA done, STZG done, STG done, LDG done 5";
+    STEP.same("tools: tags", reached, through_tags(&hostile, own));
+    let mut target = Target::new(&hostile, Plan::default())?;
+    let before = target.machine.command(proto::CMD_HASH, [0; 3])?;
+    let frame = target.frame(proto::SECRET_BASE);
+    counted(&hostile, "tags", TAGS, 4, || through_tags(&hostile, frame));
+    let pool: Vec<u64> = hostile.unreachable().into_iter().filter(|pfn| !target.frames.contains(pfn)).collect();
+    if STEP.judged("pool-found", "some frames", pool.len(), !pool.is_empty()) {
+        counted(&hostile, "pool-tags", TAGS, 4, || through_tags(&hostile, pool[0]));
+    }
+    let after = target.machine.command(proto::CMD_HASH, [0; 3])?;
+    STEP.same("guest-hash", format!("{:#x}", before[0]), format!("{:#x}", after[0]));
     Ok(())
 }
 

@@ -97,6 +97,14 @@ pub(crate) enum Odd {
     Walk = 6,
     /// `AT S1E0R` of address 0, by such tables.
     Translate = 7,
+    /// `STG` of tag 5, on a machine with tag memory.
+    StoreTag = 8,
+    /// `LDG`.
+    LoadTag = 9,
+    /// `STZG` of tag 3.
+    ZeroTag = 10,
+    /// `DC GZVA`.
+    BlockTag = 11,
 }
 
 /// The module's device.
@@ -173,6 +181,11 @@ impl Hostile {
     /// PAR_EL1.
     pub(crate) fn walk(&self, pfn: u64, what: Odd) -> (String, u64) {
         self.act(pfn, How::Linear as u32, what as u32, 0)
+    }
+
+    /// The tag of a frame's first bytes: what became of reading it, and the tag.
+    pub(crate) fn tag(&self, pfn: u64) -> (String, u64) {
+        self.act(pfn, How::Linear as u32, Odd::LoadTag as u32, 0)
     }
 
     fn act(&self, pfn: u64, how: u32, write: u32, value: u64) -> (String, u64) {

@@ -144,6 +144,7 @@ fn main() {
         "light" => drop(light::first_light()),
         "attack" => or_report("6", attack::attack()),
         "carve-out" => or_report("6", attack::without_vm()),
+        "tags" => or_report("6", attack::tags()),
         "drain" => or_report("7", drain::drains()),
         "kill" => or_report("8", kill::killed()),
         "held" => or_report("8", kill::held()),

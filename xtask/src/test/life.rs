@@ -29,6 +29,8 @@ pub(super) struct Job {
     pub stock: Option<bool>,
     /// Some RAM that the device tree forbids to map.
     no_map: bool,
+    /// With memory for tags (MTE).
+    tags: bool,
     /// With what the host goes on as by kexec.
     successor: bool,
     /// More of the command line.
@@ -56,6 +58,9 @@ impl Job {
         if self.successor {
             machine.initrd = Some(builds::with_successor(context.env, tools)?);
         }
+        if self.tags {
+            machine.extra.extend(["-M", "mte=on"].map(str::to_owned));
+        }
         if !self.no_map {
             return Ok(machine);
         }
@@ -70,6 +75,7 @@ const fn job(name: &'static str, file: &'static str) -> Job {
         cpu: "max",
         stock: None,
         no_map: false,
+        tags: false,
         successor: false,
         append: "",
         limit: LIMIT,
@@ -85,11 +91,12 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
 /// What `cargo xtask run` shows, and more of it.
 const MAIN: Job = Job { limit: LINUX, kernels: Kernels::Stock, ..job("life/main", "boot,main") };
 
-const JOBS: [Job; 23] = [
+const JOBS: [Job; 24] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
     job("life/ioctls", "ioctls"),
+    Job { tags: true, ..job("life/tags", "tags") },
     job("life/attest", "attest"),
     job("life/cycles", "cycles"),
     Job { append: " fh.rounds=10000", limit: HOUR, long: true, ..job("life/rounds", "rounds") },
