@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Faults that cargo-mutants makes up, over the ownership core and the state machines; `.cargo/mutants.toml` says which
 //! files. One program and one version of it, so that the list of survivors means the same everywhere.
+//!
+//! Most of them are switched on one by one in one binary, which takes minutes. cargo-mutants itself judges what is left:
+//! who lived there without being explained, who can not be switched, and a sample of the killed, of which each must be
+//! killed again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::survivors::Survivors;
+use super::switched::{self, Outcome};
 use super::tree::Tree;
 use crate::env::Env;
 use crate::{Usage, cmd, ui};
@@ -20,6 +25,8 @@ const VERSION: &str = "27.1.0";
 const PACKAGES: [&str; 4] = ["freehold-mem", "freehold-virt", "freehold-el2", "freehold-driver-core"];
 /// Seconds that the tests of one mutant may take: many times what they need.
 const LIMIT: &str = "60";
+/// Of those that were killed by a switch, so many are killed again without it.
+const SAMPLE: usize = 12;
 /// What it exits with when it did its work: all dead, some missed, some timed out.
 const DONE: [i32; 3] = [0, 2, 3];
 
@@ -43,9 +50,7 @@ pub(super) fn run(
     let tree = ui::stage("copy the tree", |_| Tree::copy(env))?;
     let mut all = Vec::new();
     for name in PACKAGES.into_iter().filter(|name| package.is_none_or(|p| p == *name)) {
-        let out = env.out.join("mutants/cargo").join(name);
-        mutate(&tree, &program, name, filter, &out)?;
-        all.extend(read(&out)?);
+        all.extend(judge(&tree, &program, (name, filter), survivors, &env.out.join("mutants/cargo").join(name))?);
     }
     let result = Sum::of(&all, survivors, filter.is_empty());
     Ok(result.report(as_json))
@@ -69,6 +74,62 @@ fn ensure(env: &Env) -> Result<PathBuf> {
     Ok(own)
 }
 
+/// Judges the mutants of a package.
+fn judge(
+    tree: &Tree,
+    program: &Path,
+    (package, filter): (&str, &[String]),
+    survivors: &Survivors,
+    out: &Path,
+) -> Result<Vec<Mutant>> {
+    let filter: Vec<String> = filter.iter().map(|text| literally(text)).collect();
+    let switched = switched::judge(tree, program, package, &filter)?;
+    let named = |wanted| switched.iter().filter(move |(_, outcome)| *outcome == wanted).map(|(name, _)| name);
+    let killed = named(Outcome::Killed).count();
+    let sample: Vec<&String> = named(Outcome::Killed).step_by(killed.div_ceil(SAMPLE).max(1)).collect();
+    let (explained, lived): (Vec<&String>, Vec<&String>) =
+        named(Outcome::Lived).partition(|name| survivors.generated(&without_place(name)).is_some());
+    let open: Vec<&String> = named(Outcome::Open).chain(lived).collect();
+    ui::note(&format!(
+        "{package}: {killed} killed by a switch; {} and a sample of {} without",
+        open.len(),
+        sample.len()
+    ));
+    let again: Vec<String> = open.iter().chain(&sample).map(|name| format!("^{}$", literally(name))).collect();
+    let mut all: Vec<Mutant> = Vec::new();
+    if !again.is_empty() {
+        mutate(tree, program, package, &again, out)?;
+        all = read(out)?;
+    }
+    // It tries those that leave out a field whatever the expressions say.
+    all.retain(|mutant| open.contains(&&mutant.what) || sample.contains(&&mutant.what));
+    if all.len() != again.len() {
+        bail!("cargo-mutants judged {} of {} mutants of {package}", all.len(), again.len());
+    }
+    settle(&mut all, &sample)?;
+    all.extend(explained.into_iter().map(|name| Mutant::of(name, Verdict::Missed)));
+    all.extend(named(Outcome::Killed).map(|name| Mutant::of(name, Verdict::Killed)));
+    all.extend(named(Outcome::Unviable).map(|name| Mutant::of(name, Verdict::Unviable)));
+    all.iter_mut().for_each(|mutant| mutant.what = without_place(&mutant.what));
+    Ok(all)
+}
+
+/// Takes the sample out again: each of it must have been killed here too.
+fn settle(all: &mut Vec<Mutant>, sample: &[&String]) -> Result<()> {
+    let lives = all.iter().find(|m| m.verdict != Verdict::Killed && sample.contains(&&m.what));
+    if let Some(mutant) = lives {
+        bail!("killed by a switch, but it lives: {}", mutant.what);
+    }
+    all.retain(|mutant| !sample.contains(&&mutant.what));
+    Ok(())
+}
+
+/// An expression that matches this text alone.
+fn literally(text: &str) -> String {
+    const SPECIAL: &str = "\\.+*?()|[]{}^$#&-~";
+    text.chars().flat_map(|c| SPECIAL.contains(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
 fn mutate(tree: &Tree, program: &Path, package: &str, filter: &[String], out: &Path) -> Result<()> {
     ui::note(&format!("cargo-mutants over {package}"));
     let _ = std::fs::remove_dir_all(out);
@@ -78,10 +139,7 @@ fn mutate(tree: &Tree, program: &Path, package: &str, filter: &[String], out: &P
     command.current_dir(tree.root()).args(["mutants", "--in-place", "--no-shuffle", "--timeout", LIMIT]);
     command.args(["--package", package, "--output"]).arg(out);
     for filter in filter {
-        // Taken as it is, not as an expression.
-        let literal: String =
-            filter.chars().flat_map(|c| (!c.is_alphanumeric()).then_some('\\').into_iter().chain([c])).collect();
-        command.args(["--re", &literal]);
+        command.args(["--re", filter]);
     }
     for (name, value) in environment.get_envs() {
         match value {
@@ -98,11 +156,17 @@ fn mutate(tree: &Tree, program: &Path, package: &str, filter: &[String], out: &P
     Ok(())
 }
 
-/// One mutant, afterwards: its description without line and column, and how it came out.
+/// One mutant, afterwards: its description, and how it came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mutant {
     what: String,
     verdict: Verdict,
+}
+
+impl Mutant {
+    fn of(name: &str, verdict: Verdict) -> Self {
+        Self { what: name.to_owned(), verdict }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +211,7 @@ fn parse(text: &str) -> Result<Vec<Mutant>> {
             "Unviable" => Verdict::Unviable,
             other => bail!("cargo-mutants says `{other}` of {name}"),
         };
-        all.push(Mutant { what: without_place(&name), verdict });
+        all.push(Mutant { what: name, verdict });
     }
     Ok(all)
 }
@@ -228,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_are_read_without_their_place() {
+    fn outcomes_are_read() {
         let one = |name: &str, summary: &str| {
             format!(
                 "{{\"scenario\": {{\"Mutant\": {{\"name\": \"{name}\", \"package\": \"p\"}}}}, \"summary\": \"{summary}\"}}"
@@ -242,13 +306,31 @@ mod tests {
             one("a/b.rs:1:2: odd", "Unviable"),
         );
         let expected = [
-            mutant("a/b.rs: replace << with >>", Verdict::Missed),
-            mutant("a/b.rs: replace f -> u64 with 0", Verdict::Killed),
-            mutant("a/b.rs: hang", Verdict::Killed),
-            mutant("a/b.rs: odd", Verdict::Unviable),
+            mutant("a/b.rs:11:30: replace << with >>", Verdict::Missed),
+            mutant("a/b.rs:1:2: replace f -> u64 with 0", Verdict::Killed),
+            mutant("a/b.rs:1:2: hang", Verdict::Killed),
+            mutant("a/b.rs:1:2: odd", Verdict::Unviable),
         ];
         assert_eq!(parse(&text).unwrap(), expected);
         assert!(parse(&text.replace("Timeout", "Perhaps")).is_err());
+        assert_eq!(without_place(&expected[0].what), "a/b.rs: replace << with >>");
+    }
+
+    #[test]
+    fn an_expression_of_a_name_matches_it_alone() {
+        assert_eq!(literally("a.rs:1:2: f -> Vec<u8> with [0; 2]"), r"a\.rs:1:2: f \-> Vec<u8> with \[0; 2\]");
+    }
+
+    #[test]
+    fn who_lives_without_a_switch_was_not_killed_by_it() {
+        let names = ["a.rs:1:1: x".to_owned(), "a.rs:2:2: y".to_owned()];
+        let sample: Vec<&String> = names.iter().collect();
+        let mut all = vec![mutant(&names[0], Verdict::Killed), mutant("a.rs:3:3: z", Verdict::Missed)];
+        settle(&mut all, &sample).unwrap();
+        assert_eq!(all, [mutant("a.rs:3:3: z", Verdict::Missed)], "the sample is no second count");
+        for verdict in [Verdict::Missed, Verdict::Unviable] {
+            assert!(settle(&mut vec![mutant(&names[1], verdict)], &sample).is_err());
+        }
     }
 
     #[test]

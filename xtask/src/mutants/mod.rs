@@ -8,6 +8,7 @@ mod faults;
 mod generated;
 mod suites;
 mod survivors;
+mod switched;
 mod tree;
 
 use std::process::ExitCode;

@@ -51,6 +51,11 @@ impl Tree {
         &self.root
     }
 
+    /// Where it is built.
+    pub(super) fn build(&self) -> &Path {
+        &self.build
+    }
+
     /// A `cargo` that builds in the copy, quickly rather than well.
     pub(super) fn cargo(&self) -> Command {
         let mut command = cmd::cargo(&self.root);

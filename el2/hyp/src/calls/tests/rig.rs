@@ -476,7 +476,7 @@ impl Platform for Rig {
         sibling
     }
     fn raw_ids(&self) -> RawIds {
-        RawIds::default()
+        RawIds { isar0: 0x10, ..RawIds::default() }
     }
     fn has_random(&self) -> bool {
         self.has_random.load(Ordering::Relaxed)

@@ -86,6 +86,19 @@ fn all_that_was_taken_is_returned() {
 }
 
 #[test]
+fn a_guest_reads_what_its_cpu_has() {
+    let rig = Rig::new();
+    let vm = rig.vm(RAM);
+    // MRS x5, ID_AA64ISAR0_EL1.
+    rig.next(|_| Stop::Trap(Trap { esr: 0x18 << 26 | 3 << 20 | 5 << 5 | 6 << 1 | 1, far: 0, hpfar: 0 }));
+    rig.next(|r| {
+        assert_eq!(r.x[5], 0x10);
+        Stop::Interrupt
+    });
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+}
+
+#[test]
 fn a_load_is_answered_once_and_cut_to_its_width() {
     let rig = Rig::new();
     let vm = rig.vm(RAM);

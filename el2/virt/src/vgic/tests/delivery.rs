@@ -319,6 +319,38 @@ fn the_host_hears_of_the_end_of_a_level_that_it_asked_for() {
 }
 
 #[test]
+fn two_kicks_of_one_are_one() {
+    let both = Kicks { cpus: 0b11, sleepers: 0b101 }.and(Kicks { cpus: 0b110, sleepers: 0b100 });
+    assert_eq!(both, Kicks { cpus: 0b111, sleepers: 0b101 });
+}
+
+#[test]
+fn what_was_not_active_has_not_ended() {
+    let mut rig = Rig::new(1, 4);
+    rig.vgic.resample(intid(40), true);
+    rig.wire(40, true);
+    rig.bit(0, DEACTIVATE, 40);
+    assert_eq!(rig.vgic.take_ended(), None);
+    rig.bit(0, ACTIVATE, 40);
+    rig.bit(0, DEACTIVATE, 40);
+    assert_eq!(rig.vgic.take_ended(), Some(intid(40)));
+}
+
+#[test]
+fn what_software_made_active_goes_to_whom_it_is_routed_to_and_to_nobody_else() {
+    let mut rig = Rig::new(2, 4);
+    rig.route(40, 1);
+    rig.bit(0, ACTIVATE, 40);
+    for n in 0..2 {
+        rig.leave(n);
+        rig.enter(n);
+    }
+    assert!(rig.cpus[0].lists.entries().is_empty());
+    let [entry] = rig.cpus[1].lists.entries() else { panic!("one list register") };
+    assert_eq!((number(*entry), *entry & (PENDING | ACTIVE)), (40, ACTIVE));
+}
+
+#[test]
 fn asking_twice_for_the_end_of_a_level_is_asking_once() {
     let mut rig = Rig::new(1, 4);
     for n in [40, 41] {
