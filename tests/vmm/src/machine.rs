@@ -122,9 +122,14 @@ pub(crate) fn ask_the_peer() {
     OF_THE_PEER.store(true, Ordering::Relaxed);
 }
 
+/// Whether that was said.
+pub(crate) fn is_the_peer() -> bool {
+    OF_THE_PEER.load(Ordering::Relaxed)
+}
+
 /// Opens the driver's node.
 pub(crate) fn open() -> Result<Kvm, String> {
-    let node = if OF_THE_PEER.load(Ordering::Relaxed) { PEER } else { NODE };
+    let node = if is_the_peer() { PEER } else { NODE };
     Kvm::new_with_path(node).map_err(|e| err(&format!("open {}", node.to_string_lossy()), e.errno()))
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::boot::{image, log};
 use super::life::cases;
-use super::{Context, Item, Work};
+use super::{Context, Item, Work, peer};
 use crate::builds;
 use crate::qemu::{Machine, Running};
 use crate::session;
@@ -16,7 +16,8 @@ use crate::session;
 const LIMIT: Duration = Duration::from_secs(1200);
 
 pub(super) fn works() -> Vec<Work> {
-    vec![Work::new("kvm/debian-qemu", |c| boot(c, "kvm/debian-qemu", "kvm")).with_inner_filter()]
+    let qemu = Work::new("kvm/debian-qemu", |c| boot(c, "kvm/debian-qemu", "kvm")).with_inner_filter();
+    vec![qemu, peer::work()]
 }
 
 fn boot(context: &Context<'_>, name: &str, job: &str) -> Result<Vec<Item>> {

@@ -10,6 +10,7 @@ mod kvm;
 mod life;
 mod miri;
 mod model;
+mod peer;
 mod report;
 mod skips;
 mod trace;
