@@ -22,8 +22,11 @@ use crate::{cmd, ui};
 use list::{Genre, Mutant};
 use rewrite::Id;
 
-/// Time for the tests of one mutant: many times what they need, on a machine that is busy with other things.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Time for all tests, with every mutant off.
+const LONGEST: Duration = Duration::from_secs(600);
+/// Time for the tests of one mutant: so many times what they need by themselves, and at least some seconds.
+const PATIENCE: u32 = 8;
+const LEAST: Duration = Duration::from_secs(10);
 /// Builds at most, each without what did not compile in the one before.
 const BUILDS: usize = 12;
 
@@ -66,6 +69,8 @@ struct Built {
     home: PathBuf,
     there: BTreeSet<Id>,
     reached: PathBuf,
+    /// When tests that have not ended never will.
+    limit: Duration,
 }
 
 /// Files of the tree as they were, which are written back.
@@ -101,8 +106,11 @@ fn build(tree: &Tree, package: &str, mutants: &[Mutant]) -> Result<Built> {
         }
         match compile(tree, package, &switch)? {
             Ok((binary, home)) => {
-                let built = Built { binary, home, there, reached: switch.with_file_name("reached") };
+                let reached = switch.with_file_name("reached");
+                let mut built = Built { binary, home, there, reached, limit: LONGEST };
+                let begin = Instant::now();
                 let (passed, _) = built.run(None, &[])?;
+                built.limit = LEAST.max(begin.elapsed().saturating_mul(PATIENCE));
                 return if passed { Ok(built) } else { bail!("the tests of {package} fail with every mutant off") };
             }
             Err(wrong) => {
@@ -192,7 +200,7 @@ impl Built {
         command.env("RUST_BACKTRACE", "0").env("FREEHOLD_MUTANT_REACHED", &self.reached);
         command.envs(id.map(|id| ("FREEHOLD_MUTANT", id.to_string())));
         let mut child = command.spawn().context("cannot start the tests")?;
-        let failed = watch::first_failure(child.stdout.take().context("no pipe")?, Instant::now() + LIMIT);
+        let failed = watch::first_failure(child.stdout.take().context("no pipe")?, Instant::now() + self.limit);
         if failed {
             let _ = child.kill();
         }
