@@ -452,6 +452,19 @@ fn what_the_cpu_masks_wakes_nobody_from_wfi() {
 }
 
 #[test]
+fn a_group_that_is_off_in_the_interface_wakes_nobody() {
+    for (group, vmcr) in [(0, 0xff00_0001), (u32::MAX, 0xff00_0002)] {
+        let mut rig = Rig::new(1, 4);
+        rig.store(Frame::Distributor, 0x84, group);
+        rig.bit(0, ENABLE, 40);
+        rig.leave(0);
+        rig.wire(40, true);
+        assert!(rig.vgic.wakes(vcpu(0), vmcr));
+        assert!(!rig.vgic.wakes(vcpu(0), vmcr ^ 3), "the other one is on");
+    }
+}
+
+#[test]
 fn who_reads_what_another_one_holds_makes_it_come_out() {
     let mut rig = Rig::new(2, 4);
     rig.bit(0, ENABLE, 40);
