@@ -116,6 +116,8 @@ impl World {
         if self.dying.get() {
             return status(hvc::WRONG_STATE);
         }
+        // Gathered once: an interpreter would look through it for each frame.
+        let backed: BTreeSet<u64> = self.owned.borrow().values().map(|&(gfn, _)| gfn).collect();
         for &(pfn, gfn, count) in runs {
             assert!((1..=hvc::MAX_RUN).contains(&count));
             for i in 0..count {
@@ -127,7 +129,7 @@ impl World {
                 if self.owned.borrow().contains_key(&(pfn + i)) {
                     return status(hvc::ALREADY_DONATED);
                 }
-                if self.owned.borrow().values().any(|&(other, _)| other == gfn + i) {
+                if backed.contains(&(gfn + i)) {
                     return status(hvc::GFN_MAPPED);
                 }
             }
