@@ -3,6 +3,7 @@
 
 use super::rig::*;
 use crate::Refused;
+use crate::exit::Width;
 use crate::vgic::{Frame, Intid, Kicks, Lists, Vgic, Window};
 
 #[test]
@@ -449,6 +450,17 @@ fn what_the_cpu_masks_wakes_nobody_from_wfi() {
     assert!(rig.vgic.wakes(vcpu(0), 0x8100_0003), "a mask that it passes");
     assert!(!rig.vgic.wakes(vcpu(0), 0x0100_0003), "a mask that hardly anything passes");
     assert!(!rig.vgic.wakes(vcpu(0), 0xff00_0001), "group 1 is off in the interface");
+}
+
+#[test]
+fn who_holds_what_changes_its_group_comes_out_and_nobody_else() {
+    let mut rig = Rig::new(2, 4);
+    rig.bit(0, ENABLE, 40);
+    rig.wire(40, true);
+    let mut write = |groups: u32| rig.vgic.write(Frame::Distributor, 0x84, Width::Word, groups.into(), 2);
+    assert_eq!(write(u32::MAX), Kicks::NONE, "it stays in its group");
+    assert_eq!(write(!(1 << 9)), Kicks::NONE, "another one changes");
+    assert_eq!(write(!(1 << 8)), Kicks { cpus: 1, sleepers: 0 });
 }
 
 #[test]
