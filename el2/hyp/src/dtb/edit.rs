@@ -352,6 +352,17 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_written_in_its_cells_or_not_at_all() {
+        let written = |number, cells| {
+            let mut value = ArrayVec::<u8, 8>::new();
+            push_cells(&mut value, number, cells).map(|()| value.to_vec())
+        };
+        assert_eq!(written(0x1_0000_0002, 2), Some(vec![0, 0, 0, 1, 0, 0, 0, 2]));
+        assert_eq!(written(0xffff_fffe, 1), Some(vec![255, 255, 255, 254]));
+        assert_eq!(written(0x1_0000_0000, 1), None);
+    }
+
+    #[test]
     fn timer_loses_its_virtual_interrupt_and_gains_names() {
         let blob = edited(&board(), &[]);
         let names = property(&blob, &["timer"], "interrupt-names").unwrap();

@@ -372,6 +372,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_cpu_and_what_is_not_reserved_is_passed_over() {
+        let machine = read(board().with_text("cpus/cpu-map", "note", "clusters")).unwrap();
+        assert_eq!(machine.cpus.as_slice(), [0, 1]);
+        let machine = read(board().with_text("reserved-memory/secure@50000000", "status", "disabled")).unwrap();
+        assert!(machine.reserved.is_empty());
+    }
+
+    #[test]
     fn hidden_devices_that_touch_are_one_run() {
         for at in [0x902_1000, 0x901_f000] {
             let tree =
@@ -393,10 +401,12 @@ mod tests {
 
     #[test]
     fn a_cpu_whose_number_is_wider_than_a_register_is_malformed() {
-        let tree = board().with_cells("cpus", "#address-cells", &[3]).with_cells("cpus/cpu@0", "reg", &[0, 0, 0]);
-        assert_eq!(read(tree).unwrap_err().what(), "CPU is malformed");
-        let tree = board().with_cells("cpus", "#size-cells", &[3]).with_cells("cpus/cpu@0", "reg", &[0, 0, 0, 0]);
-        assert_eq!(read(tree).unwrap_err().what(), "CPU is malformed");
+        for (name, cells) in [("#address-cells", 3), ("#size-cells", 4)] {
+            let reg = |n| [[0, 0, n].as_slice(), &[n, 0, 0, 0]][cells - 3].to_vec();
+            let tree = board().with_cells("cpus", name, &[3]);
+            let tree = tree.with_cells("cpus/cpu@0", "reg", &reg(0)).with_cells("cpus/cpu@1", "reg", &reg(1));
+            assert_eq!(read(tree).unwrap_err().what(), "CPU is malformed", "{name}");
+        }
     }
 
     #[test]
