@@ -266,6 +266,7 @@ impl<'e> Visit<'e> for Writer<'_> {
     fn visit_expr_const(&mut self, _: &'e syn::ExprConst) {}
     fn visit_type(&mut self, _: &'e syn::Type) {}
     fn visit_pat(&mut self, _: &'e Pat) {}
+    fn visit_generic_argument(&mut self, _: &'e syn::GenericArgument) {}
 
     fn visit_expr_repeat(&mut self, repeat: &'e syn::ExprRepeat) {
         self.visit_expr(&repeat.expr);
