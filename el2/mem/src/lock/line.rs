@@ -77,3 +77,44 @@ impl<N: Number> Line<N> {
         self.served.store(mine.wrapping_add(1), Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line whose numbers come round soon.
+    fn line() -> Line<AtomicU32> {
+        Line::new(AtomicU32::new(u32::MAX), AtomicU32::new(u32::MAX))
+    }
+
+    #[test]
+    fn who_finds_nobody_is_served_at_once() {
+        let line = line();
+        for looks in [0, 1, 2] {
+            line.join(looks, || panic!("nobody is there"));
+            line.leave();
+        }
+    }
+
+    #[test]
+    fn who_comes_second_looks_so_often_and_then_stands_in_line_until_it_is_served() {
+        for looks in [0, 1, 3] {
+            let line = line();
+            line.join(0, || panic!("nobody is there"));
+            let mut idle = 0;
+            line.join(looks, || {
+                idle += 1;
+                // After the looks there is a place in line, and the first one goes only then.
+                let stands = idle > looks;
+                assert_eq!(line.next.load(Ordering::Relaxed), if stands { 1 } else { 0 }, "look {idle} of {looks}");
+                if idle == looks + 2 {
+                    line.leave();
+                }
+                assert!(idle < looks + 3, "it is its turn");
+            });
+            assert_eq!(idle, looks + 2);
+            line.leave();
+            line.join(0, || panic!("both have left"));
+        }
+    }
+}
