@@ -22,8 +22,8 @@ pub struct Board {
     vgic: Vgic,
     window: Option<Window>,
     power: Power,
-    /// One more than the highest index of a vCPU.
-    vcpus: usize,
+    /// Those that were created, a bit each.
+    vcpus: u64,
 }
 
 /// A vCPU's timers: the virtual one and the physical one.
@@ -71,7 +71,12 @@ impl Board {
 
     /// Counts a vCPU that was created.
     pub fn add_vcpu(&mut self, index: VcpuIndex) {
-        self.vcpus = self.vcpus.max(index.index().saturating_add(1));
+        self.vcpus |= index.bit();
+    }
+
+    /// CPUs that have frames: all up to the last one.
+    const fn frames(&self) -> usize {
+        u64::BITS.saturating_sub(self.vcpus.leading_zeros()) as usize
     }
 
     /// The host runs a vCPU. One that is off sleeps, until it is woken.
@@ -179,14 +184,14 @@ impl Board {
 
     /// Serves a load at this address with a value, if one of the frames is there.
     pub fn load(&mut self, ipa: u64, width: Width) -> Option<(u64, Kicks)> {
-        let (frame, offset) = self.window?.locate(ipa, self.vcpus)?;
-        Some(self.vgic.read(frame, offset, width, self.vcpus))
+        let (frame, offset) = self.window?.locate(ipa, self.frames())?;
+        Some(self.vgic.read(frame, offset, width, self.frames()))
     }
 
     /// Serves a store.
     pub fn store(&mut self, ipa: u64, width: Width, data: u64) -> Option<Kicks> {
-        let (frame, offset) = self.window?.locate(ipa, self.vcpus)?;
-        Some(self.vgic.write(frame, offset, width, data, self.vcpus))
+        let (frame, offset) = self.window?.locate(ipa, self.frames())?;
+        Some(self.vgic.write(frame, offset, width, data, self.frames()))
     }
 
     /// Decides a vCPU's WFI: `None` if it goes on, else how it leaves. From here until it enters again it is woken for

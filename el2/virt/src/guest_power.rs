@@ -123,8 +123,8 @@ impl Power {
         Self { states: [State::On, a, b, c, d, e, f, g] }
     }
 
-    /// Serves the call `id` with x1–x3 that `me` made in a VM of so many vCPUs. `None`: no such function.
-    pub fn serve(&mut self, me: VcpuIndex, id: u64, x: [u64; 3], vcpus: usize) -> Option<Answer> {
+    /// Serves the call `id` with x1–x3 that `me` made in a VM of these vCPUs, a bit each. `None`: no such function.
+    pub fn serve(&mut self, me: VcpuIndex, id: u64, x: [u64; 3], vcpus: u64) -> Option<Answer> {
         let (function, wide) = decode(id)?;
         let [x1, x2, x3] = if wide { x } else { x.map(|x| x & 0xffff_ffff) };
         Some(match function {
@@ -158,9 +158,8 @@ impl Power {
         }
     }
 
-    fn start(&mut self, target: u64, pc: u64, context: u64, vcpus: usize) -> Answer {
-        // A vCPU's affinity is its number, and nothing else.
-        let Some(vcpu) = VcpuIndex::existing(target, vcpus) else { return Answer::Return(code::INVALID_PARAMETERS) };
+    fn start(&mut self, target: u64, pc: u64, context: u64, vcpus: u64) -> Answer {
+        let Some(vcpu) = existing(target, vcpus) else { return Answer::Return(code::INVALID_PARAMETERS) };
         if !pc.is_multiple_of(4) {
             return Answer::Return(code::INVALID_ADDRESS);
         }
@@ -174,8 +173,8 @@ impl Power {
         }
     }
 
-    fn affinity_info(&self, target: u64, level: u64, vcpus: usize) -> i64 {
-        match VcpuIndex::existing(target, vcpus).map(|vcpu| self.state(vcpu)) {
+    fn affinity_info(&self, target: u64, level: u64, vcpus: u64) -> i64 {
+        match existing(target, vcpus).map(|vcpu| self.state(vcpu)) {
             Some(_) if level != 0 => code::INVALID_PARAMETERS,
             Some(State::On) => IS_ON,
             Some(State::Off) => IS_OFF,
@@ -195,6 +194,11 @@ impl Power {
     }
 }
 
+/// The vCPU with this affinity, which is its number and nothing else.
+fn existing(target: u64, vcpus: u64) -> Option<VcpuIndex> {
+    VcpuIndex::decode(target).ok().filter(|vcpu| vcpus & vcpu.bit() != 0)
+}
+
 pub(crate) fn features(asked: u64) -> i64 {
     let served = decode(asked).is_some() || asked == freehold_uapi::guest::SMCCC_VERSION.into();
     if served { code::SUCCESS } else { code::NOT_SUPPORTED }
@@ -204,7 +208,8 @@ pub(crate) fn features(asked: u64) -> i64 {
 mod tests {
     use super::*;
 
-    const VCPUS: usize = 3;
+    /// Three of them.
+    const VCPUS: u64 = 0b111;
     const ON64: u64 = 0xc400_0003;
     const ON32: u64 = 0x8400_0003;
     const INFO: u64 = 0xc400_0004;

@@ -145,6 +145,12 @@ impl VcpuIndex {
         confine(self.0 as usize, MAX_VCPUS)
     }
 
+    /// It alone, in a word with a bit for each.
+    #[must_use]
+    pub const fn bit(self) -> u64 {
+        1_u64.wrapping_shl(self.0 as u32)
+    }
+
     /// `MPIDR_EL1` of the vCPU: Aff0 is its index, bit 31 is RES1.
     #[must_use]
     pub const fn mpidr(self) -> u64 {

@@ -198,8 +198,14 @@ fn vcpus_may_be_made_in_any_order() {
     let (answer, _) = call(&mut board, 0, guest::PSCI_CPU_ON, [2, 0, 0]);
     assert!(answer.is_some());
     assert!(matches!(board.arrive(vcpu(2)), Arrival::Starts(_)));
-    let (_, r) = call(&mut board, 0, guest::PSCI_CPU_ON, [3, 0, 0]);
-    assert_eq!(r.x[0], guest::INVALID_PARAMETERS.cast_unsigned());
+    // One that was left out is not there, like those beyond the last.
+    for missing in [1, 3] {
+        for id in [guest::PSCI_CPU_ON, guest::PSCI_AFFINITY_INFO] {
+            let (_, r) = call(&mut board, 0, id, [missing, 0, 0]);
+            assert_eq!(r.x[0], guest::INVALID_PARAMETERS.cast_unsigned(), "{missing}");
+        }
+        assert_eq!(board.arrive(vcpu(missing)), Arrival::Off);
+    }
 }
 
 const fn on(compare: u64) -> Timer {
