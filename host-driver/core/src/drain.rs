@@ -62,6 +62,14 @@ impl Aim {
         matches!(self, Self::Touch | Self::Reserve | Self::Populate)
     }
 
+    /// Whether it makes the host's pages, or new ones, private: nobody may for an ordinary VM, whose pages are lent.
+    const fn hides(self) -> bool {
+        match self {
+            Self::Convert | Self::Touch | Self::Populate => true,
+            Self::Unshare | Self::Bind | Self::Reserve => false,
+        }
+    }
+
     /// Whether its end counts as a completed conversion.
     const fn counts(self) -> bool {
         matches!(self, Self::Convert | Self::Unshare)
@@ -164,6 +172,10 @@ pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
 impl Attempt {
     /// Takes what it is about of one part, or nothing of it.
     fn take<F: File>(&mut self, file: &F, book: &mut Book<'_>, part: Span) -> Result<(), Begun> {
+        // Here, under the lock: the file may have become an ordinary VM's since the call began.
+        if book.owner.ordinary && self.aim.hides() {
+            return Err(Begun::Refused(Error::Invalid, part.first()));
+        }
         let mut count = 0_u64;
         let mut mapped = false;
         for page in part.pages() {

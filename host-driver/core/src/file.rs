@@ -16,6 +16,17 @@ pub struct Book<'a> {
     pub report: &'a mut Report,
     /// The conversion that nobody waits for, or its outcome.
     pub notice: &'a mut Notice,
+    /// Whose file it is.
+    pub owner: &'a mut Owner,
+}
+
+/// Whose a file is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Number of the VM, maybe of one that has ended.
+    pub vm: u64,
+    /// That VM is ordinary: no page becomes private any more.
+    pub ordinary: bool,
 }
 
 impl Book<'_> {

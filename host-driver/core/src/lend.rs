@@ -7,7 +7,7 @@
 
 use crate::el2::Handle;
 use crate::error::Error;
-use crate::file::{Book, File, Open};
+use crate::file::{any, Book, File, Open, Owner};
 use crate::page::{Page, Span};
 use crate::slots::MAX_SLOTS;
 use crate::status::Refused;
@@ -70,6 +70,34 @@ impl Bindings {
     }
 }
 
+/// Makes the file `new`'s and binds `pages`, by `bind`; nothing is bound and the file is whose it was if that fails.
+///
+/// It is `new`'s while `bind` runs: what would make a page of an ordinary VM's private is refused from then on, and what
+/// did before is seen here.
+///
+/// # Errors
+/// `Invalid`: `pages` are not all in the file, the file is another living VM's, or `new` is ordinary and one of the pages is
+/// not the host's to lend. What `bind` says.
+pub fn claim<F: File>(
+    file: &F,
+    new: Owner,
+    pages: Span,
+    alive: impl FnOnce(u64) -> bool,
+    bind: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let before = file.change(|book| {
+        let before = *book.owner;
+        if !book.holds(pages) || (before.vm != new.vm && alive(before.vm)) {
+            return Err(Error::Invalid);
+        }
+        *book.owner = new;
+        Ok(before)
+    })?;
+    let bound = if new.ordinary && any(file, pages, |page| page != Page::Host) { Err(Error::Invalid) } else { bind() };
+    // Nobody else's meanwhile: `new` is alive, and its slots are changed by one thread at a time.
+    bound.inspect_err(|_| file.change(|book| *book.owner = before))
+}
+
 /// Lends the first page of `span` to the guest that touched it, bringing a frame if there is none, and those behind it
 /// that have one.
 ///
@@ -77,16 +105,17 @@ impl Bindings {
 /// `Fault` for a page that is not the host's to lend; what `el2` says of the first page, and then nothing has changed.
 /// What it says of another page ends the loans there.
 pub fn touch<F: File>(file: &F, span: Span) -> Result<(), NotLent> {
-    if file.frame(span.first()).is_none() {
-        file.allocate(span.first())?;
-    }
     file.change(|book| {
         for page in span.pages() {
             let first = page == span.first();
             let done = match (book.page(page), file.frame(page)) {
                 (Page::Host, Some(_)) => file.lend(page),
                 (Page::Borrowed, Some(_)) => continue,
-                // A hole that was punched meanwhile: the guest touches it again.
+                // Under the lock: the frame is brought to a page that is the host's at this moment.
+                (Page::Host, None) if first => {
+                    file.allocate(page)?;
+                    file.lend(page)
+                }
                 (Page::Host, None) => return Ok(()),
                 _ if first => return Err(Error::Fault.into()),
                 _ => return Ok(()),

@@ -6,7 +6,7 @@
 
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{Book, File, Freeze, Report};
+use crate::file::{Book, File, Freeze, Owner, Report};
 use crate::give::{List, Lists, ToVm};
 use crate::notify::Notice;
 use crate::page::{HostFault, Origin, Page, Span};
@@ -340,6 +340,7 @@ struct Model {
     next: Cell<u64>,
     report: Cell<Report>,
     notice: RefCell<Notice>,
+    owner: Cell<Owner>,
     /// What poll says.
     told: Cell<bool>,
     /// Page whose last reference is watched for.
@@ -349,6 +350,8 @@ struct Model {
     locked: Cell<bool>,
     /// Somebody waits for the lock to collect an outcome, and gets it once.
     collects: Cell<bool>,
+    /// The file becomes somebody's after so many more holds of the lock.
+    binds: Cell<Option<(u32, Owner)>>,
     /// Times that the lock was taken.
     holds: Cell<u64>,
     poisoned: RefCell<BTreeSet<u64>>,
@@ -364,11 +367,13 @@ impl Model {
             next: Cell::default(),
             report: Cell::default(),
             notice: RefCell::default(),
+            owner: Cell::default(),
             told: Cell::default(),
             armed: Cell::default(),
             goes_when_armed: Cell::default(),
             locked: Cell::default(),
             collects: Cell::default(),
+            binds: Cell::default(),
             holds: Cell::default(),
             poisoned: RefCell::default(),
             no_memory: Cell::default(),
@@ -446,11 +451,18 @@ impl File for Model {
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
         assert!(!self.locked.replace(true), "the lock is taken twice");
         self.holds.set(self.holds.get() + 1);
+        match self.binds.take() {
+            Some((1, owner)) => self.owner.set(owner),
+            later => self.binds.set(later.map(|(holds, owner)| (holds - 1, owner))),
+        }
         let (mut next, mut report) = (self.next.get(), self.report.get());
         let mut pages = core::mem::take(&mut *self.pages.borrow_mut());
         let mut notice = self.notice.take();
-        let mut book = Book { pages: &mut pages, next: &mut next, report: &mut report, notice: &mut notice };
+        let mut owner = self.owner.get();
+        let mut book =
+            Book { pages: &mut pages, next: &mut next, report: &mut report, notice: &mut notice, owner: &mut owner };
         let result = change(&mut book);
+        self.owner.set(owner);
         self.notice.replace(notice);
         *self.pages.borrow_mut() = pages;
         self.next.set(next);

@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use freehold_driver_core::abi;
 use freehold_driver_core::convert;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{Book, File, Freeze, Report};
+use freehold_driver_core::file::{Book, File, Freeze, Owner, Report};
 use freehold_driver_core::lend::{self, Binding, Bindings, Loan};
 use freehold_driver_core::notify::{self, Next, Notice};
 use freehold_driver_core::page::{HostFault, Page, Span};
@@ -24,10 +24,7 @@ pub(crate) struct RawFile {
 
 /// Rust's part of a file. All but `initial`, `len`, `pages` and `bindings` themselves is under the file's lock.
 pub(crate) struct FileState {
-    /// Number of the VM that it belongs to, maybe of one that has ended.
-    vm: u64,
-    /// That VM is ordinary: nothing becomes private.
-    ordinary: bool,
+    owner: Owner,
     /// What each offset is in a new file.
     initial: Page,
     next: u64,
@@ -149,22 +146,10 @@ impl FileRef {
         result
     }
 
-    /// Makes the file `vm`'s, unless it is another living VM's.
-    pub(crate) fn claim(self, vm: u64, ordinary: bool) -> Result<(), Error> {
-        self.locked(|state| {
-            // SAFETY: takes a number; looks at the glue's list under the list's lock.
-            if state.vm != vm && unsafe { fhc_vm_alive(state.vm) } {
-                return Err(Error::Invalid);
-            }
-            state.vm = vm;
-            state.ordinary = ordinary;
-            Ok(())
-        })
-    }
-
-    /// Whether it belongs to an ordinary VM.
-    fn is_ordinary(self) -> bool {
-        self.locked(|state| state.ordinary)
+    /// Makes the file `new`'s and binds `pages`, as [`lend::claim`] says.
+    pub(crate) fn claim(self, new: Owner, pages: Span, bind: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        // SAFETY: takes a number; looks at the glue's list under the list's lock.
+        lend::claim(&self, new, pages, |vm| unsafe { fhc_vm_alive(vm) }, bind)
     }
 
     /// Runs `change` on the bindings, with the lock held.
@@ -204,7 +189,7 @@ impl FileRef {
 
     /// Number of the VM that the file belongs to.
     pub(crate) fn owner(self) -> u64 {
-        self.locked(|state| state.vm)
+        self.locked(|state| state.owner.vm)
     }
 }
 
@@ -212,7 +197,7 @@ impl FileState {
     fn book(&mut self) -> Book<'_> {
         // SAFETY: `pages` is an allocation of `len` pages that `fh_file_new` filled; `&mut self` makes it the only reference.
         let pages = unsafe { core::slice::from_raw_parts_mut(self.pages, self.len) };
-        Book { pages, next: &mut self.next, report: &mut self.report, notice: &mut self.notice }
+        Book { pages, next: &mut self.next, report: &mut self.report, notice: &mut self.notice, owner: &mut self.owner }
     }
 }
 
@@ -313,8 +298,7 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe { bindings.write(Bindings::default()) };
     let fresh = FileState {
-        vm,
-        ordinary: false,
+        owner: Owner { vm, ordinary: false },
         initial,
         next: 0,
         report: Report::default(),
@@ -409,10 +393,6 @@ pub(crate) fn errno(error: Error) -> i64 {
 extern "C" fn fh_file_ioctl(raw: *mut RawFile, state: *mut FileState, cmd: u32, arg: usize) -> i64 {
     let Some(file) = FileRef::new(raw, state) else { return errno(Error::BadFile) };
     let done = match cmd {
-        // Nothing of an ordinary VM's becomes private.
-        io::FREEHOLD_CONVERT | io::KVM_SET_MEMORY_ATTRIBUTES2 | io::FREEHOLD_POPULATE if file.is_ordinary() => {
-            Err(Error::Invalid)
-        }
         io::FREEHOLD_CONVERT => moves::convert_range(file, arg),
         io::KVM_SET_MEMORY_ATTRIBUTES2 => moves::set_attributes(file, arg),
         io::FREEHOLD_PENDING => pending(file, arg),

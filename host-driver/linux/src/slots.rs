@@ -8,7 +8,7 @@ use crate::port::EL2;
 use crate::vm::{Inner, Life, Vm};
 use freehold_driver_core::abi::Region;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::any;
+use freehold_driver_core::file::{any, Owner};
 use freehold_driver_core::lend::{self, Binding, NotLent};
 use freehold_driver_core::page::{Page, Span};
 use freehold_driver_core::plain::{self, Touched};
@@ -97,23 +97,17 @@ impl Vm {
         self.living(|inner| {
             inner.may_have(slot.gfns().ok_or(Error::Invalid)?, self.is_protected())?;
             let Backing::File(file) = slot.file else { return inner.slots.add(slot) };
-            file.claim(self.id(), !self.is_protected())?;
-            if slot.pages.end() > file.len() {
-                return Err(Error::Invalid);
-            }
-            let (pages, gfn) = (slot.pages, slot.gfn);
-            let id = slot.id;
-            if self.is_protected() {
-                return inner.slots.add(slot);
-            }
-            // What is private could not be lent.
-            if any(&file, pages, |page| page != Page::Host) {
-                return Err(Error::Invalid);
-            }
-            inner.slots.add(slot)?;
-            file.bind(Binding { vm: self.handle(), pages, gfn }).inspect_err(|_| {
-                // It was added just now.
-                let _ = inner.slots.remove(id);
+            let (id, pages, gfn) = (slot.id, slot.pages, slot.gfn);
+            let owner = Owner { vm: self.id(), ordinary: !self.is_protected() };
+            file.claim(owner, pages, || {
+                inner.slots.add(slot)?;
+                if self.is_protected() {
+                    return Ok(());
+                }
+                file.bind(Binding { vm: self.handle(), pages, gfn }).inspect_err(|_| {
+                    // It was added just now.
+                    let _ = inner.slots.remove(id);
+                })
             })
         })
     }

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use freehold_driver_core::convert::{self, Mode, Nobody, Stopped};
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{Book, File, Freeze, Report, Thread, Wake};
+use freehold_driver_core::file::{Book, File, Freeze, Owner, Report, Thread, Wake};
 use freehold_driver_core::notify::Notice;
 use freehold_driver_core::page::{HostFault, Page, Span};
 use freehold_driver_core::status::Refused;
@@ -47,7 +47,8 @@ impl File for Kernel {
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
         let (mut pages, mut next) = (self.pages.borrow_mut(), self.next.get());
         let (mut report, mut notice) = (self.report.borrow_mut(), self.notice.borrow_mut());
-        let done = change(&mut Book { pages: &mut pages, next: &mut next, report: &mut report, notice: &mut notice });
+        let (report, notice, mut owner) = (&mut *report, &mut *notice, Owner::default());
+        let done = change(&mut Book { pages: &mut pages, next: &mut next, report, notice, owner: &mut owner });
         self.next.set(next);
         done
     }

@@ -7,7 +7,7 @@ use freehold_driver_core::drain::{Aim, Attempt, Rest};
 use freehold_driver_core::el2::{Conduit, El2, Handle};
 use freehold_driver_core::end;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{Book, File, Freeze, Report, Thread, Wake};
+use freehold_driver_core::file::{Book, File, Freeze, Owner, Report, Thread, Wake};
 use freehold_driver_core::guest::{self, NotYet};
 use freehold_driver_core::lend;
 use freehold_driver_core::notify::Notice;
@@ -20,7 +20,7 @@ use std::fmt::{self, Write as _};
 struct OnePage {
     page: Cell<Page>,
     next: Cell<u64>,
-    book: RefCell<(Report, Notice)>,
+    book: RefCell<(Report, Notice, Owner)>,
     has_frame: Cell<bool>,
     frozen: Cell<bool>,
     /// Somebody in the host holds a reference.
@@ -44,8 +44,8 @@ impl OnePage {
 impl File for OnePage {
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
         let (mut pages, mut next) = ([self.page.get()], self.next.get());
-        let (report, notice) = &mut *self.book.borrow_mut();
-        let done = change(&mut Book { pages: &mut pages, next: &mut next, report, notice });
+        let (report, notice, owner) = &mut *self.book.borrow_mut();
+        let done = change(&mut Book { pages: &mut pages, next: &mut next, report, notice, owner });
         self.page.set(pages[0]);
         self.next.set(next);
         done

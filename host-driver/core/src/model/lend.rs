@@ -4,7 +4,7 @@
 use super::*;
 use crate::convert::{empty, populate, punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
 use crate::drain::Aim;
-use crate::lend::{recall_all, touch, NotLent};
+use crate::lend::{claim, recall_all, touch, NotLent};
 
 fn span(first: u64, count: u64) -> Span {
     Span::new(first, count).unwrap()
@@ -90,6 +90,7 @@ fn only_the_hosts_own_pages_are_lent() {
         let file = Model::new(&world, 1, state);
         assert_eq!(touch(&file, span(0, 1)), expected, "{state:?}");
         assert_eq!(file.state(0), state);
+        assert_eq!(file.frame(0), None, "{state:?}: nobody would ever free it");
         assert!(world.loans.borrow().is_empty());
     }
 }
@@ -151,4 +152,73 @@ fn a_frame_whose_loan_does_not_end_is_never_freed() {
     assert_eq!(recall_all(&file, span(0, 3)), 1);
     file.change(|_| file.shut(span(0, 3)));
     assert_eq!(empty(&file), 1);
+}
+
+const ORDINARY: Owner = Owner { vm: 9, ordinary: true };
+
+/// Its pages are lent: one that became private would be lost to it, whoever asks.
+#[test]
+fn nothing_of_an_ordinary_vms_file_becomes_private() {
+    let world = world();
+    let thread = Sleeper::default();
+    for (initial, aim) in [(Page::Host, Aim::Convert), (Page::Host, Aim::Touch), (Page::Vacant, Aim::Populate)] {
+        let file = Model::new(&world, 2, initial);
+        let took = |file: &Model| to_private(file, span(0, 2), aim, Mode::Now, &thread, &mut Nobody);
+        file.owner.set(ORDINARY);
+        assert_eq!(took(&file), Err(Stopped { error: Error::Invalid, page: 0 }), "{aim:?}");
+        assert!((0..2).all(|page| file.state(page) == initial));
+        file.check();
+        // Control: of any other file it does.
+        file.owner.set(Owner { ordinary: false, ..ORDINARY });
+        assert_eq!(took(&file), Ok(true), "{aim:?}");
+    }
+}
+
+/// The file becomes an ordinary VM's between two parts of a conversion that nobody has refused yet.
+#[test]
+fn a_conversion_that_meets_its_files_new_owner_is_undone() {
+    let world = world();
+    let parts = Model::CHUNK as usize * 2;
+    let file = Model::new(&world, parts, Page::Host);
+    let last = span(Model::CHUNK, Model::CHUNK);
+    // Whoever binds waits for the lock, and has it between the first part and the second.
+    file.binds.set(Some((3, ORDINARY)));
+    let all = span(0, parts as u64);
+    let stopped = to_private(&file, all, Aim::Convert, Mode::Now, &Sleeper::default(), &mut Nobody);
+    assert_eq!(stopped, Err(Stopped { error: Error::Invalid, page: last.first() }));
+    assert!(all.pages().all(|page| file.state(page) == Page::Host));
+    file.check();
+}
+
+#[test]
+fn a_refused_binding_leaves_the_file_to_whom_it_was() {
+    let world = world();
+    let file = Model::new(&world, 4, Page::Host);
+    file.change(|book| book.set(0, Page::Held));
+    let before = Owner { vm: 3, ordinary: false };
+    let dead = |_| false;
+    file.owner.set(before);
+    let full = || Err(Error::NoSpace);
+    let refused = [
+        ("over the end", claim(&file, ORDINARY, span(2, 3), dead, || panic!("bound")), Error::Invalid),
+        ("another living VM's", claim(&file, ORDINARY, span(2, 2), |vm| vm == 3, || panic!("bound")), Error::Invalid),
+        ("a private page", claim(&file, ORDINARY, span(0, 4), dead, || panic!("bound")), Error::Invalid),
+        ("no slot", claim(&file, ORDINARY, span(2, 2), dead, full), Error::NoSpace),
+    ];
+    for (why, seen, error) in refused {
+        assert_eq!(seen, Err(error), "{why}");
+    }
+    assert_eq!(file.owner.get(), before, "the next VM finds it free");
+    // Control: what can be bound is, and belongs to its VM before its pages can be touched.
+    let bind = || {
+        assert_eq!(file.owner.get(), ORDINARY);
+        Ok(())
+    };
+    assert_eq!(claim(&file, ORDINARY, span(2, 2), dead, bind), Ok(()));
+    assert_eq!(file.owner.get(), ORDINARY);
+    assert_eq!(claim(&file, ORDINARY, span(1, 1), |_| true, || Ok(())), Ok(()), "it is its own already");
+    // What was made private before is the host's again for the asking.
+    file.change(|book| book.set(0, Page::Vacant));
+    assert_eq!(to_shared(&file, span(0, 4)), Ok(()));
+    assert_eq!(file.store(0), HostFault::Map);
 }

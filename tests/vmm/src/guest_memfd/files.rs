@@ -273,6 +273,14 @@ fn binding() -> Result<(), String> {
     STEP.same("unbind", "0", bind(&one.vm, 0, 0, 0, 0));
     STEP.same("bind elsewhere", "0", bind(&one.vm, 0, base + 128 * PAGE, 4, 0));
     STEP.same("binding changes no contents", "[]", format!("{:?}", one.damaged()));
+    let Rig { vm: dead, gmem: orphan, .. } = Rig::new(4)?;
+    drop(dead);
+    let adopt = |vm: &VmFd, offset: u64| {
+        set_slot(vm, 9, base + 256 * PAGE, 4 * PAGE, &orphan, offset).map_or_else(errno_name, |()| "0".to_owned())
+    };
+    STEP.same("bind: a dead VM's file, over the end", "EINVAL", adopt(&two, PAGE));
+    STEP.same("bind: the refused VM did not get it", "0", adopt(&one.vm, 0));
+    STEP.same("bind: a dead VM's file has one heir", "EINVAL", adopt(&two, 0));
     Ok(())
 }
 
