@@ -3,7 +3,7 @@
 //!
 //! Keeps I5 and I6. Results are distinct: done, pending at a page (`Again`, `TimedOut`, `Interrupted`), refused.
 
-use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
+use crate::drain::{begin, begin_waiting, Aim, Attempt, Begun, Rest, Step};
 use crate::error::Error;
 use crate::file::{Book, File, Open, Thread, Wake};
 use crate::lend::recall;
@@ -102,13 +102,10 @@ pub fn to_private<F: File, T: Thread>(
     giver: &mut impl Giver<F>,
 ) -> Result<bool, Stopped> {
     let mut patience = Patience { thread, mode, pause: FIRST_PAUSE };
-    let mut attempt = loop {
-        match begin(file, span, aim) {
-            Begun::Attempt(attempt) => break attempt,
-            Begun::Nothing => return Ok(false),
-            Begun::Wait(page) => patience.wait().map_err(|error| Stopped { error, page })?,
-            Begun::Refused(error, page) => return Err(Stopped { error, page }),
-        }
+    let mut attempt = match begin_waiting(file, span, aim, || patience.wait()) {
+        Begun::Attempt(attempt) => attempt,
+        Begun::Nothing => return Ok(false),
+        Begun::Refused(error, page) => return Err(Stopped { error, page }),
     };
     if let Err(stopped) = freeze_all(file, &mut attempt, &mut patience) {
         attempt.finish(file, 0, Rest::Restore);
@@ -138,15 +135,23 @@ fn freeze_all<F: File, T: Thread>(
             Step::More => patience.thread.breathe(),
             Step::Busy(page) => patience.wait().map_err(|error| Stopped { error, page })?,
             Step::Poisoned(page) => return Err(Stopped { error: Error::Poisoned, page }),
-            Step::Cancelled(page) => return Err(Stopped { error: Error::Cancelled, page }),
+            Step::Over(error, page) => return Err(Stopped { error, page }),
         }
     }
 }
 
-/// Has every conversion to private that the VMM asked for, and that has pages of the file by now, give up: it puts them
-/// back when it looks next, within a millisecond. What a guest or a vCPU waits for goes on.
+/// Has every conversion to private that the VMM asked for by now give up, also one that waits behind another attempt: it
+/// puts its pages back when it looks next, within a millisecond. What a guest or a vCPU waits for goes on.
 pub fn cancel<F: File>(file: &F) {
     file.change(|book| book.report.cancelled = *book.next);
+}
+
+/// As [`cancel`], and what the guest and the vCPUs of the file's VM wait for gives up too: the VM has ended.
+pub fn bereave<F: File>(file: &F) {
+    file.change(|book| {
+        book.report.cancelled = *book.next;
+        book.report.bereaved = *book.next;
+    });
 }
 
 /// Brings frames to private offsets that have none, has `copy` fill each, and lets `giver` give them. No host mapping of
@@ -165,7 +170,6 @@ pub fn populate<F: File, T: Thread>(
     let mut attempt = match begin(file, span, Aim::Populate) {
         Begun::Attempt(attempt) => attempt,
         Begun::Nothing => return Ok(()),
-        Begun::Wait(page) => return Err(Stopped { error: Error::Again, page }),
         Begun::Refused(error, page) => return Err(Stopped { error, page }),
     };
     let mut patience = Patience { thread, mode: Mode::Wait, pause: FIRST_PAUSE };

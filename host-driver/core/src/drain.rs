@@ -70,6 +70,14 @@ impl Aim {
         }
     }
 
+    /// Whether it is a VM's own: it ends with its VM, whatever it waits for.
+    const fn is_the_vms(self) -> bool {
+        match self {
+            Self::Touch | Self::Unshare | Self::Bind => true,
+            Self::Convert | Self::Reserve | Self::Populate => false,
+        }
+    }
+
     /// Whether its end counts as a completed conversion.
     const fn counts(self) -> bool {
         matches!(self, Self::Convert | Self::Unshare)
@@ -83,9 +91,15 @@ pub enum Begun {
     Attempt(Attempt),
     /// There is nothing to do.
     Nothing,
-    /// This page belongs to another attempt; wait for its outcome.
+    /// Nothing changed; this page is why. `Again`: it belongs to another attempt.
+    Refused(Error, u64),
+}
+
+/// Why a part was not taken.
+enum Hindered {
+    /// This page belongs to another attempt.
     Wait(u64),
-    /// Nothing changed; this page is why.
+    /// This page is why.
     Refused(Error, u64),
 }
 
@@ -100,8 +114,8 @@ pub enum Step {
     Busy(u64),
     /// This page is broken memory.
     Poisoned(u64),
-    /// Somebody cancelled the file's conversions; it stands at this page.
-    Cancelled(u64),
+    /// Somebody has it give up (`Cancelled`), or its VM has ended (`Ended`); it stands at this page.
+    Over(Error, u64),
 }
 
 /// Outcome for the pages that were not donated.
@@ -133,8 +147,16 @@ pub struct Attempt {
     armed: Option<u64>,
 }
 
-/// Takes the pages of `span` that `aim` is about, part by part; a part that it may not take undoes those before.
+/// As [`begin_waiting`], without waiting for anybody.
 pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
+    begin_waiting(file, span, aim, || Err(Error::Again))
+}
+
+/// Takes the pages of `span` that `aim` is about, part by part; a part that it may not take undoes those before.
+///
+/// Where a page belongs to another attempt, `wait` is called without the lock, and then it is looked at again. It is one
+/// attempt all the while, with one number: it can be cancelled, and shows in the report. An error of `wait`'s ends it.
+pub fn begin_waiting<F: File>(file: &F, span: Span, aim: Aim, mut wait: impl FnMut() -> Result<(), Error>) -> Begun {
     let numbered = file.change(|book| {
         if !book.holds(span) {
             return Err(Error::Invalid);
@@ -151,42 +173,84 @@ pub fn begin<F: File>(file: &F, span: Span, aim: Aim) -> Begun {
     // INVARIANT: nothing is frozen yet, and the cursor stands at the start.
     let mut attempt =
         Attempt { span, id, aim, total: 0, cursor: span.first(), frozen: 0, tries: 0, waiting: false, armed: None };
-    for part in span.parts(F::CHUNK) {
-        if let Err(why) = file.change(|book| attempt.take(file, book, part)) {
-            if attempt.total > 0 {
-                attempt.finish(file, 0, Rest::Restore);
-            } else {
-                file.change(|book| book.report.ended = book.report.ended.saturating_add(1));
+    let mut stands_at = None;
+    let refused = loop {
+        let (error, page) = match attempt.take_all(file, stands_at) {
+            Ok(()) if attempt.total > 0 => {
+                attempt.tries = 0;
+                return Begun::Attempt(attempt);
             }
-            return why;
+            Ok(()) => break None,
+            Err(Hindered::Refused(error, page)) => break Some((error, page)),
+            Err(Hindered::Wait(page)) => (wait().err(), page),
+        };
+        stands_at = Some(page);
+        if let Some(error) = error {
+            break Some((error, page));
         }
-    }
-    if attempt.total == 0 {
-        file.change(|book| book.report.ended = book.report.ended.saturating_add(1));
-        Begun::Nothing
-    } else {
-        Begun::Attempt(attempt)
-    }
+    };
+    file.change(|book| attempt.leave(book));
+    refused.map_or(Begun::Nothing, |(error, page)| Begun::Refused(error, page))
 }
 
 impl Attempt {
+    /// Takes what it is about, or nothing. Where it waits for a page, only that one is looked at until it is free.
+    fn take_all<F: File>(&mut self, file: &F, stands_at: Option<u64>) -> Result<(), Hindered> {
+        if let Some(page) = stands_at {
+            file.change(|book| self.may_take(book, page).map(|_| ()))?;
+        }
+        for part in self.span.parts(F::CHUNK) {
+            if let Err(why) = file.change(|book| self.take(file, book, part)) {
+                if self.total > 0 {
+                    self.settle_all(file, 0, Rest::Restore);
+                    self.total = 0;
+                    file.wake();
+                }
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    /// What it would take `page` as, if it would.
+    fn may_take(&mut self, book: &mut Book<'_>, page: u64) -> Result<Option<Origin>, Hindered> {
+        if let Some(error) = self.is_over(book) {
+            return Err(Hindered::Refused(error, page));
+        }
+        match self.aim.verdict(book.page(page)) {
+            Verdict::Take(origin) => Ok(Some(origin)),
+            Verdict::Pass => Ok(None),
+            Verdict::Wait => {
+                self.note_queued(book, page);
+                Err(Hindered::Wait(page))
+            }
+            Verdict::Refuse(error) => Err(Hindered::Refused(error, page)),
+        }
+    }
+
+    /// Why it gives up, if it was told to.
+    fn is_over(&self, book: &Book<'_>) -> Option<Error> {
+        if self.aim == Aim::Convert && self.id < book.report.cancelled {
+            Some(Error::Cancelled)
+        } else if self.aim.is_the_vms() && self.id < book.report.bereaved {
+            Some(Error::Ended)
+        } else {
+            None
+        }
+    }
+
     /// Takes what it is about of one part, or nothing of it.
-    fn take<F: File>(&mut self, file: &F, book: &mut Book<'_>, part: Span) -> Result<(), Begun> {
+    fn take<F: File>(&mut self, file: &F, book: &mut Book<'_>, part: Span) -> Result<(), Hindered> {
         // Here, under the lock: the file may have become an ordinary VM's since the call began.
         if book.owner.ordinary && self.aim.hides() {
-            return Err(Begun::Refused(Error::Invalid, part.first()));
+            return Err(Hindered::Refused(Error::Invalid, part.first()));
         }
         let mut count = 0_u64;
         let mut mapped = false;
         for page in part.pages() {
-            match self.aim.verdict(book.page(page)) {
-                Verdict::Take(origin) => {
-                    count = count.saturating_add(1);
-                    mapped |= matches!(origin, Origin::Host | Origin::Lent);
-                }
-                Verdict::Pass => {}
-                Verdict::Wait => return Err(Begun::Wait(page)),
-                Verdict::Refuse(error) => return Err(Begun::Refused(error, page)),
+            if let Some(origin) = self.may_take(book, page)? {
+                count = count.saturating_add(1);
+                mapped |= matches!(origin, Origin::Host | Origin::Lent);
             }
         }
         for page in part.pages() {
@@ -274,8 +338,8 @@ impl Attempt {
     pub fn step<F: File>(&mut self, file: &F) -> Step {
         let until = self.cursor.saturating_add(F::CHUNK).min(self.span.end());
         file.change(|book| {
-            if self.aim == Aim::Convert && self.id < book.report.cancelled {
-                return Step::Cancelled(self.cursor);
+            if let Some(error) = self.is_over(book) {
+                return Step::Over(error, self.cursor);
             }
             while self.cursor < until {
                 let page = self.cursor;
@@ -325,15 +389,39 @@ impl Attempt {
     }
 
     fn note_busy(&mut self, book: &mut Book<'_>, page: u64) {
+        self.note_waiting(book);
+        self.note(book, page, self.total);
+    }
+
+    /// It waits for another attempt, whose own account says more if that one waits too.
+    fn note_queued(&mut self, book: &mut Book<'_>, page: u64) {
+        self.note_waiting(book);
+        if book.report.waiting == 1 {
+            self.note(book, page, self.span.count());
+        }
+    }
+
+    fn note_waiting(&mut self, book: &mut Book<'_>) {
         self.tries = self.tries.saturating_add(1);
         if !self.waiting {
             self.waiting = true;
             book.report.waiting = book.report.waiting.saturating_add(1);
         }
+    }
+
+    fn note(&self, book: &mut Book<'_>, page: u64, total: u64) {
         book.report.page = page;
         book.report.frozen = self.frozen;
-        book.report.total = self.total;
+        book.report.total = total;
         book.report.tries = self.tries;
+    }
+
+    /// Takes it out of the file's account: it is over.
+    fn leave(&self, book: &mut Book<'_>) {
+        if self.waiting {
+            book.report.waiting = book.report.waiting.saturating_sub(1);
+        }
+        book.report.ended = book.report.ended.saturating_add(1);
     }
 
     /// Ends the attempt: its first `given` pages that have a frame are the guest's, the rest is as `rest` says.
@@ -341,21 +429,24 @@ impl Attempt {
     /// This is the only place that makes a page `GuestMappable`.
     pub fn finish<F: File>(mut self, file: &F, given: u64, rest: Rest) {
         self.disarm(file);
-        let mut left = given;
-        let mut restored = false;
-        for part in self.span.parts(F::CHUNK) {
-            file.change(|book| self.settle(file, book, part, rest, &mut left, &mut restored));
-        }
+        let restored = self.settle_all(file, given, rest);
         file.change(|book| {
-            if self.waiting {
-                book.report.waiting = book.report.waiting.saturating_sub(1);
-            }
-            book.report.ended = book.report.ended.saturating_add(1);
+            self.leave(book);
             if !restored && self.aim.counts() {
                 book.report.completed = book.report.completed.saturating_add(1);
             }
         });
         file.wake();
+    }
+
+    /// Gives each page that it took its next state; whether any was put back.
+    fn settle_all<F: File>(&self, file: &F, given: u64, rest: Rest) -> bool {
+        let mut left = given;
+        let mut restored = false;
+        for part in self.span.parts(F::CHUNK) {
+            file.change(|book| self.settle(file, book, part, rest, &mut left, &mut restored));
+        }
+        restored
     }
 
     fn settle<F: File>(

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::file::{File, Open, Thread};
 use crate::page::{Page, Span};
 use crate::pool;
+use crate::status::Refused;
 use freehold_uapi::hvc::{self, MAX_RUN};
 
 /// Success without progress that is believed before `el2` is.
@@ -26,8 +27,8 @@ pub fn doom<C: Conduit>(el2: &El2<C>, vm: Handle) -> Result<(), Error> {
     }
 }
 
-/// Takes one run back, however many calls that needs; the number of frames that came back.
-fn reclaim_run<C: Conduit>(el2: &El2<C>, vm: Handle, run: Run) -> u64 {
+/// Takes one run back, however many calls that needs: the number of frames that came back, and what `el2` said of the next.
+fn reclaim_run<C: Conduit>(el2: &El2<C>, vm: Handle, run: Run) -> (u64, Option<Refused>) {
     let mut done = 0_u64;
     let mut idle = 0_u32;
     while done < run.count && idle < PATIENCE {
@@ -38,10 +39,10 @@ fn reclaim_run<C: Conduit>(el2: &El2<C>, vm: Handle, run: Run) -> u64 {
                 idle = 0;
                 done = done.saturating_add(count).min(run.count);
             }
-            Err(_) => break,
+            Err(refused) => return (done, Some(refused)),
         }
     }
-    done
+    (done, None)
 }
 
 /// The next run of guest frames from `from` on: its first page, and the frames.
@@ -82,7 +83,7 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
         let until = from.saturating_add(F::CHUNK).min(span.end());
         let next = file.change(|book| {
             let (first, run) = next_run(file, |page| book.page(page), from, until)?;
-            let back = reclaim_run(el2, vm, run);
+            let (back, _) = reclaim_run(el2, vm, run);
             let taken = Span::new(first, run.count)?;
             // A page that the host had borrowed is unmapped before its frame goes; a private one has no mapping.
             if taken.pages().any(|page| book.page(page) == Page::Lent) {
@@ -133,17 +134,34 @@ fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Page, thread: &T) {
     }
 }
 
-/// Takes the pool back, chunk by chunk; the number of frames that `el2` would not return.
-pub fn reclaim_pool<C: Conduit, T: Thread>(el2: &El2<C>, frames: &impl pool::Frames, vm: Handle, thread: &T) -> u64 {
+/// How much of a pool came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// All of it, but for so many frames that `el2` would not return.
+    Back(u64),
+    /// Frames of the guest's must come back first: what is left of the pool may still be asked for.
+    Early,
+}
+
+/// Takes the pool back, chunk by chunk.
+pub fn reclaim_pool<C: Conduit, T: Thread>(el2: &El2<C>, frames: &impl pool::Frames, vm: Handle, thread: &T) -> Pool {
     let mut lost = 0_u64;
     while let Some(chunk) = frames.next() {
-        let back = reclaim_run(el2, vm, chunk);
-        if back == chunk.count {
-            frames.give_back(chunk);
-        } else {
-            lost = lost.saturating_add(chunk.count.saturating_sub(back));
+        match reclaim_run(el2, vm, chunk) {
+            (back, _) if back == chunk.count => frames.give_back(chunk),
+            (0, Some(refused)) if refused.status == hvc::GUEST_FRAMES_LEFT => {
+                // `el2` has it as before, and so has the list.
+                let _: Result<(), Refused> = frames.keep(chunk, || Ok(()));
+                return Pool::Early;
+            }
+            (back, _) => lost = lost.saturating_add(chunk.count.saturating_sub(back)),
         }
         thread.breathe();
     }
-    lost
+    Pool::Back(lost)
+}
+
+/// Gives up what is left of the pool; the number of its frames.
+pub fn abandon_pool(frames: &impl pool::Frames) -> u64 {
+    core::iter::from_fn(|| frames.next()).fold(0, |lost, chunk| lost.saturating_add(chunk.count))
 }

@@ -151,6 +151,8 @@ pub struct Report {
     pub ended: u64,
     /// Conversions of the VMM's with a lower number give up.
     pub cancelled: u64,
+    /// Attempts of a VM's own with a lower number give up: the VM has ended.
+    pub bereaved: u64,
 }
 
 /// Outcome of one try to freeze a page.

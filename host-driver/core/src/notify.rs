@@ -77,7 +77,6 @@ pub fn start<F: File, T: Thread>(
     let begun = match begin(file, span, Aim::Convert) {
         Begun::Attempt(attempt) => Ok(attempt),
         Begun::Nothing => Err(Ok(())),
-        Begun::Wait(page) => Err(Err(Stopped { error: Error::Again, page })),
         Begun::Refused(error, page) => Err(Err(Stopped { error, page })),
     };
     match begun.map(|attempt| look(file, attempt, thread)) {
@@ -120,7 +119,7 @@ fn look<F: File, T: Thread>(file: &F, mut attempt: Attempt, thread: &T) -> Looke
             }
             Step::More => thread.breathe(),
             Step::Poisoned(page) => break Stopped { error: Error::Poisoned, page },
-            Step::Cancelled(page) => break Stopped { error: Error::Cancelled, page },
+            Step::Over(error, page) => break Stopped { error, page },
         }
     };
     attempt.finish(file, 0, Rest::Restore);

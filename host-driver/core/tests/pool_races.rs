@@ -6,7 +6,7 @@
 //! lock as the kernel's is.
 
 use freehold_driver_core::el2::{Conduit, El2, Handle, Run};
-use freehold_driver_core::end::{doom, reclaim_pool};
+use freehold_driver_core::end::{doom, reclaim_pool, Pool};
 use freehold_driver_core::file::{Thread, Wake};
 use freehold_driver_core::pool::{grow, Frames};
 use freehold_driver_core::status::Refused;
@@ -110,7 +110,7 @@ fn ends_while_it_grows(late: bool) {
             loom::thread::spawn(move || grow(&El2(&*host), &&*host, VM, 8).is_ok())
         };
         doom(&El2(&*host), VM).unwrap();
-        assert_eq!(reclaim_pool(&El2(&*host), &&*host, VM, &Ender), 0);
+        assert_eq!(reclaim_pool(&El2(&*host), &&*host, VM, &Ender), Pool::Back(0));
         // Before the other thread has come to its end: a kexec waits for nobody.
         assert_eq!(host.below.lock().unwrap().taken, [0; 0], "a frame stays with EL2");
         grower.join().unwrap();

@@ -92,7 +92,7 @@ struct fh_file {
 /* main.c */
 FH_RUST(long, fh_init, void);
 FH_RUST(long, fh_system_ioctl, unsigned int cmd, unsigned long arg, bool protect);
-FH_RUST(void, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state);
+FH_RUST(bool, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state);
 FH_C(struct fh_vm *, fhc_vm_find, u64 id);
 FH_C(bool, fhc_vm_alive, u64 id);
 unsigned int fh_vms(void);

@@ -154,6 +154,7 @@ void fh_vms_halt(void)
 {
 	unsigned long until = jiffies + 5 * HZ;
 	struct fh_vm *vm;
+	bool over;
 	u64 id;
 
 	WRITE_ONCE(halted, true);
@@ -168,9 +169,9 @@ void fh_vms_halt(void)
 			pr_err("freehold: the machine goes down over a VM whose memory is being looked up\n");
 			continue;
 		}
-		fh_vm_halt(vm, state);
+		over = fh_vm_halt(vm, state);
 		spin_lock(&all_vms_lock);
-		vm->over = true;
+		vm->over = over;
 		spin_unlock(&all_vms_lock);
 	}
 	if (!wait_event_timeout(left, vms_over(), 10 * HZ))

@@ -6,52 +6,73 @@ use crate::plain::Backing;
 use crate::port::{Undertaker, EL2};
 use crate::sys::{self, log, Level};
 use crate::vm::{Inner, Life, RawVm, Vm, VmState};
-use freehold_driver_core::convert::cancel;
-use freehold_driver_core::end;
+use freehold_driver_core::convert::bereave;
+use freehold_driver_core::end::{self, abandon_pool, Pool};
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{any, Thread};
 use freehold_driver_core::page::Page;
 
-/// Rounds of a millisecond that an ending VM waits for its vCPUs, and for conversions under way.
-const END_ROUNDS: u32 = 5000;
+/// Milliseconds that an ending VM waits for its vCPUs, and again for conversions under way.
+const PATIENCE: u64 = 5000;
 
 impl Vm {
-    /// Ends the VM: stops its vCPUs, takes every frame back. Safe to call again, and while its descriptors are open.
-    pub(crate) fn halt(self) {
+    /// Ends the VM: stops its vCPUs, takes every frame back. May be called again, and while its descriptors are open;
+    /// whether every frame came back.
+    pub(crate) fn halt(self) -> bool {
         let created = self.locked(|inner| {
-            let was = core::mem::replace(&mut inner.life, Life::Ended);
-            (was != Life::Ended).then_some(inner.created)
+            let created = inner.created;
+            (core::mem::replace(&mut inner.life, Life::Ended) != Life::Over).then_some(created)
         });
-        let Some(created) = created else { return };
+        let Some(created) = created else { return true };
         if let Err(error) = self.doom(created) {
-            // It refuses each frame too, below, which marks it: a page that is the dead VM's is nobody's to touch.
             log(Level::Error, format_args!("el2 would not end a VM: {error:?}"));
-        }
-        let mut lost = 0;
-        for _ in 0..END_ROUNDS {
-            let (more, draining) = self.reclaim_slots();
-            lost += more;
-            if !draining {
-                break;
+            // A vCPU is in the guest: the frames are the guest's still, and nothing is known to be lost.
+            if error == Error::Busy {
+                return false;
             }
-            Undertaker.pause(1000);
+            // It refuses each frame too, below, which marks it: a page that is the dead VM's is nobody's to touch.
         }
-        lost += end::reclaim_pool(&EL2, &self, self.handle(), &Undertaker);
+        let mut lost = self.reclaim_all_slots();
+        let pool = end::reclaim_pool(&EL2, &self, self.handle(), &Undertaker);
+        if let Pool::Back(more) = pool {
+            lost += more;
+        }
+        self.say_lost(lost);
+        let over = lost == 0 && pool == Pool::Back(0);
+        self.locked(|inner| inner.life = if over { Life::Over } else { Life::Ended });
+        over
+    }
+
+    fn say_lost(self, lost: u64) {
         if lost > 0 {
             log(Level::Error, format_args!("el2 would not return {lost} frames of a VM: they are lost"));
         }
     }
 
     fn doom(self, created: u64) -> Result<(), Error> {
-        for _ in 0..END_ROUNDS {
+        let until = Undertaker.now().saturating_add(PATIENCE);
+        loop {
             match end::doom(&EL2, self.handle()) {
-                Err(Error::Busy) => {}
+                Err(Error::Busy) if Undertaker.now() < until => {}
                 other => return other,
             }
             self.kick(created);
             Undertaker.pause(1000);
         }
-        Err(Error::Busy)
+    }
+
+    /// Passes over the slots until no attempt is under way: each gives up when it looks next. Frames lost.
+    fn reclaim_all_slots(self) -> u64 {
+        let until = Undertaker.now().saturating_add(PATIENCE);
+        let mut lost = 0;
+        loop {
+            let (more, draining) = self.reclaim_slots();
+            lost += more;
+            if !draining || Undertaker.now() >= until {
+                return lost;
+            }
+            Undertaker.pause(1000);
+        }
     }
 
     /// One pass over every slot: frames lost, and whether a conversion is under way somewhere.
@@ -75,8 +96,8 @@ impl Vm {
                     lost += file.unbind(slot.pages);
                     continue;
                 }
-                // A conversion for this VM would outlast it as long as somebody holds a page.
-                cancel(&file);
+                // What is under way for this VM would outlast it as long as somebody holds a page.
+                bereave(&file);
                 lost += end::reclaim_pages(&file, slot.pages, file.initial(), &EL2, self.handle(), &Undertaker);
                 draining |= any(&file, slot.pages, |page| matches!(page, Page::Draining { .. }));
             }
@@ -94,13 +115,11 @@ impl Vm {
     }
 }
 
-/// Ends a VM whose descriptors may still be open, before a reboot.
+/// Ends a VM whose descriptors may still be open, before a reboot; whether every frame came back.
 // SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
 #[unsafe(no_mangle)]
-extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState) {
-    if let Some(vm) = Vm::new(raw, state) {
-        vm.halt();
-    }
+extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState) -> bool {
+    Vm::new(raw, state).is_some_and(Vm::halt)
 }
 
 /// Ends a VM that nobody refers to any more, and frees its state.
@@ -108,7 +127,9 @@ extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState) {
 #[unsafe(no_mangle)]
 extern "C" fn fh_vm_end(raw: *mut RawVm, state: *mut VmState) {
     let Some(vm) = Vm::new(raw, state) else { return };
-    vm.halt();
+    if !vm.halt() {
+        vm.say_lost(abandon_pool(&vm));
+    }
     vm.locked(Inner::drop_doorbells);
     while let Some(slot) = vm.locked(|inner| inner.slots.pop()) {
         slot.file.put();

@@ -69,8 +69,10 @@ pub(crate) enum Life {
     New,
     /// A vCPU ran, or is about to: slots are fixed.
     Ran,
-    /// Its frames come back, or have.
+    /// Its frames come back.
     Ended,
+    /// They have: nothing of it is left with `el2`.
+    Over,
 }
 
 #[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
@@ -229,7 +231,10 @@ impl Vm {
         if !unsafe { fhc_vm_lock_killable(self.raw.as_ptr()) } {
             return Err(Error::Interrupted);
         }
-        self.unlock_after(|inner| if inner.life == Life::Ended { Err(Error::Ended) } else { change(inner) })
+        self.unlock_after(|inner| match inner.life {
+            Life::Ended | Life::Over => Err(Error::Ended),
+            Life::New | Life::Ran => change(inner),
+        })
     }
 
     /// Runs `change` and gives up the VM's lock, which this thread has taken.

@@ -3,7 +3,7 @@
 //! and in every order (I2, I4, I8).
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::gmem::converted;
 use crate::hostile::{Hostile, runs};
@@ -175,23 +175,26 @@ fn orders(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Result<(), String>
 
 /// A VMM is killed at each stage of its VM's life.
 fn stages(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Result<(), String> {
-    let me = std::env::current_exe().map_err(|e| e.to_string())?;
     for stage in ["created", "converted", "booted", "unsharing"] {
-        let mut child = Command::new(&me)
-            .args(["stage", stage])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|e| format!("spawn: {e}"))?;
-        let mut said = String::new();
-        let out = child.stdout.take().ok_or("no pipe")?;
-        let _ = BufReader::new(out).read_line(&mut said);
+        let (mut child, said) = at_stage(stage)?;
         STEP.same(&format!("{stage}: got there"), stage, said.trim());
         let _ = child.kill();
         let _ = child.wait();
         settle(STEP, &format!("{stage}: killed"), hostile, rest);
     }
     Ok(())
+}
+
+/// A child that is a VMM at that stage, and what it said when it got there: the stage's name.
+pub(crate) fn at_stage(stage: &str) -> Result<(Child, String), String> {
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut vmm = Command::new(&me);
+    vmm.args(["stage", stage]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = vmm.spawn().map_err(|e| format!("spawn: {e}"))?;
+    let mut said = String::new();
+    let out = child.stdout.take().ok_or("no pipe")?;
+    let _ = BufReader::new(out).read_line(&mut said);
+    Ok((child, said))
 }
 
 /// A VMM that stops at a stage and waits to be killed.

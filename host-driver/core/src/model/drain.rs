@@ -229,7 +229,7 @@ fn a_refusal_far_into_a_span_puts_its_start_back() {
         file.change(|book| book.set(CHUNK + 1, state));
         let all = span(0, 2 * CHUNK);
         match begin(&file, all, Aim::Convert) {
-            Begun::Refused(Error::Denied, page) | Begun::Wait(page) => assert_eq!(page, CHUNK + 1),
+            Begun::Refused(Error::Denied | Error::Again, page) => assert_eq!(page, CHUNK + 1),
             other @ (Begun::Attempt(_) | Begun::Nothing | Begun::Refused(..)) => panic!("{other:?}"),
         }
         assert!((0..=CHUNK).all(|page| file.state(page) == Page::Host), "after {state:?}");
@@ -335,7 +335,7 @@ fn attempts_on_one_file_do_not_meet() {
     let world = world();
     let file = written(&world, 4);
     let Begun::Attempt(mut first) = begin(&file, span(0, 2), Aim::Convert) else { panic!("nothing began") };
-    assert!(matches!(begin(&file, span(1, 2), Aim::Convert), Begun::Wait(1)));
+    assert!(matches!(begin(&file, span(1, 2), Aim::Convert), Begun::Refused(Error::Again, 1)));
     assert!(matches!(to_shared(&file, span(0, 4)), Err(Stopped { error: Error::Again, page: 0 })));
     assert_eq!(punch(&file, span(0, 4)), Err(Error::Busy));
     let Begun::Attempt(mut second) = begin(&file, span(2, 2), Aim::Convert) else { panic!("nothing began") };
@@ -405,12 +405,12 @@ fn each_aim_takes_only_its_own_states() {
                     "take"
                 }
                 Begun::Nothing => "pass",
-                Begun::Wait(0) => "wait",
+                Begun::Refused(Error::Again, 0) => "wait",
                 Begun::Refused(Error::Denied, 0) => "EPERM",
                 Begun::Refused(Error::Io, 0) => "EIO",
                 Begun::Refused(Error::Exists, 0) => "EEXIST",
                 Begun::Refused(Error::Poisoned, 0) => "EHWPOISON",
-                other @ (Begun::Wait(_) | Begun::Refused(..)) => panic!("{other:?}"),
+                other @ Begun::Refused(..) => panic!("{other:?}"),
             };
             assert_eq!(seen, want, "{aim:?} of {state:?}");
             assert_eq!(file.state(0), state);

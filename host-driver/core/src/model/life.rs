@@ -2,9 +2,9 @@
 //! A VM's memory from its pool to its end, and what its guest asks for.
 
 use super::*;
-use crate::convert::{empty, to_private, Mode, Stopped};
+use crate::convert::{bereave, empty, to_private, Mode, Stopped};
 use crate::drain::Aim;
-use crate::end::{doom, reclaim_pages, reclaim_pool};
+use crate::end::{abandon_pool, doom, reclaim_pages, reclaim_pool, Pool};
 use crate::exit::Request;
 use crate::guest::{relinquish, share, unshare, NotYet};
 
@@ -246,8 +246,73 @@ fn a_chunk_of_the_pool_that_el2_keeps_in_part_is_lost_as_a_whole() {
     let chunk = world.kept.borrow()[0];
     world.stuck.borrow_mut().insert(chunk.pfn + 3);
     doom(&below, VM).unwrap();
-    assert_eq!(reclaim_pool(&below, &kernel, VM, &Sleeper::default()), chunk.count - 3);
+    assert_eq!(reclaim_pool(&below, &kernel, VM, &Sleeper::default()), Pool::Back(chunk.count - 3));
     assert_eq!(world.frames.borrow().len() as u64, chunk.count, "the kernel gets none of it back");
+}
+
+/// What was taken off the list once must be there for whoever asks again.
+#[test]
+fn a_pool_that_is_asked_for_early_is_asked_for_again() {
+    let world = world();
+    let (kernel, below, thread) = (Kernel(world.clone()), el2(&world), Sleeper::default());
+    pool::create(&below, &kernel, true, 40).unwrap();
+    pool::grow(&below, &kernel, VM, 8).unwrap();
+    let file = private(&world, 2);
+    let kept = |world: &World| world.kept.borrow().iter().map(|chunk| chunk.count).sum::<u64>();
+    let pool = kept(&world);
+    doom(&below, VM).unwrap();
+    assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Early);
+    assert_eq!(kept(&world), pool, "nothing is dropped");
+    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &thread), 0);
+    assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
+    assert!(world.frames.borrow().is_empty(), "I8: {:?}", world.frames.borrow());
+    assert_eq!(abandon_pool(&kernel), 0);
+}
+
+#[test]
+fn a_pool_that_nobody_can_ask_for_any_more_is_lost_and_counted() {
+    let world = world();
+    let (kernel, below) = (Kernel(world.clone()), el2(&world));
+    pool::create(&below, &kernel, true, 40).unwrap();
+    let file = private(&world, 1);
+    doom(&below, VM).unwrap();
+    assert_eq!(reclaim_pool(&below, &kernel, VM, &Sleeper::default()), Pool::Early);
+    assert_eq!(abandon_pool(&kernel), 32);
+    assert_eq!(world.frames.borrow().len(), 32 + 1, "no frame of el2's is freed");
+    assert_eq!(reclaim_pages(&file, span(0, 1), Page::Host, &below, VM, &Sleeper::default()), 0);
+}
+
+/// A reboot or kexec: the page is in somebody's hands, whoever holds the descriptors does nothing, and no signal comes.
+#[test]
+fn the_end_of_the_vm_ends_what_its_guest_waits_for() {
+    let world = world();
+    let below = el2(&world);
+    let file = lent(&world, 3);
+    file.hold(1);
+    asks(&world, Request::Unshare, 0, 3);
+    let thread = Sleeper::of(vec![
+        Box::new(|| crate::convert::cancel(&file)),
+        Box::new(|| assert!(matches!(file.state(1), Page::Draining { .. }), "cancelling is not meant for it")),
+        Box::new(|| bereave(&file)),
+    ]);
+    doom(&below, VM).unwrap();
+    let stopped = unshare(&file, span(0, 3), &thread, |_| panic!("accepted"));
+    assert_eq!(stopped, Err(Stopped { error: Error::Ended, page: 1 }));
+    assert!((0..3).all(|page| file.state(page) == Page::Lent));
+    assert_eq!(reclaim_pages(&file, span(0, 3), Page::Host, &below, VM, &Sleeper::default()), 0);
+    assert!(world.owned.borrow().is_empty());
+    file.check();
+    // A vCPU that waits behind another one's attempt ends as well.
+    for aim in [Aim::Touch, Aim::Unshare] {
+        file.change(|book| book.set(0, Page::Draining { origin: Origin::Lent, attempt: 77 }));
+        let thread = Sleeper::of(vec![Box::new(|| bereave(&file))]);
+        let ended = to_private(&file, span(0, 1), aim, Mode::Wait, &thread, &mut crate::convert::Nobody);
+        assert_eq!(ended, Err(Stopped { error: Error::Ended, page: 0 }), "{aim:?}");
+    }
+    // Control: what the file's next VM asks for is not ended.
+    file.change(|book| book.set(0, Page::Host));
+    let next = to_private(&file, span(0, 1), Aim::Touch, Mode::Now, &Sleeper::default(), &mut crate::convert::Nobody);
+    assert_eq!(next, Ok(true));
 }
 
 #[test]
@@ -266,7 +331,7 @@ fn the_end_returns_every_frame() {
         doom(&below, VM).unwrap();
         doom(&below, VM).unwrap();
         assert_eq!(reclaim_pages(&file, span(0, 40), Page::Host, &below, VM, &thread), 0);
-        assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), 0);
+        assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
         file.check();
         assert!((0..40).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
         assert!(world.frames.borrow().is_empty(), "I8: {:?}", world.frames.borrow());

@@ -165,6 +165,73 @@ fn cancelling_ends_a_wait_too_but_not_what_a_guest_waits_for() {
     file.check();
 }
 
+/// It is the same attempt from its first look on, whoever has its pages meanwhile.
+#[test]
+fn a_conversion_that_waits_behind_another_is_seen_and_cancelled() {
+    let file = held();
+    begin_pending(&file, None);
+    let first = file.report.get();
+    let thread = Sleeper::of(vec![
+        Box::new(|| {
+            let report = file.report.get();
+            assert_eq!((report.waiting, report.begun), (2, 2));
+            assert_eq!((report.page, report.total), (first.page, first.total), "the first says more");
+        }),
+        Box::new(|| cancel(&file)),
+    ]);
+    let ended = to_private(&file, span(0, 4), Aim::Convert, Mode::Wait, &thread, &mut Nobody);
+    assert_eq!(ended, Err(Stopped { error: Error::Cancelled, page: 0 }));
+    assert_eq!(drive(&file, &thread), Next::Over);
+    file.check();
+    // Behind one that says nothing: it speaks for itself.
+    let crate::drain::Begun::Attempt(other) = crate::drain::begin(&file, span(1, 1), Aim::Convert) else {
+        panic!("nothing began")
+    };
+    let thread = Sleeper::of(vec![
+        Box::new(|| {
+            let report = file.report.get();
+            assert_eq!((report.waiting, report.page, report.frozen, report.total), (1, 1, 0, 4));
+        }),
+        Box::new(|| cancel(&file)),
+    ]);
+    let ended = to_private(&file, span(0, 4), Aim::Convert, Mode::Wait, &thread, &mut Nobody);
+    assert_eq!(ended, Err(Stopped { error: Error::Cancelled, page: 1 }));
+    other.finish(&file, 0, crate::drain::Rest::Restore);
+    file.check();
+    file.let_go(2);
+    assert_eq!(to_private(&file, span(0, 4), Aim::Convert, Mode::Now, &thread, &mut Nobody), Ok(true));
+}
+
+/// Whoever maps the start of a long span is not disturbed again and again for a page at its end.
+#[test]
+fn waiting_behind_another_attempt_looks_at_its_page_alone() {
+    let world = world();
+    let len = 2 * Model::CHUNK;
+    let file = Model::new(&world, len as usize, Page::Host);
+    let last = span(len - 1, 1);
+    let crate::drain::Begun::Attempt(other) = crate::drain::begin(&file, last, Aim::Convert) else {
+        panic!("nothing began")
+    };
+    let holds = std::cell::Cell::new(0);
+    let mut other = Some(other);
+    let thread = Sleeper::of(vec![
+        Box::new(|| {
+            assert_eq!(file.store(0), HostFault::Map);
+            holds.set(file.holds.get());
+        }),
+        Box::new(|| {
+            assert_eq!(file.holds.get() - holds.get(), 1);
+            assert!(file.with_frame(0, |frame| frame.mapped));
+        }),
+        Box::new(|| other.take().unwrap().finish(&file, 0, crate::drain::Rest::Restore)),
+    ]);
+    assert_eq!(to_private(&file, span(0, len), Aim::Convert, Mode::Wait, &thread, &mut Nobody), Ok(true));
+    assert_eq!(thread.sleeps.get(), 3);
+    drop(thread);
+    file.check();
+    assert_eq!(file.report.get().begun, 2, "as many as were asked for");
+}
+
 #[test]
 fn closing_the_file_undoes_it() {
     let file = held();
@@ -246,7 +313,7 @@ fn the_window_serves_no_fault_and_no_touch() {
             assert!(!file.with_frame(page, |frame| frame.mapped), "nothing old is mapped");
         }
         let touched = crate::drain::begin(&file, span(0, 1), Aim::Touch);
-        assert!(matches!(touched, crate::drain::Begun::Wait(0)), "{touched:?}");
+        assert!(matches!(touched, crate::drain::Begun::Refused(Error::Again, 0)), "{touched:?}");
         assert_eq!(punch(&file, span(0, 4)), Err(Error::Busy));
         let report = file.report.get();
         assert_eq!((report.begun, report.ended), (2, 1), "the touch began and ended");

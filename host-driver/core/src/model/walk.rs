@@ -4,7 +4,7 @@
 use super::*;
 use crate::convert::{empty, punch, reserve, to_private, to_shared, Mode, Nobody};
 use crate::drain::Aim;
-use crate::end::{doom, reclaim_pages, reclaim_pool};
+use crate::end::{doom, reclaim_pages, reclaim_pool, Pool};
 use crate::exit::Request;
 use crate::guest::{relinquish, share, unshare};
 
@@ -85,7 +85,7 @@ fn life(seed: u64) -> u64 {
     doom(&below, VM).unwrap();
     let all = Span::new(0, PAGES).unwrap();
     assert_eq!(reclaim_pages(&file, all, initial, &below, VM, &thread), 0);
-    assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), 0);
+    assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
     file.check();
     file.change(|_| file.shut(all));
     assert_eq!(empty(&file), 0);

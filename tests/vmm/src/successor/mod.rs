@@ -6,6 +6,7 @@ mod load;
 
 use freehold_uapi::hvc;
 
+use crate::cycles::at_stage;
 use crate::gmem::converted;
 use crate::hostile::{Hostile, runs};
 use crate::kill::{hold_still, holder, tell_scanner};
@@ -17,10 +18,10 @@ use crate::sys::{self, errno_name};
 const BEFORE: Step = Step("kexec-from");
 const AFTER: Step = Step("kexec-into");
 /// VMs that live when the machine goes over.
-const VMS: u64 = 3;
+const VMS: u64 = 4;
 
-/// A protected guest that runs, another one with a conversion that waits for a page in a pipe, and an ordinary one: then
-/// the machine goes over. Comes back only if it does not.
+/// A protected guest that runs, another one with a conversion that waits for a page in a pipe, a third that waits to take such
+/// a page back, and an ordinary one: then the machine goes over. Comes back only if it does not.
 pub(crate) fn leave() -> Result<(), String> {
     let hostile = Hostile::open()?;
     load::next("fh.job=kexec-from", "fh.job=kexec-into")?;
@@ -34,6 +35,8 @@ pub(crate) fn leave() -> Result<(), String> {
     BEFORE.same("a page in a pipe", "4096", sys::outcome(held));
     let notified = converted(waits.gmem.to_private_notify(0, proto::RAM_MIN, 0));
     BEFORE.same("a conversion that waits", "EINPROGRESS at 0x0", notified);
+    let (mut unshares, stage) = at_stage("unsharing")?;
+    BEFORE.same("a guest that takes a page back, and waits", "unsharing", stage.trim());
     // Control: these are VMs, and their memory is out of reach.
     BEFORE.same("VMs that live", VMS, hostile.counter(hvc::COUNTER_VMS, 0));
     BEFORE.same("frames out of the host's reach: some", true, !hostile.unreachable().is_empty());
@@ -42,6 +45,7 @@ pub(crate) fn leave() -> Result<(), String> {
     // SAFETY: one command, without an argument; what follows it is another kernel.
     unsafe { libc::reboot(libc::LINUX_REBOOT_CMD_KEXEC) };
     let error = errno_name(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
+    let _ = unshares.kill();
     drop((ordinary, waits, reader, writer, child));
     Err(format!("the machine did not go over: {error}"))
 }
