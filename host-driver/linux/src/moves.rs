@@ -44,12 +44,19 @@ pub(crate) fn convert(file: FileRef, conversion: Conversion) -> Result<(), Stopp
 
 pub(crate) fn convert_range(file: FileRef, arg: usize) -> Result<(), Error> {
     let mut ask: io::Convert = sys::copy_in(arg)?;
-    let moved = convert(file, Conversion::decode(&ask, file.len(), sys::now())?);
-    let Err(Stopped { error, page }) = moved else { return Ok(()) };
-    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
+    let conversion = Conversion::decode(&ask, file.len(), sys::now())?;
     sys::copy_out(arg, &ask)?;
+    let Err(Stopped { error, page }) = convert(file, conversion) else { return Ok(()) };
+    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
+    answer(arg, &ask);
     // A wait without an end goes on after a stop, a freeze or a debugger's look.
     Err(if ask.timeout_ms == 0 { resumed(error) } else { error })
+}
+
+/// Writes the offset of what was begun, or stopped. That the argument can be written was seen before: where it can not be any
+/// more, what happened counts, for a conversion that goes on by itself is no bad address.
+fn answer<T: sys::Plain>(arg: usize, ask: &T) {
+    let _ = sys::copy_out(arg, ask);
 }
 
 /// The error of a call that says the same when it is repeated.
@@ -64,6 +71,7 @@ pub(crate) fn resumed(error: Error) -> Error {
 pub(crate) fn populate(file: FileRef, arg: usize) -> Result<(), Error> {
     let mut ask: io::Populate = sys::copy_in(arg)?;
     let span = abi::populated(&ask, file.len())?;
+    sys::copy_out(arg, &ask)?;
     let copy = |page: u64| {
         let at = page.saturating_sub(span.first()).saturating_mul(abi::PAGE_SIZE);
         let from = usize::try_from(ask.source.saturating_add(at)).map_err(|_| Error::Fault)?;
@@ -78,16 +86,17 @@ pub(crate) fn populate(file: FileRef, arg: usize) -> Result<(), Error> {
     }
     let Err(Stopped { error, page }) = moved else { return Ok(()) };
     ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
-    sys::copy_out(arg, &ask)?;
+    answer(arg, &ask);
     Err(error)
 }
 
 pub(crate) fn set_attributes(file: FileRef, arg: usize) -> Result<(), Error> {
     let mut ask: io::MemoryAttributes2 = sys::copy_in(arg)?;
-    let moved = convert(file, Conversion::of_attributes(&ask, file.len())?);
-    let Err(Stopped { error, page }) = moved else { return Ok(()) };
-    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
+    let conversion = Conversion::of_attributes(&ask, file.len())?;
     sys::copy_out(arg, &ask)?;
+    let Err(Stopped { error, page }) = convert(file, conversion) else { return Ok(()) };
+    ask.error_offset = page.saturating_mul(abi::PAGE_SIZE);
+    answer(arg, &ask);
     Err(error)
 }
 

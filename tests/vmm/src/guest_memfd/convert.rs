@@ -9,8 +9,8 @@ use freehold_uapi::ioctl::*;
 use kvm_ioctls::VmFd;
 
 use super::STEP;
-use super::rig::{PAGE, Rig, STILL, bytes, in_pipe, new_vm, open_attempts, until_pending, word};
-use crate::gmem::{Gmem, converted};
+use super::rig::{PAGE, PAGE_BYTES, Rig, STILL, bytes, in_pipe, new_vm, open_attempts, until_pending, word};
+use crate::gmem::{CONVERT, Gmem, converted};
 use crate::hostile::Hostile;
 use crate::machine::{Machine, Plan, new_gmem, open, set_slot};
 use crate::probe::{Access, probe, probe_here};
@@ -189,6 +189,7 @@ fn notified() -> Result<(), String> {
     STEP.same("notify: cancel with an argument", "EINVAL", outcome(ioctl_value(&rig.gmem, FREEHOLD_CANCEL, 1)));
     STEP.same("notify: nobody holds, done at once", "0", converted(rig.gmem.to_private_notify(7 * PAGE, PAGE, 0)));
     STEP.same("notify: done at once, nothing told", "ENOENT", shown(&rig.gmem));
+    unanswered(&rig.gmem)?;
     let (reader, writer) = in_pipe(rig.map.at(bytes(2)));
     let ask = || converted(rig.gmem.to_private_notify(0, 4 * PAGE, 0));
     STEP.same("notify: a held page", "EINPROGRESS at 0x2000", ask());
@@ -337,5 +338,19 @@ fn closed_while_pending(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Resu
         STEP.same(&format!("{case}: the pipe has its page"), "4096", outcome(got));
         STEP.same(&format!("{case}: with its contents"), true, out[..8] == word(1).to_le_bytes());
     }
+    Ok(())
+}
+
+/// Where the answer cannot be written, that is said before anything begins: not of a conversion that goes on.
+fn unanswered(gmem: &Gmem) -> Result<(), String> {
+    let (room, file) = Mapping::memfd(PAGE_BYTES, true).map_err(errno_name)?;
+    let shut = Mapping::new(&file, 0, PAGE_BYTES, libc::PROT_READ).map_err(errno_name)?;
+    let ask = Convert { offset: 0, size: PAGE, to: CONVERT_TO_PRIVATE, mode: CONVERT_NOTIFY, ..CONVERT };
+    // SAFETY: the mapping is writable, aligned to a page, and longer.
+    unsafe { room.at(0).cast::<Convert>().write(ask) };
+    let begun = || gmem.pending().map_or(u64::MAX, |state| state.begun);
+    let (before, at) = (begun(), shut.at(0) as u64);
+    STEP.same("notify: no room for the answer", "EFAULT", outcome(ioctl_value(gmem, FREEHOLD_CONVERT, at)));
+    STEP.same("notify: no room, nothing begins", before, begun());
     Ok(())
 }
