@@ -11,6 +11,7 @@
 #include <linux/arm-smccc.h>
 #include <linux/completion.h>
 #include <linux/delay.h>
+#include <linux/hrtimer.h>
 #include <linux/io.h>
 #include <linux/kthread.h>
 #include <linux/list.h>
@@ -24,6 +25,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
+#include <linux/version.h>
 
 #include <asm/cpufeature.h>
 #include <asm/neon.h>
@@ -205,25 +207,92 @@ static u64 count_differ(const u8 *was, const u8 *is, unsigned int bytes)
 #define WATCH_HALF	(31UL << 24 | 0xff << 5 | 3 << 3 | 3 << 1 | 1)
 #define WATCH_FROM	0x80000000UL
 
+/* What the debug registers held before. */
+struct watch {
+	u64 control;
+	u64 place;
+	u64 mdscr;
+};
+
+static void arm(struct watch *was)
+{
+	was->control = read_sysreg_s(SYS_DBGWCRn_EL1(0));
+	was->place = read_sysreg_s(SYS_DBGWVRn_EL1(0));
+	was->mdscr = read_sysreg(mdscr_el1);
+	write_sysreg_s(WATCH_FROM, SYS_DBGWVRn_EL1(0));
+	write_sysreg_s(WATCH_HALF, SYS_DBGWCRn_EL1(0));
+	/* MDE and KDE */
+	write_sysreg(was->mdscr | BIT(15) | BIT(13), mdscr_el1);
+	isb();
+}
+
+static void disarm(const struct watch *was)
+{
+	write_sysreg(was->mdscr, mdscr_el1);
+	write_sysreg_s(was->control, SYS_DBGWCRn_EL1(0));
+	write_sysreg_s(was->place, SYS_DBGWVRn_EL1(0));
+	isb();
+}
+
 /*
  * Calls while a watchpoint is armed. The kernel has nothing at the addresses that it watches, and interrupts are off.
  */
 static void call_watching(struct arm_smccc_1_2_regs *in, struct arm_smccc_1_2_regs *out)
 {
-	u64 control = read_sysreg_s(SYS_DBGWCRn_EL1(0));
-	u64 place = read_sysreg_s(SYS_DBGWVRn_EL1(0));
-	u64 mdscr = read_sysreg(mdscr_el1);
+	struct watch was;
 
-	write_sysreg_s(WATCH_FROM, SYS_DBGWVRn_EL1(0));
-	write_sysreg_s(WATCH_HALF, SYS_DBGWCRn_EL1(0));
-	/* MDE and KDE */
-	write_sysreg(mdscr | BIT(15) | BIT(13), mdscr_el1);
-	isb();
+	arm(&was);
 	smccc(in, out);
-	write_sysreg(mdscr, mdscr_el1);
-	write_sysreg_s(control, SYS_DBGWCRn_EL1(0));
-	write_sysreg_s(place, SYS_DBGWVRn_EL1(0));
-	isb();
+	disarm(&was);
+}
+
+/* A watchpoint that a timer takes away. */
+struct own_watch {
+	struct hrtimer timer;
+	struct watch was;
+	bool gone;
+};
+
+static enum hrtimer_restart watch_ends(struct hrtimer *timer)
+{
+	struct own_watch *own = container_of(timer, struct own_watch, timer);
+
+	disarm(&own->was);
+	WRITE_ONCE(own->gone, true);
+	return HRTIMER_NORESTART;
+}
+
+/*
+ * The kernel knows nothing of this watchpoint: whoever it stops, it has try again.
+ */
+static long do_watched(void __user *arg)
+{
+	struct fh_watched ask;
+	struct own_watch own = { .gone = false };
+	u64 word;
+	long ret;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)) ||
+	    get_user(word, (u64 __user *)ask.addr))
+		return -EFAULT;
+	preempt_disable();
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
+	hrtimer_init_on_stack(&own.timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED);
+	own.timer.function = watch_ends;
+#else
+	hrtimer_setup_on_stack(&own.timer, watch_ends, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED);
+#endif
+	arm(&own.was);
+	hrtimer_start(&own.timer, ms_to_ktime(20), HRTIMER_MODE_REL_PINNED);
+	pagefault_disable();
+	ret = get_user(word, (u64 __user *)ask.addr);
+	pagefault_enable();
+	ask.stopped = READ_ONCE(own.gone);
+	if (hrtimer_cancel(&own.timer))
+		disarm(&own.was);
+	preempt_enable();
+	destroy_hrtimer_on_stack(&own.timer);
+	return ret ? ret : copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
 }
 
 /*
@@ -689,6 +758,8 @@ static long hostile_ioctl(struct file *file, unsigned int cmd, unsigned long p)
 		return do_vectors(arg);
 	case FH_ADD_MEMORY:
 		return do_add_memory(arg);
+	case FH_WATCHED:
+		return do_watched(arg);
 	default:
 		return -ENOTTY;
 	}

@@ -69,6 +69,15 @@ struct fh_vectors {
 	__u64 differ;		/* out: bytes that were not the same after it */
 };
 
+/*
+ * The same watchpoint, for the host itself: it loads from an address of the
+ * caller's and is stopped there until a timer has taken the watchpoint away.
+ */
+struct fh_watched {
+	__u64 addr;
+	__u64 stopped;		/* out: 1 if it was */
+};
+
 /* Physical memory that the kernel was told nothing of, and is to use. */
 struct fh_memory {
 	__u64 start;
@@ -111,5 +120,6 @@ struct fh_memory {
 #define FH_SWEEP	_IOWR(FH_MAGIC, 7, struct fh_sweep)
 #define FH_VECTORS	_IOWR(FH_MAGIC, 8, struct fh_vectors)
 #define FH_ADD_MEMORY	_IOW(FH_MAGIC, 9, struct fh_memory)
+#define FH_WATCHED	_IOWR(FH_MAGIC, 10, struct fh_watched)
 
 #endif

@@ -4,7 +4,7 @@
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
@@ -17,6 +17,8 @@ use crate::setup::{self, Tools};
 use crate::steps::{self, Status};
 use crate::{Usage, image, ui};
 
+/// What a run takes at most on an idle machine once everything is built.
+const LATER: Duration = Duration::from_secs(150);
 /// No boot and no step may take longer than this; an idle machine needs a tenth.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -48,6 +50,7 @@ pub(crate) struct RunArgs {
 /// # Errors
 /// If something does not build or QEMU cannot be run; a step that fails is a result, not an error.
 pub(crate) fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
+    let begin = Instant::now();
     if let Some(kernel) = &args.kernel {
         image::check_kernel(kernel)?;
     }
@@ -75,7 +78,22 @@ pub(crate) fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
     if let Some(case) = astray {
         outcome.problem = Some(format!("{}: {}", case.case, case.seen));
     }
-    Ok(show(env, args, &outcome, &parts, &log))
+    let took = begin.elapsed();
+    let code = show(env, args, &outcome, &parts, &log, took);
+    if let Some(slow) = too_long(took) {
+        ui::note(&slow);
+    }
+    Ok(code)
+}
+
+/// What is said of a run that took longer than a later one may.
+fn too_long(took: Duration) -> Option<String> {
+    let most = LATER.as_secs();
+    let said = format!(
+        "this took {}: with everything built, and nothing else to do for the machine, it takes at most {most} s",
+        ui::seconds(took)
+    );
+    (took > LATER).then_some(said)
 }
 
 fn boot_image(env: &Env, args: &RunArgs, parts: &Parts) -> Result<Option<PathBuf>> {
@@ -100,7 +118,7 @@ fn check_cpu(tools: &Tools, cpu: &str) -> Result<()> {
 fn machine(args: &RunArgs, kernel: &Path, initramfs: &Path) -> Machine {
     let mut machine = Machine::new(kernel, initramfs);
     (machine.cpu, machine.smp, machine.gic) = (args.cpu.clone(), args.smp, args.gic);
-    machine.append = if args.shell { "fh.shell" } else { "fh.job=boot,main" }.to_owned();
+    machine.append = if args.shell { "fh.shell" } else { "fh.job=boot,main fh.release=6.12" }.to_owned();
     machine
 }
 
@@ -113,7 +131,7 @@ fn shell(tools: &Tools, machine: Machine) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(env: &Env, args: &RunArgs, outcome: &Outcome, parts: &Parts, log: &Path) -> ExitCode {
+fn show(env: &Env, args: &RunArgs, outcome: &Outcome, parts: &Parts, log: &Path, took: Duration) -> ExitCode {
     let results = steps::judge(outcome, args.smp);
     let count = |status: Status| results.iter().filter(|r| r.status == status).count();
     let (held, failed) = (count(Status::Held), count(Status::Failed));
@@ -121,6 +139,7 @@ fn show(env: &Env, args: &RunArgs, outcome: &Outcome, parts: &Parts, log: &Path)
         let value = json!({
             "steps": results, "held": held, "total": results.len(), "failed": failed,
             "stage": outcome.stage, "problem": outcome.problem, "missing_parts": parts.missing, "log": env.shown(log),
+            "seconds": took.as_secs_f64(),
         });
         println!("{value:#}");
     } else {
@@ -134,7 +153,7 @@ fn show(env: &Env, args: &RunArgs, outcome: &Outcome, parts: &Parts, log: &Path)
         if !parts.missing.is_empty() {
             println!("not there yet: {}", parts.missing.join(", "));
         }
-        println!("freehold: {held} of {} steps held", results.len());
+        println!("freehold: {held} of {} steps held, in {}", results.len(), ui::seconds(took));
     }
     if failed > 0 || outcome.problem.is_some() {
         ExitCode::FAILURE
@@ -191,4 +210,18 @@ fn shortened(text: &str) -> String {
 
 fn one_line(text: &str) -> String {
     text.trim_end().replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_takes_longer_than_later_ones_may_says_so() {
+        assert_eq!(too_long(Duration::from_secs(150)), None);
+        assert!(
+            too_long(Duration::from_secs(151))
+                .is_some_and(|said| said.contains("151") && said.contains("at most 150 s"))
+        );
+    }
 }

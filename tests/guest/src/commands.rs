@@ -4,7 +4,7 @@
 use crate::proto::*;
 use crate::sysreg::counter;
 use crate::{
-    bench, cpus, device, fp, gic, hidden, hypercall, ids, interrupts, memory, mmio, secret, state, sweep, trap,
+    bench, cpus, device, fp, gic, hidden, hypercall, ids, interrupts, last, memory, mmio, secret, state, sweep, trap,
 };
 use core::arch::asm;
 
@@ -106,6 +106,14 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_CPU => cpus::give(a, b, [c, PERIOD]),
         CMD_CPU_PING => cpus::ping(a, b),
         CMD_QUARREL => cpus::quarrel(a, b, c),
+        CMD_FULL => {
+            let seed = counter() | 1;
+            state::leave_full(seed);
+            fp::leave_full(seed);
+            [0; 3]
+        }
+        CMD_LAST => last::act(a),
+        CMD_ALL => cpus::all(a, b, [c, PERIOD]),
         CMD_BENCH => bench::run(a, b, c),
         CMD_TOGETHER => cpus::together(a, b, c),
         CMD_ATTEST => {

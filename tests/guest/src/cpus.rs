@@ -23,6 +23,8 @@ struct Desk {
     job: AtomicU64,
     arguments: [AtomicU64; 2],
     results: [AtomicU64; 3],
+    /// 1 until the job is done, of which no SGI tells then.
+    is_looked_at: AtomicU64,
 }
 
 impl Desk {
@@ -31,6 +33,7 @@ impl Desk {
             job: AtomicU64::new(0),
             arguments: [const { AtomicU64::new(0) }; 2],
             results: [const { AtomicU64::new(0) }; 3],
+            is_looked_at: AtomicU64::new(0),
         }
     }
 }
@@ -84,6 +87,21 @@ pub(crate) fn give(cpu: u64, job: u64, arguments: [u64; 2]) -> [u64; 3] {
         return [0; 3];
     }
     collect(desk)
+}
+
+/// Has CPUs 1 to `cpus` - 1 do the same at the same time. One SGI is as good as several, so each says at its desk that it
+/// is done.
+pub(crate) fn all(cpus: u64, job: u64, arguments: [u64; 2]) -> [u64; 3] {
+    (1..cpus).filter_map(desk).for_each(|desk| desk.is_looked_at.store(1, Ordering::Relaxed));
+    let posted = (1..cpus).filter(|cpu| post(*cpu, job, arguments).is_some()).count() as u64;
+    let mut wrong = cpus - 1 - posted;
+    for desk in (1..cpus).filter_map(desk) {
+        while desk.is_looked_at.load(Ordering::Acquire) != 0 {
+            core::hint::spin_loop();
+        }
+        wrong = wrong.wrapping_add(desk.results[0].load(Ordering::Relaxed));
+    }
+    [wrong, posted, 0]
 }
 
 /// This CPU and another one lend the same granule and take it back, each so many times, in no order.
@@ -231,7 +249,9 @@ extern "C" fn guest_other(context: u64) -> ! {
         for (place, result) in desk.results.iter().zip(results) {
             place.store(result, Ordering::Release);
         }
-        interrupts::send(0);
+        if desk.is_looked_at.swap(0, Ordering::AcqRel) == 0 {
+            interrupts::send(0);
+        }
     }
 }
 

@@ -69,6 +69,15 @@ pub(crate) fn survives_time(ticks: u64) -> u64 {
     })
 }
 
+/// Fills all registers, and leaves them so.
+pub(crate) fn leave_full(seed: u64) {
+    let filled: [u64; 64] = core::array::from_fn(|n| pattern(seed, n as u64));
+    // SAFETY: the area holds 32 registers of 16 bytes.
+    unsafe { guest_load_v(filled.as_ptr()) };
+    write!("s3_3_c4_c4_0", FPCR_PATTERN);
+    write!("s3_3_c4_c4_1", FPSR_PATTERN);
+}
+
 fn survives_all(what: impl FnOnce()) -> u64 {
     let seed = read!("cntvct_el0");
     let filled: [u64; 64] = core::array::from_fn(|n| pattern(seed, n as u64));

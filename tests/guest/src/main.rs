@@ -17,6 +17,7 @@ mod hidden;
 mod hypercall;
 mod ids;
 mod interrupts;
+mod last;
 mod memory;
 mod mmio;
 mod mmu;

@@ -196,6 +196,24 @@ pub const CMD_LEVEL: u64 = 39;
 pub const CMD_SWEEP: u64 = 42;
 /// [`CMD_CHECK`] with debug exceptions unmasked. r0 = words that differ, r1 = `ESR_EL1` of an exception or 0.
 pub const CMD_UNMASKED: u64 = 43;
+/// Fills every register that the payload can do without, FP, keys and both timers' among them, and leaves it so. r0 = 0.
+pub const CMD_FULL: u64 = 44;
+/// Fills every general and vector register with [`CANARY`] and does its last: arg0, one of `LAST_*`. No result.
+pub const CMD_LAST: u64 = 45;
+/// CPUs 1 to arg0 - 1 do job arg1 at the same time, with arg2. r0 = what went wrong, all CPUs together.
+pub const CMD_ALL: u64 = 46;
+/// [`CMD_LAST`]: PSCI `SYSTEM_OFF`, its arguments the canary.
+pub const LAST_OFF: u64 = 0;
+/// [`CMD_LAST`]: PSCI `SYSTEM_RESET`.
+pub const LAST_RESET: u64 = 1;
+/// [`CMD_LAST`]: PSCI `SYSTEM_RESET2`, its cookie the canary.
+pub const LAST_RESET2: u64 = 2;
+/// [`CMD_LAST`]: stores a pair of the canary outside of RAM.
+pub const LAST_STORE: u64 = 3;
+/// [`CMD_LAST`]: puts its translation tables outside of RAM.
+pub const LAST_WALK: u64 = 4;
+/// [`CMD_LAST`]: spins for ever, with interrupts masked and no exit.
+pub const LAST_SPIN: u64 = 5;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].
@@ -215,7 +233,7 @@ pub const JOB_TOGETHER: u64 = 7;
 /// Takes SGIs without waiting for them, as many as its first argument says; "how many came with something else".
 pub const JOB_ANSWER: u64 = 8;
 /// CPUs that the payload has room for.
-pub const MOST_CPUS: u64 = 4;
+pub const MOST_CPUS: u64 = 8;
 /// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.
 pub const CMD_ATTEST: u64 = 40;
 /// Does the row arg0 of `rows.rs` arg1 times, on pages from arg2 on. r0 = fewest ticks of a round, r1 = most, r2 = rounds that went wrong.

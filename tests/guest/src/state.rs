@@ -99,7 +99,29 @@ pub(crate) fn is_reset() -> bool {
         // M, C and I.
         read!("sctlr_el1") & 0x1005,
     ];
-    none_is_set() && others == [0; 8] && (!has_keys() || no_key_is_set())
+    // Where there is a controller, the physical timer is there too.
+    let timer = !has_controller() || (read!("cntp_ctl_el0") | read!("cntp_cval_el0") == 0);
+    none_is_set() && others == [0; 8] && (!has_keys() || no_key_is_set()) && timer
+}
+
+fn has_controller() -> bool {
+    field(read!("id_aa64pfr0_el1"), 24) != 0
+}
+
+/// Fills what [`is_reset`] looks at and this program can do without, and leaves it so. The timers run, masked.
+pub(crate) fn leave_full(seed: u64) {
+    let mair = read!("mair_el1");
+    fill(seed, &mut [0; SYSTEM]);
+    write!("mair_el1", mair | 0xff00);
+    if has_keys() {
+        fill_keys(seed);
+    }
+    write!("csselr_el1", 2);
+    write!("cntv_ctl_el0", 3);
+    if has_controller() {
+        write!("cntp_cval_el0", pattern(seed, 99));
+        write!("cntp_ctl_el0", 3);
+    }
 }
 
 /// Fills everything, leaves `exits` times for EL2 and as often for the host, and counts registers that changed.

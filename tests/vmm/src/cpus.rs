@@ -2,6 +2,7 @@
 //! A guest of several vCPUs, through the driver: a thread each, which the guest alone gives something to do, and which
 //! other threads move from CPU to CPU; what a VMM may set and see of a vCPU; and how the VM ends.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -275,8 +276,16 @@ fn works() -> Result<(), String> {
             let mover = scope.spawn(|| moves(&threads, &over));
             let done = commands(&mut machine, seats, &wire);
             over.store(true, Ordering::SeqCst);
-            let moved = mover.join().unwrap_or(0);
+            let (moved, there) = mover.join().unwrap_or_default();
             STEP.judged("threads were moved meanwhile", "100 times or more", moved, moved >= 100);
+            let seen = format!("{there:?}");
+            let all = there.iter().all(|there| there.0.len() == sys::cpus() && there.1 >= sys::cpus());
+            STEP.judged(
+                "each was seen on every CPU of the host, and went from one to another",
+                "CPUs, moves",
+                seen,
+                all,
+            );
             done
         })
     });
@@ -344,20 +353,37 @@ fn shows_nothing(machine: &Machine, vcpu: &VcpuFd) {
     STEP.same("the run page holds an exit and nothing else", 0, page.iter().filter(|byte| **byte != 0).count());
 }
 
-/// Moves threads from CPU to CPU until it is over; how often.
-fn moves(threads: &[libc::pid_t], over: &AtomicBool) -> usize {
+/// Moves threads from CPU to CPU until it is over; how often, and for each thread: the CPUs on which it came to be, and
+/// how often that was another one than before.
+fn moves(threads: &[libc::pid_t], over: &AtomicBool) -> (usize, Vec<(BTreeSet<usize>, usize)>) {
     let cpus = sys::cpus();
+    let mut there = vec![(BTreeSet::new(), 0); threads.len()];
+    let mut last = vec![None; threads.len()];
     for round in 0.. {
         if over.load(Ordering::SeqCst) {
             let all: Vec<usize> = (0..cpus).collect();
             threads.iter().for_each(|&thread| sys::allow(thread, &all));
-            return round;
+            return (round, there);
         }
-        let thread = threads[round % threads.len()];
-        sys::allow(thread, &[(round / threads.len() + round) % cpus]);
+        let turn = round % threads.len();
+        // Where the last move led: a thread that sleeps comes there when it wakes.
+        let at = place(threads[turn]);
+        if let Some(at) = at.filter(|at| last[turn] != Some(*at)) {
+            there[turn].0.insert(at);
+            there[turn].1 += 1;
+        }
+        last[turn] = at;
+        sys::allow(threads[turn], &[(round / threads.len() + turn) % cpus]);
         std::thread::sleep(Duration::from_millis(2));
     }
-    0
+    (0, there)
+}
+
+/// The CPU that a thread of this process is on, or was on last.
+fn place(thread: libc::pid_t) -> Option<usize> {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).ok()?;
+    // The 39th field; the third stands behind the name.
+    stat.rsplit(") ").next()?.split_whitespace().nth(36)?.parse().ok()
 }
 
 fn commands(machine: &mut Machine, seats: &[Seat], wire: &OwnedFd) -> Result<(), String> {

@@ -69,6 +69,12 @@ struct Vectors {
     differ: u64,
 }
 
+#[repr(C)]
+struct Watched {
+    addr: u64,
+    stopped: u64,
+}
+
 /// By which mapping, and with which safety net, the kernel touches a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum How {
@@ -218,6 +224,13 @@ impl Hostile {
         let mut ask = Vectors { x: call, manner, compared: 0, differ: 0 };
         sys::ioctl(self, number::<Vectors>(READ_WRITE, 8), &mut ask)?;
         Ok((ask.x, ask.compared, ask.differ))
+    }
+
+    /// Whether the watchpoint of [`WATCHING`] stops the host's own load from an address of this process.
+    pub(crate) fn is_stopped_at(&self, at: *const u8) -> Result<bool, i32> {
+        let mut ask = Watched { addr: at as u64, stopped: 0 };
+        sys::ioctl(self, number::<Watched>(READ_WRITE, 10), &mut ask)?;
+        Ok(ask.stopped == 1)
     }
 
     /// Has the kernel use memory that it was told nothing of.

@@ -44,6 +44,7 @@ mod report;
 mod rows;
 mod run;
 mod soak;
+mod spinning;
 mod successor;
 mod switch;
 mod sys;

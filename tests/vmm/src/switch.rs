@@ -5,6 +5,8 @@
 //! The whole loop is here, so that each `VCPU_RUN` is made with every vector register of the host filled, and so that
 //! every register that comes back can be looked at.
 
+mod ends;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,7 +17,10 @@ use crate::interrupts;
 use crate::proto::{self, *};
 use crate::raw::{Arena, end, resting, settle, status_name};
 use crate::report::Step;
+use crate::sys::Mapping;
 use crate::vcpus::{PATIENCE, Wakes};
+
+pub(crate) use ends::shows;
 
 pub(crate) const STEP: Step = Step("world-switch");
 const GFN: u64 = RAM_BASE >> 12;
@@ -196,7 +201,7 @@ impl<'h> Bench<'h> {
         *self.exits.entry(x[1]).or_default() += 1;
         let payload = match x[1] {
             EXIT_WFI if self.gic => 1,
-            EXIT_IRQ | EXIT_WFI | EXIT_WAKE => 0,
+            EXIT_IRQ | EXIT_WFI | EXIT_WAKE | EXIT_KICKED => 0,
             EXIT_MEM_FAULT | EXIT_SYSTEM | EXIT_CRASH | EXIT_EOI => 1,
             EXIT_MMIO if x[3] & MMIO_WRITE == 0 => 2,
             EXIT_MMIO => 3,
@@ -208,8 +213,7 @@ impl<'h> Bench<'h> {
             let stray = x.iter().enumerate().skip(2 + payload).filter(|(n, word)| **word != 0 && !woken(*n));
             self.stray.extend(stray.map(|(n, word)| format!("exit {} x{n}={word:#x}", x[1])));
         }
-        let canaries = [CANARY, CANARY & 0xffff_ffff];
-        self.leaked += x[1..].iter().filter(|word| canaries.contains(word)).count();
+        self.leaked += x[1..].iter().filter(|word| shows(CANARY, **word)).count();
         Ok(x)
     }
 
@@ -362,19 +366,13 @@ pub(crate) fn all() -> Result<(), String> {
     STEP.same("no exit showed the canary", 0, bench.leaked);
     let backed = bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0);
     STEP.same("each page of it was asked for once", CANARY_PAGES, backed);
-    let smc = bench.command(CMD_SMC, [0x8400_0000, 0, 0])?;
-    STEP.same("an SMC reaches no firmware", "[ffffffffffffffff, 0]", format!("{:x?}", &smc[..2]));
+    ends::firmware(&mut bench)?;
     let damage = bench.command(CMD_SECRET, [0; 3])?[2];
     STEP.same("secrets undamaged", 0, damage);
     STEP.same("memory unchanged", format!("{hash:#x}"), format!("{:#x}", bench.command(CMD_HASH, [0; 3])?[0]));
     streaming(&mut bench)?;
     STEP.same("exits show nothing beside their payload", "[]", format!("{:?}", bench.stray));
-    let what = match bench.compared {
-        1 => "V",
-        3 => "V, Z, P, FFR",
-        7 => "V, Z, P, FFR, ZA",
-        _ => "?",
-    };
+    let what = ends::vectors(bench.compared)?;
     let runs: usize = bench.exits.values().sum();
     STEP.judged(
         "the host's vectors survive",
@@ -395,6 +393,7 @@ pub(crate) fn all() -> Result<(), String> {
     bench.close();
     rights(&hostile)?;
     interrupts::all(&hostile)?;
+    ends::all(&hostile)?;
     settle(STEP, "counters at rest", &hostile, &before);
     Ok(())
 }
@@ -439,6 +438,12 @@ fn rights(hostile: &Hostile) -> Result<(), String> {
 
 /// What the host has armed for debugging stands still while a guest runs that would take it.
 fn watched(bench: &mut Bench<'_>) -> Result<(), String> {
+    let stops = |at: *const u8| format!("{:?}", bench.hostile.is_stopped_at(at));
+    let at = usize::try_from(SHARE_BASE).map_err(|e| e.to_string())?;
+    let same =
+        Mapping::at_address(at, 4096).map_err(|e| format!("memory at {at:#x}: {}", crate::sys::errno_name(e)))?;
+    STEP.same("the watchpoint stops the host itself, where the guest will load", "Ok(true)", stops(same.at(0)));
+    STEP.same("and nowhere else", "Ok(false)", stops((&raw const at).cast()));
     bench.command(CMD_FILL, [SHARE_BASE, GRANULE, 5])?;
     bench.watches = true;
     let [wrong, esr, _] = bench.command(CMD_UNMASKED, [SHARE_BASE, GRANULE, 5])?;

@@ -103,6 +103,17 @@ impl Mapping {
         Self::mapped(bytes, how, -1)
     }
 
+    /// Maps `bytes` of this process' own memory at an address that nothing else has.
+    pub(crate) fn at_address(address: usize, bytes: usize) -> Result<Self, i32> {
+        let how = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a new mapping that takes no place of another one.
+        let at = unsafe { libc::mmap(address as *mut _, bytes, libc::PROT_READ | libc::PROT_WRITE, how, -1, 0) };
+        if at.addr() != address {
+            return Err(last_errno());
+        }
+        NonNull::new(at.cast::<u8>()).map(|at| Self { at, bytes }).ok_or(0)
+    }
+
     /// Maps a file of memory of its own, so that what is written is in the file, or not.
     pub(crate) fn memfd(bytes: usize, shared: bool) -> Result<(Self, OwnedFd), i32> {
         // SAFETY: the name is a string that ends; the answer is a new descriptor or -1.
@@ -280,8 +291,26 @@ pub(crate) fn allow(thread: libc::pid_t, cpus: &[usize]) {
     unsafe { libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) };
 }
 
-/// Online CPUs.
+/// Online CPUs, whichever of them this thread may be on.
 pub(crate) fn cpus() -> usize {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        (last.parse::<usize>().ok()? + 1).checked_sub(first.parse().ok()?)
+    };
+    list.trim().split(',').filter_map(count).sum::<usize>().max(1)
+}
+
+/// The CPU that this thread is on.
+pub(crate) fn here() -> usize {
     // SAFETY: asks for a number.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
+    usize::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(usize::MAX)
+}
+
+/// Part number of the CPUs that this machine has, as their `MIDR_EL1` says.
+pub(crate) fn part() -> Result<u64, String> {
+    let file = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1";
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
+    let midr = u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).map_err(|e| format!("{file}: {e}"))?;
+    Ok(midr >> 4 & 0xfff)
 }

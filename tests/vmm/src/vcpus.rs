@@ -5,7 +5,7 @@
 //! Each vCPU has a thread, which moves to another CPU every few runs. One whose vCPU waits sleeps until somebody is told
 //! to wake it, however long that takes: a wake-up that is lost is a case that does not hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +26,10 @@ const VCPUS: u64 = 3;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 /// Runs after which a thread moves to the next CPU.
 const STAY: usize = 8;
+/// vCPUs of the largest VM.
+const MOST: u64 = 8;
+/// Cortex-A72, which has no random numbers.
+const WITHOUT_RANDOM: u64 = 0xd08;
 
 /// Whose threads are to be woken.
 #[derive(Default)]
@@ -103,13 +107,29 @@ impl Wakes {
     }
 }
 
-/// Runs, by exit reason.
-type Exits = BTreeMap<u64, usize>;
+/// What became of a vCPU's runs.
+#[derive(Debug, Default)]
+struct Runs {
+    /// By exit reason.
+    exits: BTreeMap<u64, usize>,
+    /// CPUs on which one began, and how often that was another one than before.
+    places: BTreeSet<usize>,
+    moves: usize,
+}
+
+impl Runs {
+    fn begins(&mut self, last: &mut usize) {
+        let here = sys::here();
+        self.moves += usize::from(*last != here);
+        self.places.insert(here);
+        *last = here;
+    }
+}
 
 /// Runs one vCPU until nothing runs any more.
-fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Exits, String> {
-    let mut exits = Exits::new();
-    let mut answer = 0;
+fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Runs, String> {
+    let mut seen = Runs::default();
+    let (mut answer, mut last) = (0, usize::MAX);
     for runs in 0usize.. {
         if wakes.over.load(Ordering::SeqCst) {
             break;
@@ -118,13 +138,14 @@ fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Exits
             sys::pin_to((runs / STAY + usize::try_from(vcpu).unwrap_or(0)) % sys::cpus());
         }
         wakes.runs(vcpu);
+        seen.begins(&mut last);
         let x = hostile.raw(VCPU_RUN.into(), &[handle, vcpu, answer]);
         wakes.wake(x[5]);
         answer = u64::MAX;
         if x[0] != 0 {
             return Err(format!("VCPU_RUN of {vcpu}: {}", status_name(x[0].cast_signed())));
         }
-        *exits.entry(x[1]).or_default() += 1;
+        *seen.exits.entry(x[1]).or_default() += 1;
         match x[1] {
             EXIT_OFF => wakes.sleep(vcpu, 0, Duration::MAX)?,
             EXIT_WFI => wakes.sleep(vcpu, x[2], PATIENCE)?,
@@ -137,7 +158,25 @@ fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Exits
             reason => return Err(format!("vCPU {vcpu} left with {reason}: {:x?}", &x[2..5])),
         }
     }
-    Ok(exits)
+    Ok(seen)
+}
+
+/// Does something with a VM while each of its other vCPUs has a thread; what became of these.
+fn beside<R>(
+    hostile: &Hostile,
+    bench: &mut Bench<'_>,
+    vcpus: u64,
+    act: impl FnOnce(&mut Bench<'_>) -> R,
+) -> (R, Vec<Result<Runs, String>>) {
+    let (handle, wakes) = (bench.handle, Arc::clone(&bench.wakes));
+    std::thread::scope(|scope| {
+        let wakes = &*wakes;
+        let others: Vec<_> = (1..vcpus).map(|n| scope.spawn(move || run(hostile, handle, n, wakes))).collect();
+        let outcome = act(bench);
+        wakes.end();
+        let runs = others.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("panicked".to_owned())));
+        (outcome, runs.collect())
+    })
 }
 
 /// Runs the suite.
@@ -145,37 +184,60 @@ pub(crate) fn all() -> Result<(), String> {
     let hostile = Hostile::open()?;
     let before = resting(&hostile);
     let mut bench = Bench::with(&hostile, true, VCPUS)?;
-    let (handle, wakes) = (bench.handle, Arc::clone(&bench.wakes));
+    let handle = bench.handle;
     STEP.same("the host starts no vCPU", EXIT_OFF, hostile.raw(VCPU_RUN.into(), &[handle, 1, 0])[1]);
     let late = hostile.call(VCPU_SET_REG, &[handle, 1, REG_PC, RAM_BASE]);
     STEP.same("nor says where one starts", "WRONG_STATE", status_name(late));
-    let (outcome, runs) = std::thread::scope(|scope| {
-        let one = |n| {
-            scope.spawn({
-                let (hostile, wakes) = (&hostile, &wakes);
-                move || run(hostile, handle, n, wakes)
-            })
-        };
-        let others: Vec<_> = (1..VCPUS).map(one).collect();
-        let outcome = commands(&mut bench);
-        wakes.end();
-        (outcome, others.into_iter().map(|thread| thread.join().ok()).collect::<Vec<_>>())
-    });
+    let (outcome, runs) = beside(&hostile, &mut bench, VCPUS, commands);
     for (vcpu, run) in (1..).zip(runs) {
         let all = [EXIT_OFF, EXIT_WFI, EXIT_WAKE, EXIT_IRQ, EXIT_MMIO];
-        let held = matches!(&run, Some(Ok(exits)) if all.iter().all(|reason| exits.contains_key(reason)));
+        let held = matches!(&run, Ok(seen) if all.iter().all(|reason| seen.exits.contains_key(reason)));
         STEP.judged(
             &format!("vCPU {vcpu} was off, waited, woke, was preempted"),
             "exits 13, 4, 12, 1, 2",
             format!("{run:?}"),
             held,
         );
+        // Each stay is on another CPU than the one before.
+        let moved = run.is_ok_and(|seen| seen.places.len() == sys::cpus() && seen.moves >= 2 * sys::cpus());
+        STEP.same(&format!("vCPU {vcpu} began runs on every CPU of the host, and went on"), true, moved);
     }
     outcome?;
     let woken = bench.exits.get(&EXIT_WAKE).copied().unwrap_or(0);
     STEP.judged("vCPU 0 left to have others woken", "some EXIT_WAKE", woken, woken > 0);
     bench.close();
+    eight(&hostile)?;
     settle(STEP, "counters at rest", &hostile, &before);
+    Ok(())
+}
+
+/// A VM with all the vCPUs that one can have: each has both timers, one after the other and all at once.
+fn eight(hostile: &Hostile) -> Result<(), String> {
+    const PERIOD: u64 = 62_500;
+    let mut bench = Bench::with(hostile, true, MOST)?;
+    let (outcome, runs) = beside(hostile, &mut bench, MOST, |bench| {
+        bench.clean("eight: the controller is what it says", CMD_GIC, [MOST, 0, 0])?;
+        for (name, how) in [("virtual", TICK_WAIT), ("physical", TICK_PHYSICAL)] {
+            bench.clean(&format!("eight: the {name} timer of CPU 0"), CMD_TICKS, [10, PERIOD, how])?;
+        }
+        for cpu in 1..MOST {
+            let on = bench.command(CMD_CPU_ON, [cpu, 0, 0])?;
+            STEP.same(&format!("eight: CPU {cpu} is on"), "0, 0", format!("{}, {}", on[0], on[2]));
+            for (name, job) in [("virtual", JOB_TICKS), ("physical", JOB_PHYSICAL)] {
+                bench.clean(&format!("eight: the {name} timer of CPU {cpu}"), CMD_CPU, [cpu, job, 10])?;
+            }
+        }
+        for (name, job) in [("virtual", JOB_TICKS), ("physical", JOB_PHYSICAL)] {
+            let all =
+                bench.clean(&format!("eight: the {name} timers of all others at once"), CMD_ALL, [MOST, job, 10])?;
+            STEP.same("eight: others", MOST - 1, all[1]);
+        }
+        Ok::<(), String>(())
+    });
+    let failed: Vec<_> = runs.iter().filter_map(|run| run.as_ref().err()).collect();
+    STEP.same("eight: the host was asked for nothing else", "[]", format!("{failed:?}"));
+    outcome?;
+    bench.close();
     Ok(())
 }
 
@@ -217,8 +279,11 @@ fn commands(bench: &mut Bench<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// The CPU of these machines has random numbers; no two are alike.
+/// Where the CPU has random numbers, no two are alike; where it has not, there is no such interface.
 fn random(bench: &mut Bench<'_>) -> Result<(), String> {
+    if sys::part()? == WITHOUT_RANDOM {
+        return no_random(bench);
+    }
     let version = bench.command(CMD_HVC, [guest::TRNG_VERSION.into(), 0, 0])?[0];
     STEP.same("random numbers: version", 0x1_0000, version);
     let mut seen = std::collections::BTreeSet::new();
@@ -246,5 +311,25 @@ fn work(bench: &mut Bench<'_>, cpu: u64) -> Result<(), String> {
         format!("{got}, then {after}"),
     );
     bench.clean(&format!("vectors of CPU {cpu} survive preemption"), CMD_CPU, [cpu, JOB_FP, 10_000_000])?;
+    Ok(())
+}
+
+/// Every call for random numbers is refused, and the guest is given none by another name.
+fn no_random(bench: &mut Bench<'_>) -> Result<(), String> {
+    for (name, function) in [
+        ("version", guest::TRNG_VERSION),
+        ("features", guest::TRNG_FEATURES),
+        ("UUID", guest::TRNG_GET_UUID),
+        ("32 bits", guest::TRNG_RND),
+        ("64 bits", guest::TRNG_RND_64),
+    ] {
+        let seen = bench.command(CMD_HVC, [function.into(), 32, 0])?;
+        let expected = [guest::NOT_SUPPORTED, 0, 0];
+        STEP.same(
+            &format!("a CPU without random numbers: {name}"),
+            format!("{expected:?}"),
+            format!("{:?}", seen.map(u64::cast_signed)),
+        );
+    }
     Ok(())
 }

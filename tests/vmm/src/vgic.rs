@@ -12,6 +12,7 @@ use crate::away;
 use crate::machine::{Event, Machine, Plan, VM_TYPE, new_vcpu, open};
 use crate::proto::*;
 use crate::report::Step;
+use crate::spinning;
 use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
 
 /// The step that these cases are of.
@@ -93,6 +94,7 @@ pub(crate) fn all() -> Result<(), String> {
     waits(&mut machine)?;
     interrupted(&mut machine)?;
     away::from_a_guest_that_spins(machine)?;
+    spinning::all()?;
     raised_early()
 }
 

@@ -99,7 +99,13 @@ const RULES: &[Rule] = &[
     Rule { package: "xtask", ours: &["freehold-uapi", "freehold-states", "freehold-trace"], others: None },
 ];
 
-/// Each dependency that no rule allows.
+/// Crates of rust-vmm's on which the VMM is built.
+const BUILT_ON: [(&str, &[&str]); 2] = [
+    ("freehold-vmm", &["kvm-bindings", "kvm-ioctls", "vm-superio", "vmm-sys-util"]),
+    ("freehold-vmm-boot", &["vm-fdt", "vm-superio"]),
+];
+
+/// Each dependency that no rule allows, and each that is missing.
 pub(super) fn check(env: &Env) -> Result<Vec<String>> {
     let mut cargo = cmd::cargo(&env.root);
     let text = cmd::output(cargo.args(["metadata", "--no-deps", "--format-version", "1"]))?;
@@ -121,7 +127,10 @@ fn of_package(package: &Value, ours: &[&str]) -> Vec<String> {
         return vec![format!("{name}: no import rule speaks of this package")];
     };
     let dependencies = package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default();
-    dependencies
+    let named: Vec<&str> = dependencies.iter().filter_map(|d| d["name"].as_str()).collect();
+    let built_on = BUILT_ON.iter().filter(|(package, _)| *package == name).flat_map(|(_, crates)| *crates);
+    let missing = built_on.filter(|c| !named.contains(c)).map(|c| format!("{name} is to be built on {c}"));
+    let forbidden = dependencies
         .iter()
         // What only a crate's own tests use is not part of what it is.
         .filter(|d| d["kind"].as_str() != Some("dev"))
@@ -131,8 +140,8 @@ fn of_package(package: &Value, ours: &[&str]) -> Vec<String> {
                 if ours.contains(d) { rule.ours.contains(d) } else { rule.others.is_none_or(|o| o.contains(d)) };
             !allowed
         })
-        .map(|d| format!("{name} must not import {d}"))
-        .collect()
+        .map(|d| format!("{name} must not import {d}"));
+    forbidden.chain(missing).collect()
 }
 
 #[cfg(test)]
@@ -161,7 +170,16 @@ mod tests {
     fn nothing_shipped_imports_the_wiring() {
         let importers = RULES.iter().filter(|r| r.ours.contains(&"freehold-el2")).map(|r| r.package);
         assert!(importers.eq(IMPORT_THE_WIRING.iter().copied()));
-        assert_eq!(found("freehold-vmm", "freehold-el2", None).len(), 1);
+        assert_eq!(found("freehold-vmm", "freehold-el2", None)[0], "freehold-vmm must not import freehold-el2");
+    }
+
+    #[test]
+    fn the_vmm_is_built_on_rust_vmm() {
+        let crates = |names: &[&str]| names.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>();
+        let vmm = |names: &[&str]| json!({ "packages": [{ "name": "freehold-vmm", "dependencies": crates(names) }] });
+        assert_eq!(violations(&vmm(BUILT_ON[0].1)), Vec::<String>::new());
+        let less = ["kvm-bindings", "vm-superio", "vmm-sys-util"];
+        assert_eq!(violations(&vmm(&less)), ["freehold-vmm is to be built on kvm-ioctls"]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ const OBLIGATIONS: Table = Table("docs/testing.md", "obligations");
 const GUESTS: Table = Table("docs/guests.md", "guests");
 const CHECKLIST: Table = Table("docs/kvm-abi.md", "checklist");
 /// The tables whose rows are numbered, and up to which number.
-const NUMBERED: [(&Table, u32); 2] = [(&GUESTS, 39), (&CHECKLIST, 30)];
+const NUMBERED: [(&Table, u32); 2] = [(&GUESTS, 42), (&CHECKLIST, 30)];
 
 /// The rows that must be there: a group, and its numbers.
 const ROWS: [(&str, &[u32]); 13] = [

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Exits that end a VM, what a VM leaves behind on its CPU, calls to a firmware that there is not, and kicks.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use freehold_uapi::{guest, hvc::*};
+
+use super::{Bench, MOST_EXITS, STEP, Stopped};
+use crate::hostile::Hostile;
+use crate::proto::*;
+use crate::raw::status_name;
+use crate::sys;
+use crate::vcpus::PATIENCE;
+
+/// Bits of the canary that make a finding.
+const PART: u32 = 32;
+/// Kicks at least, and at most until one of them was not disturbed.
+const KICKS: usize = 20;
+const MOST_KICKS: usize = 10_000;
+
+/// Runs the cases that need VMs of their own.
+pub(super) fn all(hostile: &Hostile) -> Result<(), String> {
+    finds_parts();
+    last_exits(hostile)?;
+    left_behind(hostile)?;
+    kicks(hostile)
+}
+
+/// Whether 32 neighbouring bits of `word` are such of `secret`, wherever in either.
+pub(crate) fn shows(secret: u64, word: u64) -> bool {
+    let parts = |word: u64| (0..=u64::BITS - PART).map(move |shift| (word >> shift) as u32);
+    word != 0 && parts(word).any(|part| part != 0 && parts(secret).any(|of| of == part))
+}
+
+/// The control: what is to be found is found, whole, in part and shifted.
+fn finds_parts() {
+    let shown = [CANARY, CANARY >> 7, CANARY << 9, CANARY & 0xffff_ffff, CANARY >> 32, (CANARY >> 13) << 32];
+    let not = [0, u64::MAX, RAM_BASE, DEVICE, !CANARY, CANARY >> 33, CANARY.reverse_bits()];
+    let count = |words: &[u64]| words.iter().filter(|word| shows(CANARY, **word)).count();
+    STEP.same(
+        "tools: parts of a canary are found, and nothing else",
+        "6 and 0",
+        format!("{} and {}", count(&shown), count(&not)),
+    );
+}
+
+/// A guest ends with the canary in every register that its way out leaves free.
+fn last_exits(hostile: &Hostile) -> Result<(), String> {
+    for (name, last, exit) in [
+        ("off", LAST_OFF, [EXIT_SYSTEM, 0]),
+        ("reset", LAST_RESET, [EXIT_SYSTEM, 1]),
+        ("reset 2", LAST_RESET2, [EXIT_SYSTEM, 2]),
+        ("a pair stored outside RAM", LAST_STORE, [EXIT_CRASH, CRASH_NO_SYNDROME]),
+        ("tables outside RAM", LAST_WALK, [EXIT_CRASH, CRASH_WALK]),
+    ] {
+        let mut bench = Bench::new(hostile, false)?;
+        bench.arguments = [last, 0, 0];
+        bench.answer = CMD_LAST;
+        let ended = bench.go()?;
+        let expected = Stopped::Ended(exit[0], exit[1]);
+        STEP.same(&format!("the last exit: {name}"), format!("{expected:?}"), format!("{ended:?}"));
+        STEP.same(&format!("the last exit: {name}: parts of the canary shown"), 0, bench.leaked);
+        bench.close();
+    }
+    Ok(())
+}
+
+/// A guest leaves every register full; one that lives beside it, and one that comes after it, start on that CPU.
+fn left_behind(hostile: &Hostile) -> Result<(), String> {
+    sys::pin_to(0);
+    let mut full = Bench::new(hostile, true)?;
+    full.clean("registers, both timers and FPCR are left full", CMD_FULL, [0; 3])?;
+    let beside = Bench::new(hostile, true)?;
+    full.command(CMD_NOP, [0; 3])?;
+    full.close();
+    Bench::new(hostile, true)?.close();
+    beside.close();
+    Ok(())
+}
+
+/// No function of any firmware is reached by SMC: each is NOT_SUPPORTED, and what would have stopped the CPU, the guest or
+/// the machine stops nothing.
+pub(super) fn firmware(bench: &mut Bench<'_>) -> Result<(), String> {
+    let psci = (0..=0x1fu64).flat_map(|n| [0x8400_0000 | n, 0xc400_0000 | n]);
+    let others = [
+        0x8000_0000u64,
+        0x8000_0001,
+        0x8000_0002,
+        0x8000_3fff,
+        0x8000_7fff, // architecture
+        0x8400_0050,
+        0x8400_0051,
+        0x8400_0052,
+        0x8400_0053,
+        0xc400_0053, // TRNG
+        0x8600_ff01,
+        0x8600_0000,
+        0xc600_0003,
+        0xc600_0080,
+        0x8300_0000,
+        0xc200_0000,
+        0xc300_ff01, // vendors
+        0x8400_0060,
+        0x8400_0084,
+        0xc400_0150,
+        0xc400_0020, // FF-A, RMI, SDEI
+        0xb200_0000,
+        0xbf00_ff01,
+        0,
+        1,
+        u64::MAX,
+        1 << 32 | 0x8400_0000, // a trusted OS, none
+    ];
+    let mut random = crate::machine::entropy();
+    let random = std::iter::repeat_with(move || {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        random >> 29
+    });
+    let (mut tried, mut served) = (0, Vec::new());
+    for function in psci.chain(others).chain(random.take(64)) {
+        let [x0, esr, _] = bench.command(CMD_SMC, [function, 0, 0])?;
+        tried += 1;
+        if (x0.cast_signed(), esr) != (guest::NOT_SUPPORTED, 0) {
+            served.push(format!("{function:x}: {x0:x}, ESR {esr:x}"));
+        }
+    }
+    STEP.same("an SMC reaches no firmware", "[]", format!("{served:?}"));
+    STEP.judged("an SMC reaches no firmware: functions tried", "at least 150", tried, tried >= 150);
+    Ok(())
+}
+
+/// What of the host's vectors was compared, which is all that the CPU has.
+pub(super) fn vectors(compared: u32) -> Result<&'static str, String> {
+    let all = match sys::part()? {
+        // cortex-a72, cortex-a76, neoverse-n1; neoverse-v1.
+        0xd08 | 0xd0b | 0xd0c => "V",
+        0xd40 => "V, Z, P, FFR",
+        _ => "V, Z, P, FFR, ZA",
+    };
+    let what = match compared {
+        1 => "V",
+        3 => "V, Z, P, FFR",
+        7 => "V, Z, P, FFR, ZA",
+        _ => "?",
+    };
+    STEP.same("all vectors that this CPU has were compared", all, what);
+    Ok(what)
+}
+
+/// A vCPU that makes no exit, with interrupts masked, is kicked from another CPU: it comes out, and no tick of the host's
+/// is needed for that.
+fn kicks(hostile: &Hostile) -> Result<(), String> {
+    let mut bench = Bench::new(hostile, false)?;
+    let handle = bench.handle;
+    bench.arguments = [LAST_SPIN, 0, 0];
+    bench.answer = CMD_LAST;
+    let (kicked, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let kicker = || {
+        sys::pin_to(0);
+        let (mut least, mut longest) = (usize::MAX, std::time::Duration::ZERO);
+        for done in 0..MOST_KICKS {
+            if done >= KICKS && least == 0 {
+                break;
+            }
+            let ticks = ticks_of(1)?;
+            let (before, start) = (kicked.load(Ordering::SeqCst), Instant::now());
+            let status = hostile.call(VCPU_KICK, &[handle, 0]);
+            if status != SUCCESS {
+                return Err(format!("VCPU_KICK: {}", status_name(status)));
+            }
+            while kicked.load(Ordering::SeqCst) == before {
+                if start.elapsed() > PATIENCE {
+                    return Err("a kick that brings nobody out".to_owned());
+                }
+                std::hint::spin_loop();
+            }
+            longest = longest.max(start.elapsed());
+            least = least.min(ticks_of(1)?.saturating_sub(ticks));
+        }
+        Ok((least, longest))
+    };
+    let (seen, ran) = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let seen = kicker();
+            over.store(true, Ordering::SeqCst);
+            seen
+        });
+        sys::pin_to(1);
+        let ran = spins(&mut bench, &kicked, &over);
+        (thread.join().unwrap_or_else(|_| Err("panicked".to_owned())), ran)
+    });
+    ran?;
+    let (least, longest) = seen?;
+    let kicked = kicked.load(Ordering::SeqCst);
+    STEP.judged("a vCPU that spins comes out for each kick from another CPU", "20 or more", kicked, kicked >= KICKS);
+    STEP.same("and shows nothing of its registers", 0, bench.leaked);
+    let seen = format!("{least} ticks; the longest took {longest:?}");
+    STEP.judged("a kick needs no tick of the host's", "some kick without a tick of that CPU", seen, least == 0);
+    bench.close();
+    Ok(())
+}
+
+/// Runs a guest that spins until it is over, and counts how often it was kicked out.
+fn spins(bench: &mut Bench<'_>, kicked: &AtomicUsize, over: &AtomicBool) -> Result<(), String> {
+    for _ in 0..MOST_EXITS {
+        if over.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let x = bench.run_once(0)?;
+        match (x[0], x[1]) {
+            (0, EXIT_KICKED) => drop(kicked.fetch_add(1, Ordering::SeqCst)),
+            (0, EXIT_IRQ) => {}
+            // The three arguments of the command.
+            (0, EXIT_MMIO) => drop(bench.device(x[2], x[3], x[4])),
+            _ => return Err(format!("a guest that spins left: {:x?}", &x[..5])),
+        }
+    }
+    Err("too many exits of a guest that spins".to_owned())
+}
+
+/// The host's timer interrupts on a CPU so far.
+fn ticks_of(cpu: usize) -> Result<usize, String> {
+    let text = std::fs::read_to_string("/proc/interrupts").map_err(|e| e.to_string())?;
+    let counts = text.lines().filter(|line| line.contains("arch_timer"));
+    let here = counts.filter_map(|line| line.split_whitespace().nth(cpu + 1)?.parse::<usize>().ok());
+    here.reduce(|sum, one| sum + one).ok_or_else(|| "no arch_timer in /proc/interrupts".to_owned())
+}
