@@ -4,12 +4,15 @@
 //!
 //! The guests' program is an arm64 Image of a page, so that `freehold-vmm run` boots it as any kernel.
 
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use freehold_vmm_boot::layout;
 
 use super::child::{Child, Read};
+use super::debugger;
+use crate::proto::CANARY;
 use crate::report::Step;
 use crate::sys;
 
@@ -22,6 +25,13 @@ const LIMIT: Duration = Duration::from_secs(300);
 const BEAT: Duration = Duration::from_millis(20);
 /// and at least once in so many beats, on average. A CPU that a guest keeps for itself never beats.
 const SLOW: u64 = 20;
+
+/// From the program's start on, where the CPUs of those that do not end count.
+const COUNTS: u64 = 4 << 20;
+/// Nobody on a CPU of the host's waits for longer, on whatever machine.
+const LONGEST: Duration = Duration::from_secs(10);
+/// CPUs of the host.
+const CPUS: usize = 4;
 
 /// What a guest does; the program finds it in its header.
 #[derive(Clone, Copy)]
@@ -61,9 +71,7 @@ core::arch::global_asm!(
     "    cmp     x21, #1",
     "    b.eq    5f",
     "    cmp     x21, #2",
-    "    b.eq    6f",
-    "    cmp     x21, #3",
-    "    b.eq    7f",
+    "    b.hs    14f",
     // Work: fills memory of its own, and finds what it filled in. x23: the memory, x24: rounds, x25: a running number.
     "    add     x23, x20, #0x200, lsl #12",
     "    add     x23, x23, x19, lsl #20",
@@ -104,14 +112,38 @@ core::arch::global_asm!(
     "    hvc     #0",
     "    b       .",
     // Crash: the first loads a pair from a device, which no exit can describe; the second runs on.
-    "5:  cbnz    x19, 6f",
+    "5:  cbnz    x19, 4f",
     "    ldp     x0, x1, [x22]",
     "    b       9f",
-    // Spin.
-    "6:  msr     daifset, #15",
+    "4:  msr     daifset, #15",
     "    b       .",
+    // The others lend a page to the host, in which each CPU counts: x27. x28: its count.
+    "14: add     x26, x20, #{counts}",
+    "    add     x27, x26, x19, lsl #3",
+    "    mov     x28, xzr",
+    "    cbnz    x19, 15f",
+    "    movz    x0, #0xc600, lsl #16",
+    "    movk    x0, #3",
+    "    mov     x1, x26",
+    "    mov     x2, #1",
+    "    mov     x3, xzr",
+    "    hvc     #0",
+    "    cbnz    x0, 9f",
+    "15: cmp     x21, #3",
+    "    b.eq    7f",
+    // Spin, with a word in every other register that nobody is to see.
+    "    msr     daifset, #15",
+    "    ldr     x0, 16f",
+    ".irp n, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 29, 30",
+    "    mov     x\\n, x0",
+    ".endr",
+    "6:  add     x28, x28, #1",
+    "    str     x28, [x27]",
+    "    b       6b",
     // Flood: each store to the port's scratch register is an exit.
     "7:  strb    w0, [x22, #7]",
+    "    add     x28, x28, #1",
+    "    str     x28, [x27]",
     "    b       7b",
     // What must not be: a reset, which nobody expects.
     "9:  movz    x0, #0x8400, lsl #16",
@@ -119,11 +151,14 @@ core::arch::global_asm!(
     "    hvc     #0",
     "    b       .",
     ".balign 8",
+    "16: .quad   {canary}",
     ".global fh_crowd_end",
     "fh_crowd_end:",
     port = const layout::SERIAL >> 16,
     rounds = const 1000,
     words = const 4096,
+    counts = const COUNTS,
+    canary = const CANARY,
 );
 
 unsafe extern "C" {
@@ -150,16 +185,20 @@ fn guest(role: Role, number: usize) -> Result<Child, String> {
 }
 
 /// A host CPU's heart: a thread that sleeps and counts.
-fn beats<T>(work: impl FnOnce() -> T) -> (T, Vec<u64>, Duration) {
+fn beats<T>(work: impl FnOnce() -> T) -> (T, Vec<u64>, Vec<Duration>, Duration) {
     let counts: Vec<AtomicU64> = (0..sys::cpus()).map(|_| AtomicU64::new(0)).collect();
+    let longest: Vec<AtomicU64> = (0..sys::cpus()).map(|_| AtomicU64::new(0)).collect();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for (cpu, count) in counts.iter().enumerate() {
+        for (cpu, (count, longest)) in counts.iter().zip(&longest).enumerate() {
             let stop = &stop;
             scope.spawn(move || {
                 sys::pin_to(cpu);
                 while !stop.load(Ordering::Relaxed) {
+                    let begin = Instant::now();
                     std::thread::sleep(BEAT);
+                    let took = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    longest.fetch_max(took, Ordering::Relaxed);
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -168,9 +207,35 @@ fn beats<T>(work: impl FnOnce() -> T) -> (T, Vec<u64>, Duration) {
         let done = work();
         let took = begin.elapsed();
         let beaten = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        let longest = longest.iter().map(|longest| Duration::from_micros(longest.load(Ordering::Relaxed))).collect();
         stop.store(true, Ordering::Relaxed);
-        (done, beaten, took)
+        (done, beaten, longest, took)
     })
+}
+
+/// How far each CPU of a guest has counted, in the page that it has lent to the host.
+fn counted(child: &Child) -> Result<[u64; 2], String> {
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.id())).map_err(|e| e.to_string())?;
+    let line = maps.lines().find(|line| line.contains("guest_memfd")).ok_or("no guest_memfd is mapped")?;
+    let start = line.split('-').next().and_then(|start| u64::from_str_radix(start, 16).ok()).ok_or("no address")?;
+    let memory = std::fs::File::open(format!("/proc/{}/mem", child.id())).map_err(|e| e.to_string())?;
+    let mut bytes = [0; 16];
+    memory.read_exact_at(&mut bytes, start + COUNTS).map_err(|e| format!("the lent page: {e}"))?;
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
+    Ok([word(0), word(8)])
+}
+
+/// The same, once both have counted beyond `from`.
+fn counts_on(child: &Child, from: [u64; 2]) -> Result<[u64; 2], String> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match counted(child) {
+            Ok(now) if now[0] > from[0] && now[1] > from[1] => return Ok(now),
+            // It is not lent yet.
+            Ok(_) | Err(_) if Instant::now() < deadline => std::thread::sleep(BEAT),
+            seen => return seen.and_then(|seen| Err(format!("{seen:?} after {from:?}"))),
+        }
+    }
 }
 
 /// Waits until a guest's VMM has ended, and says how.
@@ -189,8 +254,10 @@ pub(crate) fn all() -> Result<(), String> {
     let crash = guest(Role::Crash, WORKERS)?;
     let (mut spin, mut flood) = (guest(Role::Spin, WORKERS + 1)?, guest(Role::Flood, WORKERS + 2)?);
     let workers = (0..WORKERS).map(|number| guest(Role::Work, number)).collect::<Result<Vec<_>, _>>()?;
+    STEP.same("crowd: CPUs of the host", CPUS, sys::cpus());
+    let before = [counts_on(&spin, [0; 2])?, counts_on(&flood, [0; 2])?];
     let deadline = Instant::now() + LIMIT;
-    let ((statuses, crashed), counts, took) = beats(|| {
+    let ((statuses, crashed), counts, longest, took) = beats(|| {
         let statuses: Vec<String> = workers.into_iter().map(|worker| ended(worker, deadline)).collect();
         (statuses, ended(crash, deadline))
     });
@@ -201,10 +268,27 @@ pub(crate) fn all() -> Result<(), String> {
     let seen = format!("{counts:?} in {} ms", took.as_millis());
     let alive = least > 0 && counts.iter().all(|count| *count >= least);
     STEP.judged("crowd: every host CPU answers", &format!("at least {least} times each"), seen, alive);
-    for (who, child) in [("spins", spin), ("floods", flood)] {
+    let seen = format!("{longest:?}");
+    STEP.judged("crowd: nobody on any of them waits long", "10 s at most", seen, longest.iter().all(|l| *l < LONGEST));
+    debugger::looks(STEP, spin.id())?;
+    for (who, child, before) in [("spins", &spin, before[0]), ("floods", &flood, before[1])] {
+        let after = counts_on(child, before);
+        let case = format!("crowd: both CPUs of the one that {who} have gone on meanwhile");
+        STEP.judged(&case, "each further than before", format!("{before:?}, {after:?}"), after.is_ok());
+    }
+    for (who, child, exits) in [("spins", spin, 0), ("floods", flood, 1000)] {
         child.end();
-        let status = ended(child, Instant::now() + Duration::from_secs(60));
+        let (status, said) = child.ended();
         STEP.same(&format!("crowd: the one that {who} is ended by a signal"), 12, status);
+        let stores = stores(&said);
+        let held = stores >= exits && (exits > 0 || stores < 1000);
+        STEP.judged(&format!("crowd: exits of the one that {who}"), "1000 or more of who floods", stores, held);
     }
     Ok(())
+}
+
+/// Stores to devices, as the VMM's summary says.
+fn stores(said: &str) -> u64 {
+    let line = said.lines().find_map(|line| line.strip_prefix("device stores"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

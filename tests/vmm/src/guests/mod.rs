@@ -4,6 +4,7 @@
 
 mod child;
 pub(crate) mod crowd;
+mod debugger;
 mod drift;
 mod look;
 mod terminal;
