@@ -11,6 +11,9 @@ const WATCH: Duration = Duration::from_secs(2);
 /// Timers of each CPU, and how long each runs.
 const TIMERS: u32 = 20;
 const TIMER: Duration = Duration::from_millis(10);
+/// Half of them are to be late by less in some round, of so many: the machine may be loaded.
+const LATE: Duration = Duration::from_millis(5);
+const ROUNDS: u32 = 20;
 /// Loaded machines are late, but not by minutes.
 const LATEST: Duration = Duration::from_secs(20);
 
@@ -50,21 +53,31 @@ pub(crate) fn agrees() -> Result<String, String> {
     if off < 100 && clock >= WATCH { Ok(what) } else { Err(what) }
 }
 
-/// Whether on every CPU no timer is early, and none is forgotten.
+/// Whether on every CPU no timer is early, none is forgotten, and in some round half of them are at most so late.
 pub(crate) fn timers() -> Result<String, String> {
     let late = sys::on_each(0..sys::online(), |cpu| {
-        let mut latest = Duration::ZERO;
-        for _ in 0..TIMERS {
-            let begin = sys::monotonic();
-            std::thread::sleep(TIMER);
-            let took = sys::monotonic() - begin;
-            if took < TIMER || took > LATEST {
-                return Err(format!("on CPU {cpu} a timer of {} ms took {} us", TIMER.as_millis(), took.as_micros()));
+        let mut best = Duration::MAX;
+        for _ in 0..ROUNDS {
+            let mut late = (0..TIMERS).map(|_| one(cpu)).collect::<Result<Vec<_>, _>>()?;
+            late.sort_unstable();
+            best = best.min(late[late.len() / 2]);
+            if best < LATE {
+                return Ok(best);
             }
-            latest = latest.max(took - TIMER);
         }
-        Ok(latest)
+        Err(format!("on CPU {cpu} half of the timers are {} us late or more, each time", best.as_micros()))
     })?;
     let latest = late.iter().max().copied().unwrap_or_default();
-    Ok(format!("{TIMERS} on each of {}, the latest by {} us", late.len(), latest.as_micros()))
+    Ok(format!("{TIMERS} on each of {}, half of them late by {} us or less", late.len(), latest.as_micros()))
+}
+
+/// How late one timer is.
+fn one(cpu: usize) -> Result<Duration, String> {
+    let begin = sys::monotonic();
+    std::thread::sleep(TIMER);
+    let took = sys::monotonic() - begin;
+    if took < TIMER || took > LATEST {
+        return Err(format!("on CPU {cpu} a timer of {} ms took {} us", TIMER.as_millis(), took.as_micros()));
+    }
+    Ok(took - TIMER)
 }

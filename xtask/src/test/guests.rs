@@ -26,7 +26,8 @@ pub(super) fn works() -> Vec<Work> {
 fn boot(context: &Context<'_>, name: &str, job: &str, newer: bool) -> Result<Vec<Item>> {
     let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
     let mut machine = Machine::new(image(parts)?, &builds::with_guest(context.env, tools, newer)?);
-    machine.append = format!("fh.job={job}");
+    // The release that a guest is to be of.
+    machine.append = format!("fh.job={job} fh.release={}", if newer { "7.2" } else { "6.12" });
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
     let outcome = session::follow(&mut running, LIMIT, |_| ())?;
     Ok(cases(context, name, &outcome))

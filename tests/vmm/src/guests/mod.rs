@@ -20,8 +20,8 @@ use terminal::Terminal;
 const LIMIT: Duration = Duration::from_secs(540);
 const INITRD: &str = "/guest/initrd";
 const MEMORY: &str = "192M";
-/// How a guest ends at which a user sits.
-const SHELL: &str = "shell";
+/// The kernel's releases that guests may be of, by what the job says.
+const RELEASE: &str = "FH_RELEASE";
 /// CPUs of a guest.
 const CPUS: u32 = 4;
 
@@ -47,8 +47,10 @@ pub(crate) struct Plan {
     pub(crate) kernel: String,
     pub(crate) cpus: u32,
     pub(crate) protected: bool,
-    /// How it ends itself: `poweroff` or `reboot`; or `shell`, at which a user sits and switches it off.
+    /// How it ends: `poweroff` or `reboot`.
     pub(crate) end: &'static str,
+    /// A user sits at its shell, and ends it so.
+    pub(crate) shell: bool,
     /// Whether it keeps a secret, for which the host looks.
     pub(crate) hold: bool,
     /// What its cases' names begin with.
@@ -57,7 +59,11 @@ pub(crate) struct Plan {
 
 impl Plan {
     fn arguments(&self) -> Vec<String> {
-        let mut line = format!("console=ttyS0 panic=-1 fh.cpus={} fh.end={}", self.cpus, self.end);
+        let mut line = format!(
+            "console=ttyS0 panic=-1 fh.cpus={} fh.end={}",
+            self.cpus,
+            if self.shell { "shell" } else { self.end }
+        );
         // Somebody watches the scene; each byte that a console takes costs two exits.
         line.push_str(if self.hold { " loglevel=6 fh.hold" } else { " quiet" });
         let cpus = self.cpus.to_string();
@@ -74,7 +80,7 @@ impl Plan {
 pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
     let step = plan.step;
     let case = |what: &str| format!("{}{what}", plan.prefix);
-    let terminal = if plan.end == SHELL { Some(Terminal::new()?) } else { None };
+    let terminal = if plan.shell { Some(Terminal::new()?) } else { None };
     let mut child = Child::at(&plan.arguments(), terminal.as_ref())?;
     let mut stamps = Stamps::default();
     stamps.begin();
@@ -97,14 +103,16 @@ pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
                 child.type_in("go\n");
             }
             Some(("userspace", release)) => {
-                step.judged(&case("userspace"), "a kernel of Debian's", release, release.contains("+deb"));
+                let wanted = std::env::var(RELEASE).unwrap_or_default();
+                let held = release.contains("+deb") && release.starts_with(&format!("{wanted}."));
+                step.judged(&case("userspace"), &format!("Debian's {wanted}"), release, held);
             }
             Some((check, outcome)) => {
                 let held = outcome.split(' ').next() == Some("pass");
                 step.judged(&case(check), "pass", outcome, held);
                 seen.push(check.to_owned());
                 if let (Some(terminal), "over") = (&terminal, check) {
-                    terminal::use_shell(step, &mut child, terminal, &case);
+                    terminal::use_shell(step, &mut child, terminal, plan.end, &case);
                 }
             }
             None => {}
@@ -136,6 +144,7 @@ pub(crate) fn scene() -> Result<(), String> {
         cpus: CPUS,
         protected: true,
         end: "poweroff",
+        shell: false,
         hold: true,
         prefix: String::new(),
     })
@@ -147,9 +156,9 @@ pub(crate) fn all() -> Result<(), String> {
     refused(step)?;
     let quit = ["--kernel", &kernel(), "--mem", MEMORY, "--cpus", "2"].map(str::to_owned);
     terminal::quits(step, &quit)?;
-    for (protected, cpus, end) in [(true, CPUS, "reboot"), (false, CPUS, SHELL)] {
+    for (protected, cpus, end) in [(true, CPUS, "reboot"), (false, CPUS, "poweroff")] {
         let prefix = format!("{}, {cpus} CPUs: ", if protected { "protected" } else { "ordinary" });
-        linux(&Plan { step, kernel: kernel(), cpus, protected, end, hold: false, prefix })?;
+        linux(&Plan { step, kernel: kernel(), cpus, protected, end, shell: true, hold: false, prefix })?;
     }
     Ok(())
 }

@@ -80,8 +80,8 @@ impl Terminal {
     }
 }
 
-/// What the user does at the shell of a guest whose console is `terminal`, until the guest switches itself off.
-pub(super) fn use_shell(step: Step, child: &mut Child, terminal: &Terminal, case: &dyn Fn(&str) -> String) {
+/// What the user does at the shell of a guest whose console is `terminal`, until the guest ends, by the command `end`.
+pub(super) fn use_shell(step: Step, child: &mut Child, terminal: &Terminal, end: &str, case: &dyn Fn(&str) -> String) {
     let raw = terminal.manner();
     step.judged(
         &case("the terminal passes every key on"),
@@ -109,7 +109,7 @@ pub(super) fn use_shell(step: Step, child: &mut Child, terminal: &Terminal, case
         };
         step.same(&case(what), answer, seen);
     }
-    child.type_in("poweroff -f\r");
+    child.type_in(&format!("{end} -f\r"));
 }
 
 /// Reads the guest's lines until one is `answer`; `None` if none is in time.
