@@ -349,7 +349,7 @@ pub(crate) fn write(out: &mut String) -> fmt::Result {
          so; an empty cell is a moment that does not exist.\n",
     );
     for verb in &VERBS {
-        let kind = if verb.kind == Kind::Ordinary { ", for an ordinary VM (not served yet)" } else { "" };
+        let kind = if verb.kind == Kind::Ordinary { ", for an ordinary VM" } else { "" };
         writeln!(out, "\n### `{}`{kind}\n", verb.name)?;
         writeln!(out, "By {}.", verb.by)?;
         for call in verb.calls {

@@ -387,8 +387,8 @@ fn pick(from: &[u64], random: &mut Random) -> u64 {
     from[usize::try_from(random.below(from.len() as u64)).unwrap_or(0)]
 }
 
-/// Calls that random arguments can make succeed; each must have. The others only refuse here: there are no ordinary VMs
-/// yet, and GUEST_ACCEPT answers a request of a guest's program, which nobody has written.
+/// Calls that random arguments can make succeed; each must have. The others only refuse here: no ordinary VM is
+/// made, and GUEST_ACCEPT answers a request of a guest's program, which nobody has written.
 const SUCCEED: [u32; 14] = [
     VERSION,
     COUNTER,
