@@ -65,14 +65,10 @@ fn write(offset: usize, bits: u32) {
     }
 }
 
-/// Lets EL2's interrupts through, the virtual timer's only if a guest does not have it already.
-pub(crate) fn allow_own(timer_is_held: bool) {
+/// Lets EL2's interrupts through.
+pub(crate) fn allow_own() {
     write(ENABLE, OWN);
-    if timer_is_held {
-        hold_timer();
-    } else {
-        barrier::system_done();
-    }
+    barrier::system_done();
 }
 
 /// Keeps the virtual timer's interrupt quiet, for a guest that has it already or can not have it.

@@ -18,12 +18,12 @@ const SCTLR_EL1_OFF: u64 = 0x30d0_0800;
 
 /// How many IPA bits the host's stage 2 covers on this machine.
 pub fn ipa_bits() -> u32 {
-    Ids::read().physical_bits().min(MAX_IPA_BITS)
+    Ids.physical_bits().min(MAX_IPA_BITS)
 }
 
 /// VTCR_EL2 for a 4 KB, level 1 start, `ipa_bits` stage 2.
 pub fn vtcr(ipa_bits: u32) -> u64 {
-    let ids = Ids::read();
+    let ids = Ids;
     let range = match ids.physical_bits() {
         32 => 0,
         36 => 1,
@@ -44,7 +44,7 @@ pub(crate) fn private_vttbr(root: u64, vmid: u64) -> u64 {
 
 /// VTTBR_EL2 for a root and a VMID, the same on every CPU that uses the VMID.
 pub fn vttbr(root: u64, vmid: u64) -> u64 {
-    let cnp = if Ids::read().has_cnp() { VTTBR_CNP } else { 0 };
+    let cnp = if Ids.has_cnp() { VTTBR_CNP } else { 0 };
     private_vttbr(root, vmid) | cnp
 }
 
@@ -59,7 +59,7 @@ pub struct Alike {
 impl Alike {
     /// What this CPU has.
     pub fn here() -> Self {
-        let ids = Ids::read();
+        let ids = Ids;
         Self { ipa_bits: ipa_bits(), fwb: ids.has_s2fwb(), granule: ids.has_4k_granule() }
     }
 }

@@ -74,7 +74,7 @@ fn enter_el1(esr: u64) {
     write_sysreg!("elr_el1", elr);
     write_sysreg!("spsr_el1", spsr);
     write_sysreg!("elr_el2", read_sysreg!("vbar_el1").wrapping_add(vector_offset(spsr)));
-    write_sysreg!("spsr_el2", exception_state(spsr, read_sysreg!("sctlr_el1"), &Ids::read()));
+    write_sysreg!("spsr_el2", exception_state(spsr, read_sysreg!("sctlr_el1"), &Ids));
 }
 
 fn from_el0(spsr: u64) -> bool {

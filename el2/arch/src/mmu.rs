@@ -122,7 +122,7 @@ fn map_early_windows(dtb: usize) -> Result<(), OutOfTables> {
 /// Whether an address can be a DTB's by the boot protocol. Only then its header is mapped; the boot
 /// maps the rest once it has read there how long it is.
 pub fn is_plausible_dtb(address: usize) -> bool {
-    let limit = 1 << Ids::read().physical_bits();
+    let limit = 1 << Ids.physical_bits();
     address != 0 && address.is_multiple_of(8) && address < limit - DTB_LIMIT
 }
 

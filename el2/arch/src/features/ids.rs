@@ -1,45 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ID registers of this CPU, read once and asked by name.
+//! The ID registers of this CPU, asked by name.
 
 use crate::sysreg::field;
 
-/// A copy of the ID registers that decide something at EL2. Unallocated ones read as zero.
+/// The ID registers that decide something at EL2, each read when it is asked for. Unallocated ones read as zero.
 #[derive(Clone, Copy, Debug)]
-pub struct Ids {
-    pfr0: u64,
-    pfr1: u64,
-    pfr2: u64,
-    dfr0: u64,
-    isar1: u64,
-    isar2: u64,
-    mmfr0: u64,
-    mmfr1: u64,
-    mmfr2: u64,
-    mmfr3: u64,
-    smfr0: u64,
-}
+pub struct Ids;
 
 impl Ids {
-    /// Reads them.
-    pub fn read() -> Self {
-        Self {
-            pfr0: read_sysreg!("s3_0_c0_c4_0"),
-            pfr1: read_sysreg!("s3_0_c0_c4_1"),
-            pfr2: read_sysreg!("s3_0_c0_c4_2"),
-            dfr0: read_sysreg!("s3_0_c0_c5_0"),
-            isar1: read_sysreg!("s3_0_c0_c6_1"),
-            isar2: read_sysreg!("s3_0_c0_c6_2"),
-            mmfr0: read_sysreg!("s3_0_c0_c7_0"),
-            mmfr1: read_sysreg!("s3_0_c0_c7_1"),
-            mmfr2: read_sysreg!("s3_0_c0_c7_2"),
-            mmfr3: read_sysreg!("s3_0_c0_c7_3"),
-            smfr0: read_sysreg!("s3_0_c0_c4_5"),
-        }
-    }
-
     /// PARange as a number of address bits, 48 at most.
     pub fn physical_bits(&self) -> u32 {
-        match field(self.mmfr0, 0, 4) {
+        match field(read_sysreg!("id_aa64mmfr0_el1"), 0, 4) {
             0 => 32,
             1 => 36,
             2 => 40,
@@ -51,175 +22,175 @@ impl Ids {
 
     /// Whether a 4 KB granule can be used at stage 1 and stage 2.
     pub fn has_4k_granule(&self) -> bool {
-        field(self.mmfr0, 28, 4) != 0xf && field(self.mmfr0, 40, 4) != 1
+        field(read_sysreg!("id_aa64mmfr0_el1"), 28, 4) != 0xf && field(read_sysreg!("id_aa64mmfr0_el1"), 40, 4) != 1
     }
 
     pub(crate) fn has_16_bit_vmid(&self) -> bool {
-        field(self.mmfr1, 4, 4) == 2
+        field(read_sysreg!("id_aa64mmfr1_el1"), 4, 4) == 2
     }
 
     pub(crate) fn has_cnp(&self) -> bool {
-        field(self.mmfr2, 0, 4) != 0
+        field(read_sysreg!("id_aa64mmfr2_el1"), 0, 4) != 0
     }
 
     /// FEAT_S2FWB: stage 2 can force the combined attribute.
     pub fn has_s2fwb(&self) -> bool {
-        field(self.mmfr2, 40, 4) != 0
+        field(read_sysreg!("id_aa64mmfr2_el1"), 40, 4) != 0
     }
 
     pub(crate) fn has_pointer_auth(&self) -> bool {
         // APA, API, GPA, GPI in ISAR1; GPA3, APA3 in ISAR2.
-        self.isar1 & 0xff00_0ff0 != 0 || self.isar2 & 0xff00 != 0
+        read_sysreg!("id_aa64isar1_el1") & 0xff00_0ff0 != 0 || read_sysreg!("id_aa64isar2_el1") & 0xff00 != 0
     }
 
     pub(crate) fn has_scxtnum(&self) -> bool {
-        field(self.pfr0, 56, 4) >= 2 || field(self.pfr1, 32, 4) >= 2
+        field(read_sysreg!("id_aa64pfr0_el1"), 56, 4) >= 2 || field(read_sysreg!("id_aa64pfr1_el1"), 32, 4) >= 2
     }
 
     /// CSV2_3 or FEAT_ECBHB: history of a lower level does not steer EL2.
     pub(crate) fn isolates_branch_history(&self) -> bool {
-        field(self.pfr0, 56, 4) >= 3 || field(self.mmfr1, 60, 4) != 0
+        field(read_sysreg!("id_aa64pfr0_el1"), 56, 4) >= 3 || field(read_sysreg!("id_aa64mmfr1_el1"), 60, 4) != 0
     }
 
     /// FEAT_CLRBHB: one instruction, a NOP elsewhere, clears the history.
     pub(crate) fn has_clrbhb(&self) -> bool {
-        field(self.isar2, 28, 4) != 0
+        field(read_sysreg!("id_aa64isar2_el1"), 28, 4) != 0
     }
 
     pub(crate) fn has_pan(&self) -> bool {
-        field(self.mmfr1, 20, 4) != 0
+        field(read_sysreg!("id_aa64mmfr1_el1"), 20, 4) != 0
     }
 
     pub(crate) fn has_ssbs(&self) -> bool {
-        field(self.pfr1, 4, 4) != 0
+        field(read_sysreg!("id_aa64pfr1_el1"), 4, 4) != 0
     }
 
     pub(crate) fn has_nmi(&self) -> bool {
-        field(self.pfr1, 36, 4) != 0
+        field(read_sysreg!("id_aa64pfr1_el1"), 36, 4) != 0
     }
 
     pub(crate) fn has_mte2(&self) -> bool {
-        field(self.pfr1, 8, 4) >= 2
+        field(read_sysreg!("id_aa64pfr1_el1"), 8, 4) >= 2
     }
 
     pub(crate) fn has_sve(&self) -> bool {
-        field(self.pfr0, 32, 4) != 0
+        field(read_sysreg!("id_aa64pfr0_el1"), 32, 4) != 0
     }
 
     pub(crate) fn has_sme(&self) -> bool {
-        field(self.pfr1, 24, 4) != 0
+        field(read_sysreg!("id_aa64pfr1_el1"), 24, 4) != 0
     }
 
     pub(crate) fn has_sme_fa64(&self) -> bool {
-        field(self.smfr0, 63, 1) != 0
+        field(read_sysreg!("s3_0_c0_c4_5"), 63, 1) != 0
     }
 
     pub(crate) fn has_sme2(&self) -> bool {
-        field(self.pfr1, 24, 4) >= 2
+        field(read_sysreg!("id_aa64pfr1_el1"), 24, 4) >= 2
     }
 
     pub(crate) fn has_gic_registers(&self) -> bool {
-        field(self.pfr0, 24, 4) != 0
+        field(read_sysreg!("id_aa64pfr0_el1"), 24, 4) != 0
     }
 
     pub(crate) fn has_ras(&self) -> bool {
-        field(self.pfr0, 28, 4) != 0
+        field(read_sysreg!("id_aa64pfr0_el1"), 28, 4) != 0
     }
 
     pub(crate) fn has_mpam(&self) -> bool {
-        field(self.pfr0, 40, 4) != 0 || field(self.pfr1, 16, 4) != 0
+        field(read_sysreg!("id_aa64pfr0_el1"), 40, 4) != 0 || field(read_sysreg!("id_aa64pfr1_el1"), 16, 4) != 0
     }
 
     pub(crate) fn has_vhe(&self) -> bool {
-        field(self.mmfr1, 8, 4) != 0
+        field(read_sysreg!("id_aa64mmfr1_el1"), 8, 4) != 0
     }
 
     pub(crate) fn has_lor(&self) -> bool {
-        field(self.mmfr1, 16, 4) != 0
+        field(read_sysreg!("id_aa64mmfr1_el1"), 16, 4) != 0
     }
 
     pub(crate) fn has_hcx(&self) -> bool {
-        field(self.mmfr1, 40, 4) != 0
+        field(read_sysreg!("id_aa64mmfr1_el1"), 40, 4) != 0
     }
 
     pub(crate) fn has_mops(&self) -> bool {
-        field(self.isar2, 16, 4) != 0
+        field(read_sysreg!("id_aa64isar2_el1"), 16, 4) != 0
     }
 
     pub(crate) fn has_tcr2(&self) -> bool {
-        field(self.mmfr3, 0, 4) != 0
+        field(read_sysreg!("s3_0_c0_c7_3"), 0, 4) != 0
     }
 
     pub(crate) fn has_sctlr2(&self) -> bool {
-        field(self.mmfr3, 4, 4) != 0
+        field(read_sysreg!("s3_0_c0_c7_3"), 4, 4) != 0
     }
 
     pub(crate) fn has_s1pie(&self) -> bool {
-        field(self.mmfr3, 8, 4) != 0
+        field(read_sysreg!("s3_0_c0_c7_3"), 8, 4) != 0
     }
 
     pub(crate) fn has_s1poe(&self) -> bool {
-        field(self.mmfr3, 16, 4) != 0
+        field(read_sysreg!("s3_0_c0_c7_3"), 16, 4) != 0
     }
 
     pub(crate) fn has_s2poe(&self) -> bool {
-        field(self.mmfr3, 20, 4) != 0
+        field(read_sysreg!("s3_0_c0_c7_3"), 20, 4) != 0
     }
 
     pub(crate) fn has_aie(&self) -> bool {
-        field(self.mmfr3, 24, 4) != 0
+        field(read_sysreg!("s3_0_c0_c7_3"), 24, 4) != 0
     }
 
     pub(crate) fn has_fpmr(&self) -> bool {
-        field(self.pfr2, 32, 4) != 0
+        field(read_sysreg!("s3_0_c0_c4_2"), 32, 4) != 0
     }
 
     pub(crate) fn has_gcs(&self) -> bool {
-        field(self.pfr1, 44, 4) != 0
+        field(read_sysreg!("id_aa64pfr1_el1"), 44, 4) != 0
     }
 
     pub(crate) fn has_the(&self) -> bool {
-        field(self.pfr1, 48, 4) != 0
+        field(read_sysreg!("id_aa64pfr1_el1"), 48, 4) != 0
     }
 
     /// Level of the 64-byte load and store instructions: 1 LS64, 2 with ST64BV, 3 with ST64BV0.
     pub(crate) fn ls64_level(&self) -> u64 {
-        field(self.isar1, 60, 4)
+        field(read_sysreg!("id_aa64isar1_el1"), 60, 4)
     }
 
     pub(crate) fn has_fgt(&self) -> bool {
-        field(self.mmfr0, 56, 4) != 0
+        field(read_sysreg!("id_aa64mmfr0_el1"), 56, 4) != 0
     }
 
     pub(crate) fn has_fgt2(&self) -> bool {
-        field(self.mmfr0, 56, 4) >= 2
+        field(read_sysreg!("id_aa64mmfr0_el1"), 56, 4) >= 2
     }
 
     pub(crate) fn has_amu(&self) -> bool {
-        field(self.pfr0, 44, 4) != 0
+        field(read_sysreg!("id_aa64pfr0_el1"), 44, 4) != 0
     }
 
     /// Version of the PMU architecture, 0 for none.
     pub(crate) fn pmu_version(&self) -> u64 {
-        match field(self.dfr0, 8, 4) {
+        match field(read_sysreg!("id_aa64dfr0_el1"), 8, 4) {
             0xf => 0,
             version => version,
         }
     }
 
     pub(crate) fn spe_version(&self) -> u64 {
-        field(self.dfr0, 32, 4)
+        field(read_sysreg!("id_aa64dfr0_el1"), 32, 4)
     }
 
     pub(crate) fn has_trbe(&self) -> bool {
-        field(self.dfr0, 44, 4) != 0
+        field(read_sysreg!("id_aa64dfr0_el1"), 44, 4) != 0
     }
 
     pub(crate) fn has_trace_filter(&self) -> bool {
-        field(self.dfr0, 40, 4) != 0
+        field(read_sysreg!("id_aa64dfr0_el1"), 40, 4) != 0
     }
 
     pub(crate) fn has_brbe(&self) -> bool {
-        field(self.dfr0, 52, 4) != 0
+        field(read_sysreg!("id_aa64dfr0_el1"), 52, 4) != 0
     }
 }

@@ -38,7 +38,7 @@ const HCR_ATA: u64 = 1 << 56;
 /// SWIO makes an invalidation by set and way a clean one: else the host could drop lines that a guest
 /// or EL2 has written.
 pub fn host_hcr() -> u64 {
-    let ids = Ids::read();
+    let ids = Ids;
     let mut hcr = HCR_VM | HCR_SWIO | HCR_TSC | HCR_TIDCP | HCR_TACR | HCR_RW;
     if ids.has_pointer_auth() {
         hcr |= HCR_APK | HCR_API;
@@ -57,7 +57,7 @@ pub fn host_hcr() -> u64 {
 
 /// Sets every EL2 register that governs the host, except stage 2 itself.
 pub fn configure_host() {
-    let ids = Ids::read();
+    let ids = Ids;
     sve::configure(&ids);
     barrier::registers_in_effect();
     sve::configure_lengths(&ids);
@@ -73,5 +73,5 @@ pub fn configure_host() {
 
 /// Whether this CPU reaches its GIC through system registers (GICv3 and later).
 pub fn has_gic_system_registers() -> bool {
-    Ids::read().has_gic_registers()
+    Ids.has_gic_registers()
 }

@@ -33,10 +33,6 @@ pub(super) struct ExitRegisters {
     pub(super) esr: u64,
     pub(super) far: u64,
     pub(super) hpfar: u64,
-    /// Not zero: EL2's own interrupts were let through.
-    pub(super) own: u64,
-    /// Not zero: an interrupt is pending that is not EL2's own.
-    pub(super) wanted: u64,
 }
 
 /// Everything that a vCPU is while it does not run.
@@ -64,7 +60,7 @@ impl GuestContext {
             x: [0; 31],
             pc: 0,
             pstate: RESET_PSTATE,
-            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0, own: 0, wanted: 0 },
+            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0 },
             is_live: false,
             el1: El1State::reset(),
             keys: Keys::new(),
@@ -122,7 +118,7 @@ impl Registers for GuestContext {
         self.el1.elr = self.pc;
         self.el1.spsr = self.pstate;
         self.pc = self.el1.vbar.wrapping_add(inject::vector_offset(self.pstate));
-        self.pstate = inject::exception_state(self.pstate, self.el1.sctlr, &Ids::read());
+        self.pstate = inject::exception_state(self.pstate, self.el1.sctlr, &Ids);
         if self.is_live {
             // Nothing that walks depend on is another one than in the registers.
             self.el1.load_all_but_regime();

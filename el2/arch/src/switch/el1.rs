@@ -16,7 +16,7 @@ const TCR_EPD1: u64 = 1 << 23;
 macro_rules! el1_registers {
     ($($field:ident = $register:literal),+ $(,)?) => {
         /// A copy of the EL1 registers that a guest may use.
-        #[derive(Clone, Debug)]
+        #[derive(Clone, Copy, Debug)]
         #[repr(C)]
         pub(super) struct El1State {
             pub(super) sctlr: u64,
@@ -37,14 +37,18 @@ macro_rules! el1_registers {
 
             /// Copies the registers of this CPU.
             pub(super) fn save(&mut self) {
-                self.sctlr = read_sysreg!("sctlr_el1");
-                self.tcr = read_sysreg!("tcr_el1");
-                $(self.$field = read_sysreg!($register);)+
+                // All are read before the first is stored, and below loaded before the first is written: in pairs.
+                *self = Self {
+                    sctlr: read_sysreg!("sctlr_el1"),
+                    tcr: read_sysreg!("tcr_el1"),
+                    $($field: read_sysreg!($register),)+
+                };
             }
 
             /// Loads everything but SCTLR_EL1 and TCR_EL1. Walks must be off, or what they depend on be in force already.
             pub(super) fn load_all_but_regime(&self) {
-                $(write_sysreg!($register, self.$field);)+
+                let Self { sctlr: _, tcr: _, $($field),+ } = *self;
+                $(write_sysreg!($register, $field);)+
             }
         }
     };

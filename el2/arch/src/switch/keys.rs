@@ -8,7 +8,7 @@ use crate::features::Ids;
 macro_rules! key_registers {
     ($($field:ident = $register:literal),+ $(,)?) => {
         /// A copy of the pointer authentication keys.
-        #[derive(Clone, Debug)]
+        #[derive(Clone, Copy, Debug)]
         #[repr(C)]
         pub(super) struct Keys { $($field: u64,)+ }
 
@@ -20,14 +20,15 @@ macro_rules! key_registers {
             /// Copies the keys of this CPU, where it has any.
             pub(super) fn save(&mut self, ids: &Ids) {
                 if ids.has_pointer_auth() {
-                    $(self.$field = read_sysreg!($register);)+
+                    *self = Self { $($field: read_sysreg!($register)),+ };
                 }
             }
 
             /// Loads them. An ISB or an exception return must follow before they are used.
             pub(super) fn load(&self, ids: &Ids) {
                 if ids.has_pointer_auth() {
-                    $(write_sysreg!($register, self.$field);)+
+                    let Self { $($field),+ } = *self;
+                    $(write_sysreg!($register, $field);)+
                 }
             }
         }

@@ -50,7 +50,7 @@ const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
 /// moves; [`enter`] asks again.
 #[must_use]
 pub fn host_is_busy() -> bool {
-    fp::host_is_streaming(&Ids::read())
+    fp::host_is_streaming(&Ids)
 }
 
 /// Runs the guest in `ctx` until it exits. [`leave`] must follow before anything else is done for the host, or to tables.
@@ -71,39 +71,42 @@ pub unsafe fn enter(
     if !ctx.is_servable() {
         return Stop::BadState;
     }
-    let ids = Ids::read();
     if !ctx.is_live {
-        if fp::host_is_streaming(&ids) {
+        if fp::host_is_streaming(&Ids) {
             return Stop::HostBusy;
         }
-        host.gic.open(&ids);
+        host.gic.open(&Ids);
     }
     barrier::registers_in_effect();
-    if read_sysreg!("isr_el1") & ISR_PENDING != 0 {
+    if is_pending() {
         if !ctx.is_live {
-            host.gic.close(&ids);
+            host.gic.close(&Ids);
         }
         return Stop::Interrupt;
     }
     if !ctx.is_live {
-        leave_host(host, &ids);
-        load_guest(ctx, host, regime, &ids);
+        leave_host(host, &Ids);
+        load_guest(ctx, host, regime, &Ids);
         ctx.is_live = true;
     }
     load_interface(ctx, lists.as_deref_mut());
-    let cause = run(ctx, host, &ids);
+    let cause = run(ctx, host, &Ids);
     save_interface(ctx, lists);
-    exit_of(cause, ctx, errors::guest_deferred(&ids))
+    exit_of(cause, ctx, errors::guest_deferred(&Ids))
+}
+
+/// Whether something is pending for this CPU that no mask of the host's GIC holds back: they are open.
+fn is_pending() -> bool {
+    read_sysreg!("isr_el1") & ISR_PENDING != 0
 }
 
 /// Puts the host back after [`enter`], if it was left.
 pub fn leave(ctx: &mut GuestContext, host: &mut HostContext) {
     if core::mem::take(&mut ctx.is_live) {
-        let ids = Ids::read();
-        ctx.keys.save(&ids);
+        ctx.keys.save(&Ids);
         ctx.el1.save();
-        errors::forget_virtual(&ids);
-        return_to_host(ctx, host, &ids);
+        errors::forget_virtual(&Ids);
+        return_to_host(ctx, host, &Ids);
     }
 }
 
@@ -133,6 +136,7 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids:
     }
     ctx.el1.start_walks();
     ctx.keys.load(ids);
+    gicr::allow_own();
 }
 
 /// Loads the guest's timer and list registers.
@@ -188,7 +192,6 @@ fn names_page(exit: &mut context::ExitRegisters) -> bool {
 /// Takes the guest's timer and list registers off, and with them whatever interrupts of EL2's own they raise.
 fn save_interface(ctx: &mut GuestContext, lists: Option<&mut Lists>) {
     ctx.timer = timer::save_and_stop();
-    ctx.exit.own = lists.is_some().into();
     if let Some(lists) = lists {
         timer::lift_limit();
         ctx.gic.save(lists);
@@ -196,8 +199,6 @@ fn save_interface(ctx: &mut GuestContext, lists: Option<&mut Lists>) {
         gicr::release_timer();
     }
     barrier::registers_in_effect();
-    // The host's priorities are not masked yet: one that it masks is still the host's.
-    ctx.exit.wanted = read_sysreg!("isr_el1") & ISR_PENDING;
 }
 
 /// Puts the host's stage 2, traps, EL1 state and observers back.
@@ -219,16 +220,21 @@ fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
 }
 
 fn exit_of(cause: Cause, ctx: &GuestContext, deferred: bool) -> Stop {
-    // Whatever EL2 lets through fell when the guest's state was taken off.
-    let own = ctx.exit.own != 0 && ctx.exit.wanted == 0;
     match cause {
         _ if deferred || cause.has_serror() => Stop::SError,
         Cause::AGAIN => Stop::Own,
         Cause::SYNC if ctx.is_servable() => {
             Stop::Trap(Trap { esr: ctx.exit.esr, far: ctx.exit.far, hpfar: ctx.exit.hpfar })
         }
-        Cause::IRQ | Cause::FIQ if ctx.is_servable() && own => Stop::Own,
-        Cause::IRQ | Cause::FIQ if ctx.is_servable() => Stop::Interrupt,
+        // What EL2 lets through fell when the guest's state was taken off. The host's priorities are not masked yet:
+        // an interrupt that it masks is still the host's.
+        Cause::IRQ | Cause::FIQ if ctx.is_servable() => {
+            if is_pending() {
+                Stop::Interrupt
+            } else {
+                Stop::Own
+            }
+        }
         Cause::SERROR => Stop::SError,
         _ => Stop::BadState,
     }

@@ -128,11 +128,15 @@ optional_traps! {
     }
 }
 
-/// EL2 registers as the host runs with them, ELR_EL2 and SPSR_EL2 of its trap included.
+/// EL2 registers as the host runs with them, ELR_EL2 and SPSR_EL2 of its trap included. All but those two are the same
+/// from the first entry of the host on, also when firmware brings the CPU up anew: they are read once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HostTraps {
     elr: u64,
     spsr: u64,
+    /// HCR_EL2 and MDCR_EL2 while a guest runs.
+    guest: [u64; 2],
+    /// HCR_EL2; zero until it was read.
     hcr: u64,
     cptr: u64,
     mdcr: u64,
@@ -149,6 +153,7 @@ impl HostTraps {
         Self {
             elr: 0,
             spsr: 0,
+            guest: [0; 2],
             hcr: 0,
             cptr: 0,
             mdcr: 0,
@@ -164,6 +169,14 @@ impl HostTraps {
     pub(super) fn save(&mut self, ids: &Ids) {
         self.elr = read_sysreg!("elr_el2");
         self.spsr = read_sysreg!("spsr_el2");
+        if self.hcr == 0 {
+            self.read(ids);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read(&mut self, ids: &Ids) {
         self.hcr = read_sysreg!("hcr_el2");
         self.cptr = read_sysreg!("cptr_el2");
         self.mdcr = read_sysreg!("mdcr_el2");
@@ -173,13 +186,15 @@ impl HostTraps {
         self.vpidr = read_sysreg!("vpidr_el2");
         self.vmpidr = read_sysreg!("vmpidr_el2");
         self.fine.save(ids);
+        self.guest = [guest_hcr(ids), guest_mdcr(ids, self.mdcr)];
     }
 
     /// Writes the guest's traps. Stage-1 walks must be off; an ISB must follow.
     pub(super) fn apply_guest_traps(&self, ids: &Ids) {
-        write_sysreg!("hcr_el2", guest_hcr(ids));
+        let [hcr, mdcr] = self.guest;
+        write_sysreg!("hcr_el2", hcr);
         write_sysreg!("cptr_el2", guest_cptr(false));
-        write_sysreg!("mdcr_el2", guest_mdcr(ids, self.mdcr));
+        write_sysreg!("mdcr_el2", mdcr);
         write_sysreg!("cnthctl_el2", CNTHCTL_GUEST);
         FineTraps::deny(ids);
     }

@@ -22,26 +22,25 @@ pub(super) struct GuestGic {
 }
 
 macro_rules! numbered {
-    ($read:ident, $write:ident, $($n:literal = $register:literal),+ $(,)?) => {
-        fn $read(n: usize) -> u64 {
-            match n {
-                $($n => read_sysreg!($register),)+
-                _ => 0,
-            }
+    ($load:ident, $take:ident, $($n:literal = $register:literal),+ $(,)?) => {
+        /// Loads the first registers with these values.
+        fn $load(values: &[u64]) {
+            $(let Some(value) = values.get($n) else { return };
+            write_sysreg!($register, *value);)+
         }
 
-        fn $write(n: usize, value: u64) {
-            match n {
-                $($n => write_sysreg!($register, value),)+
-                _ => {}
-            }
+        /// Takes the values of the first registers, and leaves zeros.
+        fn $take(values: &mut [u64]) {
+            $(let Some(value) = values.get_mut($n) else { return };
+            *value = read_sysreg!($register);
+            write_sysreg!($register, 0);)+
         }
     };
 }
 
 numbered!(
-    list,
-    set_list,
+    load_lists,
+    take_lists,
     0 = "s3_4_c12_c12_0",
     1 = "s3_4_c12_c12_1",
     2 = "s3_4_c12_c12_2",
@@ -59,8 +58,8 @@ numbered!(
     14 = "s3_4_c12_c13_6",
     15 = "s3_4_c12_c13_7",
 );
-numbered!(group0, set_group0, 0 = "s3_4_c12_c8_0", 1 = "s3_4_c12_c8_1", 2 = "s3_4_c12_c8_2", 3 = "s3_4_c12_c8_3",);
-numbered!(group1, set_group1, 0 = "s3_4_c12_c9_0", 1 = "s3_4_c12_c9_1", 2 = "s3_4_c12_c9_2", 3 = "s3_4_c12_c9_3",);
+numbered!(load_group0, take_group0, 0 = "s3_4_c12_c8_0", 1 = "s3_4_c12_c8_1", 2 = "s3_4_c12_c8_2", 3 = "s3_4_c12_c8_3",);
+numbered!(load_group1, take_group1, 0 = "s3_4_c12_c9_0", 1 = "s3_4_c12_c9_1", 2 = "s3_4_c12_c9_2", 3 = "s3_4_c12_c9_3",);
 
 /// ICH_VTR_EL2.
 fn kind() -> u64 {
@@ -86,19 +85,17 @@ impl GuestGic {
         Self { vmcr: 0, group0: [0; 4], group1: [0; 4] }
     }
 
-    /// Loads the interface. EL2's own interrupts are let through on this CPU, and that of the virtual timer is kept
-    /// active if the guest has it, before the timer starts.
+    /// Loads the interface. The interrupt of the virtual timer is kept active if the guest has it, before the timer starts.
     pub(super) fn load(&self, lists: &mut Lists) {
-        gicr::allow_own(lists.holds_timer());
+        let (kind, groups) = (kind(), priority_registers());
+        if lists.holds_timer() {
+            gicr::hold_timer();
+        }
         write_sysreg!("s3_4_c12_c11_7", self.vmcr);
-        for ((n, group0), group1) in (0..priority_registers()).zip(&self.group0).zip(&self.group1) {
-            set_group0(n, *group0);
-            set_group1(n, *group1);
-        }
-        for (n, entry) in (0..MAX_LISTS).zip(lists.entries()) {
-            set_list(n, *entry);
-        }
-        let trap = if kind() & HAS_TRAP != 0 { TRAP_DEACTIVATE } else { 0 };
+        load_group0(self.group0.get(..groups).unwrap_or_default());
+        load_group1(self.group1.get(..groups).unwrap_or_default());
+        load_lists(lists.entries());
+        let trap = if kind & HAS_TRAP != 0 { TRAP_DEACTIVATE } else { 0 };
         write_sysreg!("s3_4_c12_c11_0", lists.control() | trap); // ICH_HCR_EL2
     }
 
@@ -107,15 +104,10 @@ impl GuestGic {
         let ends = read_sysreg!("s3_4_c12_c11_0") >> 27 & 0x1f;
         write_sysreg!("s3_4_c12_c11_0", 0);
         barrier::registers_in_effect();
-        for (n, entry) in (0..MAX_LISTS).zip(lists.entries()) {
-            *entry = list(n);
-            set_list(n, 0);
-        }
-        for ((n, kept0), kept1) in (0..priority_registers()).zip(&mut self.group0).zip(&mut self.group1) {
-            (*kept0, *kept1) = (group0(n), group1(n));
-            set_group0(n, 0);
-            set_group1(n, 0);
-        }
+        take_lists(lists.entries());
+        let groups = priority_registers();
+        take_group0(self.group0.get_mut(..groups).unwrap_or_default());
+        take_group1(self.group1.get_mut(..groups).unwrap_or_default());
         self.vmcr = read_sysreg!("s3_4_c12_c11_7");
         write_sysreg!("s3_4_c12_c11_7", 0);
         lists.note(self.vmcr, ends as u32);

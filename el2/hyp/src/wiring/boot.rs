@@ -67,7 +67,7 @@ fn check_core() -> Result<(), Stop> {
     if image::stacks_end() - image::stacks_start() != percpu::SLOT_SIZE * percpu::MAX_CPUS {
         return Err(Stop::new("linker script and stack layout differ", "the image"));
     }
-    if !features::Ids::read().has_4k_granule() {
+    if !features::Ids.has_4k_granule() {
         return Err(Stop::new("this CPU has no 4 KB translation granule", "ID_AA64MMFR0_EL1"));
     }
     let base = image::start() as u64;
@@ -259,7 +259,7 @@ fn build_host(map: MemoryMap, ledger: &Span, machine: &Machine, mut ports: impl 
     // SAFETY: `place_high` found this range free of everything handed over, inside a bank that is
     // mapped; its first part is for the tables, this is the rest, and it is named here only.
     let storage = unsafe { Fresh::new(words as usize, (needs.words * 8) as usize) }.into_words();
-    let how = if features::Ids::read().has_s2fwb() { Attributes::Forced } else { Attributes::Combined };
+    let how = if features::Ids.has_s2fwb() { Attributes::Forced } else { Attributes::Combined };
     let first = Pfn::new(tables).ok_or(Stop::with("carve-out is out of range", "address", ledger.start))?;
     let mut host = Host::build(map, first, storage, how, &mut ports).map_err(explain)?;
     for kept in machine.no_map() {

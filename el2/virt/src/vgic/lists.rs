@@ -105,21 +105,17 @@ impl Vgic {
         let room = room.min(MAX_LISTS);
         self.put(vcpu, Place::In(cpu));
         // Each entry of a guest asks, and most often no bank has anything for anybody.
-        let (ready, stranded) = self
-            .banks(me)
-            .fold((0, 0), |(ready, stranded), bank| (ready | Want::Ready.of(bank), stranded | Want::Stranded.of(bank)));
-        for (want, some) in [(Want::Ready, ready), (Want::Stranded, stranded)] {
-            while some != 0
-                && lists.used < room
-                && let Some(candidate) = self.first(me, want)
-            {
-                self.hold(me, candidate, lists);
-            }
-        }
-        // Where there is room left, nothing is left over.
-        for (want, control) in [(Want::Ready, NONE_PENDING), (Want::Stranded, MISSING)] {
-            if lists.used == room && self.first(me, want).is_some() {
-                lists.control |= control;
+        if self.banks(me).fold(0, |all, bank| all | bank.pending() | bank.active) != 0 {
+            for (want, control) in [(Want::Ready, NONE_PENDING), (Want::Stranded, MISSING)] {
+                while lists.used < room
+                    && let Some(candidate) = self.first(me, want)
+                {
+                    self.hold(me, candidate, lists);
+                }
+                // Where there is room left, nothing is left over.
+                if lists.used == room && self.first(me, want).is_some() {
+                    lists.control |= control;
+                }
             }
         }
         let timer = Intid::VIRTUAL_TIMER.bit();
