@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use memchr::memmem;
 use serde_json::Value;
 
 use crate::qemu::Running;
@@ -139,14 +140,9 @@ fn hits_in_file(file: &Path, secret: &[[u8; 8]]) -> Result<Vec<u64>> {
     }
 }
 
-/// Words stand at multiples of 8 in registers' images and in the guest's own stores; a copy may stand anywhere, and
-/// then at least the first word is looked for byte by byte.
+/// Where a word of the secret stands: at any byte, for a copy need not be aligned.
 fn hits_in<'a>(bytes: &'a [u8], secret: &'a [[u8; 8]]) -> impl Iterator<Item = usize> + 'a {
-    let first: Vec<u8> = secret.iter().map(|w| w[0]).collect();
-    bytes.windows(8).enumerate().filter_map(move |(at, window)| {
-        let quick = first.contains(&window[0]);
-        (quick && secret.iter().any(|word| word == window)).then_some(at)
-    })
+    secret.iter().flat_map(move |word| memmem::find_iter(bytes, word))
 }
 
 fn words(list: &str) -> Result<Vec<u64>> {
