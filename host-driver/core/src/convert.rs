@@ -309,7 +309,7 @@ pub fn reserve<F: File, T: Thread>(file: &F, span: Span, thread: &T) -> Result<(
 /// Frees every frame of a file that nobody knows any more; the number of frames that are lost, because they are still
 /// the guest's.
 pub fn empty<F: File>(file: &F) -> u64 {
-    let len = file.change(|book| u64::try_from(book.pages.len()).unwrap_or(0));
+    let len = file.change(|book| book.len());
     let Some(all) = Span::new(0, len) else { return 0 };
     all.parts(F::CHUNK).fold(0, |lost, part| file.change(|book| lost.saturating_add(empty_part(file, book, part))))
 }

@@ -7,7 +7,7 @@
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
 use crate::file::{File, Open, Thread};
-use crate::page::{Page, Span};
+use crate::page::{Initial, Page, Span};
 use crate::pool;
 use crate::status::Refused;
 use freehold_uapi::hvc::{self, MAX_RUN};
@@ -72,7 +72,7 @@ fn next_run<F: File>(file: &F, state: impl Fn(u64) -> Page, from: u64, end: u64)
 pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
     file: &F,
     span: Span,
-    initial: Page,
+    initial: Initial,
     el2: &El2<C>,
     vm: Handle,
     thread: &T,
@@ -113,7 +113,7 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
 
 /// Makes offsets that are private, and that the VM was never given, what they are in a new file: the VM that they were
 /// private for is gone.
-fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Page, thread: &T) {
+fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Initial, thread: &T) {
     let mut from = span.first();
     while from < span.end() {
         let until = from.saturating_add(F::CHUNK).min(span.end());

@@ -3,13 +3,13 @@
 
 use crate::error::Error;
 use crate::notify::Notice;
-use crate::page::{Origin, Page, Span};
+use crate::page::{Initial, Origin, Page, Span};
 use crate::status::Refused;
 
 /// What the file's lock protects.
 pub struct Book<'a> {
     /// State of each page offset.
-    pub pages: &'a mut [Page],
+    pub pages: Pages<'a>,
     /// Number of the next attempt; none is used twice.
     pub next: &'a mut u64,
     /// What has begun, what has ended, and what is waited for.
@@ -18,6 +18,17 @@ pub struct Book<'a> {
     pub notice: &'a mut Notice,
     /// Whose file it is.
     pub owner: &'a mut Owner,
+}
+
+/// The states themselves. They change by [`Book`]'s moves alone.
+pub struct Pages<'a>(&'a mut [Page]);
+
+impl<'a> Pages<'a> {
+    /// One state per offset.
+    #[must_use]
+    pub fn new(states: &'a mut [Page]) -> Self {
+        Self(states)
+    }
 }
 
 /// Whose a file is.
@@ -33,7 +44,7 @@ impl Book<'_> {
     /// State of `page`; beyond the end of the file it is lost.
     #[must_use]
     pub fn page(&self, page: u64) -> Page {
-        usize::try_from(page).ok().and_then(|i| self.pages.get(i)).copied().unwrap_or(Page::Lost)
+        usize::try_from(page).ok().and_then(|i| self.pages.0.get(i)).copied().unwrap_or(Page::Lost)
     }
 
     /// Makes `page` `NoneMappable`, for an attempt.
@@ -82,13 +93,17 @@ impl Book<'_> {
         }
     }
 
-    /// Makes `page`, which has no frame, what it is in a new file.
-    pub fn renew(&mut self, page: u64, initial: Page) {
-        self.put(page, initial);
+    /// Makes `page`, whose frame has gone, what it is in a new file. It was private, or shared by the guest whose page it
+    /// was: what is the host's or an attempt's stays so, and becomes private by [`Book::seal`] only.
+    pub fn renew(&mut self, page: u64, initial: Initial) {
+        match self.page(page) {
+            Page::Given | Page::Lent | Page::Held | Page::Vacant => self.put(page, initial.page()),
+            Page::Host | Page::Borrowed | Page::Draining { .. } | Page::Lost => {}
+        }
     }
 
     fn put(&mut self, page: u64, state: Page) {
-        if let Some(slot) = usize::try_from(page).ok().and_then(|i| self.pages.get_mut(i)) {
+        if let Some(slot) = usize::try_from(page).ok().and_then(|i| self.pages.0.get_mut(i)) {
             *slot = state;
         }
     }
@@ -102,7 +117,19 @@ impl Book<'_> {
     /// Whether `span` lies within the file.
     #[must_use]
     pub fn holds(&self, span: Span) -> bool {
-        usize::try_from(span.end()).is_ok_and(|end| end <= self.pages.len())
+        span.end() <= self.len()
+    }
+
+    /// Pages of the file.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        u64::try_from(self.pages.0.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.0.is_empty()
     }
 }
 
@@ -254,4 +281,50 @@ pub trait Thread {
 
     /// Whether the thread is being killed: long work stops at the next good place.
     fn dying(&self) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a page in the state `page` by `act`.
+    fn after(page: Page, act: impl Fn(&mut Book<'_>)) -> Page {
+        let (mut states, mut next, mut report) = ([page], 1, Report::default());
+        let (mut notice, mut owner) = (Notice::None, Owner::default());
+        let pages = Pages::new(&mut states);
+        act(&mut Book { pages, next: &mut next, report: &mut report, notice: &mut notice, owner: &mut owner });
+        states[0]
+    }
+
+    fn is_private(page: Page) -> bool {
+        matches!(page, Page::Held | Page::Vacant | Page::Given)
+    }
+
+    #[test]
+    fn only_sealing_makes_a_page_of_the_hosts_private_and_only_one_that_drains() {
+        let drains = |origin| Page::Draining { origin, attempt: 1 };
+        let hosts = [Page::Host, Page::Borrowed, Page::Lost, drains(Origin::Host), drains(Origin::Lent)];
+        for page in hosts {
+            for initial in [Initial::Host, Initial::Vacant] {
+                assert_eq!(after(page, |book| book.renew(0, initial)), page, "{page:?}");
+            }
+            assert_eq!(after(page, |book| book.hollow(0)), page);
+            assert!(!is_private(after(page, |book| book.restore(0))), "{page:?}");
+            for open in [Open::Host, Open::Borrowed, Open::Lent, Open::Lost] {
+                assert!(!is_private(after(page, |book| book.open(0, open))), "{page:?}");
+            }
+            for sealed in [Sealed::Held, Sealed::Vacant, Sealed::Given] {
+                let drains = matches!(page, Page::Draining { .. });
+                assert_eq!(is_private(after(page, |book| book.seal(0, sealed))), drains, "{page:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_private_or_the_guests_is_renewed_as_the_file_began() {
+        for page in [Page::Given, Page::Lent, Page::Held, Page::Vacant] {
+            assert_eq!(after(page, |book| book.renew(0, Initial::Host)), Page::Host);
+            assert_eq!(after(page, |book| book.renew(0, Initial::Vacant)), Page::Vacant);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::convert::{to_private, Given, Mode, Stopped};
 use crate::drain::{Aim, Attempt, Rest};
 use crate::error::Error;
 use crate::file::{Book, File, Open, Thread};
-use crate::page::{Origin, Page, Span};
+use crate::page::{Initial, Origin, Page, Span};
 use crate::status::Refused;
 
 /// Why a request could not be served at once.
@@ -91,7 +91,7 @@ pub fn share<F: File>(file: &F, span: Span, accept: impl FnOnce(u64) -> Result<u
 pub fn relinquish<F: File>(
     file: &F,
     span: Span,
-    initial: Page,
+    initial: Initial,
     accept: impl FnOnce(u64) -> Result<u64, Refused>,
 ) -> Result<u64, NotYet> {
     file.change(|book| {

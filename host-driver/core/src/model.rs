@@ -6,10 +6,10 @@
 
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{Book, File, Freeze, Owner, Report};
+use crate::file::{Book, File, Freeze, Owner, Pages, Report};
 use crate::give::{List, Lists, ToVm};
 use crate::notify::Notice;
-use crate::page::{HostFault, Origin, Page, Span};
+use crate::page::{HostFault, Initial, Origin, Page, Span};
 use crate::pool;
 use crate::status::Refused;
 use freehold_uapi::hvc::{self, Record};
@@ -459,8 +459,13 @@ impl File for Model {
         let mut pages = core::mem::take(&mut *self.pages.borrow_mut());
         let mut notice = self.notice.take();
         let mut owner = self.owner.get();
-        let mut book =
-            Book { pages: &mut pages, next: &mut next, report: &mut report, notice: &mut notice, owner: &mut owner };
+        let mut book = Book {
+            pages: Pages::new(&mut pages),
+            next: &mut next,
+            report: &mut report,
+            notice: &mut notice,
+            owner: &mut owner,
+        };
         let result = change(&mut book);
         self.owner.set(owner);
         self.notice.replace(notice);

@@ -61,6 +61,26 @@ impl Origin {
     }
 }
 
+/// What each offset of a new file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initial {
+    /// `Page::Host`.
+    Host,
+    /// `Page::Vacant`.
+    Vacant,
+}
+
+impl Initial {
+    /// The state that it stands for.
+    #[must_use]
+    pub const fn page(self) -> Page {
+        match self {
+            Self::Host => Page::Host,
+            Self::Vacant => Page::Vacant,
+        }
+    }
+}
+
 /// Answer to a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostFault {

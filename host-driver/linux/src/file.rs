@@ -9,10 +9,10 @@ use core::ptr::NonNull;
 use freehold_driver_core::abi;
 use freehold_driver_core::convert;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{Book, File, Freeze, Owner, Report};
+use freehold_driver_core::file::{Book, File, Freeze, Owner, Pages, Report};
 use freehold_driver_core::lend::{self, Binding, Bindings, Loan};
 use freehold_driver_core::notify::{self, Next, Notice};
-use freehold_driver_core::page::{HostFault, Page, Span};
+use freehold_driver_core::page::{HostFault, Initial, Page, Span};
 use freehold_driver_core::status::Refused;
 use freehold_uapi::{hvc, ioctl as io};
 
@@ -26,7 +26,7 @@ pub(crate) struct RawFile {
 pub(crate) struct FileState {
     owner: Owner,
     /// What each offset is in a new file.
-    initial: Page,
+    initial: Initial,
     next: u64,
     report: Report,
     notice: Notice,
@@ -122,7 +122,7 @@ impl FileRef {
     }
 
     /// What each offset is in a new file.
-    pub(crate) fn initial(self) -> Page {
+    pub(crate) fn initial(self) -> Initial {
         // SAFETY: the state is alive by the invariant, and this field never changes.
         unsafe { (*self.state.as_ptr()).initial }
     }
@@ -197,7 +197,13 @@ impl FileState {
     fn book(&mut self) -> Book<'_> {
         // SAFETY: `pages` is an allocation of `len` pages that `fh_file_new` filled; `&mut self` makes it the only reference.
         let pages = unsafe { core::slice::from_raw_parts_mut(self.pages, self.len) };
-        Book { pages, next: &mut self.next, report: &mut self.report, notice: &mut self.notice, owner: &mut self.owner }
+        Book {
+            pages: Pages::new(pages),
+            next: &mut self.next,
+            report: &mut self.report,
+            notice: &mut self.notice,
+            owner: &mut self.owner,
+        }
     }
 }
 
@@ -272,7 +278,7 @@ impl File for FileRef {
 // SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
 #[unsafe(no_mangle)]
 extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
-    let initial = if shared { Page::Host } else { Page::Vacant };
+    let initial = if shared { Initial::Host } else { Initial::Vacant };
     let Ok(len) = usize::try_from(pages) else { return core::ptr::null_mut() };
     let states = sys::alloc::<Page>(len);
     let state = sys::alloc::<FileState>(1);
@@ -290,7 +296,7 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
         // SAFETY: `i` is below the length of the allocation.
         let slot = unsafe { states.add(i) };
         // SAFETY: `slot` lies in the fresh allocation, which nobody else knows.
-        unsafe { slot.write(initial) };
+        unsafe { slot.write(initial.page()) };
         if i % 65536 == 65535 {
             sys::breathe();
         }

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use freehold_driver_core::convert::{self, Mode, Nobody, Stopped};
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{Book, File, Freeze, Owner, Report, Thread, Wake};
+use freehold_driver_core::file::{Book, File, Freeze, Owner, Pages, Report, Thread, Wake};
 use freehold_driver_core::notify::Notice;
 use freehold_driver_core::page::{HostFault, Page, Span};
 use freehold_driver_core::status::Refused;
@@ -48,7 +48,8 @@ impl File for Kernel {
         let (mut pages, mut next) = (self.pages.borrow_mut(), self.next.get());
         let (mut report, mut notice) = (self.report.borrow_mut(), self.notice.borrow_mut());
         let (report, notice, mut owner) = (&mut *report, &mut *notice, Owner::default());
-        let done = change(&mut Book { pages: &mut pages, next: &mut next, report, notice, owner: &mut owner });
+        let done =
+            change(&mut Book { pages: Pages::new(&mut pages), next: &mut next, report, notice, owner: &mut owner });
         self.next.set(next);
         done
     }

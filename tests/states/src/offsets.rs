@@ -7,11 +7,11 @@ use freehold_driver_core::drain::{Aim, Attempt, Rest};
 use freehold_driver_core::el2::{Conduit, El2, Handle};
 use freehold_driver_core::end;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{Book, File, Freeze, Owner, Report, Thread, Wake};
+use freehold_driver_core::file::{Book, File, Freeze, Owner, Pages, Report, Thread, Wake};
 use freehold_driver_core::guest::{self, NotYet};
 use freehold_driver_core::lend;
 use freehold_driver_core::notify::Notice;
-use freehold_driver_core::page::{Origin, Page, Span};
+use freehold_driver_core::page::{Initial, Origin, Page, Span};
 use freehold_driver_core::status::Refused;
 use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write as _};
@@ -45,7 +45,7 @@ impl File for OnePage {
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
         let (mut pages, mut next) = ([self.page.get()], self.next.get());
         let (report, notice, owner) = &mut *self.book.borrow_mut();
-        let done = change(&mut Book { pages: &mut pages, next: &mut next, report, notice, owner });
+        let done = change(&mut Book { pages: Pages::new(&mut pages), next: &mut next, report, notice, owner });
         self.page.set(pages[0]);
         self.next.set(next);
         done
@@ -205,7 +205,7 @@ const MOVES: [Move; 14] = [
         name: "`MEM_RELINQUISH`",
         by: "the guest",
         held: false,
-        act: |file| guest::relinquish(file, all(), Page::Host, Ok).map(drop).map_err(not_yet),
+        act: |file| guest::relinquish(file, all(), Initial::Host, Ok).map(drop).map_err(not_yet),
     },
     Move {
         name: "first touch in an ordinary VM",
@@ -232,7 +232,7 @@ const MOVES: [Move; 14] = [
         by: "the driver",
         held: false,
         act: |file| {
-            let lost = end::reclaim_pages(file, all(), Page::Host, &El2(Willing), Handle(1), &Quiet);
+            let lost = end::reclaim_pages(file, all(), Initial::Host, &El2(Willing), Handle(1), &Quiet);
             if lost == 0 { Ok(()) } else { Err(format!("{lost} lost")) }
         },
     },

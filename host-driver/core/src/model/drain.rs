@@ -215,7 +215,10 @@ fn no_long_span_is_walked_in_one_hold_of_the_lock() {
     assert!(holds(&file, |_| assert_eq!(attempt.nth(&file, 0, 0), None)) >= 3, "nth");
     attempt.finish(&file, 0, Rest::Keep);
     let (below, thread) = (el2(&world), Sleeper::default());
-    assert!(holds(&file, |all| assert_eq!(reclaim_pages(&file, all, Page::Host, &below, VM, &thread), 0)) >= 3, "end");
+    assert!(
+        holds(&file, |all| assert_eq!(reclaim_pages(&file, all, Initial::Host, &below, VM, &thread), 0)) >= 3,
+        "end"
+    );
     assert!(holds(&file, |_| assert_eq!(empty(&file), 0)) >= 3, "empty");
     assert!(holds(&file, |all| assert!(!any(&file, all, |page| page == Page::Lost))) >= 3, "any");
 }

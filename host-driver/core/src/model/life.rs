@@ -141,7 +141,7 @@ fn what_another_vcpu_moved_first_is_asked_again() {
     let file = lent(&world, 2);
     let late = |_| -> Result<u64, Refused> { panic!("accepted") };
     assert_eq!(share(&file, span(0, 2), late), Ok(0), "shared meanwhile");
-    assert_eq!(relinquish(&file, span(0, 1), Page::Host, late), Ok(0), "shared meanwhile");
+    assert_eq!(relinquish(&file, span(0, 1), Initial::Host, late), Ok(0), "shared meanwhile");
     for state in [Page::Given, Page::Host, Page::Held, Page::Vacant] {
         let file = Model::new(&world, 1, state);
         assert_eq!(unshare(&file, span(0, 1), &Sleeper::default(), late), Ok(()), "{state:?} meanwhile");
@@ -225,14 +225,14 @@ fn a_partly_accepted_share_lends_no_more_than_that() {
 
 #[test]
 fn relinquished_frames_go_back_zeroed_and_the_offset_is_new() {
-    for initial in [Page::Host, Page::Vacant] {
+    for initial in [Initial::Host, Initial::Vacant] {
         let world = world();
         let file = private(&world, 3);
         let before = world.frames.borrow().len();
         asks(&world, Request::Relinquish, 1, 1);
         let below = el2(&world);
         assert_eq!(relinquish(&file, span(1, 1), initial, |n| below.guest_accept(VM, 0, n)), Ok(1));
-        assert_eq!((file.state(1), file.frame(1)), (initial, None));
+        assert_eq!((file.state(1), file.frame(1)), (initial.page(), None));
         assert_eq!(world.frames.borrow().len(), before - 1);
         file.check();
     }
@@ -263,7 +263,7 @@ fn a_pool_that_is_asked_for_early_is_asked_for_again() {
     doom(&below, VM).unwrap();
     assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Early);
     assert_eq!(kept(&world), pool, "nothing is dropped");
-    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &thread), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &thread), 0);
     assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
     assert!(world.frames.borrow().is_empty(), "I8: {:?}", world.frames.borrow());
     assert_eq!(abandon_pool(&kernel), 0);
@@ -279,7 +279,7 @@ fn a_pool_that_nobody_can_ask_for_any_more_is_lost_and_counted() {
     assert_eq!(reclaim_pool(&below, &kernel, VM, &Sleeper::default()), Pool::Early);
     assert_eq!(abandon_pool(&kernel), 32);
     assert_eq!(world.frames.borrow().len(), 32 + 1, "no frame of el2's is freed");
-    assert_eq!(reclaim_pages(&file, span(0, 1), Page::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 1), Initial::Host, &below, VM, &Sleeper::default()), 0);
 }
 
 /// A reboot or kexec: the page is in somebody's hands, whoever holds the descriptors does nothing, and no signal comes.
@@ -299,7 +299,7 @@ fn the_end_of_the_vm_ends_what_its_guest_waits_for() {
     let stopped = unshare(&file, span(0, 3), &thread, |_| panic!("accepted"));
     assert_eq!(stopped, Err(Stopped { error: Error::Ended, page: 1 }));
     assert!((0..3).all(|page| file.state(page) == Page::Lent));
-    assert_eq!(reclaim_pages(&file, span(0, 3), Page::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 3), Initial::Host, &below, VM, &Sleeper::default()), 0);
     assert!(world.owned.borrow().is_empty());
     file.check();
     // A vCPU that waits behind another one's attempt ends as well.
@@ -330,7 +330,7 @@ fn the_end_returns_every_frame() {
         let thread = Sleeper::default();
         doom(&below, VM).unwrap();
         doom(&below, VM).unwrap();
-        assert_eq!(reclaim_pages(&file, span(0, 40), Page::Host, &below, VM, &thread), 0);
+        assert_eq!(reclaim_pages(&file, span(0, 40), Initial::Host, &below, VM, &thread), 0);
         assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
         file.check();
         assert!((0..40).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
@@ -340,13 +340,13 @@ fn the_end_returns_every_frame() {
 
 #[test]
 fn after_the_end_empty_private_offsets_are_as_in_a_new_file() {
-    for initial in [Page::Host, Page::Vacant] {
+    for initial in [Initial::Host, Initial::Vacant] {
         let world = world();
         let below = el2(&world);
         let file = Model::new(&world, 1000, Page::Vacant);
         doom(&below, VM).unwrap();
         assert_eq!(reclaim_pages(&file, span(1, 998), initial, &below, VM, &Sleeper::default()), 0);
-        assert!((1..999).all(|page| file.state(page) == initial));
+        assert!((1..999).all(|page| file.state(page) == initial.page()));
         // Offsets of no slot of the VM's stay as they are.
         assert_eq!((file.state(0), file.state(999)), (Page::Vacant, Page::Vacant));
         file.check();
@@ -364,7 +364,7 @@ fn after_the_end_pages_that_were_held_for_the_vm_are_as_in_a_new_file() {
     let thread = Sleeper::default();
     to_private(&file, span(0, 3), Aim::Convert, Mode::Now, &thread, &mut crate::convert::Nobody).unwrap();
     doom(&below, VM).unwrap();
-    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &thread), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &thread), 0);
     assert!((0..2).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
     // Of no slot of the VM's.
     assert_eq!(file.state(2), Page::Held);
@@ -379,7 +379,7 @@ fn a_frame_that_el2_keeps_is_lost_and_never_freed() {
     let stuck = file.frame(2).unwrap();
     world.stuck.borrow_mut().insert(stuck);
     doom(&below, VM).unwrap();
-    assert_eq!(reclaim_pages(&file, span(0, 4), Page::Host, &below, VM, &Sleeper::default()), 1);
+    assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()), 1);
     assert_eq!(file.state(2), Page::Lost);
     assert_eq!(file.store(2), HostFault::Refuse);
     assert_eq!(empty(&file), 1);
@@ -393,7 +393,7 @@ fn a_vm_that_el2_would_not_end_loses_every_frame_and_frees_none() {
     let file = lent(&world, 4);
     file.store(1);
     let frames = world.frames.borrow().len();
-    assert_eq!(reclaim_pages(&file, span(0, 4), Page::Host, &below, VM, &Sleeper::default()), 4);
+    assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()), 4);
     assert!((0..4).all(|page| file.state(page) == Page::Lost && file.store(page) == HostFault::Refuse));
     assert_eq!(empty(&file), 4);
     assert_eq!(world.frames.borrow().len(), frames);
@@ -408,10 +408,10 @@ fn an_end_during_a_conversion_takes_what_is_settled_and_comes_back_for_the_rest(
         panic!("nothing began")
     };
     doom(&below, VM).unwrap();
-    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &Sleeper::default()), 0);
     assert!(matches!(file.state(1), Page::Draining { .. }));
     attempt.finish(&file, 0, crate::drain::Rest::Restore);
-    assert_eq!(reclaim_pages(&file, span(0, 2), Page::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &Sleeper::default()), 0);
     assert!(world.owned.borrow().is_empty());
     file.check();
 }

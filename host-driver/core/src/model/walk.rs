@@ -26,8 +26,8 @@ fn life(seed: u64) -> u64 {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (below, kernel) = (el2(&world), Kernel(world.clone()));
     pool::create(&below, &kernel, true, 40).unwrap();
-    let initial = if dice.roll(2) == 0 { Page::Host } else { Page::Vacant };
-    let file = Model::new(&world, PAGES as usize, initial);
+    let initial = if dice.roll(2) == 0 { Initial::Host } else { Initial::Vacant };
+    let file = Model::new(&world, PAGES as usize, initial.page());
     let mut held: Vec<u64> = Vec::new();
     let mut done = 0;
     world.pool_free.set(dice.roll(8));
