@@ -15,6 +15,25 @@ use freehold_uapi::hvc::{self, MAX_RUN};
 /// Success without progress that is believed before `el2` is.
 const PATIENCE: u32 = 1000;
 
+/// Milliseconds that a VM's end waits for its vCPUs, for conversions under way, and before a reboot for whoever has the VM.
+pub const SETTLES: u64 = 5000;
+
+/// Waits until `is_done` says so, looking each millisecond until `until`; whether it did. It is asked once at least.
+///
+/// Before a reboot it asks whether the VM's lock is free: a first run has it while it looks memory up, which a process's
+/// file system may serve when it likes, and the machine does not wait for that.
+pub fn settles<T: Thread>(thread: &T, until: u64, mut is_done: impl FnMut() -> bool) -> bool {
+    loop {
+        if is_done() {
+            return true;
+        }
+        if thread.now() >= until {
+            return false;
+        }
+        thread.pause(1000);
+    }
+}
+
 /// Marks the VM as dying. A VM that is dying already is fine.
 ///
 /// # Errors

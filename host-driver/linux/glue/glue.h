@@ -92,7 +92,8 @@ struct fh_file {
 /* main.c */
 FH_RUST(long, fh_init, void);
 FH_RUST(long, fh_system_ioctl, unsigned int cmd, unsigned long arg, bool protect);
-FH_RUST(bool, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state);
+FH_RUST(u64, fh_vms_patience, void);
+FH_RUST(bool, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state, u64 until);
 FH_C(struct fh_vm *, fhc_vm_find, u64 id);
 FH_C(bool, fhc_vm_alive, u64 id);
 unsigned int fh_vms(void);
@@ -198,6 +199,7 @@ FH_C(struct fh_vm_state *, fhc_vm_state, struct fh_vm *vm);
 FH_C(void, fhc_vm_put, struct fh_vm *vm);
 FH_C(void, fhc_vm_lock, struct fh_vm *vm);
 FH_C(bool, fhc_vm_lock_killable, struct fh_vm *vm);
+FH_C(bool, fhc_vm_is_free, struct fh_vm *vm);
 FH_C(void, fhc_vm_unlock, struct fh_vm *vm);
 FH_C(void, fhc_pool_lock, struct fh_vm *vm);
 FH_C(void, fhc_pool_unlock, struct fh_vm *vm);

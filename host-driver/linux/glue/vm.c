@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Descriptors of VMs and vCPUs, a VM's pool of frames, and the vCPU's run page. */
 #include <linux/anon_inodes.h>
-#include <linux/delay.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/kvm.h>
@@ -130,17 +129,10 @@ static bool vms_over(void)
 	return over;
 }
 
-/*
- * Whether nobody has the VM's lock for long any more. A first run looks memory up under it, which a file system of a process
- * may serve when it likes; whoever comes after `halted` lets the lock go again.
- */
-static bool settles(struct fh_vm *vm, unsigned long until)
+bool fhc_vm_is_free(struct fh_vm *vm)
 {
-	while (!mutex_trylock(&vm->lock)) {
-		if (time_after(jiffies, until))
-			return false;
-		msleep(1);
-	}
+	if (!mutex_trylock(&vm->lock))
+		return false;
 	mutex_unlock(&vm->lock);
 	return true;
 }
@@ -152,7 +144,7 @@ static bool settles(struct fh_vm *vm, unsigned long until)
  */
 void fh_vms_halt(void)
 {
-	unsigned long until = jiffies + 5 * HZ;
+	u64 until = fh_vms_patience();
 	struct fh_vm *vm;
 	bool over;
 	u64 id;
@@ -165,11 +157,7 @@ void fh_vms_halt(void)
 		id = vm->id;
 		if (!state)
 			continue;
-		if (!settles(vm, until)) {
-			pr_err("freehold: the machine goes down over a VM whose memory is being looked up\n");
-			continue;
-		}
-		over = fh_vm_halt(vm, state);
+		over = fh_vm_halt(vm, state, until);
 		spin_lock(&all_vms_lock);
 		vm->over = over;
 		spin_unlock(&all_vms_lock);

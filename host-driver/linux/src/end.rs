@@ -12,9 +12,6 @@ use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{any, Thread};
 use freehold_driver_core::page::Page;
 
-/// Milliseconds that an ending VM waits for its vCPUs, and again for conversions under way.
-const PATIENCE: u64 = 5000;
-
 impl Vm {
     /// Ends the VM: stops its vCPUs, takes every frame back. May be called again, and while its descriptors are open;
     /// whether every frame came back.
@@ -50,29 +47,27 @@ impl Vm {
     }
 
     fn doom(self, created: u64) -> Result<(), Error> {
-        let until = Undertaker.now().saturating_add(PATIENCE);
-        loop {
-            match end::doom(&EL2, self.handle()) {
-                Err(Error::Busy) if Undertaker.now() < until => {}
-                other => return other,
+        let mut doomed = Ok(());
+        end::settles(&Undertaker, patience(), || {
+            doomed = end::doom(&EL2, self.handle());
+            let busy = doomed == Err(Error::Busy);
+            if busy {
+                self.kick(created);
             }
-            self.kick(created);
-            Undertaker.pause(1000);
-        }
+            !busy
+        });
+        doomed
     }
 
     /// Passes over the slots until no attempt is under way: each gives up when it looks next. Frames lost.
     fn reclaim_all_slots(self) -> u64 {
-        let until = Undertaker.now().saturating_add(PATIENCE);
         let mut lost = 0;
-        loop {
+        end::settles(&Undertaker, patience(), || {
             let (more, draining) = self.reclaim_slots();
             lost += more;
-            if !draining || Undertaker.now() >= until {
-                return lost;
-            }
-            Undertaker.pause(1000);
-        }
+            !draining
+        });
+        lost
     }
 
     /// One pass over every slot: frames lost, and whether a conversion is under way somewhere.
@@ -115,11 +110,29 @@ impl Vm {
     }
 }
 
-/// Ends a VM whose descriptors may still be open, before a reboot; whether every frame came back.
+/// The time until which something is waited for.
+fn patience() -> u64 {
+    Undertaker.now().saturating_add(end::SETTLES)
+}
+
+/// The time until which a reboot waits for those that have a VM's lock.
 // SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
 #[unsafe(no_mangle)]
-extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState) -> bool {
-    Vm::new(raw, state).is_some_and(Vm::halt)
+extern "C" fn fh_vms_patience() -> u64 {
+    patience()
+}
+
+/// Ends a VM whose descriptors may still be open, before a reboot; whether every frame came back. Whoever comes for its lock
+/// by now lets it go at once; who has had it longer is waited for, until `until`.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_vm_halt(raw: *mut RawVm, state: *mut VmState, until: u64) -> bool {
+    let Some(vm) = Vm::new(raw, state) else { return false };
+    if !end::settles(&Undertaker, until, || vm.is_free()) {
+        log(Level::Error, format_args!("the machine goes down over a VM whose memory is being looked up"));
+        return false;
+    }
+    vm.halt()
 }
 
 /// Ends a VM that nobody refers to any more, and frees its state.

@@ -85,6 +85,7 @@ extern "C" {
     fn fhc_vm_put(vm: *mut RawVm);
     fn fhc_vm_lock(vm: *mut RawVm);
     fn fhc_vm_lock_killable(vm: *mut RawVm) -> bool;
+    fn fhc_vm_is_free(vm: *mut RawVm) -> bool;
     fn fhc_vm_unlock(vm: *mut RawVm);
     fn fhc_pool_lock(vm: *mut RawVm);
     fn fhc_pool_unlock(vm: *mut RawVm);
@@ -147,6 +148,12 @@ impl Vm {
     pub(crate) fn handle(self) -> Handle {
         // SAFETY: only a VM that has its state is asked; the field never changes.
         unsafe { (*self.state).handle }
+    }
+
+    /// Whether nobody has its lock at this moment.
+    pub(crate) fn is_free(self) -> bool {
+        // SAFETY: alive by the invariant.
+        unsafe { fhc_vm_is_free(self.raw.as_ptr()) }
     }
 
     /// Whether it is protected; else ordinary.

@@ -4,7 +4,7 @@
 use super::*;
 use crate::convert::{bereave, empty, to_private, Mode, Stopped};
 use crate::drain::Aim;
-use crate::end::{abandon_pool, doom, reclaim_pages, reclaim_pool, Pool};
+use crate::end::{abandon_pool, doom, reclaim_pages, reclaim_pool, settles, Pool, SETTLES};
 use crate::exit::Request;
 use crate::guest::{relinquish, share, unshare, NotYet};
 
@@ -414,4 +414,24 @@ fn an_end_during_a_conversion_takes_what_is_settled_and_comes_back_for_the_rest(
     assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &Sleeper::default()), 0);
     assert!(world.owned.borrow().is_empty());
     file.check();
+}
+
+#[test]
+fn a_reboot_waits_for_a_lock_that_is_let_go_and_not_for_one_that_never_is() {
+    // Free at once, also when the time has passed: another VM may have used it up.
+    let thread = Sleeper::default();
+    thread.clock.set(SETTLES);
+    assert!(settles(&thread, SETTLES, || true));
+    assert_eq!(thread.sleeps.get(), 0);
+    // A first run whose memory a process serves has it, and lets it go.
+    let thread = Sleeper::default();
+    assert!(settles(&thread, SETTLES, || thread.sleeps.get() >= 40));
+    assert_eq!(thread.sleeps.get(), 40);
+    // The process never serves it: five seconds, and the machine goes down.
+    let thread = Sleeper::default();
+    assert!(!settles(&thread, SETTLES, || false));
+    assert_eq!(thread.clock.get(), 5000);
+    // The time is that of all VMs together.
+    assert!(!settles(&thread, SETTLES, || false));
+    assert_eq!(thread.clock.get(), 5000);
 }
