@@ -234,15 +234,47 @@ static void disarm(const struct watch *was)
 	isb();
 }
 
+#define DEBUG_WORDS	9
+
+static void look_at_debug(u64 *words)
+{
+	words[0] = read_sysreg_s(SYS_DBGBVRn_EL1(0));
+	words[1] = read_sysreg_s(SYS_DBGBCRn_EL1(0));
+	words[2] = read_sysreg_s(SYS_DBGWVRn_EL1(0));
+	words[3] = read_sysreg_s(SYS_DBGWCRn_EL1(0));
+	words[4] = read_sysreg(mdscr_el1);
+	words[5] = read_sysreg_s(SYS_OSLSR_EL1);
+	words[6] = read_sysreg_s(SYS_OSDLR_EL1);
+	words[7] = read_sysreg_s(SYS_DBGCLAIMCLR_EL1);
+	words[8] = read_sysreg_s(SYS_DBGBVRn_EL1(1));
+}
+
+/* Calls, and looks at the host's debug registers before and after. */
+static void call_looking(struct fh_vectors *ask, struct arm_smccc_1_2_regs *in, struct arm_smccc_1_2_regs *out)
+{
+	u64 was[DEBUG_WORDS], is[DEBUG_WORDS];
+	unsigned int i;
+
+	look_at_debug(was);
+	smccc(in, out);
+	look_at_debug(is);
+	ask->debug_set = 0;
+	ask->debug_differ = 0;
+	for (i = 0; i < DEBUG_WORDS; i++) {
+		ask->debug_set += was[i] != 0;
+		ask->debug_differ += was[i] != is[i];
+	}
+}
+
 /*
  * Calls while a watchpoint is armed. The kernel has nothing at the addresses that it watches, and interrupts are off.
  */
-static void call_watching(struct arm_smccc_1_2_regs *in, struct arm_smccc_1_2_regs *out)
+static void call_watching(struct fh_vectors *ask, struct arm_smccc_1_2_regs *in, struct arm_smccc_1_2_regs *out)
 {
 	struct watch was;
 
 	arm(&was);
-	smccc(in, out);
+	call_looking(ask, in, out);
 	disarm(&was);
 }
 
@@ -337,9 +369,9 @@ static void call_with_vectors(struct fh_vectors *ask, struct vectors *was,
 	if (sme && (ask->manner & FH_STREAMING))
 		asm volatile(SMSTART_SM);
 	if (ask->manner & FH_WATCHING)
-		call_watching(&in, &out);
+		call_watching(ask, &in, &out);
 	else
-		smccc(&in, &out);
+		call_looking(ask, &in, &out);
 	if (sme) {
 		/* Leaving streaming mode clears the vectors. */
 		if (!(ask->manner & FH_STREAMING) && sve)

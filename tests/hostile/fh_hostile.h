@@ -67,6 +67,8 @@ struct fh_vectors {
 	__u32 manner;		/* in: FH_STREAMING, FH_WATCHING */
 	__u32 compared;		/* out: FH_HAS_* of what was filled */
 	__u64 differ;		/* out: bytes that were not the same after it */
+	__u32 debug_set;	/* out: debug registers that were not zero before it */
+	__u32 debug_differ;	/* out: those that were not the same after it */
 };
 
 /*

@@ -208,13 +208,11 @@ impl<'a> IdView<'a> {
         }
     }
 
-    /// `PARange`: the greatest size that fits both the machine and the VM.
+    /// `PARange`: the least size that covers the VM, as far as the machine goes. What a VM of 33 bits has at 4 GiB must be
+    /// in reach of its stage 1.
     fn pa_range(&self) -> u64 {
-        let vm = match self.ipa_bits {
-            0..36 => 0,
-            36..40 => 1,
-            _ => 2,
-        };
+        // The first sizes are 32, 36 and 40 bits, and a VM has no more.
+        let vm = [32, 36].iter().filter(|size| self.ipa_bits > **size).count() as u64;
         (self.raw.mmfr0 & 0xf).min(vm)
     }
 
@@ -404,9 +402,14 @@ mod tests {
     #[test]
     fn the_address_size_is_the_vms() {
         let raw = everything();
-        for (bits, range) in [(32, 0), (33, 0), (36, 1), (39, 1), (40, 2)] {
-            assert_eq!(IdView::new(&raw, bits).id(7, 0) & 0xf, range);
+        for bits in 32..=40 {
+            // Linux addresses no more than it is shown, so that has to cover the VM's RAM; and no more than it must.
+            let sizes = [32, 36, 40, 42, 44, 48];
+            let least = sizes.iter().position(|size| *size >= bits).unwrap() as u64;
+            assert_eq!(IdView::new(&raw, bits).id(7, 0) & 0xf, least, "{bits}");
         }
+        let raw = RawIds { mmfr0: 0, ..everything() };
+        assert_eq!(IdView::new(&raw, 33).id(7, 0) & 0xf, 0, "the machine has no more");
     }
 
     #[test]

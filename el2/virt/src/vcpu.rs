@@ -197,9 +197,9 @@ impl Vcpu {
     pub fn handle(&mut self, trap: Trap, registers: &mut impl Registers, space: &impl Space, ids: &IdView<'_>) -> Next {
         let ec = trap.esr >> 26 & 0x3f;
         match ec {
-            class::WFX => {
+            // TI: 0 WFI, 1 WFE; 2 and 3, the same with a time, are hidden. An event never has to be waited for.
+            class::WFX if trap.esr & 2 == 0 => {
                 registers.advance();
-                // TI: 0 WFI, 1 WFE, 2 WFIT, 3 WFET. An event never has to be waited for.
                 if trap.esr & 1 == 0 { Next::Leave(Exit::Wfi(0)) } else { Next::Resume }
             }
             class::HVC => self.hypercall(trap.esr, registers, space),
@@ -210,7 +210,7 @@ impl Vcpu {
             }
             class::SYSREG => self.system_register(trap.esr, registers, ids),
             class::FETCH | class::DATA => self.abort(trap, ec == class::FETCH, registers, space),
-            ec if class::HIDDEN.contains(&ec) => {
+            ec if ec == class::WFX || class::HIDDEN.contains(&ec) => {
                 registers.inject_undefined();
                 Next::Resume
             }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Registers and instructions that a protected guest must not have: each is tried, and each must be
-//! UNDEFINED, with the exception taken at EL1 as the architecture says, and nothing else changed.
+//! UNDEFINED, with the exception taken at EL1 as the architecture says, and nothing else changed. Debug registers, which
+//! kernels touch before they look, read as zero whatever is written to them.
 
+use crate::sysreg::{read, write};
 use crate::trap;
 use core::arch::asm;
 
@@ -64,6 +66,49 @@ pub(crate) fn try_all() -> (u64, u64, u64) {
         }
     }
     exchange(before);
+    result
+}
+
+macro_rules! empty {
+    ($($register:literal = $value:expr),+ $(,)?) => {
+        [$(|| {
+            write!($register, $value);
+            read!($register)
+        }),+]
+    };
+}
+
+/// Writes the debug registers. Returns how many took it or caused an exception, the index of the first, and the total.
+/// Nothing of it would start to debug this program, were it to arrive.
+pub(crate) fn try_debug() -> (u64, u64, u64) {
+    const ALL_BUT_ON: u64 = 0xffff_fffe;
+    let registers: &[fn() -> u64] = &empty![
+        "dbgbvr0_el1" = u64::MAX << 2,
+        "dbgbcr0_el1" = ALL_BUT_ON,
+        "dbgwvr0_el1" = u64::MAX << 3,
+        "dbgwcr0_el1" = ALL_BUT_ON,
+        "dbgbvr1_el1" = u64::MAX << 2,
+        "dbgwvr1_el1" = u64::MAX << 3,
+        "mdscr_el1" = 1 << 12,
+        "mdccint_el1" = 3 << 29,
+        "oseccr_el1" = 0xffff_ffff,
+        "osdtrrx_el1" = 0xffff_ffff,
+        "osdlr_el1" = 1,
+        "dbgclaimset_el1" = 0xff,
+        "dbgclaimclr_el1" = 0xff,
+    ];
+    let lock = || {
+        write!("oslar_el1", 1);
+        read!("oslsr_el1")
+    };
+    let all = registers.iter().copied().chain([lock as fn() -> u64]);
+    let mut result = (0, 0, registers.len() as u64 + 1);
+    for (index, register) in (0..).zip(all) {
+        let (value, esr) = trap::catching(register);
+        if value != 0 || esr != 0 {
+            result = (result.0 + 1, if result.0 == 0 { index } else { result.1 }, result.2);
+        }
+    }
     result
 }
 

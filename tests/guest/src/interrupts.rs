@@ -93,16 +93,29 @@ pub(crate) fn running() -> u64 {
     read!("s3_0_c12_c11_3")
 }
 
-/// Leaves an SGI active, or ends it.
+/// Leaves an SGI active and two pending behind it, or ends all three.
 pub(crate) fn hold(holds: bool) -> [u64; 3] {
+    const WAITING: [u64; 2] = [SGI + 1, SGI + 2];
+    const BITS: u64 = 3 << (SGI + 1);
     if holds {
         write!("s3_0_c12_c11_5", SGI << 24 | 1);
         let got = acknowledge();
-        return [u64::from(got != SGI || running() == IDLE), running(), 0];
+        store(SGI_FRAME + 0x100, BITS);
+        for sgi in WAITING {
+            write!("s3_0_c12_c11_5", sgi << 24 | 1);
+        }
+        let pending = load(SGI_FRAME + 0x200) & BITS == BITS;
+        return [u64::from(got != SGI || running() == IDLE || !pending), running(), 0];
     }
     let was = running();
     end(SGI);
-    [u64::from(was == IDLE || running() != IDLE), was, 0]
+    let came = WAITING.map(|_| {
+        let got = acknowledge();
+        end(got);
+        got
+    });
+    store(SGI_FRAME + 0x180, BITS);
+    [u64::from(was == IDLE || running() != IDLE || came != WAITING), was, 0]
 }
 
 /// The part of it that each CPU does for itself.

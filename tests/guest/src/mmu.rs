@@ -2,7 +2,7 @@
 //! The payload's own stage 1: identity, 39 bits, text read-only and executable, nothing else so.
 
 use crate::proto::{DEVICE, GRANULE, RAM_BASE, VOLATILE_BASE};
-use crate::sysreg::{read, write};
+use crate::sysreg::{field, read, write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const TABLE: u64 = 0b11;
@@ -18,8 +18,10 @@ const DEVICE_MEMORY: u64 = 1 << 2 | ACCESSED | NEVER_EXECUTE;
 
 /// Attribute 0: normal write-back; attribute 1: device nGnRnE.
 const MAIR: u64 = 0xff;
-/// T0SZ 25, write-back walks, inner shareable, no TTBR1 walks; 40-bit addresses.
-const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32;
+/// T0SZ 25, write-back walks, inner shareable, no TTBR1 walks.
+const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23;
+/// `IPS`: addresses are as wide as `PARange` says, as Linux has it; 48 bits at most.
+const WIDEST: u64 = 5;
 /// M, C, I.
 const SCTLR_ON: u64 = 1 | 1 << 2 | 1 << 12;
 
@@ -82,7 +84,7 @@ pub(crate) fn enable() {
 /// Turns translation and caches on, by tables that are there.
 pub(crate) fn join() {
     write!("mair_el1", MAIR);
-    write!("tcr_el1", TCR);
+    write!("tcr_el1", TCR | field(read!("id_aa64mmfr0_el1"), 0).min(WIDEST) << 32);
     write!("ttbr0_el1", LEVEL1.address());
     // SAFETY: the tables are complete; before the MMU is on no translation is in use.
     unsafe { core::arch::asm!("dsb sy", "tlbi vmalle1", "ic iallu", "dsb sy", "isb", options(nostack)) };

@@ -175,7 +175,7 @@ pub const CMD_CPU_ON: u64 = 30;
 pub const CMD_CPU: u64 = 31;
 /// Wakes CPU arg0 by an SGI, and is woken by its answer, arg1 times. r0 = what went wrong, r1 = ticks that all took.
 pub const CMD_CPU_PING: u64 = 32;
-/// arg0 = 1: sends itself an SGI, acknowledges it and leaves it active; 0: ends it. r0 = the running priority is not what it must be, r1 = the running priority.
+/// arg0 = 1: sends itself three SGIs, acknowledges one and leaves it active, the others pending; 0: ends all three. r0 = priority or order are not what they must be, r1 = the running priority.
 pub const CMD_HOLD: u64 = 33;
 /// Together with CPU arg0: arg2 times each, MEM_SHARE and MEM_UNSHARE of the granule at arg1. r0 = answers that no such race
 /// may have, r1 and r2 = calls of either kind that were served.
@@ -202,6 +202,8 @@ pub const CMD_FULL: u64 = 44;
 pub const CMD_LAST: u64 = 45;
 /// CPUs 1 to arg0 - 1 do job arg1 at the same time, with arg2. r0 = what went wrong, all CPUs together.
 pub const CMD_ALL: u64 = 46;
+/// Writes every kind of debug register. r0 = those that do not read as zero then, r1 = index of the first such one, r2 = registers tried.
+pub const CMD_DEBUG: u64 = 47;
 /// [`CMD_LAST`]: PSCI `SYSTEM_OFF`, its arguments the canary.
 pub const LAST_OFF: u64 = 0;
 /// [`CMD_LAST`]: PSCI `SYSTEM_RESET`.

@@ -67,6 +67,18 @@ struct Vectors {
     manner: u32,
     compared: u32,
     differ: u64,
+    debug_set: u32,
+    debug_differ: u32,
+}
+
+/// What a call with vectors did to the host.
+pub(crate) struct Compared {
+    /// Kinds of vector registers, a bit each.
+    pub(crate) kinds: u32,
+    /// Bytes of them that it changed.
+    pub(crate) differ: u64,
+    /// The host's debug registers that were set, and those that it changed.
+    pub(crate) debug: (u32, u32),
 }
 
 #[repr(C)]
@@ -220,10 +232,11 @@ impl Hostile {
 
     /// A raw call with every vector register of the host filled: x0–x17, what was filled (bit 0 V, 1 SVE, 2 ZA), and
     /// how many bytes came back otherwise.
-    pub(crate) fn raw_with_vectors(&self, call: [u64; 18], manner: u32) -> Result<([u64; 18], u32, u64), i32> {
-        let mut ask = Vectors { x: call, manner, compared: 0, differ: 0 };
+    pub(crate) fn raw_with_vectors(&self, call: [u64; 18], manner: u32) -> Result<([u64; 18], Compared), i32> {
+        let mut ask = Vectors { x: call, manner, compared: 0, differ: 0, debug_set: 0, debug_differ: 0 };
         sys::ioctl(self, number::<Vectors>(READ_WRITE, 8), &mut ask)?;
-        Ok((ask.x, ask.compared, ask.differ))
+        let debug = (ask.debug_set, ask.debug_differ);
+        Ok((ask.x, Compared { kinds: ask.compared, differ: ask.differ, debug }))
     }
 
     /// Whether the watchpoint of [`WATCHING`] stops the host's own load from an address of this process.

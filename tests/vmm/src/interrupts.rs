@@ -72,12 +72,12 @@ pub(crate) fn all(hostile: &Hostile) -> Result<(), String> {
     Ok(())
 }
 
-/// A guest finds nothing of what another one has active on the same CPU, and that one finds it again.
+/// A guest finds nothing of what another one has active and pending on the same CPU, and that one finds it again.
 fn beside_another(hostile: &Hostile, bench: &mut Bench<'_>) -> Result<(), String> {
     sys::pin_to(0);
     bench.clean("its vectors are full", CMD_FP, [1, 0, 0])?;
     bench.clean("and its system registers", CMD_STATE, [1, 0, 0])?;
-    bench.clean("an interrupt is left active", CMD_HOLD, [1, 0, 0])?;
+    bench.clean("an interrupt is left active, and two pending", CMD_HOLD, [1, 0, 0])?;
     let mut other = Bench::new(hostile, true)?;
     other.clean("another guest on that CPU finds nothing of it", CMD_GIC, [0; 3])?;
     other.clean("and takes its own", CMD_IPI, [10, 0, 0])?;

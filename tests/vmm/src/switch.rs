@@ -26,6 +26,8 @@ pub(crate) const STEP: Step = Step("world-switch");
 const GFN: u64 = RAM_BASE >> 12;
 /// Declared RAM; only the first 512 frames are donated before the first run.
 const FRAMES: u64 = 1024;
+/// RAM of a VM whose addresses have 33 bits, out of reach of 32.
+const HIGH: u64 = 4 << 30;
 /// More exits than this for one command mean that the guest is lost.
 const MOST_EXITS: usize = 200_000;
 
@@ -44,6 +46,8 @@ pub(crate) struct Bench<'h> {
     gic: bool,
     /// Its memory is lent to it.
     ordinary: bool,
+    /// Its addresses have 40 bits.
+    wide: bool,
     pub(crate) raises: bool,
     /// The host has a watchpoint armed while the guest runs.
     watches: bool,
@@ -63,6 +67,9 @@ pub(crate) struct Bench<'h> {
     compared: u32,
     /// Bytes of the host's vectors that a run changed.
     differ: u64,
+    /// Debug registers that the host had set at the last run, and those that runs changed.
+    debug_set: u32,
+    debug_differ: u32,
     /// Registers beyond an exit's payload that were not zero.
     stray: Vec<String>,
     /// Registers that held the canary.
@@ -76,10 +83,11 @@ impl<'h> Bench<'h> {
 
     /// The same, with so many vCPUs.
     pub(crate) fn with(hostile: &'h Hostile, gic: bool, vcpus: u64) -> Result<Self, String> {
-        Self::of_kind(hostile, gic, vcpus, false)
+        Self::of_kind(hostile, gic, vcpus, false, 40)
     }
 
-    fn of_kind(hostile: &'h Hostile, gic: bool, vcpus: u64, ordinary: bool) -> Result<Self, String> {
+    /// One of less than 40 address bits has a page of RAM at [`HIGH`] too.
+    fn of_kind(hostile: &'h Hostile, gic: bool, vcpus: u64, ordinary: bool, bits: u64) -> Result<Self, String> {
         let image = std::fs::read("/lib/guest.bin").map_err(|e| format!("/lib/guest.bin: {e}"))?;
         let (pool, memory) = (Arena::new(hostile, 6)?, Arena::new(hostile, 9)?);
         for (pfn, page) in memory.all().zip(image.chunks(4096)) {
@@ -92,7 +100,7 @@ impl<'h> Bench<'h> {
             hostile.fill(pfn, &words).map_err(|e| format!("fill: {}", crate::sys::errno_name(e)))?;
         }
         let created =
-            hostile.raw(VM_CREATE.into(), &[if ordinary { 0 } else { VM_PROTECTED }, 40, pool.first, pool.frames]);
+            hostile.raw(VM_CREATE.into(), &[if ordinary { 0 } else { VM_PROTECTED }, bits, pool.first, pool.frames]);
         let handle = created[1];
         for (call, arguments) in [
             (VM_RANGE, vec![handle, GFN, FRAMES]),
@@ -104,6 +112,10 @@ impl<'h> Bench<'h> {
             if status != SUCCESS {
                 return Err(format!("call {call:#x}: {}", status_name(status)));
             }
+        }
+        if bits < 40 {
+            let status = hostile.call(VM_RANGE, &[handle, HIGH >> 12, 1]);
+            STEP.same("a VM gets RAM at 4 GiB", "SUCCESS", status_name(status));
         }
         for vcpu in 1..vcpus {
             let status = hostile.call(VCPU_CREATE, &[handle, vcpu]);
@@ -121,6 +133,7 @@ impl<'h> Bench<'h> {
             handle,
             gic,
             ordinary,
+            wide: bits == 40,
             raises: false,
             watches: false,
             woke: Vec::new(),
@@ -136,6 +149,8 @@ impl<'h> Bench<'h> {
             exits: BTreeMap::new(),
             compared: 0,
             differ: 0,
+            debug_set: 0,
+            debug_differ: 0,
             stray: Vec::new(),
             leaked: 0,
         };
@@ -143,6 +158,7 @@ impl<'h> Bench<'h> {
         let kind = match (gic, ordinary) {
             (true, _) => ", with a controller",
             (false, true) => ", ordinary",
+            (false, false) if bits < 40 => ", of few address bits",
             (false, false) => "",
         };
         let case = |what: &str| format!("{what}{kind}");
@@ -191,12 +207,14 @@ impl<'h> Bench<'h> {
         self.wakes.runs(0);
         // The host's leftovers must not come back either.
         call[4..].fill(0x5ca1_ab1e);
-        let (x, compared, differ) = self
+        let (x, compared) = self
             .hostile
             .raw_with_vectors(call, manner)
             .map_err(|e| format!("call with vectors: {}", crate::sys::errno_name(e)))?;
-        self.compared |= compared;
-        self.differ += differ;
+        self.compared |= compared.kinds;
+        self.differ += compared.differ;
+        self.debug_set = compared.debug.0;
+        self.debug_differ += compared.debug.1;
         self.answer = 0;
         *self.exits.entry(x[1]).or_default() += 1;
         let payload = match x[1] {
@@ -313,6 +331,7 @@ impl<'h> Bench<'h> {
         let case = match (self.gic, self.ordinary) {
             (true, _) => "every frame comes back, of the one with a controller",
             (false, true) => "every frame comes back, of the ordinary one",
+            (false, false) if !self.wide => "every frame comes back, of the one of few address bits",
             (false, false) => "every frame comes back",
         };
         STEP.same(case, 0, end(self.hostile, self.handle, &frames));
@@ -362,6 +381,7 @@ pub(crate) fn all() -> Result<(), String> {
     bench.clean("MMIO loads of every width and sign", CMD_MMIO, [0; 3])?;
     spin(&mut bench)?;
     watched(&mut bench)?;
+    debugged(&mut bench)?;
     bench.clean("a canary to RAM not donated is stored", CMD_CANARY, [RAM_BASE + 0x20_1000, 0, 0])?;
     STEP.same("no exit showed the canary", 0, bench.leaked);
     let backed = bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0);
@@ -392,6 +412,7 @@ pub(crate) fn all() -> Result<(), String> {
     STEP.same("and it runs no more", "WRONG_STATE", status_name(again));
     bench.close();
     rights(&hostile)?;
+    wide(&hostile)?;
     interrupts::all(&hostile)?;
     ends::all(&hostile)?;
     settle(STEP, "counters at rest", &hostile, &before);
@@ -400,7 +421,7 @@ pub(crate) fn all() -> Result<(), String> {
 
 /// What an ordinary guest was lent without the right to write or to execute: the host hears which page, and lends it anew.
 fn rights(hostile: &Hostile) -> Result<(), String> {
-    let mut bench = Bench::of_kind(hostile, false, 1, true)?;
+    let mut bench = Bench::of_kind(hostile, false, 1, true, 40)?;
     let asked = |bench: &Bench<'_>| bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0);
     let hash = bench.command(CMD_HASH, [0; 3])?[0];
     let lend = |bench: &Bench<'_>, first: u64, pages: u64| {
@@ -449,6 +470,33 @@ fn watched(bench: &mut Bench<'_>) -> Result<(), String> {
     let [wrong, esr, _] = bench.command(CMD_UNMASKED, [SHARE_BASE, GRANULE, 5])?;
     bench.watches = false;
     STEP.same("a watchpoint of the host's stops no guest", "0 wrong, ESR 0", format!("{wrong} wrong, ESR {esr:x}"));
+    Ok(())
+}
+
+/// A guest's debug registers hold nothing, and are none of the host's, which has a watchpoint armed.
+fn debugged(bench: &mut Bench<'_>) -> Result<(), String> {
+    bench.watches = true;
+    let tried = bench.clean("debug registers read as zero, whatever is written", CMD_DEBUG, [0; 3])?[2];
+    bench.watches = false;
+    STEP.judged("debug registers tried", "at least 14", tried, tried >= 14);
+    let set = bench.debug_set;
+    STEP.judged("tools: the host's own are seen", "3 or more set: the watchpoint, and that it is on", set, set >= 3);
+    STEP.same("a guest changes no debug register of the host's", 0, bench.debug_differ);
+    Ok(())
+}
+
+/// A VM of 33 address bits has RAM that 32 do not reach. Its guest's stage 1 is as wide as the ID register says.
+fn wide(hostile: &Hostile) -> Result<(), String> {
+    let mut bench = Bench::of_kind(hostile, false, 1, false, 33)?;
+    let [_, stored, _] = bench.command(CMD_STORE, [HIGH, CANARY, 0])?;
+    let [value, loaded, _] = bench.command(CMD_LOAD, [HIGH, 0, 0])?;
+    STEP.same(
+        "a guest of 33 address bits reaches its RAM at 4 GiB",
+        format!("{CANARY:#x}, ESR 0 and 0"),
+        format!("{value:#x}, ESR {stored:x} and {loaded:x}"),
+    );
+    STEP.same("it was asked for once", 1, bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0));
+    bench.close();
     Ok(())
 }
 

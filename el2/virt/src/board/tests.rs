@@ -276,6 +276,51 @@ fn a_wait_lasts_until_the_first_timer_that_the_guest_would_take() {
 }
 
 #[test]
+fn a_sleeper_looks_at_its_timers_again_when_another_cpu_changes_their_interrupts() {
+    const FIRE: u64 = NOW + 100;
+    let waiting = Timers { cntv: on(FIRE), cntp: on(FIRE) };
+    for (timer, register) in [VIRTUAL, PHYSICAL].into_iter().flat_map(|timer| [0x100, 0x380, 0x80].map(|r| (timer, r)))
+    {
+        let mut board = board();
+        let mut store =
+            |at: u64, value: u64| assert_eq!(board.store(0x203_0000 + at, Width::Word, value), Some(Kicks::NONE));
+        // Of vCPU 1 it is disabled, or active, or of a group that the distributor has closed.
+        match register {
+            0x100 => {}
+            0x380 => {
+                store(0x100, timer);
+                store(0x300, timer);
+            }
+            _ => {
+                store(0x80, timer);
+                store(0x100, timer);
+                assert_eq!(board.store(0x100_0000, Width::Word, 1), Some(Kicks::NONE));
+            }
+        }
+        assert_eq!(board.idle(vcpu(1), OPEN, waiting, NOW), Some(Exit::Wfi(0)), "{timer:#x} {register:#x}");
+        let value = if register == 0x80 { 0 } else { timer };
+        assert_eq!(board.store(0x203_0000 + register, Width::Word, value), Some(wakes(2)), "{timer:#x} {register:#x}");
+        assert_eq!(board.idle(vcpu(1), OPEN, waiting, NOW), Some(Exit::Wfi(FIRE)), "{timer:#x} {register:#x}");
+    }
+    let mut board = board();
+    assert_eq!(board.idle(vcpu(1), OPEN, waiting, NOW), Some(Exit::Wfi(0)));
+    assert_eq!(board.store(0x203_0100, Width::Word, 1 << 20), Some(Kicks::NONE), "no timer's");
+}
+
+#[test]
+fn a_sleeper_is_told_of_what_moves_to_the_group_that_it_takes() {
+    const ONLY_GROUP_1: u64 = 0xff00_0002;
+    let mut board = board();
+    let spi = Intid::spi(40).unwrap();
+    assert_eq!(board.store(0x100_6140, Width::Double, 1), Some(Kicks::NONE));
+    assert_eq!(board.vgic().unwrap().set_spi(spi, true), Kicks::NONE);
+    assert_eq!(board.idle(vcpu(1), ONLY_GROUP_1, TIMERS, NOW), Some(Exit::Wfi(0)), "it is of group 0");
+    assert_eq!(board.store(0x100_0084, Width::Word, 1 << 9), Some(Kicks::NONE), "another one");
+    assert_eq!(board.store(0x100_0084, Width::Word, 3 << 8), Some(wakes(2)));
+    assert_eq!(board.idle(vcpu(1), ONLY_GROUP_1, TIMERS, NOW), None);
+}
+
+#[test]
 fn an_sgi_reaches_the_group_that_its_register_names() {
     for (register, group, reaches) in
         [(SGI1, 1, true), (SGI1, 0, true), (SGI0, 1, false), (SGI0, 0, true), (ASGI1, 1, false), (ASGI1, 0, true)]

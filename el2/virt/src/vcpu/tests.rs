@@ -279,6 +279,16 @@ fn hidden_instructions_are_undefined_where_they_stand() {
 }
 
 #[test]
+fn a_wait_with_a_time_is_undefined_for_it_is_hidden() {
+    // Served as WFI it would last for ever.
+    for wait in [2, 3] {
+        let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
+        assert_eq!(run(&mut vcpu, &mut r, 0x01 << 26 | 1 << 25 | wait, 0), Next::Resume);
+        assert_eq!((r.injected.as_slice(), r.pc), (&[1 << 25][..], 0x8000_0000), "{wait}");
+    }
+}
+
+#[test]
 fn system_registers_go_through_the_policy() {
     let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
     let sys = |op0: u64, op1: u64, crn: u64, crm: u64, op2: u64, rt: u64, read: u64| {

@@ -28,6 +28,7 @@ use intid::Bits;
 const SPI_BANKS: usize = 7;
 /// SGIs are edge-triggered, PPIs level-sensitive, both for ever.
 const SGIS: u32 = 0xffff;
+const TIMERS: u32 = Intid::VIRTUAL_TIMER.bit() | Intid::PHYSICAL_TIMER.bit();
 
 /// Where a vCPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -255,7 +256,7 @@ impl Vgic {
         }
     }
 
-    /// Changes a bank, and tells whoever gets something new by it or holds what was `touched`.
+    /// Changes a bank, and tells whoever gets something new by it, holds what was `touched`, or has it as a timer's.
     fn change(&mut self, at: At, touched: u32, change: impl FnOnce(&mut Bank)) -> Kicks {
         let groups = self.groups;
         let Some(bank) = self.bank_mut(at) else { return Kicks::NONE };
@@ -265,7 +266,10 @@ impl Vgic {
         if let At::Shared(n) = at {
             self.settle(n);
         }
-        self.announce(at, fresh, touched)
+        let told = self.announce(at, fresh, touched);
+        let At::Local(vcpu) = at else { return told };
+        // How long it sleeps was decided by what its timers could raise.
+        if touched & TIMERS != 0 { told.and(self.tell(vcpu)) } else { told }
     }
 
     /// Tells whoever is to get what is ready of `fresh`, and whoever holds what was `touched`.

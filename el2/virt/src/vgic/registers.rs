@@ -111,7 +111,9 @@ impl Vgic {
             Register::Field(at, field) => {
                 let old = self.bank(at).map_or(0, |bank| bank.group);
                 let touched = if field == Field::Group { old ^ word } else { word };
-                self.change(at, touched, |bank| bank.write(field, word))
+                let kicks = self.change(at, touched, |bank| bank.write(field, word));
+                // Of its new group a CPU may wait for it.
+                if field == Field::Group { kicks.and(self.announce(at, touched, 0)) } else { kicks }
             }
             Register::Priority(at, first, count) => {
                 let touched = (0..count).fold(0, |all, n| all | 1u32.unbounded_shl(first.wrapping_add(n)));
