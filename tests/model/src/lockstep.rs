@@ -112,6 +112,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         let layout = self.rig.layout();
         let carved = (P as u64).checked_sub(layout.frames).expect("a page for each frame");
         let mut world = World::new(self.rig.first_frame() - carved, layout.gfns.first().copied().unwrap_or_default());
+        world.machine.ordinary = true;
         assert!(carved != 0 && layout.vms == V && U == 1, "the world is the machine's");
         world.pages.iter_mut().take(usize::try_from(carved).expect("few")).for_each(|page| page.owner = Owner::El2);
         for page in world.pages.iter_mut().rev().take(usize::try_from(layout.no_map).expect("few")) {
@@ -544,7 +545,7 @@ fn need<const P: usize, const V: usize, const U: usize, const G: usize, const C:
         // A root of two frames starts at an even one.
         Call::VmCreate { ipa_bits: 40, pfn, .. } => pfn % 2 + 2,
         Call::VmCreate { .. } | Call::VcpuCreate { .. } => 1,
-        Call::MemDonate { .. } | Call::MemDonateList { .. } => {
+        Call::MemDonate { .. } | Call::MemDonateList { .. } | Call::MemShare { .. } => {
             let Some(slot) = vm_of(call) else { return 0 };
             let vm = world.vm(slot);
             let root_and_vcpus = 1 + u32::from(world.vcpu(slot, 0).life != VcpuLife::Absent);
@@ -570,6 +571,7 @@ fn act_name(act: Act) -> &'static str {
     match act {
         Act::Access { store: None, .. } => "guest load",
         Act::Access { store: Some(_), .. } => "guest store",
+        Act::Fetch { .. } => "guest fetch",
         Act::Walk { .. } => "guest walk",
         Act::Call { id, .. } => {
             freehold_uapi::guest::CALLS.iter().find(|call| call.id == id).map_or("unknown guest call", |call| call.name)

@@ -97,6 +97,7 @@ const WFI: u64 = 0x01 << 26;
 pub(crate) fn act(act: GuestAct) -> Act {
     match act {
         GuestAct::Access { ipa, size, store, described } => Act::Access { ipa, size, store, described },
+        GuestAct::Fetch { ipa } => Act::Fetch { ipa },
         GuestAct::Walk { ipa } => Act::Walk { ipa },
         GuestAct::Call { id, x } => Act::Hvc { imm: 0, x: [id.into(), x[0], x[1], x[2]] },
         GuestAct::Wfi => Act::Trap { esr: WFI },

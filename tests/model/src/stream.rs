@@ -113,7 +113,7 @@ impl<'r, const P: usize, const V: usize, const G: usize> Stream<'r, P, V, G> {
         let (most, least) = match call {
             Call::VcpuCreate { .. } => (1, 1),
             Call::VmCreate { .. } => (MOST_TABLES, 1),
-            Call::MemDonate { .. } => (MOST_TABLES, 0),
+            Call::MemDonate { .. } | Call::MemShare { .. } => (MOST_TABLES, 0),
             Call::MemDonateList { .. } => (MOST_TABLES * (list.len() as u64).max(1), 0),
             _ => return Ok(0),
         };
@@ -263,7 +263,7 @@ fn told(act: Act) -> Option<GuestAct> {
         Act::Access { ipa, size, store, described } => {
             Some(GuestAct::Access { ipa: reported(ipa), size, store, described })
         }
-        Act::Fetch { ipa } => Some(GuestAct::Access { ipa: reported(ipa), size: 4, store: None, described: false }),
+        Act::Fetch { ipa } => Some(GuestAct::Fetch { ipa: reported(ipa) }),
         Act::Walk { ipa } => Some(GuestAct::Walk { ipa: reported(ipa) }),
         Act::Trap { esr: WFI } => Some(GuestAct::Wfi),
         Act::SError => Some(GuestAct::Abort),

@@ -202,8 +202,13 @@ pub enum Act {
         size: u8,
         /// The value of a store; none is a load.
         store: Option<u64>,
-        /// The syndrome describes the access (`ISV`); a fetch never has one.
+        /// The syndrome describes the access (`ISV`).
         described: bool,
+    },
+    /// It fetches an instruction.
+    Fetch {
+        /// The intermediate physical address.
+        ipa: u64,
     },
     /// A stage-1 walk touches a guest address.
     Walk {

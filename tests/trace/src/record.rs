@@ -47,7 +47,7 @@ pub enum Owner {
     NoMap = 0,
     /// The host's alone.
     Host = 1,
-    /// The host's, lent to ordinary VMs.
+    /// The host's, lent to the VM once more; others may have it too.
     Lent = 2,
     /// `el2`'s.
     El2 = 3,
@@ -57,6 +57,8 @@ pub enum Owner {
     Private = 5,
     /// The VM's, lent to the host.
     Shared = 6,
+    /// The host's, lent to the VM once less, and still lent to some VM.
+    Returned = 7,
 }
 
 /// What happened.
@@ -219,8 +221,8 @@ fn barrier(small: u8) -> Option<Barrier> {
 }
 
 fn owner(small: u8) -> Option<Owner> {
-    use Owner::{El2, Host, Lent, NoMap, Pool, Private, Shared};
-    [NoMap, Host, Lent, El2, Pool, Private, Shared].into_iter().find(|o| *o as u8 == small)
+    use Owner::{El2, Host, Lent, NoMap, Pool, Private, Returned, Shared};
+    [NoMap, Host, Lent, El2, Pool, Private, Shared, Returned].into_iter().find(|o| *o as u8 == small)
 }
 
 #[cfg(test)]
@@ -246,8 +248,8 @@ mod tests {
             Event::Leave,
         ];
         events.extend((1..=4).filter_map(barrier).map(Event::Barrier));
-        events.extend((0..=6).filter_map(owner).map(|owner| Event::Owner { frame, owner, vmid: 9 }));
-        assert_eq!(events.len(), 24);
+        events.extend((0..=7).filter_map(owner).map(|owner| Event::Owner { frame, owner, vmid: 9 }));
+        assert_eq!(events.len(), 25);
         for event in events {
             let record = Record { sequence: (1 << 40) - 1, cpu: 255, event };
             assert_eq!(Record::decode(record.encode()), Some(record));
@@ -259,6 +261,6 @@ mod tests {
         assert_eq!(Record::decode([0; 4]), None);
         assert_eq!(Record::decode([16, 0, 0, 0]), None);
         assert_eq!(Record::decode([9, 0, 0, 0]), None, "no such barrier");
-        assert_eq!(Record::decode([14, 7 << 48, 0, 0]), None, "no such owner");
+        assert_eq!(Record::decode([14, 8 << 48, 0, 0]), None, "no such owner");
     }
 }

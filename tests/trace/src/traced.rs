@@ -103,18 +103,32 @@ impl<M: Fatal, S> Fatal for Traced<M, S> {
     }
 }
 
-/// That a frame's record now says `state`.
+/// What a call does to the loans of the host's frames. The ledger only counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loan {
+    /// Nothing.
+    None,
+    /// They are lent to this VM.
+    Made(Vmid),
+    /// This VM has them no more.
+    Returned(Vmid),
+}
+
+/// That a frame's record now says `state`, after a call that did this to loans.
 #[must_use]
-pub fn owner(frame: Pfn, state: State) -> Event {
+pub fn owner(frame: Pfn, state: State, loan: Loan) -> Event {
     use crate::record::Owner;
-    let (owner, vm) = match state {
-        State::NoMap => (Owner::NoMap, None),
-        State::Host => (Owner::Host, None),
-        State::Lent(_) => (Owner::Lent, None),
-        State::El2 => (Owner::El2, None),
-        State::Pool { vm, .. } => (Owner::Pool, Some(vm)),
-        State::Private { vm, .. } => (Owner::Private, Some(vm)),
-        State::Shared { vm, .. } => (Owner::Shared, Some(vm)),
+    let (owner, vmid) = match (state, loan) {
+        (State::NoMap, _) => (Owner::NoMap, None),
+        (State::Host, _) => (Owner::Host, None),
+        (State::Lent(_), Loan::Made(vmid)) => (Owner::Lent, Some(vmid)),
+        (State::Lent(_), Loan::Returned(vmid)) => (Owner::Returned, Some(vmid)),
+        // To nobody, so that whoever reaches it is noticed.
+        (State::Lent(_), Loan::None) => (Owner::Lent, None),
+        (State::El2, _) => (Owner::El2, None),
+        (State::Pool { vm, .. }, _) => (Owner::Pool, Some(vm.vmid())),
+        (State::Private { vm, .. }, _) => (Owner::Private, Some(vm.vmid())),
+        (State::Shared { vm, .. }, _) => (Owner::Shared, Some(vm.vmid())),
     };
-    Event::Owner { frame: frame.raw(), owner, vmid: vm.map_or(0, |vm| vm.vmid().raw()) }
+    Event::Owner { frame: frame.raw(), owner, vmid: vmid.map_or(0, Vmid::raw) }
 }

@@ -13,7 +13,7 @@ use freehold_mem::{
 };
 use freehold_trace::check::{Checker, RULES, Report, Rule};
 use freehold_trace::record::{Barrier, Event, Record};
-use freehold_trace::traced::{Sink, Traced, owner};
+use freehold_trace::traced::{Loan, Sink, Traced, owner};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
@@ -96,7 +96,7 @@ struct Rig<'l> {
     guests: Vec<Guest>,
     m: Machine<'l>,
     states: BTreeMap<u64, State>,
-    roots: [Option<Pfn>; 3],
+    roots: [Option<Pfn>; 4],
 }
 
 fn playing() -> impl Iterator<Item = u64> {
@@ -117,9 +117,9 @@ impl<'l> Rig<'l> {
         let host = Host::build(map, Pfn::new(CARVE_OUT).unwrap(), storage, Attributes::Combined, &mut m).unwrap();
         log.note(Event::Root { vmid: 0, table: host.root().raw(), tables: 1 });
         log.note(Event::Start);
-        let guests = (0..3).map(|slot| Guest::new(VmSlot::new(slot).unwrap())).collect();
-        let mut rig = Self { host, guests, m, states: BTreeMap::new(), roots: [None; 3] };
-        rig.note_owners();
+        let guests = (0..4).map(|slot| Guest::new(VmSlot::new(slot).unwrap())).collect();
+        let mut rig = Self { host, guests, m, states: BTreeMap::new(), roots: [None; 4] };
+        rig.note_owners(0);
         rig
     }
 
@@ -127,11 +127,17 @@ impl<'l> Rig<'l> {
         self.host.ledger().state(Pfn::new(frame).unwrap()).unwrap()
     }
 
-    fn note_owners(&mut self) {
+    /// A call about the VM in this slot has come to its end.
+    fn note_owners(&mut self, slot: usize) {
+        let vmid = self.guests[slot].vmid();
+        let times = |state| if let State::Lent(times) = state { times } else { 0 };
         for frame in playing() {
             let state = self.state(frame);
-            if self.states.insert(frame, state) != Some(state) {
-                self.m.sink.note(owner(Pfn::new(frame).unwrap(), state));
+            let old = self.states.insert(frame, state);
+            if old != Some(state) {
+                let more = times(state) > old.map_or(0, times);
+                let loan = if more { Loan::Made(vmid) } else { Loan::Returned(vmid) };
+                self.m.sink.note(owner(Pfn::new(frame).unwrap(), state, loan));
             }
         }
     }
@@ -156,7 +162,7 @@ impl<'l> Rig<'l> {
         self.m.sink.note(Event::Acquire { lock: 0 });
         self.m.sink.note(Event::Acquire { lock });
         let done = what(&mut self.host, &mut self.guests[slot], &mut self.m).is_ok();
-        self.note_owners();
+        self.note_owners(slot);
         self.note_root(slot);
         self.m.sink.note(Event::Release { lock });
         self.m.sink.note(Event::Release { lock: 0 });
@@ -189,10 +195,11 @@ impl<'l> Rig<'l> {
     }
 
     fn step(&mut self, dice: &mut Dice) -> bool {
-        let (verb, slot, count) = (dice.below(15), dice.below(3) as usize, 1 + dice.below(3));
+        let (verb, slot, count) = (dice.below(15), dice.below(4) as usize, 1 + dice.below(3));
         let vm = self.guests[slot].vm();
         // What reaches over the end of a range is refused, for nothing but the ranges is noted.
-        let free = self.pick(dice, |state| state == State::Host);
+        let lent = verb == 5;
+        let free = self.pick(dice, |state| state == State::Host || lent && matches!(state, State::Lent(_)));
         let room = PLAY.iter().any(|from| (*from..from + PLAY_FRAMES - 6).contains(&free));
         let at = AT[dice.below(2) as usize] + dice.below(AT_FRAMES);
         let mine = |state| matches!(state, State::Private { vm: of, .. } | State::Shared { vm: of, .. } if of == vm);
@@ -206,7 +213,7 @@ impl<'l> Rig<'l> {
         match verb {
             0..=5 if !room => false,
             0 => {
-                let kind = [Kind::Protected, Kind::Lazy, Kind::Ordinary][slot];
+                let kind = [Kind::Protected, Kind::Lazy, Kind::Ordinary, Kind::Ordinary][slot];
                 let born = self.call(slot, |host, guest, m| {
                     let pool = Claim::new(pfns(free, 6));
                     host_donate_el2::check_birth(host, guest, pool, kind, 32).map(|checked| checked.commit(m))
@@ -272,7 +279,7 @@ impl<'l> Rig<'l> {
 
     /// Ends every VM, whatever it has.
     fn end(&mut self) {
-        for slot in 0..3 {
+        for slot in 0..4 {
             self.die(slot);
             for at in AT.into_iter().flat_map(|from| from..from + AT_FRAMES + 3) {
                 if self.guests[slot].frames().1 == 0 {

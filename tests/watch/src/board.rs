@@ -13,6 +13,8 @@ use crate::lock::Observer;
 pub trait Told {
     /// A board is not as it was when its lock was let go. Does not return.
     fn written(&self);
+    /// This CPU holds a board's lock for the last moment.
+    fn let_go(&self);
 }
 
 /// What a board was when its lock was let go last.
@@ -38,6 +40,7 @@ impl<W: Told> Observer<Board> for Last<W> {
     }
 
     fn letting_go(&self, board: &Board) {
+        self.who.let_go();
         self.digest.store(digest(board), Ordering::Relaxed);
     }
 }

@@ -2,10 +2,11 @@
 //! What is known of the call that one CPU is in.
 
 use freehold_mem::{GfnRun, Guest, Kind, Life, Machine, PAGE_SIZE, Pfn};
-use freehold_oracle::Outcome;
+use freehold_oracle::{Outcome, Pending, Power};
 use freehold_uapi::hvc;
 
 use crate::judge::Came;
+use crate::turn::Stopped;
 
 /// Frames that one call can be about: a run, and the frame of a list.
 const NAMED: usize = 520;
@@ -81,26 +82,6 @@ pub struct Verdict {
     pub did: bool,
 }
 
-/// A guest frame that the running guest touched, and what may come of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Touched {
-    /// The guest frame.
-    pub gfn: u64,
-    /// Said when el2 has looked at the VM's memory.
-    pub outcome: Option<Outcome>,
-}
-
-/// A call that the running guest made, and what may come of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked {
-    /// x0 to x3.
-    pub x: [u64; 4],
-    /// Said when it left, without a look at any page.
-    pub first: Outcome,
-    /// Said when el2 has looked at the VM's memory.
-    pub looked: Option<Outcome>,
-}
-
 const NO_RECORD: hvc::Record = hvc::Record { pfn: 0, gfn_count: 0 };
 
 /// One CPU.
@@ -124,10 +105,12 @@ pub struct Cpu {
     pub came: Came,
     /// What was said of its call under the locks.
     pub verdict: Option<Verdict>,
-    /// What its guest touched last.
-    pub touched: Option<Touched>,
-    /// What its guest asked last.
-    pub asked: Option<Asked>,
+    /// The power of the vCPU that it runs, when that arrived.
+    pub arrived: Option<Power>,
+    /// How its guest stopped last, unless it went on.
+    pub stopped: Option<Stopped>,
+    /// What the vCPU waited for when it was claimed, and when it was let go of.
+    pub waits: Option<(Pending, Pending)>,
     /// Whether the host was in streaming mode.
     pub busy: bool,
     /// How many calls that name the VM of its call had ended when it came, and how many of those that claim a vCPU.
@@ -155,8 +138,9 @@ impl Cpu {
             closing: false,
             came: Came { slot: None, version: 0, outcome: None },
             verdict: None,
-            touched: None,
-            asked: None,
+            arrived: None,
+            stopped: None,
+            waits: None,
             busy: false,
             ended: [0; 2],
             left: None,
@@ -176,8 +160,8 @@ impl Cpu {
     pub fn begin(&mut self, trap: Trap, step: u64) {
         (self.trap, self.step, self.count, self.listed) = (trap, step, 0, 0);
         (self.looks, self.closing) = ((0, false), false);
-        (self.came, self.verdict, self.touched, self.ended) = (Came::default(), None, None, [0; 2]);
-        (self.asked, self.busy) = (None, false);
+        (self.came, self.verdict, self.ended) = (Came::default(), None, [0; 2]);
+        (self.arrived, self.stopped, self.waits, self.busy) = (None, None, None, false);
         match trap {
             Trap::Other => {}
             Trap::Abort { page, .. } => self.name(page >> 12),

@@ -9,13 +9,14 @@
 
 use core::fmt;
 use freehold_el2::calls::MAX_CPUS;
-use freehold_oracle::{Act, Call, Done, Env, Life, Op, Outcome, Stray, VcpuLife, Who, apply, decide};
+use freehold_oracle::{Call, Done, Env, Life, Op, Outcome, Pending, Stray, Who, apply, decide};
 use freehold_uapi::hvc;
 use freehold_virt::handle::MAX_VMS;
 
-use crate::cpu::{Asked, Books, Cpu, Verdict};
+use crate::cpu::{Books, Cpu, Verdict};
 use crate::shadow::Shadow;
 use crate::spec::{View, Vms};
+use crate::turn::{self, Stopped};
 
 /// What is not as it must be.
 #[derive(Clone, Copy)]
@@ -40,23 +41,26 @@ pub enum Difference {
         /// As they are.
         are: Books,
     },
-    /// A guest's exit is not what its access makes of it.
+    /// A run does not end as what its guest did must.
     Exit {
-        /// x0–x4.
-        x: [u64; 5],
-        /// The guest frame that it touched, and what it may make of that.
-        gfn: u64,
-        /// What that may come to.
-        done: Option<Done>,
+        /// What it did last, if it ran.
+        did: Option<Stopped>,
+        /// x1 to x4.
+        x: [u64; 4],
     },
-    /// A guest finds an answer that its call does not have.
+    /// A vCPU does not wait for what its exit asks for.
+    Waits {
+        /// x1 to x4.
+        x: [u64; 4],
+        /// What it waits for.
+        now: Pending,
+    },
+    /// A guest goes on that must come out, or finds an answer that its call does not have.
     Guest {
-        /// x0 to x3 of the call.
-        asked: [u64; 4],
+        /// What it did.
+        did: Stopped,
         /// x0 to x3 when it goes on.
         x: [u64; 4],
-        /// What the call may come to.
-        done: Option<Done>,
     },
     /// Something in one sentence.
     Said(&'static str),
@@ -73,10 +77,9 @@ impl fmt::Debug for Difference {
                 write!(f, " or come to {:x?}", outcome.done)
             }
             Self::Books { slot, must, are } => write!(f, "slot {slot} must be {must:?}, and is {are:x?}"),
-            Self::Exit { x, gfn, done } => write!(f, "touching {gfn:#x} answers {x:x?}, and must come to {done:x?}"),
-            Self::Guest { asked, x, done } => {
-                write!(f, "the guest's call {asked:x?} answers {x:x?}, and must come to {done:x?}")
-            }
+            Self::Exit { did, x } => write!(f, "the run ends with {x:x?}, and its guest did {did:x?}"),
+            Self::Waits { x, now } => write!(f, "the run ends with {x:x?}, and its vCPU waits for {now:x?}"),
+            Self::Guest { did, x } => write!(f, "the guest goes on with {x:x?}, and did {did:x?}"),
             Self::Said(what) => f.write_str(what),
         }
     }
@@ -210,51 +213,11 @@ fn run(
             return Err(Difference::Said("a run changes the VM's books"));
         }
         vms.change(slot, |slot| slot.vm.life = Life::Ran);
-        vms.change_vcpu(slot, vcpu, |vcpu| vcpu.life = VcpuLife::Ran);
     }
-    // Each look counts anew: el2 decides by its last.
-    if let Some(touched) = &mut cpu.touched {
-        let act = Act::Access { ipa: touched.gfn << 12, size: 8, store: None, described: true };
-        let view = View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) };
-        touched.outcome = Some(decide(&view, &Op::Guest { cpu: 0, act }, &Env::CALM));
-    }
-    if let Some(asked) = &mut cpu.asked {
-        let view = View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) };
-        asked.looked = Some(decide(&view, &called(asked.x), &Env::CALM));
+    if let Some(stopped) = &mut cpu.stopped {
+        stopped.look(&View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) });
     }
     Ok(())
-}
-
-/// A guest's call by its registers.
-const fn called(x: [u64; 4]) -> Op {
-    Op::Guest { cpu: 0, act: Act::Call { id: x[0] as u32, x: [x[1], x[2], x[3]] } }
-}
-
-/// What may come of a guest's call by what is known without a look at any page.
-#[must_use]
-pub fn asks(vms: &Vms, (slot, vcpu): (u8, u64), x: [u64; 4]) -> Outcome {
-    decide(&View { pages: None, vms, runs: Some((slot, vcpu as u8)) }, &called(x), &Env::CALM)
-}
-
-/// The guest goes on behind its call, with this in x0 to x3. Other vCPUs may have changed what it depends on between
-/// its first word and now.
-///
-/// # Errors
-/// What is not as it must be.
-pub fn answered(asked: &Asked, now: Outcome, x: [u64; 4]) -> Result<(), Difference> {
-    // It makes the call once more: el2 has put its program counter back.
-    if x == asked.x {
-        return Ok(());
-    }
-    let permits = |outcome: &Outcome| match outcome.done {
-        _ if outcome.refused.has(x[0].cast_signed()) => x[1..] == [0; 3],
-        Some(Done::Answered(values)) => values.iter().zip(x).all(|(value, x)| value.permits(x)),
-        Some(Done::Unsaid) => true,
-        _ => false,
-    };
-    let right = asked.looked.map_or_else(|| permits(&asked.first) || permits(&now), |outcome| permits(&outcome));
-    let done = asked.looked.unwrap_or(asked.first).done;
-    if right { Ok(()) } else { Err(Difference::Guest { asked: asked.x, x, done }) }
 }
 
 /// The host touched a page that was not mapped for it.
@@ -356,11 +319,18 @@ pub fn answer(cpu: &Cpu, vms: &Vms, id: u32, x: [u64; 5], others: Others) -> Res
         let wrong = Difference::Answer { x, outcome };
         return if right && silent { Ok(true) } else { Err(wrong) };
     }
-    if id == hvc::VCPU_RUN && status == hvc::SUCCESS {
-        return exit(cpu, x).map(|()| true);
-    }
     let before = cpu.came.outcome.unwrap_or(Outcome::refused(freehold_oracle::Statuses::NONE));
     let after = unlocked(vms, id, arguments);
+    if id == hvc::VCPU_RUN && status == hvc::SUCCESS {
+        turn::exit(cpu, cpu.came.slot.and_then(|slot| vms.slot(slot)).is_some_and(|slot| slot.vm.gic), results)?;
+        // Whether it may be run at all.
+        let may = before.done.is_some() || after.done.is_some();
+        return if may || others.called { Ok(may) } else { Err(Difference::Answer { x, outcome: after }) };
+    }
+    // A refusal leaves what the vCPU waits for.
+    if id == hvc::VCPU_RUN && cpu.waits.is_some_and(|(then, now)| then != now) {
+        return Err(Difference::Said("a run was refused, and its vCPU waits for something else"));
+    }
     // A value that is counted while others count on is not compared.
     let counted = id == hvc::COUNTER && status == hvc::SUCCESS;
     let permits = |outcome: &Outcome| outcome.permits(status, results) || (counted && outcome.done.is_some());
@@ -377,31 +347,4 @@ pub fn answer(cpu: &Cpu, vms: &Vms, id: u32, x: [u64; 5], others: Others) -> Res
         return Ok(false);
     }
     Err(Difference::Answer { x, outcome: after })
-}
-
-/// A run's exit against the last thing that its guest did.
-fn exit(cpu: &Cpu, x: [u64; 5]) -> Result<(), Difference> {
-    let Some(touched) = cpu.touched else { return Ok(()) };
-    let done = touched.outcome.and_then(|outcome| outcome.done);
-    let right = match done {
-        // The loop looks for a kick before it goes on.
-        Some(Done::Allowed) => matches!(x[1], hvc::EXIT_KICKED | hvc::EXIT_EOI | hvc::EXIT_WAKE),
-        Some(Done::Exit(values)) if values[0].permits(hvc::EXIT_MEM_FAULT) => {
-            values.iter().zip(&x[1..]).all(|(value, x)| value.permits(*x))
-        }
-        // What lies outside RAM depends on more of the syndrome than is looked at.
-        Some(_) => {
-            matches!(x[1], hvc::EXIT_CRASH | hvc::EXIT_MMIO | hvc::EXIT_KICKED | hvc::EXIT_EOI | hvc::EXIT_WAKE)
-        }
-        None => true,
-    };
-    if right { Ok(()) } else { Err(Difference::Exit { x, gfn: touched.gfn, done }) }
-}
-
-/// After a run: what its exit leaves of the vCPU. The claim may be another CPU's by now, which is then told nothing for
-/// sure.
-pub fn ran(vms: &Vms, slot: u8, vcpu: u64, x: [u64; 5]) {
-    if x[0] == 0 && x[1] == hvc::EXIT_CRASH {
-        vms.change_vcpu(slot, vcpu, |vcpu| vcpu.life = VcpuLife::Crashed);
-    }
 }

@@ -18,6 +18,7 @@ pub mod ports;
 pub mod ring;
 pub mod shadow;
 pub mod spec;
+pub mod turn;
 pub mod watcher;
 
 #[cfg(test)]

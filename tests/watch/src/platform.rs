@@ -16,6 +16,8 @@ use freehold_virt::vcpu::{Pending, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
+use crate::turn::Seen;
+
 /// Who hears.
 pub trait Listener {
     /// Whether an interrupt waited for the host when el2 looked.
@@ -26,8 +28,8 @@ pub trait Listener {
     fn busy(&self);
     /// A vCPU is about to run, by this root and VMID, with this in x0 to x3.
     fn entering(&self, vmid: u8, root: u64, x: [u64; 4]);
-    /// It stopped, with this in x0 to x3.
-    fn left(&self, stop: &Stop, x: [u64; 4]);
+    /// It stopped, and this can be seen of it.
+    fn left(&self, stop: &Stop, seen: &Seen);
     /// The host's own tables are in force here again.
     fn host_is_back(&self);
     /// A vCPU was claimed that waits for this.
@@ -107,7 +109,7 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
         self.is_here = true;
         self.listener.entering(regime.vmid, regime.root, arguments(&mut self.open));
         let stop = self.open.run(&regime.regime, lists);
-        self.listener.left(&stop, arguments(&mut self.open));
+        self.listener.left(&stop, &seen(&mut self.open, &stop));
         stop
     }
 }
@@ -116,6 +118,20 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
 fn arguments<'a>(open: &mut impl Loaded<'a>) -> [u64; 4] {
     let (registers, _) = open.parts();
     [0, 1, 2, 3].map(|n| registers.x(n))
+}
+
+/// What can be seen of a vCPU that stopped.
+fn seen<'a>(open: &mut impl Loaded<'a>, stop: &Stop) -> Seen {
+    let esr = if let Stop::Trap(trap) = stop { trap.esr } else { 0 };
+    let x = arguments(open);
+    let virtual_timer = open.timer();
+    let (registers, vcpu) = open.parts();
+    let deadlines = [virtual_timer, *vcpu.physical_timer()].map(|timer| match timer.registers() {
+        // Enabled and not masked.
+        (1, compare) => compare,
+        _ => 0,
+    });
+    Seen { x, stored: registers.x((esr >> 16 & 31) as u8), deadlines }
 }
 
 impl<P: Platform, L: Listener + 'static, B: Mutex<Value = Board>> Platform for Watched<P, L, B> {

@@ -4,18 +4,18 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use freehold_el2::calls::{GuestSlot, MAX_CPUS, Stop};
-use freehold_mem::{Entry, Host, HostView, Ipa, Life, Machine, Pfn, State};
-use freehold_oracle::{Done, Kind, Power};
+use freehold_mem::{Entry, Host, HostView, Ipa, Life, Machine, Pfn, State, VmSlot};
+use freehold_oracle::{Done, Kind, Power, VcpuLife};
 use freehold_trace::record::{Event, HOST};
-use freehold_trace::traced::{self, Sink};
-use freehold_uapi::{guest, hvc};
+use freehold_trace::traced::{self, Loan, Sink};
+use freehold_uapi::hvc;
 use freehold_virt::exit::Wish;
 use freehold_virt::handle::MAX_VMS;
 use freehold_virt::vcpu::Pending;
 use spin::mutex::SpinMutex;
 
 use crate::board::Told;
-use crate::cpu::{Asked, Books, Cpu, Touched, Trap};
+use crate::cpu::{Books, Cpu, Trap};
 use crate::judge::{self, Difference};
 use crate::lock::Observer;
 use crate::platform::Listener;
@@ -23,13 +23,12 @@ use crate::ports::Ears;
 use crate::ring::Ring;
 use crate::shadow::{Shadow, Word};
 use crate::spec::Vms;
+use crate::turn::{self, Seen, Stopped};
 
 /// Frames of the touched blocks that are compared at each call besides those that it names.
 const WALK: usize = 32;
 /// All of them are compared, with the ledger and with the tables, each time that this many calls were made.
 const FULL_WALK: u64 = 1 << 12;
-/// The exception class of an HVC.
-const CLASS_HVC: u64 = 0x16;
 /// PSCI's `SYSTEM_OFF`: the host has said its last, and what was watched is told in one line.
 const SYSTEM_OFF: u32 = 0x8400_0008;
 
@@ -172,7 +171,7 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
 
     fn judge(&self, cpu: &Cpu, x: [u64; 5], injected: bool) -> Result<(), Difference> {
         match cpu.trap {
-            Trap::Call { id, x: arguments } if judge::is_ours(id) => {
+            Trap::Call { id, x: _ } if judge::is_ours(id) => {
                 let slot = cpu.came.slot;
                 let other = |which, own, ended| slot.is_some_and(|slot| self.counted(slot, which) - ended > own);
                 let others = judge::Others {
@@ -181,9 +180,6 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
                 };
                 if !judge::answer(cpu, &self.vms, id, x, others)? {
                     self.open.fetch_add(1, Ordering::Relaxed);
-                }
-                if let (hvc::VCPU_RUN, Some(slot)) = (id, slot) {
-                    judge::ran(&self.vms, slot, arguments[1], x);
                 }
                 Ok(())
             }
@@ -198,18 +194,11 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         }
     }
 
-    /// A guest goes on, with this in x0 to x3: if it made a call, that is its answer. What other CPUs do to its VM
-    /// meanwhile may change it, so it is compared only if none calls.
-    fn answered(&self, x: [u64; 4]) {
-        let Some((slot, vcpu, _)) = self.claimed() else { return };
-        let (asked, ended) = self.here(|cpu| (cpu.asked.take(), cpu.ended[0]));
-        let Some(asked) = asked else { return };
-        if self.counted(slot, 0) - ended > 1 {
-            self.open.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let now = judge::asks(&self.vms, (slot, vcpu), asked.x);
-        if let Err(difference) = judge::answered(&asked, now, x) {
+    /// A guest goes on, with this in x0 to x3: if it made a call, that is its answer.
+    fn goes_on(&self, slot: u8, x: [u64; 4]) {
+        let Some(stopped) = self.here(|cpu| cpu.stopped.take()) else { return };
+        let gic = self.vms.slot(slot).is_some_and(|slot| slot.vm.gic);
+        if let Err(difference) = stopped.goes_on(gic, x) {
             self.diverged(format_args!("{difference:?}"));
         }
     }
@@ -224,7 +213,6 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         }
     }
 
-    /// The slot of the VM whose vCPU this CPU has claimed, and the call that it did so for.
     /// Slot and index of the vCPU of this CPU's call, and the call.
     fn claimed(&self) -> Option<(u8, u64, u32)> {
         match self.here(|cpu| cpu.trap) {
@@ -244,14 +232,22 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         self.ground.stop(format_args!("watch: divergence at step {step} on cpu {index} in {trap:x?}: {what}"))
     }
 
+    /// What a call of the host's does to loans.
+    fn loan(&self, trap: Trap) -> Loan {
+        let Trap::Call { id: id @ (hvc::MEM_SHARE | hvc::MEM_UNSHARE), x } = trap else { return Loan::None };
+        let vmid = judge::slot_of(&self.vms, id, x).and_then(VmSlot::new).map(VmSlot::vmid);
+        vmid.map_or(Loan::None, if id == hvc::MEM_SHARE { Loan::Made } else { Loan::Returned })
+    }
+
     /// Notes whose the frames are that changed hands, by the ledger; the first that the ledger has otherwise.
-    fn note_owners(&self, shadow: &mut Shadow, host: &Host<'_>) -> Option<u64> {
+    fn note_owners(&self, trap: Trap, shadow: &mut Shadow, host: &Host<'_>) -> Option<u64> {
         let Some(changed) = shadow.changed() else {
             self.ground.stop(format_args!("watch: a call changes more frames than can be noted"))
         };
+        let loan = self.loan(trap);
         for pfn in changed.iter().filter_map(|pfn| Pfn::new(*pfn)) {
             if let Some(state) = host.ledger().state(pfn) {
-                self.event(traced::owner(pfn, state));
+                self.event(traced::owner(pfn, state, loan));
             }
         }
         let wrong = changed.iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied();
@@ -276,11 +272,6 @@ impl<G: Ground, const RECORDS: usize> Sink for Watcher<G, RECORDS> {
     fn note(&self, event: Event) {
         self.event(event);
     }
-}
-
-/// An abort of a guest's load, store or fetch that stage 2 did not map.
-fn is_access(trap: &freehold_virt::vcpu::Trap) -> bool {
-    matches!(trap.esr >> 26 & 0x3f, 0x20 | 0x24) && trap.esr & 0x3f < 8
 }
 
 /// What a vCPU waits for, as the specification says it.
@@ -314,11 +305,13 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
     }
 
     fn entering(&self, vmid: u8, root: u64, x: [u64; 4]) {
-        self.answered(x);
-        if let Some((slot, vcpu, _)) = self.claimed()
-            && self.vms.vcpu(slot, vcpu).power != Power::On
-        {
-            self.diverged(format_args!("vCPU {vcpu} of slot {slot} is about to run, and its guest never started it"));
+        if let Some((slot, vcpu, _)) = self.claimed() {
+            self.goes_on(slot, x);
+            if self.vms.vcpu(slot, vcpu).power != Power::On {
+                self.diverged(format_args!(
+                    "vCPU {vcpu} of slot {slot} is about to run, and its guest never started it"
+                ));
+            }
         }
         self.event(Event::Vttbr { vmid, table: root });
     }
@@ -327,31 +320,11 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         self.event(Event::Vttbr { vmid: HOST, table: self.host_root.load(Ordering::Relaxed) });
     }
 
-    fn left(&self, stop: &Stop, x: [u64; 4]) {
-        let [id, target, ..] = x;
-        self.here(|cpu| cpu.asked = None);
-        if let (Stop::Trap(trap), Some((slot, vcpu, _))) = (stop, self.claimed())
-            && trap.esr >> 26 & 0x3f == CLASS_HVC
-            && trap.esr & 0xffff == 0
-        {
-            let first = judge::asks(&self.vms, (slot, vcpu), x);
-            self.here(|cpu| cpu.asked = Some(Asked { x, first, looked: None }));
-        }
-        // Heard before el2 acts on it. Which of two calls of different vCPUs el2 serves first is not known: whoever was
-        // started once may run.
-        if let (Stop::Trap(trap), Some((slot, ..))) = (stop, self.claimed())
-            && trap.esr >> 26 & 0x3f == CLASS_HVC
-            && [guest::PSCI_CPU_ON, guest::PSCI_CPU_ON_64].contains(&(id as u32 & !(1 << 16)))
-        {
-            self.vms.change_vcpu(slot, target & 0xffff_ffff, |vcpu| vcpu.power = Power::On);
-        }
+    fn left(&self, stop: &Stop, seen: &Seen) {
+        let Some((slot, vcpu, _)) = self.claimed() else { return };
+        let stopped = Stopped::new(stop, seen, &self.vms, (slot, vcpu));
         self.here(|cpu| {
-            cpu.touched = match stop {
-                Stop::Trap(trap) if is_access(trap) => {
-                    Some(Touched { gfn: trap.hpfar >> 4 & 0xff_ffff_ffff, outcome: None })
-                }
-                Stop::Trap(_) | Stop::Interrupt | Stop::Own | Stop::SError | Stop::BadState | Stop::HostBusy => None,
-            };
+            cpu.stopped = Some(stopped);
             cpu.busy |= matches!(stop, Stop::HostBusy);
         });
     }
@@ -369,7 +342,16 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         let Some((slot, vcpu, id)) = self.claimed() else { return };
         let (must, now) = (self.vms.vcpu(slot, vcpu).pending, waits_for(pending));
         if id == hvc::VCPU_RUN {
-            self.vms.change_vcpu(slot, vcpu, |vcpu| vcpu.pending = now);
+            let crashed = self.here(|cpu| {
+                cpu.waits = Some((must, now));
+                cpu.stopped.as_ref().is_some_and(Stopped::crashes)
+            });
+            self.vms.change_vcpu(slot, vcpu, |vcpu| {
+                vcpu.pending = now;
+                if crashed {
+                    vcpu.life = VcpuLife::Crashed;
+                }
+            });
         } else if must != now {
             self.diverged(format_args!("a vCPU of slot {slot} must wait for {must:x?}, and waits for {now:x?}"));
         }
@@ -445,7 +427,7 @@ impl<G: Ground, const RECORDS: usize> Observer<Host<'static>> for &'static Watch
                 judge::touch(cpu, &self.vms, &mut shadow, page, kernel);
             }
             cpu.holds_host = false;
-            let wrong = self.note_owners(&mut shadow, host);
+            let wrong = self.note_owners(cpu.trap, &mut shadow, host);
             let named = cpu.frames().iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied();
             (cpu.step, named.or(wrong))
         });
@@ -486,6 +468,15 @@ impl<G: Ground, const RECORDS: usize> Observer<Host<'static>> for &'static Watch
 impl<G: Ground, const RECORDS: usize> Told for &'static Watcher<G, RECORDS> {
     fn written(&self) {
         self.diverged(format_args!("a board of a VM changed, and nobody held its lock"))
+    }
+
+    fn let_go(&self) {
+        let Some((slot, vcpu, hvc::VCPU_RUN)) = self.claimed() else { return };
+        self.here(|cpu| match &mut cpu.stopped {
+            Some(stopped) => stopped.let_go_of_board(&self.vms, (slot, vcpu)),
+            None if cpu.arrived.is_none() => cpu.arrived = Some(turn::arrives(&self.vms, (slot, vcpu))),
+            None => {}
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::env::Env;
 
 /// The classes of bugs that trusted hypervisors had, each a file of the same name.
-pub(super) const CLASSES: [&str; 13] = [
+pub(super) const CLASSES: [&str; 14] = [
     "alignment",
     "overflow",
     "missing-check",
@@ -24,6 +24,7 @@ pub(super) const CLASSES: [&str; 13] = [
     "aliased-arguments",
     "stale-generation",
     "unmeasured",
+    "wrong-exit",
 ];
 
 /// The class whose faults the compiler may refuse: there the types are the defence.

@@ -12,7 +12,7 @@ use crate::{audit, builds, cmd};
 /// Name, and what `cargo test` is told.
 type Suite = (&'static str, &'static [&'static str]);
 
-const SUITES: [Suite; 6] = [
+const SUITES: [Suite; 7] = [
     ("mem", &["--package", "freehold-mem", "--lib"]),
     // The lock order: programs that must not compile.
     ("mem-types", &["--package", "freehold-mem", "--doc"]),
@@ -20,6 +20,7 @@ const SUITES: [Suite; 6] = [
     ("virt-loom", &["--package", "freehold-virt", "--test", "interleavings"]),
     ("hyp", &["--package", "freehold-el2", "--lib"]),
     ("driver", &["--package", "freehold-driver-core", "--lib"]),
+    ("watch", &["--package", "freehold-el2-watch", "--lib"]),
 ];
 
 /// The audit of the linked image, for what has no test on the development machine.

@@ -22,7 +22,9 @@ pub(super) fn decide(s: &impl State, cpu: u8, act: &Act) -> Outcome {
     let Some((slot, index)) = s.cpu(cpu) else { return Outcome::refused(Statuses::NONE) };
     Outcome::done(match *act {
         Act::Access { ipa, size, store, described } => access(s, slot, ipa, size, store, described),
-        Act::Walk { ipa } if in_ram(s, slot, ipa / PAGE) => inside(s, slot, ipa / PAGE, false),
+        Act::Fetch { ipa } if in_ram(s, slot, ipa / PAGE) => inside(s, slot, ipa / PAGE, Right::Execute),
+        Act::Fetch { .. } => exit_with(hvc::EXIT_CRASH, hvc::CRASH_NO_SYNDROME, 0, 0),
+        Act::Walk { ipa } if in_ram(s, slot, ipa / PAGE) => inside(s, slot, ipa / PAGE, Right::Read),
         Act::Walk { .. } => exit_with(hvc::EXIT_CRASH, hvc::CRASH_WALK, 0, 0),
         Act::Call { id, x } => return call(s, slot, id, x),
         Act::Wfi => exit(hvc::EXIT_WFI),
@@ -36,7 +38,7 @@ pub(super) fn decide(s: &impl State, cpu: u8, act: &Act) -> Outcome {
 
 fn access(s: &impl State, slot: u8, ipa: u64, size: u8, store: Option<u64>, described: bool) -> Done {
     if in_ram(s, slot, ipa / PAGE) {
-        return inside(s, slot, ipa / PAGE, store.is_some());
+        return inside(s, slot, ipa / PAGE, if store.is_some() { Right::Write } else { Right::Read });
     }
     if !described {
         return exit_with(hvc::EXIT_CRASH, hvc::CRASH_NO_SYNDROME, 0, 0);
@@ -53,11 +55,24 @@ const fn mask(size: u64) -> u64 {
     if size >= 8 { u64::MAX } else { (1 << (size * 8)) - 1 }
 }
 
+/// What an access needs of a page that was lent.
+#[derive(Clone, Copy)]
+enum Right {
+    Read,
+    Write,
+    Execute,
+}
+
 /// An access to RAM. An exit says the guest frame, and nothing of what was stored.
-fn inside(s: &impl State, slot: u8, gfn: u64, write: bool) -> Done {
+fn inside(s: &impl State, slot: u8, gfn: u64, right: Right) -> Done {
+    let lent = |write: bool, exec: bool| match right {
+        Right::Read => true,
+        Right::Write => write,
+        Right::Execute => exec,
+    };
     match s.mark(slot, gfn) {
         Mark::Poisoned => exit_with(hvc::EXIT_CRASH, hvc::CRASH_POISONED, 0, 0),
-        Mark::Borrow { write: may, .. } if may || !write => Done::Allowed,
+        Mark::Borrow { write, exec, .. } if lent(write, exec) => Done::Allowed,
         Mark::None if s.backing(slot, gfn).is_some() => Done::Allowed,
         Mark::None | Mark::Borrow { .. } => exit_with(hvc::EXIT_MEM_FAULT, gfn, 0, 0),
     }

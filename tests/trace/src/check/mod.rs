@@ -132,6 +132,8 @@ pub struct Checker {
     tables: Tables,
     frames: Frames,
     locks: Locks,
+    /// How often which frame of the host's is lent to which VM.
+    loans: BTreeMap<u64, BTreeMap<u8, u64>>,
 }
 
 impl Checker {
@@ -201,14 +203,28 @@ impl Checker {
 
     fn owner(&mut self, frame: u64, owner: Owner, vmid: u8) {
         let out = &mut self.findings;
-        let lent = matches!(owner, Owner::Shared | Owner::Host | Owner::Lent | Owner::NoMap);
+        let loans = &mut self.loans;
+        match owner {
+            Owner::Lent if vmid != HOST => *loans.entry(frame).or_default().entry(vmid).or_default() += 1,
+            Owner::Lent => {}
+            Owner::Returned => {
+                let times = loans.entry(frame).or_default().entry(vmid).or_default();
+                out.decide(Rule::Reach, *times > 0, || format!("VMID {vmid} returns {frame:#x}, which it has not"));
+                *times = times.saturating_sub(1);
+            }
+            // Whoever had it has returned it.
+            Owner::NoMap | Owner::Host | Owner::El2 | Owner::Pool | Owner::Private | Owner::Shared => {
+                loans.remove(&frame);
+            }
+        }
+        let lent = matches!(owner, Owner::Shared | Owner::Host | Owner::Lent | Owner::Returned | Owner::NoMap);
         for other in self.tables.known() {
+            let borrows = || loans.get(&frame).and_then(|of| of.get(&other)).is_some_and(|times| *times > 0);
             let allowed = match owner {
-                Owner::Private | Owner::Shared if other == vmid => true,
-                Owner::Lent => true,
-                Owner::NoMap | Owner::Host | Owner::El2 | Owner::Pool | Owner::Private | Owner::Shared => {
-                    other == HOST && lent
-                }
+                _ if other == HOST => lent,
+                Owner::Private | Owner::Shared => other == vmid,
+                Owner::Lent | Owner::Returned => borrows(),
+                Owner::NoMap | Owner::Host | Owner::El2 | Owner::Pool => false,
             };
             let reached = self.tables.may_reach(other, frame);
             out.decide(Rule::Reach, allowed || !reached, || {

@@ -338,6 +338,11 @@ fn somebody_reaches_what_is_not_his() {
     let lent = Event::Owner { frame: FRAME, owner: Owner::Private, vmid: 1 };
     assert_eq!(changed("shared", lent)[0], Rule::Reach, "the host still maps it");
     assert_eq!(added("mapped", Event::Owner { frame: FRAME, owner: Owner::El2, vmid: 0 })[0], Rule::Reach);
+    let lent = |owner, vmid| added("mapped", Event::Owner { frame: FRAME, owner, vmid });
+    assert_eq!(lent(Owner::Lent, 1), [], "to who reaches it");
+    assert_eq!(lent(Owner::Lent, 2)[0], Rule::Reach, "to another VM");
+    assert_eq!(lent(Owner::Lent, 0)[0], Rule::Reach, "to nobody");
+    assert_eq!(lent(Owner::Returned, 1)[0], Rule::Reach, "it still reaches it, and never had it");
     assert_eq!(added("mapped", Event::Owner { frame: OTHER, owner: Owner::Pool, vmid: 1 })[0], Rule::Reach);
 }
 

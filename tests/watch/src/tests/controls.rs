@@ -14,6 +14,7 @@ use super::rig::{GUEST_RAM, RAM, Rig};
 use super::storm::{Random, one};
 use crate::cpu::Trap;
 use crate::platform::Listener as _;
+use crate::turn::Seen;
 use crate::watcher::Fault;
 
 /// What the watcher said.
@@ -77,14 +78,23 @@ fn what_a_guest_finds_behind_its_call_is_compared() {
     let rig = Rig::new(Fault::None);
     running(&rig);
     let asks = Stop::Trap(vcpu::Trap { esr: 0x16 << 26 | 1 << 25, far: 0, hpfar: 0 });
-    let version = [guest::PSCI_VERSION.into(), 0, 0, 0];
-    rig.eye.left(&asks, version);
+    // With the hint that no SVE state is live.
+    let version = Seen { x: [u64::from(guest::PSCI_VERSION) | 1 << 16, 0, 0, 0], stored: 0, deadlines: [0; 2] };
+    rig.eye.left(&asks, &version);
     rig.eye.entering(1, RAM, [0x1_0001, 0, 0, 0]);
-    rig.eye.left(&asks, version);
-    rig.eye.entering(1, RAM, version);
-    rig.eye.left(&asks, version);
+    rig.eye.left(&asks, &version);
     let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0x1_0000, 0, 0, 0]));
-    assert!(line.contains("the guest's call [84000000, 0, 0, 0] answers [10000, 0, 0, 0]"), "{line}");
+    assert!(line.contains("the guest goes on with [10000, 0, 0, 0], and did"), "{line}");
+}
+
+#[test]
+fn a_guest_that_goes_on_though_it_must_come_out_is_found() {
+    let rig = Rig::new(Fault::None);
+    running(&rig);
+    let waits = Stop::Trap(vcpu::Trap { esr: 1 << 26, far: 0, hpfar: 0 });
+    rig.eye.left(&waits, &Seen { x: [0; 4], stored: 0, deadlines: [0; 2] });
+    let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0; 4]));
+    assert!(line.contains("the guest goes on with [0, 0, 0, 0], and did"), "{line}");
 }
 
 #[test]

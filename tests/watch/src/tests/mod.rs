@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 mod controls;
+mod exits;
+mod power;
 mod rig;
 mod storm;
 mod traces;

@@ -13,6 +13,7 @@ use freehold_mem::lock::{Mutex, Permit, World};
 use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
 use freehold_mem::{Attributes, Entry, Host, Machine, MemoryMap, PAGE_SIZE, Pfn, PfnRun, VmSlot, Vmid};
 use freehold_trace::traced::Traced;
+use freehold_uapi::hvc::{EXIT_CRASH, VCPU_RUN};
 use freehold_virt::board::Board;
 use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::registers::Registers;
@@ -331,6 +332,8 @@ pub(super) struct Rig {
     platform: Watched<&'static Bench, Eye, BoardLock>,
     pub(super) eye: &'static Eye,
     pub(super) boards: &'static [BoardLock; MAX_VMS],
+    /// How often a run ended so, and from 16 on how often for want of a vCPU that can go on.
+    pub(super) exits: [AtomicU64; 24],
 }
 
 fn run_of(first: u64, count: u64) -> PfnRun {
@@ -366,13 +369,18 @@ impl Rig {
         }));
         let watched = move || core::array::from_fn(|_| Lock::new(Plain(Std::new(Board::new())), Last::new(eye)));
         let boards: &'static [BoardLock; MAX_VMS] = leak(watched);
-        Self { board, platform: Watched::new(board, eye, boards), eye, boards }
+        Self { board, platform: Watched::new(board, eye, boards), eye, boards, exits: Default::default() }
     }
 
+    /// What the guest that this CPU runs does next, and nothing else.
     pub(super) fn next(&self, act: impl FnOnce(&mut Fake) -> Stop + Send + 'static) {
-        let mut script = self.board.script[CPU.get()].lock().unwrap();
-        script.clear();
-        script.push_back(std::boxed::Box::new(act));
+        self.board.script[CPU.get()].lock().unwrap().clear();
+        self.then(act);
+    }
+
+    /// What it does after that.
+    pub(super) fn then(&self, act: impl FnOnce(&mut Fake) -> Stop + Send + 'static) {
+        self.board.script[CPU.get()].lock().unwrap().push_back(std::boxed::Box::new(act));
     }
 
     /// Whether an interrupt waits from now on.
@@ -382,11 +390,22 @@ impl Rig {
 
     /// Makes a call: x0–x4.
     pub(super) fn call(&self, id: u32, arguments: &[u64]) -> [u64; 5] {
+        self.call_and(id, arguments, |_| {})
+    }
+
+    /// The same, and something is done before the watcher hears of the answer.
+    pub(super) fn call_and(&self, id: u32, arguments: &[u64], then: impl FnOnce([u64; 5])) -> [u64; 5] {
         let mut x = [0; 5];
         x[..arguments.len()].copy_from_slice(arguments);
         self.eye.begin(Trap::Call { id, x });
         let [x @ .., _] = calls::serve(&self.platform, id, x).registers();
+        then(x);
         self.eye.end(x, false);
+        if id == VCPU_RUN && x[0] == 0 {
+            let crashed = if x[1] == EXIT_CRASH { x[2] } else { 0 };
+            self.exits[usize::try_from(x[1]).unwrap()].fetch_add(1, Ordering::Relaxed);
+            self.exits[usize::try_from(16 + crashed).unwrap()].fetch_add(1, Ordering::Relaxed);
+        }
         x
     }
 

@@ -8,7 +8,7 @@ use super::storm::{Random, one};
 use crate::watcher::Fault;
 
 /// Records that are judged.
-const RECORDS: u64 = 1 << 16;
+const RECORDS: u64 = 1 << 17;
 
 /// The first records of a trace of random calls, read after each.
 fn judged(fault: Fault, calls: u32) -> Report {
