@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Data and instruction cache maintenance by address. Keeps I4 where memory changes hands: what was
-//! written reaches memory, and no older line comes back over it.
+//! written reaches memory, and no older line comes back over it. The loops are not in line, so that the check of the
+//! linked image finds them by name.
 
 use crate::barrier;
 
@@ -10,6 +11,7 @@ pub fn line_size() -> usize {
 }
 
 /// Whether instruction fetches see data writes without maintenance (CTR_EL0.DIC).
+#[inline(always)]
 pub fn instructions_are_coherent() -> bool {
     crate::sysreg::field(read_sysreg!("ctr_el0"), 29, 1) != 0
 }
@@ -24,6 +26,7 @@ fn zero_size() -> Option<usize> {
 ///
 /// # Safety
 /// It is mapped, normal memory, which no reference leads into.
+#[inline(never)]
 pub unsafe fn zero_blocks(start: usize, len: usize) -> bool {
     let Some(block) = zero_size().filter(|block| start.is_multiple_of(*block) && len.is_multiple_of(*block)) else {
         return false;
@@ -38,6 +41,7 @@ pub unsafe fn zero_blocks(start: usize, len: usize) -> bool {
 }
 
 /// Cleans and invalidates `[start, start + len)` to the point of coherency.
+#[inline(never)]
 pub fn clean_invalidate_to_poc(start: usize, len: usize) {
     let line = line_size();
     let mut at = start & !(line - 1);
@@ -51,6 +55,7 @@ pub fn clean_invalidate_to_poc(start: usize, len: usize) {
 }
 
 /// Cleans `[start, start + len)` to the point of coherency, for an observer with its caches off.
+#[inline(never)]
 pub fn clean_to_poc(start: usize, len: usize) {
     let line = line_size();
     let mut at = start & !(line - 1);

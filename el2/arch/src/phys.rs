@@ -13,7 +13,8 @@ use freehold_virt::sha256::Sha256;
 const FRAME: usize = PAGE_SIZE as usize;
 const WORDS: usize = FRAME / 8;
 
-/// The machine itself, as `mem` sees it.
+/// The machine itself, as `mem` sees it. What is more than an access is not in line: the check of the linked image judges
+/// each of these functions by its instructions, and a profile tells its work from that of the verbs.
 #[derive(Clone, Copy, Debug)]
 pub struct Hardware;
 
@@ -41,6 +42,7 @@ impl TableMemory for Hardware {
         zero(frame);
     }
 
+    #[inline(never)]
     fn publish_tables(&mut self) {
         barrier::stores_visible();
         barrier::registers_in_effect();
@@ -48,10 +50,12 @@ impl TableMemory for Hardware {
 }
 
 impl Tlb for Hardware {
+    #[inline(never)]
     fn invalidate_host(&mut self) {
         tlb::invalidate_current_vmid_everywhere();
     }
 
+    #[inline(never)]
     fn invalidate_vm(&mut self, vmid: Vmid) {
         // The empty root is not the one that other CPUs use under this number, so it is not marked common.
         let root = host::private_vttbr(EMPTY_ROOT.0.as_ptr() as u64, vmid.raw().into());
@@ -66,7 +70,6 @@ struct EmptyRoot([u64; 2 * WORDS]);
 static EMPTY_ROOT: EmptyRoot = EmptyRoot([0; 2 * WORDS]);
 
 impl Frames for Hardware {
-    // Not in line, so that a profile tells the work on contents from that of the verbs.
     #[inline(never)]
     fn scrub(&mut self, frame: Pfn) {
         zero(frame);
@@ -78,6 +81,7 @@ impl Frames for Hardware {
         cache::clean_invalidate_to_poc(address(frame), FRAME);
     }
 
+    #[inline(never)]
     fn settle_instructions(&mut self) {
         if !cache::instructions_are_coherent() {
             cache::invalidate_instructions_everywhere();

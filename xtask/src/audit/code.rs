@@ -172,7 +172,12 @@ impl Code {
     }
 
     pub(super) fn does(&self, at: u64) -> Option<Does> {
-        Some(decode(at, *self.words.get(self.index(at)?)?))
+        Some(decode(at, self.word(at)?))
+    }
+
+    /// The instruction itself.
+    pub(super) fn word(&self, at: u64) -> Option<u32> {
+        self.words.get(self.index(at)?).copied()
     }
 
     fn index(&self, at: u64) -> Option<usize> {

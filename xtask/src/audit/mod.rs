@@ -2,12 +2,16 @@
 //! The audit of the linked release image: what no source check can promise, on the instructions that run.
 //!
 //! `no-panic`: nothing that the host or a guest can do reaches a panic of Rust. `barriers` and `maintenance`: what must
-//! stand behind exception returns, at entries, and around TLB and cache maintenance. `controls`: the same audit finds
-//! each fault that is patched into a copy of the image. `size`: what is loaded stays small.
+//! stand behind exception returns, at entries, and around TLB and cache maintenance. `ports`: what `mem` relies on does
+//! what it is called for. `controls`: the same audit finds each fault that is patched into a copy of the image. `size`:
+//! what is loaded stays small. `stops`: each place of the source that may stop the machine has its reason.
 
 mod code;
 mod graph;
 mod order;
+mod ports;
+mod stops;
+mod value;
 
 use std::collections::BTreeSet;
 
@@ -16,22 +20,13 @@ use anyhow::{Context as _, Result, ensure};
 use crate::builds;
 use crate::image::{Extent, flatten};
 use crate::test::{Context, Item, Work};
-use code::{Code, Does, plain};
-
-/// Names of the functions that stop the machine; the audit ends there.
-const STOPS: [&str; 2] = ["freehold_arch::fatal::panic", "freehold_arch::fatal::stop"];
-
-/// Who may stop the machine on the way from a trap, and why that is no input's doing.
-const MAY_STOP: [(&str, &str); 3] = [
-    ("freehold_mem..ports..Fatal$GT$::fatal", "ledger and tables contradict each other: el2 itself is wrong (I1, I6)"),
-    ("freehold_arch::fatal::defect", "a CPU or vCPU without the record that the boot or its creation made"),
-    ("secondary_main", "firmware started a CPU that is unlike the boot CPU, or that nobody asked for"),
-];
+use code::{Code, Does};
+use ports::Port;
 
 /// Exception returns in an image, at least: to the host, to a guest, out of the `SError` window, first entry.
 const RETURNS: usize = 4;
-/// Maintenance instructions, at least: three TLBI broadcasts with their repeats, DC CVAC and CIVAC, IC IALLUIS.
-const MAINTENANCE: usize = 8;
+/// Maintenance instructions, at least: four TLBI broadcasts with their repeats, DC CVAC and CIVAC, IC IALLUIS.
+const MAINTENANCE: usize = 11;
 /// Index masks ([`freehold_mem::confine`]), at least: one per use in the source.
 const MASKS: usize = 4;
 
@@ -49,7 +44,12 @@ pub(crate) fn works() -> Vec<Work> {
         case("image/no-panic-from-a-lower-level", no_panic),
         case("image/speculation-barriers", barriers),
         case("image/maintenance-is-waited-for", maintenance),
+        case("image/ports-do-what-they-say", ports::judge),
         case("image/controls", controls),
+        Work::new("image/stops-have-reasons", |context| {
+            let found = stops::reasons(context.env)?;
+            Ok(vec![Item::new("image/stops-have-reasons", (!found.is_empty()).then(|| found.join("\n")))])
+        }),
         Work::new("image/size", |context| {
             let file = std::fs::read(builds::el2_elf(context.env)?)?;
             let bytes = |extent| Ok::<_, anyhow::Error>(flatten(&file, 1, extent)?.len());
@@ -68,7 +68,7 @@ pub(crate) fn works() -> Vec<Work> {
 /// If it is none, or lacks what every image has.
 pub(crate) fn judge(elf: &[u8]) -> Result<Vec<String>> {
     let code = Code::read(elf)?;
-    Ok([no_panic(&code)?, barriers(&code)?, maintenance(&code)?].concat())
+    Ok([no_panic(&code)?, barriers(&code)?, maintenance(&code)?, ports::judge(&code)?].concat())
 }
 
 fn image(context: &Context<'_>) -> Result<Code> {
@@ -88,38 +88,7 @@ fn no_panic(code: &Code) -> Result<Vec<String>> {
     let mut entries = exceptions(code)?;
     // Firmware comes here when the host starts or resumes a CPU.
     entries.push(code.label("freehold_secondary")?);
-    for stop in STOPS {
-        ensure!(code.functions().iter().any(|f| plain(&f.name) == stop), "the image has no {stop}");
-    }
-    let returning = graph::returning(code);
-    let reach = graph::reach(code, &entries, &returning, &|name| STOPS.contains(&plain(name).as_str()));
-    let served = code.functions().iter().filter(|f| reach.contains(f.start)).count();
-    ensure!(reach.len() > 10_000 && served > 60, "only {} instructions of {served} functions reached", reach.len());
-    let mut found = Vec::new();
-    for at in &reach.indirect {
-        let way = reach.way(code, *at);
-        found.push(format!("{}: a call through a register, which could go anywhere ({way})", code.shown(*at)));
-    }
-    for (at, to) in &reach.ends {
-        let Some(target) = code.function(*to) else {
-            found.push(format!("{}: leaves the code", code.shown(*at)));
-            continue;
-        };
-        let name = plain(&target.name);
-        let from = code.function(*at).map_or_else(String::new, |f| plain(&f.name));
-        let may_stop = MAY_STOP.iter().any(|(who, _)| from.ends_with(who));
-        let stops = STOPS.contains(&name.as_str());
-        if (stops && !may_stop) || (!stops && is_panic(&target.name)) {
-            found.push(format!("{} reaches {name} ({})", code.shown(*at), reach.way(code, *at)));
-        }
-    }
-    Ok(found)
-}
-
-/// Whether a function is of the machinery of panics.
-fn is_panic(symbol: &str) -> bool {
-    let name = symbol.to_lowercase();
-    ["panic", "unwind", "unwrap_failed", "expect_failed", "fatal_exception"].iter().any(|word| name.contains(word))
+    stops::judge(code, &entries)
 }
 
 fn barriers(code: &Code) -> Result<Vec<String>> {
@@ -166,7 +135,7 @@ fn controls(code: &Code) -> Result<Vec<String>> {
     let tlbi = *tlbi.first().context("no broadcast")?;
     let clean = first(Does::CleanData).context("no clean")?;
     let again = first(Does::TlbiAgain).context("no repeated wait")?;
-    let faults: [Fault<'_>; 11] = [
+    let mut faults: Vec<Fault<'_>> = vec![
         ("a panic at the host's entry", vec![(entry, branch)], no_panic),
         ("a call through a register", vec![(entry, CALL_REGISTER)], no_panic),
         ("an ERET without a DSB behind it", vec![(eret + 4, NOP)], barriers),
@@ -179,6 +148,7 @@ fn controls(code: &Code) -> Result<Vec<String>> {
         ("a TLBI before the stores", before(tlbi).map(|at| (at, NOP)).collect(), maintenance),
         ("a clean that nobody waits for", behind(clean).map(|at| (at, NOP)).collect(), maintenance),
     ];
+    faults.extend(of_ports(code)?);
     let mut missed = Vec::new();
     for (what, patches, judge) in faults {
         let mut copy = code.clone();
@@ -190,15 +160,51 @@ fn controls(code: &Code) -> Result<Vec<String>> {
     Ok(missed)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn panics_are_known_by_name() {
-        for name in ["_RNvNtCs_4core9panicking9panic_fmt", "_RNvCs_7___rustc17rust_begin_unwind", "x13unwrap_failed"] {
-            assert!(is_panic(name), "{name}");
-        }
-        assert!(!is_panic("_ZN12freehold_mem5guest5Guest11declare_ram17h0E"));
-    }
+/// Faults in the ports. A branch on a bit becomes its opposite by bit 24.
+fn of_ports(code: &Code) -> Result<Vec<Fault<'_>>> {
+    let places = |port: &str, word: u32| Ok::<_, anyhow::Error>(Port::named(code, port)?.places(word));
+    let everywhere = |word: u32| -> Vec<(u64, u32)> {
+        let same = |at: &u64| code.word(*at).is_some_and(|found| found & !31 == word);
+        code.all().map(|(at, _)| at).filter(same).map(|at| (at, NOP)).collect()
+    };
+    // Its last jump, out of it, or its last wait.
+    let ends_early = |port: &str| -> Result<Vec<(u64, u32)>> {
+        let function = Port::named(code, port)?.function;
+        let all = (function.start..function.end).step_by(4);
+        let ends = all.filter(|at| matches!(code.does(*at), Some(Does::Jump(_) | Does::Dsb(_))));
+        Ok(vec![(ends.last().context("no end")?, RETURN)])
+    };
+    let empty = |port: &str| Ok::<_, anyhow::Error>(vec![(Port::named(code, port)?.function.start, RETURN)]);
+    let opposite = |port: &str, at: Option<u64>| -> Result<Vec<(u64, u32)>> {
+        let test = at.and_then(|at| Port::named(code, port).ok()?.test(at)).context("no test")?.at;
+        Ok(vec![(test, code.word(test).context("no word")? ^ 1 << 24)])
+    };
+    let word_of = |does: Does| code.all().find(|(_, found)| *found == does).and_then(|(at, _)| code.word(at));
+    let fetches = word_of(Does::DropFetches).context("no IC IALLUIS")?;
+    let load = *places(ports::VM, ports::SET_VTTBR)?.first().context("no VTTBR_EL2")?;
+    let judge = ports::judge;
+    Ok(vec![
+        ("an empty publish_tables", empty(ports::PUBLISH)?, judge),
+        ("an empty scrub", empty(ports::SCRUB)?, judge),
+        ("a scrub without its clean", ends_early(ports::SCRUB)?, judge),
+        ("a clean that cleans nothing", everywhere(ports::CLEAN), judge),
+        ("zeroing that zeroes nothing", everywhere(ports::ZERO_BLOCK), judge),
+        ("an empty settle_for_guest", empty(ports::SETTLE)?, judge),
+        ("a settling clean that does nothing", everywhere(ports::CLEAN_INVALIDATE), judge),
+        ("an empty settle_instructions", empty(ports::INSTRUCTIONS)?, judge),
+        (
+            "fetches that are dropped where they need not be",
+            opposite(ports::INSTRUCTIONS, places(ports::INSTRUCTIONS, fetches)?.first().copied())?,
+            judge,
+        ),
+        ("an empty invalidate_host", empty(ports::HOST)?, judge),
+        ("an empty invalidate_vm", empty(ports::VM)?, judge),
+        ("a VM's broadcast under the host's VMID", vec![(load, NOP)], judge),
+        ("a VM's broadcast under VMID 0", vec![(load, ports::SET_VTTBR | 31)], judge),
+        (
+            "a sibling's translations that stay",
+            opposite(ports::SWITCH, places(ports::SWITCH, ports::TLBI_STAGE1_HERE)?.first().copied())?,
+            judge,
+        ),
+    ])
 }

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Stop {
     /// The CPU that came there, by the stub's name.
     pub(super) cpu: String,
-    /// The watched address that was stored to.
+    /// The first of the watched bytes that are stored to.
     pub(super) watched: Option<u64>,
     /// Its exception level.
     pub(super) level: u64,
@@ -82,9 +82,17 @@ impl Gdb {
         Ok(())
     }
 
-    /// Has the machine stop behind each store to these bytes.
+    /// Has the machine stop in front of each store to these bytes: the stub of an Arm machine does not stop behind it, and
+    /// without [`past_store`](Self::past_store) the same store is met again for ever.
     pub(super) fn watch_stores(&mut self, address: u64, bytes: u64) -> Result<()> {
         self.expect_ok(&format!("Z2,{address:x},{bytes:x}"))
+    }
+
+    /// Lets the CPU that stopped in front of a store to these bytes carry it out.
+    pub(super) fn past_store(&mut self, cpu: &str, address: u64, bytes: u64) -> Result<()> {
+        self.forget_stores(address, bytes)?;
+        self.step(cpu)?;
+        self.watch_stores(address, bytes)
     }
 
     /// Takes that back.
