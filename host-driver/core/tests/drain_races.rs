@@ -9,7 +9,7 @@
 use freehold_driver_core::convert::{cancel, to_private, Mode, Nobody, Stopped};
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{Book, File, Freeze, Owner, Report, Thread, Wake};
+use freehold_driver_core::file::{Book, File, Freeze, Owner, Pages, Report, Thread, Wake};
 use freehold_driver_core::notify::Notice;
 use freehold_driver_core::page::{Page, Span};
 use freehold_driver_core::status::Refused;
@@ -84,7 +84,7 @@ impl File for OnePage {
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
         let mut inside = self.inside.lock().unwrap();
         let Inside { pages, next, report, notice, owner } = &mut *inside;
-        change(&mut Book { pages, next, report, notice, owner })
+        change(&mut Book { pages: Pages::new(pages), next, report, notice, owner })
     }
 
     fn frame(&self, _: u64) -> Option<u64> {
