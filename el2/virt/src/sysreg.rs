@@ -54,7 +54,7 @@ impl Access {
     }
 }
 
-/// What the hardware says of itself: the same on every CPU, or the least of all.
+/// What the hardware says of itself, on the CPU that asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawIds {
     /// `ID_AA64PFR0_EL1`.

@@ -41,7 +41,6 @@ impl<'a, P: Platform> Run<'a, P> {
         } else {
             Ok(self.loaded.run(&turn.regime, turn.has_gic.then_some(&mut self.lists)))
         };
-        self.vmcr = self.lists.vmcr();
         let kicks = self.p.board(self.vm.slot()).acquire().leave(self.index, &mut self.lists);
         self.give(kicks);
         stop
@@ -84,7 +83,7 @@ impl<'a, P: Platform> Run<'a, P> {
             }),
             Next::Leave(Exit::Wfi(_)) => {
                 let timers = self.timers();
-                let exit = self.board().idle(self.index, self.vmcr, timers, self.p.now());
+                let exit = self.board().idle(self.index, self.lists.vmcr(), timers, self.p.now());
                 return exit.map_or(Next::Resume, Next::Leave);
             }
             Next::Leave(_) | Next::Resume => return next,

@@ -39,7 +39,7 @@ pub(crate) fn run<P: Platform>(
     answer: u64,
 ) -> Result<Reply, Refused> {
     let loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
-    let mut run = Run { p, vm, index, loaded, lists: Lists::EMPTY, vmcr: 0, wake: 0 };
+    let mut run = Run { p, vm, index, loaded, lists: Lists::EMPTY, wake: 0 };
     let exit = run.serve(permit, answer);
     Ok(Reply::from(exit.map(|exit| Reply::success(exit.results()))).waking(run.wake))
 }
@@ -50,10 +50,8 @@ struct Run<'a, P: Platform> {
     vm: Handle,
     index: VcpuIndex,
     loaded: P::Loaded<'a>,
-    /// What its CPU interface is loaded with while it runs; empty when it is out.
+    /// What its CPU interface is loaded with while it runs; when it is out, its masks as of the last exit.
     lists: Lists,
-    /// The masks of its CPU interface, as of its last exit.
-    vmcr: u64,
     /// vCPUs whose threads the host has to wake.
     wake: u64,
 }

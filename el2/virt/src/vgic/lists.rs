@@ -25,6 +25,9 @@ const ENABLE: u64 = 1;
 const MISSING: u64 = 1 << 2;
 /// `NPIE`: out when no list register is pending any more.
 const NONE_PENDING: u64 = 1 << 3;
+/// `VGrp0EIE` and `VGrp1EIE`: out while the guest has that group on. The bit above each: while it has it off.
+const GROUP0_ON: u64 = 1 << 4;
+const GROUP1_ON: u64 = 1 << 6;
 
 /// What the CPU's virtual interface is loaded with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,17 +79,17 @@ impl Lists {
         (self.vmcr, self.ends) = (vmcr, ends);
     }
 
-    /// `ICH_VMCR_EL2` at the exit.
+    /// `ICH_VMCR_EL2` at the last exit.
     #[must_use]
     pub const fn vmcr(&self) -> u64 {
         self.vmcr
     }
 
-    /// Nothing loaded any more. Most often few are, and it is done at each exit.
+    /// Nothing loaded any more; the masks stay known. Most often few are, and it is done at each exit.
     fn clear(&mut self) {
         self.entries().fill(0);
-        let Self { entries: _, used, control, holds_timer, deadline, vmcr, ends } = self;
-        (*used, *control, *holds_timer, *deadline, *vmcr, *ends) = (0, 0, false, None, 0, 0);
+        let Self { entries: _, used, control, holds_timer, deadline, vmcr: _, ends } = self;
+        (*used, *control, *holds_timer, *deadline, *ends) = (0, 0, false, None, 0);
     }
 
     fn push(&mut self, entry: u64) {
@@ -100,20 +103,25 @@ impl Lists {
 impl Vgic {
     /// Fills the empty `lists` of a vCPU that enters its guest on CPU number `cpu`, which has `room` of them. Whoever
     /// causes something for it from here on gets that CPU as a kick.
+    ///
+    /// What is of a group that the guest has switched off in its CPU interface comes last, by the masks of the last exit:
+    /// it would wait in a list register for ever. If these are others by now and something is left over, the guest comes
+    /// out.
     pub fn load(&mut self, vcpu: VcpuIndex, cpu: u8, room: usize, lists: &mut Lists) {
         let me = vcpu.index();
         let room = room.min(MAX_LISTS);
         self.put(vcpu, Place::In(cpu));
         // Each entry of a guest asks, and most often no bank has anything for anybody.
         if self.banks(me).fold(0, |all, bank| all | bank.pending() | bank.active) != 0 {
-            for (want, control) in [(Want::Ready, NONE_PENDING), (Want::Stranded, MISSING)] {
+            let switched = GROUP0_ON << (lists.vmcr & 1) | GROUP1_ON << (lists.vmcr >> 1 & 1);
+            for (want, control) in [(Want::Ready, NONE_PENDING | switched), (Want::Stranded, MISSING)] {
                 while lists.used < room
-                    && let Some(candidate) = self.first(me, want)
+                    && let Some(candidate) = self.first(me, want, lists.vmcr)
                 {
                     self.hold(me, candidate, lists);
                 }
                 // Where there is room left, nothing is left over.
-                if lists.used == room && self.first(me, want).is_some() {
+                if lists.used == room && self.first(me, want, lists.vmcr).is_some() {
                     lists.control |= control;
                 }
             }
@@ -131,7 +139,7 @@ impl Vgic {
         self.put(vcpu, Place::Out);
         // Only these can have been ended without a list register. The last one acknowledged is the first one ended.
         for _ in 0..lists.ends.min(31) {
-            let Some(ended) = self.first(me, Want::Stranded) else { break };
+            let Some(ended) = self.first(me, Want::Stranded, lists.vmcr) else { break };
             kicks = kicks.and(self.deactivate(vcpu, ended.intid.number().into()));
         }
         for entry in lists.entries() {

@@ -196,10 +196,8 @@ impl Vgic {
     /// Whether something would end the vCPU's WFI: it is deliverable, and passes the mask in its `ICH_VMCR_EL2`.
     #[must_use]
     pub fn wakes(&self, vcpu: VcpuIndex, vmcr: u64) -> bool {
-        self.candidates(vcpu.index(), Want::Ready).any(|candidate| {
-            let enabled = if candidate.group1 { vmcr & 2 } else { vmcr & 1 } != 0;
-            enabled && u64::from(candidate.priority) < vmcr >> 24 & 0xff
-        })
+        self.candidates(vcpu.index(), Want::Ready)
+            .any(|candidate| candidate.is_on(vmcr) && u64::from(candidate.priority) < vmcr >> 24 & 0xff)
     }
 
     /// Notes that the vCPU's thread goes to sleep in the host: from now on it is among the sleepers to be told.
@@ -342,9 +340,10 @@ impl Vgic {
         self.locals.get(me).map(|local| &local.bank).into_iter().chain(&self.spis)
     }
 
-    /// The candidate that goes first: of highest priority, then of lowest number.
-    fn first(&self, me: usize, want: Want) -> Option<Candidate> {
-        self.candidates(me, want).min_by_key(|candidate| (candidate.priority, candidate.intid))
+    /// The candidate that goes first: of a group that is on, of highest priority, then of lowest number.
+    fn first(&self, me: usize, want: Want, vmcr: u64) -> Option<Candidate> {
+        let last = |candidate: &Candidate| want == Want::Ready && !candidate.is_on(vmcr);
+        self.candidates(me, want).min_by_key(|candidate| (last(candidate), candidate.priority, candidate.intid))
     }
 }
 
@@ -374,6 +373,13 @@ struct Candidate {
     group1: bool,
     /// The list register says that it is pending.
     pending: bool,
+}
+
+impl Candidate {
+    /// Whether its group is on in a CPU interface with this `ICH_VMCR_EL2`.
+    const fn is_on(&self, vmcr: u64) -> bool {
+        vmcr & if self.group1 { 2 } else { 1 } != 0
+    }
 }
 
 #[cfg(test)]

@@ -175,6 +175,37 @@ fn the_highest_priority_gets_the_only_list_register() {
 }
 
 #[test]
+fn what_is_of_a_group_that_is_off_keeps_nothing_else_back() {
+    // Of more than there are list registers all but one are urgent, of group 0, and off.
+    for room in [1, 2, 4] {
+        let mut rig = Rig::new(1, room);
+        rig.store(Frame::Private(vcpu(0)), 0x80, 1 << 7);
+        rig.prioritize(0, 7, 0x80);
+        for n in [0, 1, 2, 3, 7] {
+            rig.bit(0, ENABLE, n);
+        }
+        rig.switch(0, 2);
+        for n in [0, 1, 2, 3, 7] {
+            rig.sgi(0, n << 24 | 1);
+        }
+        assert_eq!(rig.acknowledge(0), Some(7), "room {room}");
+        assert_eq!(rig.end(0), Some(7));
+        assert_eq!(rig.cpus[0].offers(), None);
+        rig.switch(0, 1);
+        let got: Vec<_> = (0..4).map(|_| (rig.acknowledge(0), rig.end(0))).collect();
+        assert_eq!(got, [0, 1, 2, 3].map(|n| (Some(n), Some(n))), "room {room}: the control");
+        // And the other way round, while they wait.
+        rig.switch(0, 3);
+        for n in [0, 1, 2, 3, 7] {
+            rig.sgi(0, n << 24 | 1);
+        }
+        assert_eq!(rig.cpus[0].offers(), Some(0));
+        rig.switch(0, 2);
+        assert_eq!(rig.acknowledge(0), Some(7), "room {room}: switched off while they were in list registers");
+    }
+}
+
+#[test]
 fn priorities_have_five_bits() {
     let mut rig = Rig::new(1, 4);
     rig.prioritize(0, 40, 0xff);

@@ -30,6 +30,8 @@ struct Naive {
     /// By vCPU, then by interrupt; SPIs are the first vCPU's.
     all: Vec<Vec<One>>,
     running: Vec<Vec<(u32, u8)>>,
+    /// By vCPU: the groups that are on in its CPU interface.
+    on: Vec<u64>,
 }
 
 /// The interrupts that take part: two SGIs, a PPI, SPIs of three banks.
@@ -43,6 +45,7 @@ impl Naive {
             awake: vec![true; vcpus],
             all: vec![(0..256).map(one).collect(); vcpus],
             running: vec![Vec::new(); vcpus],
+            on: vec![3; vcpus],
         }
     }
 
@@ -52,11 +55,11 @@ impl Naive {
 
     fn offers(&mut self, cpu: usize) -> Option<u32> {
         let limit = self.running[cpu].last().map_or(IDLE, |(_, priority)| *priority);
-        let (groups, awake) = (self.groups, self.awake[cpu]);
+        let (groups, awake, on) = (self.groups, self.awake[cpu], self.on[cpu]);
         let ready = SOME.into_iter().filter(|n| {
             let one = *self.one(cpu, *n);
             let mine = *n < 32 || one.route == cpu;
-            let open = groups[usize::from(one.group1)];
+            let open = groups[usize::from(one.group1)] && on >> u32::from(one.group1) & 1 != 0;
             awake && mine && open && one.enabled && one.pending() && !one.active && one.priority < limit
         });
         let mut ready: Vec<u32> = ready.collect();
@@ -83,7 +86,7 @@ fn step(dice: &mut Dice, rig: &mut Rig, naive: &mut Naive, roomy: bool) {
     let n = SOME[usize::try_from(dice.throw(SOME.len() as u64)).unwrap()];
     let yes = dice.throw(2) == 0;
     let one = *naive.one(cpu, n);
-    match dice.throw(18) {
+    match dice.throw(20) {
         0..3 if n >= 32 => {
             rig.wire(n, yes);
             let one = naive.one(cpu, n);
@@ -150,11 +153,26 @@ fn step(dice: &mut Dice, rig: &mut Rig, naive: &mut Naive, roomy: bool) {
                 naive.running[cpu].push((n, priority));
             }
         }
-        16.. if rig.cpus[cpu].inside => {
+        16..18 if rig.cpus[cpu].inside => {
             let ended = naive.running[cpu].pop();
             assert_eq!(rig.end(cpu), ended.map(|(n, _)| n));
             if let Some((n, _)) = ended {
                 naive.one(cpu, n).active = false;
+            }
+        }
+        // Both most of the time.
+        18 if rig.cpus[cpu].inside => {
+            let on = 3 & !(dice.throw(6) * u64::from(yes));
+            rig.switch(cpu, on);
+            naive.on[cpu] = on;
+        }
+        // Of its 32 this one alone may be of group 0.
+        19 if !one.active => {
+            let frame = if n < 32 { Frame::Private(vcpu(cpu)) } else { Frame::Distributor };
+            let word = if yes { u32::MAX } else { !(1 << (n % 32)) };
+            rig.store(frame, 0x80 + 4 * u64::from(n / 32), word);
+            for other in SOME.into_iter().filter(|other| other / 32 == n / 32) {
+                naive.one(cpu, other).group1 = yes || other != n;
             }
         }
         _ => {}

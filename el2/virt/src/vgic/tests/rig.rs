@@ -13,6 +13,7 @@ const HARDWARE: u64 = 1 << 61;
 const EOI: u64 = 1 << 41;
 const LRENPIE: u64 = 1 << 2;
 const NPIE: u64 = 1 << 3;
+const GROUP1: u64 = 1 << 60;
 /// Priority of a CPU that serves nothing.
 pub(super) const IDLE: u8 = 0xff;
 
@@ -36,6 +37,8 @@ pub(super) fn loaded(vgic: &mut Vgic, vcpu: VcpuIndex, cpu: u8, room: usize) -> 
 pub(super) struct Cpu {
     pub(super) lists: Lists,
     pub(super) ends: u32,
+    /// `ICC_IGRPEN0_EL1` and `ICC_IGRPEN1_EL1`.
+    pub(super) groups: u64,
     pub(super) inside: bool,
     /// What was acknowledged and not ended, the last one last.
     pub(super) running: Vec<(u32, u8)>,
@@ -63,9 +66,10 @@ impl Cpu {
 
     /// What an acknowledgement would return.
     pub(super) fn offers(&mut self) -> Option<u32> {
-        let limit = self.limit();
+        let (limit, groups) = (self.limit(), self.groups);
         let entries = self.lists.entries();
-        let ready = entries.iter().filter(|e| state(**e) == PENDING && priority(**e) < limit);
+        let on = |entry: u64| groups & if entry & GROUP1 != 0 { 2 } else { 1 } != 0;
+        let ready = entries.iter().filter(|e| state(**e) == PENDING && priority(**e) < limit && on(**e));
         ready.min_by_key(|e| (priority(**e), number(**e))).map(|e| number(*e))
     }
 
@@ -91,10 +95,12 @@ impl Cpu {
     fn wants_out(&mut self) -> bool {
         let control = self.lists.control();
         let ends = self.ends;
+        let switched =
+            [(4, self.groups & 1), (6, self.groups >> 1)].iter().any(|(bit, on)| control >> (bit + 1 - on) & 1 != 0);
         let entries = self.lists.entries();
         let ended = entries.iter().any(|e| state(*e) == 0 && *e & HARDWARE == 0 && *e & EOI != 0);
         let none = !entries.iter().any(|e| state(*e) == PENDING);
-        ended || control & LRENPIE != 0 && ends != 0 || control & NPIE != 0 && none
+        ended || control & LRENPIE != 0 && ends != 0 || control & NPIE != 0 && none || switched
     }
 }
 
@@ -111,7 +117,7 @@ pub(super) struct Rig {
 impl Rig {
     /// Everybody in the guest, groups open, redistributors awake, nothing enabled.
     pub(super) fn new(vcpus: usize, room: usize) -> Self {
-        let cpu = Cpu { lists: Lists::EMPTY, ends: 0, inside: false, running: Vec::new(), maintenance: 0 };
+        let cpu = Cpu { lists: Lists::EMPTY, ends: 0, groups: 3, inside: false, running: Vec::new(), maintenance: 0 };
         let mut rig = Self { vgic: Vgic::new(), cpus: vec![cpu; vcpus], room, woken: 0 };
         rig.store(Frame::Distributor, 0, 3);
         for n in 0..vcpus {
@@ -127,7 +133,8 @@ impl Rig {
 
     pub(super) fn enter(&mut self, n: usize) {
         assert!(!self.cpus[n].inside);
-        self.cpus[n].lists = loaded(&mut self.vgic, vcpu(n), u8::try_from(n).unwrap(), self.room);
+        // What was noted at the last exit is still known.
+        self.vgic.load(vcpu(n), u8::try_from(n).unwrap(), self.room, &mut self.cpus[n].lists);
         self.cpus[n].inside = true;
         self.check_unique();
     }
@@ -136,7 +143,7 @@ impl Rig {
         let cpu = &mut self.cpus[n];
         assert!(cpu.inside);
         cpu.inside = false;
-        cpu.lists.note(0, core::mem::take(&mut cpu.ends));
+        cpu.lists.note(0xff00_0000 | cpu.groups, core::mem::take(&mut cpu.ends));
         let kicks = self.vgic.save(vcpu(n), &mut cpu.lists);
         assert_eq!(kicks.cpus >> n & 1, 0, "nobody is told of what he does himself");
         self.give(kicks);
@@ -234,6 +241,12 @@ impl Rig {
         let got = self.cpus[n].acknowledge();
         self.give(Kicks::NONE);
         got
+    }
+
+    /// Switches groups on and off in a CPU interface.
+    pub(super) fn switch(&mut self, n: usize, groups: u64) {
+        self.cpus[n].groups = groups;
+        self.give(Kicks::NONE);
     }
 
     pub(super) fn end(&mut self, n: usize) -> Option<u32> {
