@@ -6,8 +6,10 @@
 #include <linux/atomic.h>
 #include <linux/bits.h>
 #include <linux/delay.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/random.h>
+#include <linux/rwsem.h>
 #include <linux/sched.h>
 
 #include "glue.h"
@@ -23,6 +25,8 @@
 #define WINDOW_DONATE	BIT(3)
 /* An ordinary VM's loan is about to end: its mappings still stand. Under the file's lock. */
 #define WINDOW_RECALL	BIT(4)
+/* A fault of the host's has its page, locked, and has not mapped it. The file's lock is free. */
+#define WINDOW_FAULT	BIT(5)
 
 static unsigned int windows;
 module_param(windows, uint, 0600);
@@ -40,6 +44,10 @@ static bool fault;
 module_param(fault, bool, 0600);
 MODULE_PARM_DESC(fault, "planted: the file's lock is let go while a window is open");
 
+static bool unlocked;
+module_param(unlocked, bool, 0600);
+MODULE_PARM_DESC(unlocked, "planted: mappings go without a look at faults that are on their way");
+
 static atomic_t open_now = ATOMIC_INIT(0);
 module_param_named(open, open_now.counter, int, 0400);
 MODULE_PARM_DESC(open, "how many are open");
@@ -50,6 +58,8 @@ MODULE_PARM_DESC(opened, "how many have opened");
 
 /* The thread that has shut mappings and not let the lock go since. */
 static struct task_struct *shutter;
+/* The thread whose fault may map, and which holds the lock shared. */
+static struct task_struct *mapper;
 
 void __real_fhc_file_shut(struct fh_file *f, u64 first, u64 count);
 void __wrap_fhc_file_shut(struct fh_file *f, u64 first, u64 count);
@@ -59,6 +69,10 @@ void __real_fhc_file_unlock(struct fh_file *f);
 void __wrap_fhc_file_unlock(struct fh_file *f);
 void __real_fhc_el2_call(u64 *regs);
 void __wrap_fhc_el2_call(u64 *regs);
+int __real_fh_file_fault(struct fh_file_state *state, u64 page);
+int __wrap_fh_file_fault(struct fh_file_state *state, u64 page);
+void __real_up_read(struct rw_semaphore *sem);
+void __wrap_up_read(struct rw_semaphore *sem);
 
 static bool opens(unsigned int which)
 {
@@ -83,7 +97,10 @@ static void look(unsigned int which, struct fh_file *locked)
 void __wrap_fhc_file_shut(struct fh_file *f, u64 first, u64 count)
 {
 	look(WINDOW_SHUT, f);
-	__real_fhc_file_shut(f, first, count);
+	if (unlocked)
+		unmap_mapping_range(f->file->f_mapping, first << PAGE_SHIFT, count << PAGE_SHIFT, 1);
+	else
+		__real_fhc_file_shut(f, first, count);
 	WRITE_ONCE(shutter, current);
 }
 
@@ -109,4 +126,22 @@ void __wrap_fhc_el2_call(u64 *regs)
 	if (regs[0] == FREEHOLD_HVC_MEM_UNSHARE)
 		look(WINDOW_RECALL, NULL);
 	__real_fhc_el2_call(regs);
+}
+
+int __wrap_fh_file_fault(struct fh_file_state *state, u64 page)
+{
+	int answer = __real_fh_file_fault(state, page);
+
+	/* 0: it may map. */
+	if (!answer)
+		WRITE_ONCE(mapper, current);
+	return answer;
+}
+
+/* How a fault lets the file's lock go, among much else. */
+void __wrap_up_read(struct rw_semaphore *sem)
+{
+	__real_up_read(sem);
+	if (cmpxchg(&mapper, current, NULL) == current)
+		look(WINDOW_FAULT, NULL);
 }

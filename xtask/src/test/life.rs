@@ -126,7 +126,8 @@ const GUEST_MEMFD: [Job; 7] = [
     job("guest-memfd/files", "gmem-convert"),
     job("guest-memfd/holders", "gmem-holders"),
     Job { append: " mem=1024M", ..job("guest-memfd/offline", "gmem-offline") },
-    job("guest-memfd/wide", "gmem-wide"),
+    // Windows that stay open take time, and more on a machine that is busy.
+    Job { limit: LINUX, ..job("guest-memfd/wide", "gmem-wide") },
     Job { kernels: Kernels::Debug, ..job("guest-memfd/starved", "gmem-starved") },
     Job { append: " fh.seconds=60", ..job("guest-memfd/stress", "gmem-stress") },
     Job { append: " fh.seconds=600", limit: HOUR, long: true, ..job("guest-memfd/stress-600", "gmem-stress") },

@@ -8,16 +8,20 @@ use std::time::{Duration, Instant};
 use super::STEP;
 use super::calls::{call, fd};
 use super::rig::{PAGE, PAGE_BYTES, bytes, open_attempts};
+use crate::cpus::beside;
 use crate::gmem::Gmem;
 use crate::hostile::{Hostile, runs};
 use crate::machine::{Machine, Plan, entropy};
 use crate::proto;
 use crate::raw::{resting, settle};
 use crate::sys::{self, Mapping, errno_name};
+use crate::vgic::let_signals_interrupt;
 
 /// Pages behind the guest's program that everybody fights for.
 const PAGES: u64 = 64;
 const FIRST: u64 = proto::RAM_MIN / PAGE;
+/// Rounds that a guest gets through on the slowest of machines.
+const ROUNDS: u64 = 10;
 
 /// A generator of its own for each thread.
 struct Dice(u64);
@@ -46,6 +50,11 @@ impl Dice {
 #[derive(Default)]
 struct Tally {
     private: AtomicU64,
+    /// Of these, those before which the host could touch the first page, and not behind.
+    moved: AtomicU64,
+    /// Conversions that were seen to wait for a page in a pipe, and went through when it was let go.
+    waited: AtomicU64,
+    together: AtomicU64,
     busy: AtomicU64,
     shared: AtomicU64,
     faults: AtomicU64,
@@ -72,18 +81,37 @@ impl Tally {
 /// Runs for `seconds`.
 pub(crate) fn all(seconds: u64, seed: Option<u64>) -> Result<(), String> {
     let seed = seed.unwrap_or_else(entropy) | 1;
+    let_signals_interrupt();
     println!("stress: seed {seed:#x}, {seconds} s");
     let hostile = Hostile::open()?;
     let rest = resting(&hostile);
-    let plan = Plan { bytes: proto::RAM_MIN + PAGES * PAGE, boot: proto::BOOT_NO_SHARE, ..Plan::default() };
+    // Two guests at a time, of two vCPUs and of one, each with its file and everybody who fights for that.
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| one("", 2, seconds, seed));
+        let second = one(", beside it", 1, seconds, seed.rotate_left(32) | 1);
+        first.join().unwrap_or_else(|_| Err("panicked".to_owned())).and(second)
+    })?;
+    settle(STEP, "stress: all is back", &hostile, &rest);
+    STEP.same("stress: all frames in reach", "", runs(&hostile.unreachable()));
+    Ok(())
+}
+
+type Job = fn(&Gmem, &Mapping, &Tally, &mut Dice);
+const JOBS: [Job; 5] = [convert, fault, punch, pin, wait];
+
+/// One guest, its file, and what is done to that.
+fn one(which: &str, vcpus: u64, seconds: u64, seed: u64) -> Result<(), String> {
+    let bytes = proto::RAM_MIN + PAGES * PAGE;
+    let plan = Plan { bytes, boot: proto::BOOT_NO_SHARE, gic: vcpus > 1, vcpus, ..Plan::default() };
     let (mut machine, _) = Machine::booted(plan)?;
     let (gmem, ram) = (std::sync::Arc::clone(&machine.gmem), std::sync::Arc::clone(&machine.ram));
+    let wire = crate::vgic::Cloned::as_fd_clone(&machine.vm)?;
+    let mut others = std::mem::take(&mut machine.others);
     let tally = Tally::default();
     let stop = AtomicBool::new(false);
-    let rounds = std::thread::scope(|scope| {
+    let (rounds, served) = std::thread::scope(|scope| {
         let (gmem, ram, tally, stop) = (&*gmem, &*ram, &tally, &stop);
-        let jobs: [fn(&Gmem, &Mapping, &Tally, &mut Dice); 4] = [convert, fault, punch, pin];
-        for (number, job) in (1..).zip(jobs) {
+        for (number, job) in (1..).zip(JOBS) {
             scope.spawn(move || {
                 let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15 ^ number) | 1);
                 while !stop.load(Ordering::Relaxed) {
@@ -92,50 +120,91 @@ pub(crate) fn all(seconds: u64, seed: Option<u64>) -> Result<(), String> {
             });
         }
         let end = Instant::now() + Duration::from_secs(seconds);
-        let result = guest(&mut machine, &mut Dice(seed), end);
+        let result = beside(&mut others, &wire, |_| guest(&mut machine, &mut Dice(seed), end, tally, vcpus > 1));
         stop.store(true, Ordering::Relaxed);
         result
     });
-    let show = |place: &AtomicU64| place.load(Ordering::Relaxed);
-    println!(
-        "stress: {rounds:?} rounds of the guest; converted {}, busy {}, shared {}, touched {}, refused {}, punched {}, pinned {}",
-        show(&tally.private),
-        show(&tally.busy),
-        show(&tally.shared),
-        show(&tally.faults),
-        show(&tally.refused),
-        show(&tally.punched),
-        show(&tally.pinned)
-    );
-    STEP.judged(
-        "stress: the guest's pages",
-        "no damage, 20 rounds or more",
-        format!("{rounds:?}"),
-        rounds.is_ok_and(|n| n >= 20),
-    );
-    for (case, place) in [
-        ("stress: conversions", &tally.private),
-        ("stress: back to shared", &tally.shared),
-        ("stress: host faults served", &tally.faults),
-        ("stress: host faults refused", &tally.refused),
-        ("stress: holes", &tally.punched),
-        ("stress: pins", &tally.pinned),
-    ] {
-        STEP.judged(case, "some", show(place), show(place) > 0);
-    }
-    let wrong = tally.wrong.into_inner().unwrap_or_default();
-    let first: Vec<_> = wrong.iter().take(8).collect();
-    STEP.same("stress: answers that may not be", "[]", format!("{first:?}"));
-    STEP.same("stress: as many attempts have ended as begun", "0 of some", open_attempts(&gmem));
-    drop((machine, gmem, ram));
-    settle(STEP, "stress: all is back", &hostile, &rest);
-    STEP.same("stress: all frames in reach", "", runs(&hostile.unreachable()));
+    let broken: Vec<_> = served.into_iter().filter_map(Result::err).collect();
+    STEP.same(&format!("stress: what its other vCPUs ended with{which}"), "[]", format!("{broken:?}"));
+    tally.report(which, rounds, vcpus);
+    STEP.same(&format!("stress: as many attempts have ended as begun{which}"), "0 of some", open_attempts(&gmem));
     Ok(())
 }
 
-fn convert(gmem: &Gmem, _: &Mapping, tally: &Tally, dice: &mut Dice) {
+impl Tally {
+    /// Whether everything has happened that must.
+    fn has_all(&self, two: bool) -> bool {
+        let some = |place: &AtomicU64| place.load(Ordering::Relaxed) > 0;
+        let all = [&self.moved, &self.waited, &self.shared, &self.faults, &self.refused, &self.punched, &self.pinned];
+        all.into_iter().all(some) && (!two || some(&self.together))
+    }
+
+    fn report(self, which: &str, rounds: Result<u64, String>, vcpus: u64) {
+        let show = |place: &AtomicU64| place.load(Ordering::Relaxed);
+        println!(
+            "stress{which}: {rounds:?} rounds of the guest; converted {}, moved {}, waited for {}, busy {}, shared {}, touched {}, refused {}, \
+         punched {}, pinned {}, touched by two vCPUs {}",
+            show(&self.private),
+            show(&self.moved),
+            show(&self.waited),
+            show(&self.busy),
+            show(&self.shared),
+            show(&self.faults),
+            show(&self.refused),
+            show(&self.punched),
+            show(&self.pinned),
+            show(&self.together)
+        );
+        STEP.judged(
+            &format!("stress: the guest's pages{which}"),
+            &format!("no damage, {ROUNDS} rounds or more"),
+            format!("{rounds:?}"),
+            rounds.is_ok_and(|n| n >= ROUNDS),
+        );
+        for (case, place) in [
+            ("stress: conversions that took a page from the host", &self.moved),
+            ("stress: conversions that waited for a pin and went through", &self.waited),
+            ("stress: back to shared", &self.shared),
+            ("stress: host faults served", &self.faults),
+            ("stress: host faults refused", &self.refused),
+            ("stress: holes", &self.punched),
+            ("stress: pins", &self.pinned),
+        ] {
+            STEP.judged(&format!("{case}{which}"), "some", show(place), show(place) > 0);
+        }
+        if vcpus > 1 {
+            let together = show(&self.together);
+            STEP.judged(
+                &format!("stress: new pages that two vCPUs touched at once{which}"),
+                "some",
+                together,
+                together > 0,
+            );
+        }
+        let wrong = self.wrong.into_inner().unwrap_or_default();
+        let first: Vec<_> = wrong.iter().take(8).collect();
+        STEP.same(&format!("stress: answers that may not be{which}"), "[]", format!("{first:?}"));
+    }
+}
+
+/// Whether the host can touch a page now: it is brought, if it is the host's and was not there.
+fn touches(ram: &Mapping, at: usize) -> Result<bool, i32> {
+    let mut word = 0u64;
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
+    let remote = libc::iovec { iov_base: ram.at(at).cast(), iov_len: 8 };
+    let me = u64::from(std::process::id());
+    match call(libc::SYS_process_vm_readv, &[me, (&raw const local) as u64, 1, (&raw const remote) as u64, 1, 0]) {
+        Ok(_) => Ok(true),
+        Err(libc::EFAULT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn convert(gmem: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
     let (offset, size) = dice.range();
     std::thread::sleep(Duration::from_micros(dice.roll(500)));
+    let first = usize::try_from(offset).expect("small");
+    let before = touches(ram, first) == Ok(true);
     let result = match dice.roll(8) {
         0 => gmem.to_private_now(offset, size),
         1 => gmem.to_private(offset, size, 1 + dice.roll(20)),
@@ -150,7 +219,12 @@ fn convert(gmem: &Gmem, _: &Mapping, tally: &Tally, dice: &mut Dice) {
         }
     };
     match result {
-        Ok(()) => Tally::add(&tally.private),
+        Ok(()) => {
+            Tally::add(&tally.private);
+            if before && touches(ram, first) == Ok(false) {
+                Tally::add(&tally.moved);
+            }
+        }
         // Held, another's attempt, lent by the guest, or cancelled.
         Err((libc::EAGAIN | libc::ETIMEDOUT | libc::EPERM | libc::EBUSY | libc::EINPROGRESS | libc::ECANCELED, _)) => {
             Tally::add(&tally.busy)
@@ -208,10 +282,44 @@ fn pin(_: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
     drop((reader, writer));
 }
 
+/// A page goes into a pipe, and comes out when a conversion is seen to wait for it.
+fn wait(gmem: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
+    std::thread::sleep(Duration::from_micros(dice.roll(5000)));
+    let at = dice.page();
+    let offset = at as u64;
+    let pipe = sys::pipe();
+    if sys::vmsplice(&pipe.1, ram.at(at), PAGE_BYTES) != Ok(PAGE_BYTES as i64) {
+        return Tally::add(&tally.refused);
+    }
+    let (seen, done) = std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| gmem.to_private(offset, PAGE, 2000));
+        let waits = || gmem.pending().is_ok_and(|p| p.pending == 1 && p.offset == offset && p.tries > 0);
+        let mut seen = false;
+        while !seen && !waiter.is_finished() {
+            seen = waits();
+        }
+        drop(pipe);
+        (seen, waiter.join().unwrap_or(Err((0, 0))))
+    });
+    match done {
+        Ok(()) if seen => Tally::add(&tally.waited),
+        Ok(()) => Tally::add(&tally.private),
+        // It is the guest's meanwhile, and lent; somebody cancelled; others wait in a row.
+        Err((libc::EPERM | libc::ECANCELED | libc::ETIMEDOUT, _)) => Tally::add(&tally.busy),
+        Err((error, _)) => tally.wrong("to private, pinned", error),
+    }
+}
+
 /// The guest's part, until `end`: rounds that it went through, or what it found wrong.
-fn guest(machine: &mut Machine, dice: &mut Dice, end: Instant) -> Result<u64, String> {
+fn guest(machine: &mut Machine, dice: &mut Dice, end: Instant, tally: &Tally, two: bool) -> Result<u64, String> {
     let mut rounds = 0;
-    while Instant::now() < end {
+    second_vcpu(machine, two)?;
+    // A machine that is busy gets as long again, and a minute, for what must have happened once.
+    let latest = end + (end - Instant::now()) + Duration::from_secs(60);
+    while Instant::now() < end || (Instant::now() < latest && !(rounds >= ROUNDS && tally.has_all(two))) {
+        if two && dice.roll(4) == 0 {
+            together(machine, dice, tally).map_err(|why| format!("round {rounds}: {why}"))?;
+        }
         let at = proto::RAM_BASE + dice.page() as u64;
         let seed = dice.roll(1 << 32);
         let fresh = machine.command(proto::CMD_ZERO, [at, PAGE, 0])?;
@@ -243,4 +351,35 @@ fn guest(machine: &mut Machine, dice: &mut Dice, end: Instant) -> Result<u64, St
         rounds += 1;
     }
     Ok(rounds)
+}
+
+/// Starts the second vCPU, where there is one.
+fn second_vcpu(machine: &mut Machine, two: bool) -> Result<(), String> {
+    if two {
+        for (command, argument) in [(proto::CMD_GIC, 2), (proto::CMD_CPU_ON, 1)] {
+            let done = machine.command(command, [argument, 0, 0])?[0];
+            if done != 0 {
+                return Err(format!("the second vCPU does not start: command {command} says {done:#x}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Both vCPUs add to the same new pages, at the same time, and find what the other added and nothing else.
+fn together(machine: &mut Machine, dice: &mut Dice, tally: &Tally) -> Result<(), String> {
+    const RUN: u64 = 3;
+    let at = proto::RAM_BASE + (FIRST + dice.roll(PAGES - RUN + 1)) * PAGE;
+    let wrong = machine.command(proto::CMD_TOGETHER, [1, at, RUN])?;
+    if wrong[0] != 0 {
+        return Err(format!("{} of {RUN} new pages at {at:#x} do not show what both vCPUs added", wrong[0]));
+    }
+    Tally::add(&tally.together);
+    for page in 0..RUN {
+        let given = machine.command(proto::CMD_RELINQUISH, [at + page * PAGE, 0, 0])?;
+        if given[0] != 0 {
+            return Err(format!("relinquish {given:?} at {at:#x}, page {page}"));
+        }
+    }
+    Ok(())
 }

@@ -2,9 +2,11 @@
 //! Windows held open (`tests/wide`): what is touched while mappings or frames are on their way is not served, and not
 //! with what was there before. Begin and end stay a pair (requirements 8, 10, 11; D1 to D3).
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::STEP;
+use super::calls::{forked, tell, told};
 use super::rig::{PAGE, PATIENCE, Rig, bytes, open_attempts, word};
 use crate::gmem::converted;
 use crate::hostile::Hostile;
@@ -21,6 +23,7 @@ const RELEASE: u32 = 2;
 const DRAIN: u32 = 4;
 const DONATE: u32 = 8;
 const RECALL: u32 = 16;
+const FAULT: u32 = 32;
 /// How long a window stays open: long enough for a guest on a loaded machine to run into it.
 const LONG: u32 = 1500;
 /// Well within the time that a fault of the host's waits for an outcome, a second.
@@ -86,10 +89,14 @@ pub(crate) fn all() -> Result<(), String> {
     let hostile = Hostile::open()?;
     let rest = resting(&hostile);
     set("fault", "N");
+    set("unlocked", "N");
     conversions()?;
+    a_fault_returns("0, after it", "zero")?;
     a_guest_touches()?;
     holes()?;
     a_slot_goes()?;
+    a_slot_stays()?;
+    a_vm_goes()?;
     settle(STEP, "wide: all is back", &hostile, &rest);
     Ok(())
 }
@@ -102,7 +109,11 @@ pub(crate) fn planted() -> Result<(), String> {
     set("fault", "N");
     let (seen, early) = hole(RELEASE)?;
     STEP.same("not planted: the guest finds a new one", "0x0, window closed", shown(seen, early));
-    Ok(())
+    // Nor are the folios' locks looked at: a mapping comes after those that went.
+    set("unlocked", "Y");
+    let seen = a_fault_returns("EAGAIN at 0x0, in it", "what was punched out");
+    set("unlocked", "N");
+    seen
 }
 
 fn shown(seen: u64, early: bool) -> String {
@@ -144,6 +155,43 @@ fn conversions() -> Result<(), String> {
     STEP.same("cancelled in the window: the call", "Ok(())", format!("{seen:?}"));
     STEP.same("cancelled in the window: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
     STEP.same("cancelled in the window: nothing has changed", "[]", format!("{:?}", rig.damaged()));
+    Ok(())
+}
+
+/// A fault of the host's has its page and has not mapped it: whoever takes the page away waits until it has. How a conversion
+/// comes out meanwhile, and what a process that faulted finds after a hole was punched there. The faults are other processes':
+/// this one's memory stays locked meanwhile.
+fn a_fault_returns(converts: &str, finds: &str) -> Result<(), String> {
+    let rig = Rig::new(2)?;
+    let fault = || probe(rig.map.at(0), Access::Load);
+    let (seen, done, early) = meanwhile(FAULT, fault, || converted(rig.gmem.to_private_now(0, PAGE)));
+    let either = ["done", "SIGBUS"].contains(&seen.as_str());
+    STEP.judged("fault: it is served, or refused afterwards", "done or SIGBUS", seen, either);
+    STEP.same("fault: a conversion meanwhile", converts, format!("{done}, {}", when(early)));
+    let (go_on, goes_on) = sys::pipe();
+    let before = get("opened");
+    arm(FAULT, LONG);
+    let child = forked(|| {
+        std::hint::black_box(rig.map.load(bytes(1)));
+        let _ = told(&go_on);
+        match rig.map.load(bytes(1)) {
+            0 => 3,
+            old if old == word(1) => 4,
+            _ => 5,
+        }
+    });
+    STEP.same("fault: before a hole, the window opens", true, opens(before));
+    let how = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+    let done = outcome(sys::fallocate(&rig.gmem, how, PAGE.cast_signed(), PAGE.cast_signed()));
+    STEP.same("fault: a hole meanwhile", "0, after it", format!("{done}, {}", when(get("open") == 1)));
+    tell(&goes_on);
+    let found = match child.end().as_str() {
+        "exit 3" => "zero".to_owned(),
+        "exit 4" => "what was punched out".to_owned(),
+        other => other.to_owned(),
+    };
+    STEP.same("fault: what its process finds behind the hole", finds, found);
+    STEP.same("fault: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
     Ok(())
 }
 
@@ -214,15 +262,34 @@ fn holes() -> Result<(), String> {
     Ok(())
 }
 
-/// A slot goes while its guest touches a page that it never had: it finds no slot, and no page.
+/// Deletes the VM's slot.
+fn delete(wire: &OwnedFd) -> String {
+    let mut ask = crate::ordinary::NO_SLOT;
+    outcome(sys::ioctl(wire, freehold_uapi::ioctl::KVM_SET_USER_MEMORY_REGION2, &mut ask))
+}
+
+/// A slot goes while its guest touches a page that it never had: it finds no slot, and no page. One that it has it reads
+/// until the loan has ended, and not a moment longer.
 fn a_slot_goes() -> Result<(), String> {
+    let mut machine = ordinary()?;
+    let wire = crate::vgic::Cloned::as_fd_clone(&machine.vm)?;
+    let load = [proto::RAM_BASE + FREE, 0, 0];
+    let touch = || machine.command(proto::CMD_LOAD, load).map(|r| r[0]);
+    let (done, seen, early) = meanwhile(RECALL, || delete(&wire), touch);
+    STEP.same("slot, of a page it has: the call", "0", done);
+    let held = seen.as_ref().map_or_else(|why| why.contains("MemoryFault") && !early, |&word| word == OLD && early);
+    let seen = format!("{seen:x?}, {}", when(early));
+    STEP.judged("slot, of a page it has: its guest", "the page in it, or MemoryFault after it", &seen, held);
+    if seen.starts_with("Ok") {
+        let event = format!("{:?}", machine.last_command(proto::CMD_LOAD, load));
+        let held = event.contains("MemoryFault");
+        STEP.judged("slot, of a page it has: its guest afterwards", "MemoryFault", event, held);
+    }
+    drop(machine);
     let mut machine = ordinary()?;
     let gmem = machine.gmem.clone();
     let wire = crate::vgic::Cloned::as_fd_clone(&machine.vm)?;
-    let gone = || {
-        let mut ask = crate::ordinary::NO_SLOT;
-        outcome(sys::ioctl(&wire, freehold_uapi::ioctl::KVM_SET_USER_MEMORY_REGION2, &mut ask))
-    };
+    let gone = || delete(&wire);
     let touch = || machine.last_command(proto::CMD_LOAD, [proto::RAM_BASE + FREE + PAGE, 0, 0]);
     let (done, event, early) = meanwhile(RECALL, gone, touch);
     STEP.same("slot: the call", "0", done);
@@ -232,5 +299,54 @@ fn a_slot_goes() -> Result<(), String> {
     STEP.same("slot: as many have ended as begun", "0 of some", open_attempts(&gmem));
     // What it lent is the host's, with its contents.
     STEP.same("slot: the page it had", format!("{OLD:#x}"), format!("{:#x}", machine.ram.load(bytes(FREE / PAGE))));
+    Ok(())
+}
+
+/// The slot of a protected VM stays while a page of it is on its way to the guest, and once the guest has run.
+fn a_slot_stays() -> Result<(), String> {
+    let plan = Plan { bytes: FREE + 4 * PAGE, boot: proto::BOOT_NO_SHARE, ..Plan::default() };
+    let mut machine = Machine::new(plan)?;
+    let (gmem, ram) = (machine.gmem.clone(), machine.ram.clone());
+    let wire = crate::vgic::Cloned::as_fd_clone(&machine.vm)?;
+    ram.store(bytes(FREE / PAGE), OLD);
+    let (done, deleted, _) = meanwhile(DRAIN, || converted(gmem.to_private(FREE, PAGE, 60_000)), || delete(&wire));
+    STEP.same("slot, protected: a conversion before the first run", "0", done);
+    STEP.same("slot, protected: deleted meanwhile", "EBUSY", deleted);
+    gmem.to_private(0, plan.private, 0).map_err(|(e, at)| format!("convert: {} at {at:#x}", errno_name(e)))?;
+    machine.boot()?;
+    let touch = || {
+        let seen = machine.command(proto::CMD_LOAD, [proto::RAM_BASE + FREE + PAGE, 0, 0]);
+        format!("{:x?}", seen.map(|r| r[0]))
+    };
+    let (seen, deleted, _) = meanwhile(DONATE, touch, || delete(&wire));
+    STEP.same("slot, protected: deleted while its guest touches a page", "EPERM", deleted);
+    STEP.same("slot, protected: its guest gets the page", "Ok(0)", seen);
+    let kept = machine.command(proto::CMD_LOAD, [proto::RAM_BASE + FREE, 0, 0])?;
+    STEP.same("slot, protected: what was there before the first run", OLD, kept[0]);
+    STEP.same("slot, protected: as many have ended as begun", "0 of some", open_attempts(&gmem));
+    Ok(())
+}
+
+/// Everything of a protected VM is closed but a mapping, through which the host touches a page that its guest had lent it:
+/// before mappings go its frame is scrubbed already, and behind them comes a new one.
+fn a_vm_goes() -> Result<(), String> {
+    for (name, window, expected) in
+        [("before mappings go", SHUT, "0x0, window open"), ("before the frame goes", RELEASE, "0x0, window closed")]
+    {
+        let (mut machine, _) = Machine::booted(Plan { boot: proto::BOOT_NO_SHARE, ..Plan::default() })?;
+        // The first page: the others come back after it.
+        let lent = machine.command(proto::CMD_SHARE, [proto::RAM_BASE, 1, 0])?;
+        STEP.same(&format!("close, {name}: the guest lends a page"), "[0, 1]", format!("{:?}", &lent[..2]));
+        let ram = machine.ram.clone();
+        let before = ram.load(0);
+        STEP.judged(&format!("close, {name}: what the host reads before"), "not 0x0", before, before != 0);
+        let gone = move || {
+            drop(machine);
+            "closed".to_owned()
+        };
+        let (done, seen, early) = meanwhile(window, gone, || ram.load(0));
+        STEP.same(&format!("close, {name}: the VM is"), "closed", done);
+        STEP.same(&format!("close, {name}: what the host reads"), expected, shown(seen, early));
+    }
     Ok(())
 }
