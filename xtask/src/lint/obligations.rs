@@ -2,8 +2,10 @@
 //! The tables of obligations in `docs/testing.md`, of what a guest finds in `docs/guests.md` and of a phone's VMs in
 //! `docs/kvm-abi.md`: every row is there, and what it names exists.
 //!
-//! A reference is `unit/PACKAGE/TEST`, a piece of a suite, or a piece with the beginning of a case's name behind it:
-//! `life/main "odd-ways"`. A row without any says `not yet` or `does not arise`, and why.
+//! A reference is `unit/PACKAGE/TEST`, a piece of a suite, or a piece with the name of a case behind it:
+//! `life/main "odd-ways"`. A row without any says `not yet` or `does not arise`, and why. Here only the parts of a case's
+//! name are looked for, wherever cases are made; that the piece reports it the piece itself is held to when it runs
+//! (`test::cited`).
 
 use anyhow::{Context as _, Result};
 use std::path::Path;
@@ -11,6 +13,7 @@ use std::path::Path;
 use super::{files, is_rust};
 use crate::env::Env;
 use crate::test;
+use crate::test::cited::{cited, references, words};
 
 /// A table: its document, and the name between the marks that enclose it.
 struct Table(&'static str, &'static str);
@@ -39,13 +42,13 @@ const ROWS: [(&str, &[u32]); 13] = [
 ];
 
 /// What there is to name.
-struct Known {
+pub(super) struct Known {
     /// Package and text of all its sources.
-    packages: Vec<(String, String)>,
+    pub(super) packages: Vec<(String, String)>,
     /// Pieces of suites.
-    works: Vec<String>,
+    pub(super) works: Vec<String>,
     /// Text of everything that may report a case.
-    reporters: String,
+    pub(super) reporters: String,
 }
 
 /// Each row that is missing, shows nothing, or names what does not exist.
@@ -74,7 +77,7 @@ fn obligations() -> Vec<String> {
     ROWS.iter().flat_map(|(group, numbers)| numbers.iter().map(move |n| format!("{group}{n}"))).collect()
 }
 
-fn known(env: &Env) -> Result<Known> {
+pub(super) fn known(env: &Env) -> Result<Known> {
     let (mut packages, mut reporters) = (Vec::new(), String::new());
     let all = files(env)?;
     for manifest in all.iter().filter(|f| f.file_name().is_some_and(|name| name == "Cargo.toml")) {
@@ -122,9 +125,7 @@ fn judge_row(row: &[&str], known: &Known) -> Vec<String> {
     if what.len() < 20 {
         return vec!["says nothing".to_owned()];
     }
-    // Plain words and source files stand in backticks too.
-    let is_reference = |word: &&str| word.contains('/') && !word.ends_with(".rs");
-    let references: Vec<&str> = shown.split('`').skip(1).step_by(2).filter(is_reference).collect();
+    let references: Vec<&str> = references(shown).collect();
     let admits = ["not yet: ", "does not arise: "].iter().any(|word| shown.contains(word));
     let mut found: Vec<String> = references.iter().filter_map(|name| unknown(name, known)).collect();
     if references.is_empty() && !admits {
@@ -134,18 +135,28 @@ fn judge_row(row: &[&str], known: &Known) -> Vec<String> {
 }
 
 /// What is wrong with a reference.
-fn unknown(reference: &str, known: &Known) -> Option<String> {
+pub(super) fn unknown(reference: &str, known: &Known) -> Option<String> {
     if let Some((package, test)) = reference.strip_prefix("unit/").and_then(|rest| rest.split_once('/')) {
         let sources = known.packages.iter().find(|(name, _)| name == package).map(|(_, sources)| sources);
-        let is_there = sources.is_some_and(|sources| sources.contains(&format!("fn {test}(")));
+        let is_there = sources.is_some_and(|sources| is_test(test, sources));
         return (!is_there).then(|| format!("no test {reference}"));
     }
-    let (piece, case) = reference.split_once(' ').unwrap_or((reference, ""));
-    if !known.works.iter().any(|work| work == piece) {
-        return Some(format!("no piece of a suite is called {piece}"));
+    let named = cited(reference);
+    if !known.works.iter().any(|work| work == named.piece) {
+        return Some(format!("no piece of a suite is called {}", named.piece));
     }
-    let case = case.trim_matches('"');
-    (!known.reporters.contains(case)).then(|| format!("no case \"{case}\" is reported by anything"))
+    // Names are put together, at a colon most often.
+    let mut parts = words(named.case).into_iter().flat_map(|word| word.split(": "));
+    let lacks = parts.find(|part| !known.reporters.contains(part));
+    lacks.map(|part| format!("no case \"{}\" is reported by anything: nothing says \"{part}\"", named.case))
+}
+
+/// Whether a function of this name is a test.
+fn is_test(name: &str, sources: &str) -> bool {
+    sources.match_indices(&format!("fn {name}(")).any(|(at, _)| {
+        let before = sources[..at].rsplit("\n\n").next().unwrap_or_default();
+        before.contains("#[test]") && !before.contains("}\n")
+    })
 }
 
 #[cfg(test)]
@@ -154,7 +165,7 @@ mod tests {
 
     fn known() -> Known {
         Known {
-            packages: vec![("freehold-x".to_owned(), "#[test]\nfn a_rule() {}".to_owned())],
+            packages: vec![("freehold-x".to_owned(), "#[test]\nfn a_rule() {}\n\nfn a_helper() {}".to_owned())],
             works: vec!["life/main".to_owned()],
             reporters: "STEP.same(\"odd-ways\")".to_owned(),
         }
@@ -166,7 +177,13 @@ mod tests {
         assert_eq!(unknown("unit/freehold-x/a_rule"), None);
         assert_eq!(unknown("life/main"), None);
         assert_eq!(unknown("life/main \"odd-ways\""), None);
-        for name in ["unit/freehold-x/a_rul", "unit/freehold-y/a_rule", "life/mai", "life/main \"even-ways\""] {
+        for name in [
+            "unit/freehold-x/a_rul",
+            "unit/freehold-x/a_helper",
+            "unit/freehold-y/a_rule",
+            "life/mai",
+            "life/main \"even-ways\"",
+        ] {
             assert!(unknown(name).is_some(), "{name}");
         }
     }

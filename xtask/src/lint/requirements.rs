@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result};
 
-use super::{files, is_rust};
+use super::obligations::{Known, known, unknown};
 use crate::env::Env;
 
 const DOCUMENT: &str = "docs/guest-memfd.md";
@@ -12,11 +12,7 @@ const ROWS: usize = 61;
 /// What is wrong with the table.
 pub(super) fn check(env: &Env) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(env.root.join(DOCUMENT)).context(DOCUMENT)?;
-    let mut sources = String::new();
-    for file in files(env)?.into_iter().filter(|file| is_rust(file) && !file.ends_with("requirements.rs")) {
-        sources.push_str(&std::fs::read_to_string(env.root.join(&file))?);
-    }
-    Ok(judge(&text, &sources, ROWS))
+    Ok(judge(&text, &known(env)?, ROWS))
 }
 
 struct Row<'t> {
@@ -39,7 +35,7 @@ fn rows(text: &str) -> Vec<Row<'_>> {
     found
 }
 
-fn judge(text: &str, sources: &str, count: usize) -> Vec<String> {
+fn judge(text: &str, known: &Known, count: usize) -> Vec<String> {
     let rows = rows(text);
     let mut found = Vec::new();
     let numbers: Vec<usize> = rows.iter().map(|row| row.number).collect();
@@ -56,22 +52,23 @@ fn judge(text: &str, sources: &str, count: usize) -> Vec<String> {
         if word == "refused" && !status.contains("(adr/") {
             found.push(format!("{DOCUMENT}: {number}: refused without a decision"));
         }
-        let missing = tests.iter().filter(|test| !exists(test, sources));
-        found.extend(missing.map(|test| format!("{DOCUMENT}: {number}: no test `{test}`")));
+        let missing = tests.iter().filter_map(|test| unknown(test, known));
+        found.extend(missing.map(|what| format!("{DOCUMENT}: {number}: {what}")));
     }
     found
-}
-
-/// Whether a function has the name, or a text begins with it.
-fn exists(test: &str, sources: &str) -> bool {
-    sources.contains(&format!("fn {test}(")) || sources.contains(&format!("\"{test}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SOURCES: &str = "fn one_holds() {} STEP.same(\"two: a case\", 1, 1)";
+    fn known() -> Known {
+        Known {
+            packages: vec![("x".to_owned(), "#[test]\nfn one_holds() {}\n\nfn helps() {}".to_owned())],
+            works: vec!["guest-memfd/files".to_owned()],
+            reporters: "STEP.same(\"two: a case\", 1, 1)".to_owned(),
+        }
+    }
 
     fn table(rows: &[&str]) -> String {
         rows.iter().map(|row| format!("| {row} |\n")).collect()
@@ -81,22 +78,27 @@ mod tests {
     fn a_table_that_is_right_has_no_findings() {
         let text = table(&[
             "number | requirement | test | status",
-            "1 | x | `one_holds`, `two: a case` | holds",
+            "1 | x | `unit/x/one_holds`, `guest-memfd/files \"two: a case\"` | holds",
             "2 | y | | not yet: why",
-            "3 | z | `two` | refused: [ADR 1](adr/1.md)",
+            "3 | z | `guest-memfd/files` | refused: [ADR 1](adr/1.md)",
         ]);
-        assert_eq!(judge(&text, SOURCES, 3), Vec::<String>::new());
+        assert_eq!(judge(&text, &known(), 3), Vec::<String>::new());
     }
 
     #[test]
     fn a_missing_row_a_missing_test_and_an_empty_claim_are_findings() {
-        let findings = |rows: &[&str]| judge(&table(rows), SOURCES, 1).len();
-        assert_eq!(findings(&["2 | x | `one_holds` | holds"]), 1);
+        let findings = |rows: &[&str]| judge(&table(rows), &known(), 1).len();
+        assert_eq!(findings(&["1 | x | `unit/x/one_holds` | holds"]), 0);
+        assert_eq!(findings(&["2 | x | `unit/x/one_holds` | holds"]), 1);
         assert_eq!(findings(&[]), 1);
-        assert_eq!(findings(&["1 | x | `three` | holds"]), 1);
+        for none in
+            ["unit/x/helps", "unit/x/one", "guest-memfd/file", "guest-memfd/files \"three\"", "one_holds", "two"]
+        {
+            assert_eq!(findings(&[&format!("1 | x | `{none}` | holds")]), 1, "{none}");
+        }
         assert_eq!(findings(&["1 | x | | holds"]), 1);
-        assert_eq!(findings(&["1 | x | `one_holds` | fine"]), 1);
-        assert_eq!(findings(&["1 | x | `one_holds` | refused"]), 1);
-        assert_eq!(findings(&["1 | x | `one_holds` | not yet"]), 1);
+        assert_eq!(findings(&["1 | x | `unit/x/one_holds` | fine"]), 1);
+        assert_eq!(findings(&["1 | x | `unit/x/one_holds` | refused"]), 1);
+        assert_eq!(findings(&["1 | x | `unit/x/one_holds` | not yet"]), 1);
     }
 }

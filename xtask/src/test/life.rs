@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::boot::{image, log};
-use super::{Context, Item, Kernels, Work};
+use super::{Context, Item, Kernels, Work, cited};
 use crate::builds;
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
@@ -205,13 +205,21 @@ fn other_job(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// One item per case, and one for the boot as a whole.
+/// Every case of the piece that documents name has been reported.
+const CITED: &str = "reports-what-documents-name";
+
+/// One item per case, one for those that documents name, and one for the boot as a whole.
 pub(super) fn cases(context: &Context<'_>, name: &str, outcome: &Outcome) -> Vec<Item> {
     let at = context.env.shown(&log(context, name));
     let mut items = Vec::new();
     for case in &outcome.cases {
         let what = format!("expected {}, seen {}\nconsole log: {at}", case.expected, case.seen);
         items.push(Item::new(format!("{name}/{}-{}", case.step, case.case), (!case.held).then_some(what)));
+    }
+    // What ended early has a problem of its own.
+    if outcome.problem.is_none() {
+        let missing = cited::missing(context.env, name, &outcome.cases).unwrap_or_else(|error| vec![error.to_string()]);
+        items.push(Item::new(format!("{name}/{CITED}"), (!missing.is_empty()).then(|| missing.join("\n"))));
     }
     let problem = outcome.problem.as_ref().map(|p| format!("{p}\nconsole log: {at}"));
     items.push(Item::new(format!("{name}/runs-to-its-end"), problem));

@@ -4,6 +4,7 @@
 //! Nothing is skipped but what `skips` lists with its reason, and a suite far beyond its budget fails.
 
 pub(crate) mod boot;
+pub(crate) mod cited;
 pub(crate) mod fuzz;
 mod guests;
 mod kvm;
