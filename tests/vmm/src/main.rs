@@ -103,6 +103,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   core-sink     the program that `gmem-lives` has a dump piped into
   kexec-from  the machine goes over to another kernel, with VMs that live
   kexec-into  what that kernel finds
+  crash-from  the kernel dies, with a VM that lives
+  crash-into  what the crash kernel finds
   noel2       what must not be there without el2
 ";
 
@@ -203,6 +205,8 @@ fn main() {
         "core-sink" => or_report(guest_memfd::STEP.0, guest_memfd::lives::core_sink()),
         "kexec-from" => or_report("kexec-from", successor::leave()),
         "kexec-into" => or_report("kexec-into", successor::arrive()),
+        "crash-from" => or_report("crash-from", successor::crash::die()),
+        "crash-into" => or_report("crash-into", successor::crash::after()),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
     }

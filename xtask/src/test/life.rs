@@ -91,7 +91,7 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
 /// What `cargo xtask run` shows, and more of it.
 const MAIN: Job = Job { limit: LINUX, kernels: Kernels::Stock, ..job("life/main", "boot,main") };
 
-const JOBS: [Job; 25] = [
+const JOBS: [Job; 26] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
@@ -115,6 +115,13 @@ const JOBS: [Job; 25] = [
     Job { cpu: "cortex-a72", ..job("life/vcpus-a72", "vcpus") },
     // Debian's kernel dies in its own preparation for a kexec where it has 52 bits of address.
     Job { cpu: "neoverse-n1", successor: true, ..job("life/kexec", "kexec-from") },
+    Job {
+        cpu: "neoverse-n1",
+        successor: true,
+        append: " crashkernel=384M",
+        kernels: Kernels::Stock,
+        ..job("life/crash", "crash-from")
+    },
     without_el2("life/no-el2-a72", "cortex-a72", false),
     without_el2("life/no-el2-max", "max", false),
     without_el2("life/host-at-el2-a72", "cortex-a72", true),

@@ -9,6 +9,8 @@ use crate::hostile::ram;
 const LOAD: i64 = libc::SYS_kexec_load;
 /// `KEXEC_ARCH_AARCH64`.
 const AARCH64: u64 = 183 << 16;
+/// `KEXEC_ON_CRASH`.
+const ON_CRASH: u64 = 1;
 const MIB: u64 = 1 << 20;
 /// Where the kernel's Image says how much memory it needs.
 const IMAGE_SIZE: usize = 16;
@@ -34,17 +36,68 @@ fn handover(tree: u64, kernel: u64) -> Vec<u8> {
     code.into_iter().flat_map(u32::to_le_bytes).chain(addresses).collect()
 }
 
-/// Loads `/next/kernel` and `/next/initrd` as what comes next, with this kernel's device tree, in which `from` in the
-/// command line has become `into`, of the same length.
+/// Loads what comes next when it is asked for, anywhere; see [`load`].
 pub(super) fn next(from: &str, into: &str) -> Result<(), String> {
+    let tree = fs::read("/sys/firmware/fdt").map_err(|e| format!("the device tree: {e}"))?;
+    let rooms = ram().into_iter().map(|(first, frames)| (first << 12, frames << 12)).collect();
+    load(tree, rooms, AARCH64, from, into)
+}
+
+/// Loads what comes next when this kernel dies, into the memory that was kept for it, and has it stay there; see [`load`].
+pub(super) fn on_crash(from: &str, into: &str) -> Result<(), String> {
+    let tree = fs::read("/sys/firmware/fdt").map_err(|e| format!("the device tree: {e}"))?;
+    let kept = kept().ok_or("no memory is kept for a crash kernel")?;
+    let tree = confined(&tree, kept).ok_or("a device tree of an unknown form")?;
+    load(tree, vec![kept], AARCH64 | ON_CRASH, from, into)
+}
+
+/// Where `crashkernel=` has memory kept, and how much.
+fn kept() -> Option<(u64, u64)> {
+    let text = fs::read_to_string("/proc/iomem").ok()?;
+    let (range, _) = text.lines().find(|line| line.ends_with(": Crash kernel"))?.trim().split_once(' ')?;
+    let (first, last) = range.split_once('-')?;
+    let [first, last] = [first, last].map(|number| u64::from_str_radix(number, 16).ok());
+    Some((first?, last? - first? + 1))
+}
+
+/// The tree with one property more: a kernel uses this memory and no other.
+fn confined(tree: &[u8], (base, bytes): (u64, u64)) -> Option<Vec<u8>> {
+    const NAME: &[u8] = b"linux,usable-memory-range\0";
+    const HEADER: usize = 40;
+    let part = |at: usize, size: usize| tree.get(word(tree, at)?..)?.get(..word(tree, size)?);
+    let (structure, strings) = (part(8, 36)?, part(12, 32)?);
+    let reserved = tree.get(word(tree, 16)?..)?;
+    let entries = reserved.chunks_exact(16).position(|entry| entry.iter().all(|byte| *byte == 0))? + 1;
+    // Behind the node's name.
+    let at = find(structure, b"\0\0\0\x01chosen\0\0")? + 12;
+    let property = [3, 16, u32::try_from(strings.len()).ok()?].map(u32::to_be_bytes).concat();
+    let range = [base, bytes].map(u64::to_be_bytes).concat();
+    let structure = [&structure[..at], &property, &range, &structure[at..]].concat();
+    let strings = [strings, NAME].concat();
+    let mut new = tree.get(..HEADER)?.to_vec();
+    new.resize(48, 0);
+    new.extend(&reserved[..entries * 16]);
+    let places = [(16, 48), (8, new.len()), (36, structure.len())];
+    new.extend(&structure);
+    let more = [(12, new.len()), (32, strings.len()), (4, new.len() + strings.len())];
+    new.extend(&strings);
+    for (at, value) in places.into_iter().chain(more) {
+        new[at..at + 4].copy_from_slice(&u32::try_from(value).ok()?.to_be_bytes());
+    }
+    Some(new)
+}
+
+/// Loads `/next/kernel` and `/next/initrd` into one of `rooms`, with a device tree in which `from` in the command line
+/// becomes `into`, of the same length.
+fn load(mut tree: Vec<u8>, rooms: Vec<(u64, u64)>, how: u64, from: &str, into: &str) -> Result<(), String> {
     let read = |path: &str| fs::read(path).map_err(|e| format!("{path}: {e}"));
-    let (kernel, initrd, mut tree) = (read("/next/kernel")?, read("/next/initrd")?, read("/sys/firmware/fdt")?);
+    let (kernel, initrd) = (read("/next/kernel")?, read("/next/initrd")?);
     let size = kernel.get(IMAGE_SIZE..IMAGE_SIZE + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let size = size.ok_or("/next/kernel is no Image")?;
     let room = [size, initrd.len() as u64, MIB, MIB].map(|bytes| bytes.next_multiple_of(2 * MIB));
     let all: u64 = room.iter().sum();
-    let (first, _) = ram().into_iter().find(|(_, frames)| frames << 12 >= all + 2 * MIB).ok_or("no room for it")?;
-    let mut at = (first << 12).next_multiple_of(2 * MIB);
+    let (first, _) = rooms.into_iter().find(|(_, bytes)| *bytes >= all + 2 * MIB).ok_or("no room for it")?;
+    let mut at = first.next_multiple_of(2 * MIB);
     let [to_kernel, to_initrd, to_tree, to_code] = room.map(|bytes| {
         let place = at;
         at += bytes;
@@ -62,7 +115,7 @@ pub(super) fn next(from: &str, into: &str) -> Result<(), String> {
         segment(&code, to_code, code.len() as u64),
     ];
     // SAFETY: as many segments as are told, each of memory that is alive until the call has copied it.
-    let done = unsafe { libc::syscall(LOAD, to_code, segments.len(), segments.as_ptr(), AARCH64) };
+    let done = unsafe { libc::syscall(LOAD, to_code, segments.len(), segments.as_ptr(), how) };
     if done == 0 { Ok(()) } else { Err(format!("kexec_load: {}", std::io::Error::last_os_error())) }
 }
 

@@ -2,6 +2,7 @@
 //! A host that goes on as another kernel by kexec, over VMs that live: they end first, and what comes next has every frame
 //! (I8), without a word of theirs (I4).
 
+pub(crate) mod crash;
 mod load;
 
 use freehold_uapi::hvc;
