@@ -45,7 +45,7 @@ fn sources(env: &Env) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for file in files(env)?.into_iter().filter(|file| is_rust(file)) {
         let name = file.to_string_lossy().into_owned();
-        if name.starts_with(BELOW) && !name.contains("/model") {
+        if name.starts_with(BELOW) && !name.contains("/model") && !name.contains("/tests/") {
             found.push((name, std::fs::read_to_string(env.root.join(&file))?));
         }
     }
