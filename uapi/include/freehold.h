@@ -161,9 +161,14 @@
 #define FREEHOLD_REG_X1 (1)
 #define FREEHOLD_REG_X2 (2)
 #define FREEHOLD_REG_X3 (3)
+#define FREEHOLD_REG_X30 (30)
 #define FREEHOLD_REG_PC (32)
 #define FREEHOLD_REG_PSTATE (33)
 #define FREEHOLD_REG_MPIDR (34)
+#define FREEHOLD_REG_EL1 (128)
+#define FREEHOLD_REG_V0 (150)
+#define FREEHOLD_REG_FPCR (214)
+#define FREEHOLD_REG_FPSR (215)
 
 /* Statuses of guest calls (x0) */
 #define FREEHOLD_GUEST_OK (0)

@@ -123,7 +123,7 @@ items! {
     GUEST_FRAMES_LEFT = -70;
     /// No guest request is pending on this vCPU.
     NO_REQUEST = -71;
-    /// The register is never the host's (numbers 4 to 30), is read only, or may not have this value; of [`VCPU_RUN`]:
+    /// The register is never the host's (a protected VM's), is read only, or may not have this value; of [`VCPU_RUN`]:
     /// this CPU is in a state (streaming mode) in which no guest can be entered.
     DENIED = -80;
 }
@@ -253,7 +253,8 @@ items! {
 }
 
 items! {
-    /// Every register of [`VCPU_SET_REG`] and [`VCPU_GET_REG`]; 0 to 3 are x0–x3.
+    /// Registers of [`VCPU_SET_REG`] and [`VCPU_GET_REG`]; 0 to 30 are x0–x30. Of a protected VM's vCPU x0–x3, `REG_PC`,
+    /// `REG_PSTATE` and `REG_MPIDR`, and no other.
     REGS: u64;
     /// x0 of the guest.
     REG_X0 = 0;
@@ -263,12 +264,23 @@ items! {
     REG_X2 = 2;
     /// x3 of the guest.
     REG_X3 = 3;
-    /// Program counter; a multiple of 4.
+    /// x30 of the guest.
+    REG_X30 = 30;
+    /// Program counter; of a protected VM a multiple of 4.
     REG_PC = 32;
-    /// PSTATE; only `EL1h` with DAIF masked (0x3c5) is accepted.
+    /// PSTATE; of a protected VM only `EL1h` with DAIF masked (0x3c5).
     REG_PSTATE = 33;
     /// `MPIDR_EL1` of the vCPU; read only.
     REG_MPIDR = 34;
+    /// The first of EL1's, one after the other: SCTLR, TCR, CPACR, TTBR0, TTBR1, MAIR, AMAIR, VBAR, ESR, FAR, AFSR0, AFSR1,
+    /// CONTEXTIDR, PAR, `TPIDR_EL0`, TPIDRRO, `TPIDR_EL1`, CNTKCTL, `SP_EL0`, `SP_EL1`, ELR, SPSR.
+    REG_EL1 = 128;
+    /// The lower half of V0, then its upper half, V1 and so on.
+    REG_V0 = 150;
+    /// FPCR.
+    REG_FPCR = 214;
+    /// FPSR.
+    REG_FPSR = 215;
 }
 
 calls! {
@@ -320,18 +332,19 @@ calls! {
     rets();
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_EXISTS, NEED_PAGES);
     when("host, before the VM's first run");
-    /// Sets a register of a vCPU of a VM that never ran. What is set in one that the guest starts is forgotten.
+    /// Sets a register of a vCPU of a VM that never ran, or of an ordinary one. What is set in one that the guest starts is
+    /// forgotten.
     VCPU_SET_REG = BASE + 8;
     args("handle": "VM", "vcpu": "index", "reg": "one of `REG_*`", "value": "its value");
     rets();
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_BUSY, DENIED, UNALIGNED, BAD_ARGUMENT);
-    when("host, before the VM's first run");
-    /// Reads a register of a vCPU that never ran; `REG_MPIDR` at any time.
+    when("host, before the VM's first run; of an ordinary VM until VM_DESTROY");
+    /// Reads a register of a vCPU that never ran, or of an ordinary VM's; `REG_MPIDR` at any time.
     VCPU_GET_REG = BASE + 9;
     args("handle": "VM", "vcpu": "index", "reg": "one of `REG_*`");
     rets("value": "its value");
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, WRONG_VCPU, VCPU_BUSY, DENIED, BAD_ARGUMENT);
-    when("host, before that vCPU's first run");
+    when("host, before that vCPU's first run; of an ordinary VM until VM_DESTROY");
     /// Runs a vCPU on this CPU until it needs the host. An entry ends what was pending, also one that a kick or an
     /// interrupt ends at once: a load has its answer, a request that was not accepted is made again. A vCPU that asked
     /// for power off or reset may be run again. vCPU 0 is on from the start; another one is off until the guest calls

@@ -85,25 +85,16 @@ pub enum Call {
         /// Which vCPU.
         vcpu: VcpuIndex,
     },
-    /// A register of a vCPU that never ran.
-    VcpuSetReg {
+    /// A register of a vCPU that nobody runs.
+    VcpuReg {
         /// Which VM.
         vm: Handle,
         /// Which vCPU.
         vcpu: VcpuIndex,
         /// Which register.
         register: HostRegister,
-        /// Its value.
-        value: u64,
-    },
-    /// A register of a vCPU that never ran.
-    VcpuGetReg {
-        /// Which VM.
-        vm: Handle,
-        /// Which vCPU.
-        vcpu: VcpuIndex,
-        /// Which register.
-        register: HostRegister,
+        /// What it is set to; `None`: it is read.
+        value: Option<u64>,
     },
     /// A run.
     VcpuRun {
@@ -197,16 +188,11 @@ impl Call {
             hvc::VM_RECLAIM => Self::VmReclaim { vm: Handle::decode(x1)?, run: frames(x2, x3)? },
             hvc::POOL_TOPUP => Self::PoolTopup { vm: Handle::decode(x1)?, run: frames(x2, x3)? },
             hvc::VCPU_CREATE => Self::VcpuCreate { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)? },
-            hvc::VCPU_SET_REG => Self::VcpuSetReg {
+            hvc::VCPU_SET_REG | hvc::VCPU_GET_REG => Self::VcpuReg {
                 vm: Handle::decode(x1)?,
                 vcpu: VcpuIndex::decode(x2)?,
                 register: HostRegister::decode(x3)?,
-                value: x4,
-            },
-            hvc::VCPU_GET_REG => Self::VcpuGetReg {
-                vm: Handle::decode(x1)?,
-                vcpu: VcpuIndex::decode(x2)?,
-                register: HostRegister::decode(x3)?,
+                value: (id == hvc::VCPU_SET_REG).then_some(x4),
             },
             hvc::VCPU_RUN => Self::VcpuRun { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)?, mmio: x3 },
             hvc::VCPU_KICK => Self::VcpuKick { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)? },

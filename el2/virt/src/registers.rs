@@ -15,6 +15,8 @@ pub trait Registers {
     fn pstate(&self) -> u64;
     /// Sets PSTATE.
     fn set_pstate(&mut self, pstate: u64);
+    /// The `n`th word of what else is kept: EL1's registers, the vectors, FPCR and FPSR, in the order of the host's ABI.
+    fn kept(&mut self, n: usize) -> Option<&mut u64>;
     /// Gives EL1 a synchronous exception with this syndrome, at the current instruction.
     fn inject(&mut self, esr: u64);
 
@@ -58,6 +60,7 @@ pub(crate) mod fake {
         pub(crate) x: [u64; 31],
         pub(crate) pc: u64,
         pub(crate) pstate: u64,
+        pub(crate) kept: [u64; 88],
         pub(crate) injected: Vec<u64>,
     }
 
@@ -67,6 +70,7 @@ pub(crate) mod fake {
                 x: core::array::from_fn(|n| 0x1000 + n as u64),
                 pc: 0x8000_0000,
                 pstate: 0x3c5,
+                kept: core::array::from_fn(|n| 0x2000 + n as u64),
                 injected: Vec::new(),
             }
         }
@@ -92,6 +96,9 @@ pub(crate) mod fake {
         }
         fn set_pstate(&mut self, pstate: u64) {
             self.pstate = pstate;
+        }
+        fn kept(&mut self, n: usize) -> Option<&mut u64> {
+            self.kept.get_mut(n)
         }
         fn inject(&mut self, esr: u64) {
             self.injected.push(esr);

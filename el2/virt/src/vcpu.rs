@@ -325,10 +325,11 @@ const fn crash(why: Crash) -> Next {
     Next::Leave(Exit::Crash(why))
 }
 
-/// A register that the host may set and read before a vCPU's first run; all of them are measured.
+/// A register of a vCPU that the host may name. Of a protected VM's it gets to those that a vCPU starts with, all of which
+/// are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostRegister {
-    /// x0–x3.
+    /// x0–x30.
     X(u8),
     /// Program counter.
     Pc,
@@ -336,51 +337,59 @@ pub enum HostRegister {
     Pstate,
     /// `MPIDR_EL1`, which nobody sets.
     Mpidr,
+    /// A word of [`Registers::kept`].
+    Kept(usize),
 }
 
-/// EL1h with DAIF masked: the only state that a vCPU starts in.
+/// EL1h with DAIF masked: the only state that a vCPU of a protected VM starts in.
 const START_PSTATE: u64 = 0x3c5;
 
 impl HostRegister {
     /// Names a register of the ABI.
     ///
     /// # Errors
-    /// `Denied` for one that is not the host's, `BadArgument` for a number that names none.
+    /// `BadArgument` for a number that names none.
     pub fn decode(word: u64) -> Result<Self, Refused> {
         use freehold_uapi::hvc;
         match word {
-            hvc::REG_X0..=hvc::REG_X3 => Ok(Self::X(word as u8 & 3)),
+            hvc::REG_X0..=hvc::REG_X30 => Ok(Self::X(word as u8 & 31)),
             hvc::REG_PC => Ok(Self::Pc),
             hvc::REG_PSTATE => Ok(Self::Pstate),
             hvc::REG_MPIDR => Ok(Self::Mpidr),
-            4..=30 => Err(Refused::Denied),
+            hvc::REG_EL1..=hvc::REG_FPSR => Ok(Self::Kept(word as usize & 127)),
             _ => Err(Refused::BadArgument),
         }
     }
 
-    /// Sets the register.
+    /// Sets the register of a vCPU of an ordinary VM, or of another one that is about to start. A PSTATE in which no guest
+    /// can run ends the next run.
     ///
     /// # Errors
-    /// `Unaligned` for a program counter, `Denied` for another PSTATE than a start's, and for `MPIDR`.
-    pub fn set(self, value: u64, registers: &mut impl Registers) -> Result<(), Refused> {
+    /// `Denied` for `MPIDR`. Where the VM is not `ordinary` also for what it is not started with and for another PSTATE
+    /// than a start's, and `Unaligned` for a program counter.
+    pub fn set(self, value: u64, ordinary: bool, registers: &mut impl Registers) -> Result<(), Refused> {
         match self {
-            Self::X(n) => registers.set_x(n, value),
-            Self::Pc if !value.is_multiple_of(4) => return Err(Refused::Unaligned),
+            Self::Pc if !ordinary && !value.is_multiple_of(4) => return Err(Refused::Unaligned),
             Self::Pc => registers.set_pc(value),
-            Self::Pstate if value == START_PSTATE => registers.set_pstate(value),
-            Self::Pstate | Self::Mpidr => return Err(Refused::Denied),
+            Self::Pstate if ordinary || value == START_PSTATE => registers.set_pstate(value),
+            Self::X(n) if ordinary || n < 4 => registers.set_x(n, value),
+            Self::Kept(n) if ordinary => registers.kept(n).into_iter().for_each(|word| *word = value),
+            Self::X(_) | Self::Kept(_) | Self::Pstate | Self::Mpidr => return Err(Refused::Denied),
         }
         Ok(())
     }
 
-    /// Reads the register of a vCPU that never ran.
-    #[must_use]
-    pub fn get(self, mpidr: u64, registers: &impl Registers) -> u64 {
+    /// Reads the register of such a vCPU.
+    ///
+    /// # Errors
+    /// `Denied` for what no VM that is not `ordinary` is started with.
+    pub fn get(self, ordinary: bool, registers: &mut impl Registers) -> Result<u64, Refused> {
         match self {
-            Self::X(n) => registers.x(n),
-            Self::Pc => registers.pc(),
-            Self::Pstate => registers.pstate(),
-            Self::Mpidr => mpidr,
+            Self::Pc => Ok(registers.pc()),
+            Self::Pstate => Ok(registers.pstate()),
+            Self::X(n) if ordinary || n < 4 => Ok(registers.x(n)),
+            Self::Kept(n) if ordinary => registers.kept(n).copied().ok_or(Refused::BadArgument),
+            Self::X(_) | Self::Kept(_) | Self::Mpidr => Err(Refused::Denied),
         }
     }
 }

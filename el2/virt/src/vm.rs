@@ -360,10 +360,10 @@ impl<'a, A: Cell> Vms<'a, A> {
         let allowed = match (before, purpose) {
             (VcpuPhase::Absent, _) => Err(Refused::WrongVcpu),
             (VcpuPhase::Claimed, _) => Err(Refused::VcpuBusy),
-            (VcpuPhase::Crashed, _) | (VcpuPhase::Parked, Purpose::Registers) => Err(Refused::WrongState),
+            // Whose VM is ordinary is not known here.
+            (_, Purpose::Registers) | (VcpuPhase::Parked, _) | (VcpuPhase::Ready, Purpose::Run) => Ok(()),
+            (VcpuPhase::Crashed, _) => Err(Refused::WrongState),
             (VcpuPhase::Ready, Purpose::Answer) => Err(Refused::NoRequest),
-            (VcpuPhase::Ready, Purpose::Run | Purpose::Registers)
-            | (VcpuPhase::Parked, Purpose::Run | Purpose::Answer) => Ok(()),
         };
         let taken =
             allowed.and_then(|()| vcpu.phase.exchange(seen, VcpuPhase::Claimed.pack()).map_err(|_| Refused::VcpuBusy));

@@ -41,6 +41,9 @@ impl Registers for Call {
         0
     }
     fn set_pstate(&mut self, _: u64) {}
+    fn kept(&mut self, _: usize) -> Option<&mut u64> {
+        None
+    }
     fn inject(&mut self, _: u64) {}
 }
 

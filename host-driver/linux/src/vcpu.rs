@@ -36,7 +36,7 @@ pub(crate) struct VcpuState {
     memory: Memory,
     /// It was entered, or may have been: its registers are closed.
     ran: bool,
-    /// What the VMM wrote, of a vCPU that the guest starts.
+    /// What the VMM wrote, of a vCPU that a protected guest starts.
     entry: Entry,
 }
 
@@ -342,16 +342,27 @@ impl Vcpu<'_> {
         if self.state.features.is_some_and(|before| before != features) {
             return Err(Error::Invalid);
         }
-        self.state.entry = Entry::default();
-        for reg in [hvc::REG_X0, hvc::REG_X1, hvc::REG_X2, hvc::REG_X3, hvc::REG_PC] {
-            self.write(reg, 0)?;
+        if self.vm.is_protected() {
+            self.state.entry = Entry::default();
+            for reg in [hvc::REG_X0, hvc::REG_X1, hvc::REG_X2, hvc::REG_X3, hvc::REG_PC] {
+                self.write(reg, 0)?;
+            }
+        } else {
+            for (reg, value) in registers::reset() {
+                self.write(reg, value)?;
+            }
         }
         self.state.features = Some(features);
         Ok(())
     }
 
+    /// Whether `el2` keeps what the VMM writes and reads; else it is nothing that comes to the guest.
+    fn is_kept(&self) -> bool {
+        !self.vm.is_protected() || self.state.id == 0
+    }
+
     fn write(&mut self, reg: u64, value: u64) -> Result<(), Error> {
-        if self.state.id == 0 {
+        if self.is_kept() {
             EL2.vcpu_set_reg(self.vm.handle(), self.state.id, reg, value)?;
         } else {
             self.state.entry.set(reg, value);
@@ -377,16 +388,15 @@ impl Vcpu<'_> {
         match reg {
             Register::Counter => Ok(()),
             // What it is already may be written.
-            Register::Psci | Register::Entry(hvc::REG_MPIDR) if value == self.read(reg)? => Ok(()),
-            Register::Psci => Err(Error::Invalid),
-            Register::Zero(_) if value | above == 0 => Ok(()),
-            Register::Zero(_) if self.state.ran => Err(Error::Denied),
-            Register::Zero(_) => Err(Error::Invalid),
-            // What was read may be written back, and changes nothing: QEMU does so with all of them at once.
-            Register::Entry(_) if value == 0 && self.state.ran && !self.vm.is_protected() => Ok(()),
-            Register::Entry(number) => {
-                let value = registers::writable(number, value, !self.vm.is_protected())?;
-                if self.state.ran {
+            Register::Zero | Register::Psci | Register::Kept(hvc::REG_MPIDR) if value == self.read(reg)? => Ok(()),
+            Register::Zero | Register::Psci => Err(Error::Invalid),
+            Register::Vector(number) => {
+                self.write(number, value)?;
+                self.write(number.saturating_add(1), above)
+            }
+            Register::Kept(number) | Register::Short(number) => {
+                registers::writable(number, value, !self.vm.is_protected())?;
+                if self.state.ran && self.vm.is_protected() {
                     return Err(Error::Denied);
                 }
                 self.write(number, value)
@@ -395,25 +405,29 @@ impl Vcpu<'_> {
     }
 
     fn read(&self, reg: Register) -> Result<u64, Error> {
+        let of_el2 = |number| EL2.vcpu_get_reg(self.vm.handle(), self.state.id, number);
         Ok(match reg {
             Register::Counter => sys::counter(),
             Register::Psci => registers::PSCI_VERSION,
-            Register::Zero(_) => 0,
-            Register::Entry(hvc::REG_MPIDR) => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, hvc::REG_MPIDR)?,
-            // What a vCPU that ran holds is its own: its registers read as zero.
-            Register::Entry(_) if self.state.ran => 0,
-            Register::Entry(number) if self.state.id != 0 => self.state.entry.get(number),
-            Register::Entry(number) => EL2.vcpu_get_reg(self.vm.handle(), self.state.id, number)?,
+            Register::Zero => 0,
+            Register::Kept(hvc::REG_MPIDR) => of_el2(hvc::REG_MPIDR)?,
+            // What a protected vCPU that ran holds is its own: its registers read as zero.
+            _ if self.state.ran && self.vm.is_protected() => 0,
+            Register::Kept(number) if !self.is_kept() => self.state.entry.get(number),
+            Register::Kept(number) | Register::Short(number) | Register::Vector(number) => of_el2(number)?,
         })
     }
 
     fn get_reg(&self, arg: usize) -> Result<(), Error> {
         let (reg, to) = self.named(arg)?;
         let value = self.read(reg)?;
-        match reg.bytes() {
-            4 => sys::copy_out(to, &u32::try_from(value).map_err(|_| Error::Invalid)?),
-            16 => sys::copy_out(to, &[value, 0]),
-            _ => sys::copy_out(to, &value),
+        match reg {
+            Register::Short(_) => sys::copy_out(to, &u32::try_from(value).map_err(|_| Error::Invalid)?),
+            Register::Vector(number) => {
+                let above = self.read(Register::Kept(number.saturating_add(1)))?;
+                sys::copy_out(to, &[value, above])
+            }
+            Register::Kept(_) | Register::Zero | Register::Psci | Register::Counter => sys::copy_out(to, &value),
         }
     }
 

@@ -58,7 +58,8 @@ fn may_claim(naive: &Naive, handle: Handle, purpose: Purpose, busy: bool) -> Res
     match (naive.vcpu, purpose) {
         (Vcpu::Absent, _) => Err(Refused::WrongVcpu),
         _ if busy => Err(Refused::VcpuBusy),
-        (Vcpu::Crashed, _) | (Vcpu::Parked, Purpose::Registers) => Err(Refused::WrongState),
+        (_, Purpose::Registers) => Ok(()),
+        (Vcpu::Crashed, _) => Err(Refused::WrongState),
         (Vcpu::Ready, Purpose::Answer) => Err(Refused::NoRequest),
         (Vcpu::Ready | Vcpu::Parked, _) => Ok(()),
     }

@@ -276,7 +276,9 @@ fn is_in_the_way<const P: usize, const V: usize, const G: usize>(
 ) -> bool {
     let claims = |op: Op| match op {
         Op::Run { who, .. } => Some(who),
-        Op::Host(call @ (Call::VcpuSetReg { .. } | Call::GuestAccept { .. })) => vm_of(&call).map(Who::Slot),
+        Op::Host(call @ (Call::VcpuSetReg { .. } | Call::VcpuGetReg { .. } | Call::GuestAccept { .. })) => {
+            vm_of(&call).map(Who::Slot)
+        }
         _ => None,
     };
     let creates = |op: Op| matches!(op, Op::Host(Call::VmCreate { .. }));

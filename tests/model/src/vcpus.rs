@@ -34,6 +34,10 @@ impl registers::Registers for Registers {
     fn set_pstate(&mut self, pstate: u64) {
         self.pstate = pstate;
     }
+    // No VM of a model is ordinary, or a register of EL1's named: one word is as good as many.
+    fn kept(&mut self, _: usize) -> Option<&mut u64> {
+        None
+    }
     fn inject(&mut self, _: u64) {
         self.injected += 1;
     }

@@ -300,6 +300,12 @@ fn works() -> Result<(), String> {
             format!("{:?}", [Ok::<u64, i32>(0); 4]),
             format!("{registers:?}"),
         );
+        let named = [0x6030_0000_0013_c080, 0x6040_0000_0010_0054].map(|id| get_reg(vcpu, id).map_err(errno_name));
+        STEP.same(
+            &format!("{name}: EL1's and the vectors have no name"),
+            "[Err(\"ENOENT\"), Err(\"ENOENT\")]",
+            format!("{named:?}"),
+        );
         STEP.same(&format!("{name}: to writing too"), "EPERM", outcome(set_reg(vcpu, KVM_REG_PC, RAM_BASE)));
     }
     shows_nothing(&machine, &others[0]);

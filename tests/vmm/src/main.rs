@@ -38,6 +38,7 @@ mod probe;
 mod proto;
 mod raw;
 mod refusals;
+mod registers;
 mod replays;
 mod report;
 #[path = "../../guest/src/rows.rs"]
@@ -69,7 +70,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   stage NAME  a VMM that `cycles` kills at a stage
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
-  peer        cases of ioctls, plain, pinned, vgic and replays, asked of the kernel's own KVM
+  peer        cases of ioctls, registers, plain, pinned, vgic and replays, asked of the kernel's own KVM
   ioctl-fuzz [SEED [CALLS]]  random ioctls on every descriptor, from two threads
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
@@ -169,7 +170,10 @@ fn main() {
         "bench" => or_report("bench", bench::all()),
         "bench-boot" => bench::boot(),
         "bench-ipi" => or_report("bench", bench::between()),
-        "ordinary" => or_report("ordinary", ordinary::all()),
+        "ordinary" => {
+            or_report("ordinary", ordinary::all());
+            or_report("registers", registers::all());
+        }
         "events" => or_report("events", events::all()),
         "plain" => or_report("plain", plain::all()),
         "pinned" => or_report("pinned", pinned::all()),

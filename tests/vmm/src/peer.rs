@@ -6,7 +6,7 @@
 
 use crate::machine::{ask_the_peer, open};
 use crate::vgic::let_signals_interrupt;
-use crate::{ioctls, or_report, pinned, plain, replays, vgic};
+use crate::{ioctls, or_report, pinned, plain, registers, replays, vgic};
 
 /// Runs the cases.
 pub(crate) fn all() {
@@ -15,6 +15,7 @@ pub(crate) fn all() {
     or_report("ioctls", open().map(|kvm| ioctls::system(&kvm)));
     or_report("ioctls", open().and_then(|kvm| ioctls::vm(&kvm)));
     or_report("ioctls", open().and_then(|kvm| ioctls::vcpu(&kvm)));
+    or_report("registers", registers::all());
     or_report("plain", plain::slots());
     or_report("pinned", pinned::slots());
     or_report("vgic", vgic::refusals());

@@ -252,6 +252,11 @@ fn vcpus(bench: &Bench) {
     bench.refuse("set: MPIDR", VCPU_SET_REG, &[a, 0, REG_MPIDR, 0], DENIED);
     bench.refuse("set: unknown register", VCPU_SET_REG, &[a, 0, 99, 0], BAD_ARGUMENT);
     bench.refuse("get: unknown register", VCPU_GET_REG, &[a, 0, 99], BAD_ARGUMENT);
+    for register in [4, 30, REG_EL1, REG_V0, REG_FPSR] {
+        let case = format!("register {register} of a protected VM");
+        bench.refuse(&format!("set: {case}"), VCPU_SET_REG, &[a, 0, register, 0], DENIED);
+        bench.refuse(&format!("get: {case}"), VCPU_GET_REG, &[a, 0, register], DENIED);
+    }
     bench.refuse("kick: no such vcpu", VCPU_KICK, &[a, 1], WRONG_VCPU);
     bench.refuse("accept: no request", GUEST_ACCEPT, &[a, 0, 1], NO_REQUEST);
     bench.refuse("destroyed only once: reclaim before", VM_RECLAIM, &[a, bench.pools[0].first, 1], WRONG_STATE);
@@ -309,7 +314,9 @@ fn late_vcpus(bench: &Bench) {
     bench.refuse("late: the same vcpu again", VCPU_CREATE, &[b, 0], VCPU_EXISTS);
     bench.refuse("late: PC of vcpu 0", VCPU_SET_REG, &[b, 0, REG_PC, 0x8000_0000], WRONG_STATE);
     bench.refuse("late: x0 of vcpu 0", VCPU_SET_REG, &[b, 0, REG_X0, 1], WRONG_STATE);
-    bench.refuse("late: x0 of vcpu 0 is not told", VCPU_GET_REG, &[b, 0, REG_X0], WRONG_STATE);
+    for (name, register) in [("x0", REG_X0), ("PC", REG_PC), ("SCTLR", REG_EL1), ("V0", REG_V0)] {
+        bench.refuse(&format!("late: {name} of vcpu 0 is not told"), VCPU_GET_REG, &[b, 0, register], WRONG_STATE);
+    }
     bench.refuse("late: run of vcpu 0, which crashed", VCPU_RUN, &[b, 0, 0], WRONG_STATE);
     bench.refuse("late: run of vcpu 2, which is not there", VCPU_RUN, &[b, 2, 0], WRONG_VCPU);
 }

@@ -180,6 +180,7 @@ fn one(
             | Call::MemUnshare { .. }
             | Call::GuestAccept { .. }
             | Call::VcpuSetReg { .. }
+            | Call::VcpuGetReg { .. }
     );
     let did = if hidden { outcome.done.is_some() } else { then != now };
     let verdict = if did {

@@ -110,6 +110,10 @@ impl Registers for GuestContext {
         self.pstate = pstate;
     }
 
+    fn kept(&mut self, n: usize) -> Option<&mut u64> {
+        self.el1.words().chain(self.fp.words()).nth(n)
+    }
+
     fn inject(&mut self, esr: u64) {
         if self.is_live {
             self.el1.save();

@@ -45,6 +45,11 @@ macro_rules! el1_registers {
                 };
             }
 
+            /// Each of them, in the order of the host's ABI.
+            pub(super) fn words(&mut self) -> impl Iterator<Item = &mut u64> {
+                [&mut self.sctlr, &mut self.tcr, $(&mut self.$field),+].into_iter()
+            }
+
             /// Loads everything but SCTLR_EL1 and TCR_EL1. Walks must be off, or what they depend on be in force already.
             pub(super) fn load_all_but_regime(&self) {
                 let Self { sctlr: _, tcr: _, $($field),+ } = *self;
@@ -54,6 +59,7 @@ macro_rules! el1_registers {
     };
 }
 
+// The order is that of the host's ABI, from `REG_EL1` on.
 el1_registers! {
     cpacr = "cpacr_el1",
     ttbr0 = "ttbr0_el1",

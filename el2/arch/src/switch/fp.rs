@@ -56,13 +56,18 @@ impl Control {
 #[derive(Clone, Debug)]
 #[repr(C, align(16))]
 pub(super) struct GuestFp {
-    v: [u128; 32],
+    v: [[u64; 2]; 32],
     control: Control,
 }
 
 impl GuestFp {
     pub(super) const fn new() -> Self {
-        Self { v: [0; 32], control: Control::new() }
+        Self { v: [[0; 2]; 32], control: Control::new() }
+    }
+
+    /// The vectors by halves, FPCR and FPSR.
+    pub(super) fn words(&mut self) -> impl Iterator<Item = &mut u64> {
+        self.v.as_flattened_mut().iter_mut().chain([&mut self.control.fpcr, &mut self.control.fpsr])
     }
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! vCPUs: made out of the pool, and their registers before their first run. Running them is `guest`'s.
+//! vCPUs: made out of the pool, and their registers while nobody runs them. Running them is `guest`'s.
 
 use super::{Loaded, Platform, give, with_both, with_guest};
-use freehold_mem::Life;
 use freehold_mem::lock::{Mutex, Permit};
+use freehold_mem::{Kind, Life};
 use freehold_virt::Refused;
 use freehold_virt::call::Reply;
 use freehold_virt::handle::{Handle, VcpuIndex};
@@ -24,25 +24,39 @@ pub(super) fn create(p: &impl Platform, permit: &mut Permit, vm: Handle, index: 
     })
 }
 
-/// `VCPU_SET_REG`.
-pub(super) fn set_register(
+/// `VCPU_SET_REG`, and without a value `VCPU_GET_REG`. The registers of an ordinary VM are open at any time; those of a
+/// protected one until that vCPU runs, and to be set until the VM does.
+pub(super) fn register(
     p: &impl Platform,
     permit: &mut Permit,
     vm: Handle,
     index: VcpuIndex,
     register: HostRegister,
-    value: u64,
+    value: Option<u64>,
 ) -> Result<Reply, Refused> {
+    if register == HostRegister::Mpidr && value.is_none() {
+        // The index says it: the vCPU may be running.
+        return match p.vms().check_vcpu(vm, index) {
+            Ok(()) => Err(Refused::WrongVcpu),
+            Err(Refused::VcpuExists) => Ok(Reply::value(index.mpidr())),
+            Err(why) => Err(why),
+        };
+    }
     let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Registers)?);
+    let fresh = loaded.claim().is_fresh();
     // The VM may have its first run meanwhile if this is not the vCPU that begins: then its guest starts it, which
     // forgets all of them.
-    with_guest(p, permit, vm, |guest| match guest.memory.life() {
-        Life::Building => Ok(()),
-        Life::Free | Life::Running | Life::Dying => Err(Refused::WrongState),
+    let ordinary = with_guest(p, permit, vm, |guest| match (guest.memory.kind(), guest.memory.life()) {
+        (Some(Kind::Ordinary), _) => Ok(true),
+        (_, Life::Building) if fresh => Ok(false),
+        (_, Life::Running) if fresh && value.is_none() => Ok(false),
+        _ => Err(Refused::WrongState),
     })?;
     let (registers, _) = loaded.parts();
-    register.set(value, registers)?;
-    Ok(Reply::done())
+    match value {
+        Some(value) => register.set(value, ordinary, registers).map(|()| Reply::done()),
+        None => register.get(ordinary, registers).map(Reply::value),
+    }
 }
 
 /// `VCPU_KICK`.
@@ -52,24 +66,4 @@ pub(super) fn kick(p: &impl Platform, vm: Handle, index: VcpuIndex) -> Result<Re
     let kicks = p.board(vm.slot()).acquire().kick(index);
     give(p, kicks);
     Ok(Reply::done())
-}
-
-/// `VCPU_GET_REG`.
-pub(super) fn register(
-    p: &impl Platform,
-    vm: Handle,
-    index: VcpuIndex,
-    register: HostRegister,
-) -> Result<Reply, Refused> {
-    if register == HostRegister::Mpidr {
-        // The index says it: the vCPU may be running.
-        return match p.vms().check_vcpu(vm, index) {
-            Ok(()) => Err(Refused::WrongVcpu),
-            Err(Refused::VcpuExists) => Ok(Reply::value(index.mpidr())),
-            Err(why) => Err(why),
-        };
-    }
-    let mut loaded = p.open(p.vms().claim(vm, index, Purpose::Registers)?);
-    let (registers, _) = loaded.parts();
-    Ok(Reply::value(register.get(index.mpidr(), registers)))
 }

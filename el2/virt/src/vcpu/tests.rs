@@ -322,9 +322,9 @@ fn a_branch_targets_mark_is_spent_with_the_instruction() {
 }
 
 #[test]
-fn the_host_sets_a_start_and_nothing_more() {
+fn the_host_sets_a_start_of_a_protected_vm_and_nothing_more() {
     let mut r = Fake::new();
-    let set = |n, v, r: &mut Fake| HostRegister::decode(n).and_then(|reg| reg.set(v, r));
+    let set = |n, v, r: &mut Fake| HostRegister::decode(n).and_then(|reg| reg.set(v, false, r));
     assert_eq!(set(2, 9, &mut r), Ok(()));
     assert_eq!(set(32, 0x8000_0004, &mut r), Ok(()));
     assert_eq!(set(32, 0x8000_0002, &mut r), Err(Refused::Unaligned));
@@ -332,14 +332,32 @@ fn the_host_sets_a_start_and_nothing_more() {
     for pstate in [0, 0x3c9, 0x3c4, 0x1d3, 0x3c5 | 1 << 22] {
         assert_eq!(set(33, pstate, &mut r), Err(Refused::Denied));
     }
-    assert_eq!(set(34, 0, &mut r), Err(Refused::Denied));
-    assert_eq!(set(4, 0, &mut r), Err(Refused::Denied));
-    assert_eq!(set(30, 0, &mut r), Err(Refused::Denied));
-    assert_eq!(set(31, 0, &mut r), Err(Refused::BadArgument));
-    assert_eq!(set(u64::MAX, 0, &mut r), Err(Refused::BadArgument));
-    assert_eq!((r.x[2], r.pc, r.pstate), (9, 0x8000_0004, 0x3c5));
-    assert_eq!(HostRegister::Mpidr.get(0x8000_0001, &r), 0x8000_0001);
-    assert_eq!(HostRegister::X(2).get(0, &r), 9);
+    for never in [4, 30, 34, 128, 149, 150, 215] {
+        assert_eq!(set(never, 0, &mut r), Err(Refused::Denied), "{never}");
+    }
+    let seen: Vec<_> = [0, 3, 4, 30, 32, 33, 34, 128, 215]
+        .map(|n| HostRegister::decode(n).and_then(|reg| reg.get(false, &mut r)).ok())
+        .into();
+    assert_eq!(seen, [Some(0x1000), Some(0x1003), None, None, Some(0x8000_0004), Some(0x3c5), None, None, None]);
+    let mut only = Fake::new();
+    (only.x[2], only.pc) = (9, 0x8000_0004);
+    assert_eq!(r, only);
+}
+
+#[test]
+fn every_register_of_an_ordinary_vm_is_the_hosts_each_by_its_own_number() {
+    let mut r = Fake::new();
+    let numbers = || (0..=30).chain([32, 33]).chain(128..=215);
+    let reg = |n| HostRegister::decode(n).unwrap();
+    assert_eq!(reg(0).get(true, &mut r), Ok(0x1000), "as the guest left it");
+    numbers().for_each(|n| assert_eq!(reg(n).set(0x1001 * n, true, &mut r), Ok(())));
+    numbers().for_each(|n| assert_eq!(reg(n).get(true, &mut r), Ok(0x1001 * n), "{n}"));
+    assert_eq!((r.x[30], r.pc, r.pstate), (0x1e01e, 0x20020, 0x21021), "also what no vCPU starts with");
+    assert_eq!((r.kept[0], r.kept[22], r.kept[87]), (128 * 0x1001, 150 * 0x1001, 215 * 0x1001));
+    assert_eq!(reg(34).set(0, true, &mut r), Err(Refused::Denied), "but MPIDR");
+    for none in [31, 35, 99, 127, 216, 1 << 32, u64::MAX] {
+        assert_eq!(HostRegister::decode(none), Err(Refused::BadArgument), "{none}");
+    }
 }
 
 #[test]

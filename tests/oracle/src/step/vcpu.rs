@@ -59,32 +59,35 @@ pub(super) fn create(s: &mut impl State, who: Who, index: u64, env: &Env<'_>) {
 }
 
 pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: u64) -> Outcome {
-    let mut no = named_register(reg);
-    no = no
-        .when(reg == hvc::REG_PC && !value.is_multiple_of(4), hvc::UNALIGNED)
-        .when(reg == hvc::REG_PSTATE && value != START || reg == hvc::REG_MPIDR, hvc::DENIED);
+    let mut no = named_register(reg).when(reg == hvc::REG_MPIDR, hvc::DENIED);
     match find(s, who, index) {
-        Ok((_, vm, _, vcpu)) => no = no.and(too_late(&vm, &vcpu)),
+        Ok((_, vm, _, vcpu)) => {
+            no = no.and(closed(&vm, &vcpu, reg)).when(vm.protected && vm.life != Life::Open, hvc::WRONG_STATE);
+            // What an ordinary VM's host puts there is between the two of them.
+            no = no
+                .when(vm.protected && reg == hvc::REG_PC && !value.is_multiple_of(4), hvc::UNALIGNED)
+                .when(vm.protected && reg == hvc::REG_PSTATE && value != START, hvc::DENIED);
+        }
         Err(e) => no = no.and(e),
     }
     unless(no, Done::Host(NOTHING))
 }
 
-/// Numbers 4 to 30 are registers of the guest that are never the host's; others are none.
+/// Whether the number names a register.
 fn named_register(reg: u64) -> Statuses {
-    let known = hvc::REGS.iter().any(|r| u64::try_from(r.value) == Ok(reg));
-    let guests = (4..=30).contains(&reg);
-    Statuses::NONE.when(guests, hvc::DENIED).when(!guests && !known, hvc::BAD_ARGUMENT)
+    let single = [hvc::REG_PC, hvc::REG_PSTATE, hvc::REG_MPIDR].contains(&reg);
+    let known = single || reg <= hvc::REG_X30 || (hvc::REG_EL1..=hvc::REG_FPSR).contains(&reg);
+    Statuses::NONE.when(!known, hvc::BAD_ARGUMENT)
 }
 
-/// A vCPU's registers are the host's to set until the VM's first run.
-fn too_late(vm: &Vm, vcpu: &Vcpu) -> Statuses {
-    has_run(vcpu).when(vm.life != Life::Open, hvc::WRONG_STATE)
-}
-
-/// What it set in a vCPU that is off, it may still read when the others run.
-fn has_run(vcpu: &Vcpu) -> Statuses {
-    Statuses::NONE.when(vcpu.running, hvc::VCPU_BUSY).when(vcpu.life != VcpuLife::Ready, hvc::WRONG_STATE)
+/// Why a register is not the host's to see. An ordinary VM's are open as long as its vCPU does not run. Of a protected
+/// one it sees what the vCPU starts with, until it does; of one that is off it may still read that when the others run.
+fn closed(vm: &Vm, vcpu: &Vcpu, reg: u64) -> Statuses {
+    let start = reg <= hvc::REG_X3 || [hvc::REG_PC, hvc::REG_PSTATE, hvc::REG_MPIDR].contains(&reg);
+    Statuses::NONE
+        .when(vcpu.running, hvc::VCPU_BUSY)
+        .when(vm.protected && vcpu.life != VcpuLife::Ready, hvc::WRONG_STATE)
+        .when(vm.protected && !start && named_register(reg).is_empty(), hvc::DENIED)
 }
 
 pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outcome {
@@ -95,7 +98,7 @@ pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outc
         Err(e) if reg == hvc::REG_MPIDR && exists(s, who, index) => Outcome { refused: e, ..Outcome::done(value) },
         Err(e) => Outcome::refused(no.and(e)),
         Ok(_) if reg == hvc::REG_MPIDR => Outcome::done(value),
-        Ok((_, _, _, vcpu)) => unless(no.and(has_run(&vcpu)), value),
+        Ok((_, vm, _, vcpu)) => unless(no.and(closed(&vm, &vcpu, reg)), value),
     }
 }
 

@@ -187,7 +187,7 @@ refusals! {
         stale_handle STALE_HANDLE: |_| get_reg(ENDED, 0, hvc::REG_PC);
         wrong_state WRONG_STATE: |_| get_reg(RAN, 0, hvc::REG_PC);
         wrong_vcpu WRONG_VCPU: |_| get_reg(OPEN, 1, hvc::REG_PC);
-        vcpu_busy VCPU_BUSY: |w| { runs(w, 0); get_reg(OPEN, 0, hvc::REG_PC) };
+        vcpu_busy VCPU_BUSY: |w| { runs(w, 3); get_reg(ORDINARY, 0, hvc::REG_EL1) };
         denied DENIED: |_| get_reg(OPEN, 0, 4);
         bad_argument BAD_ARGUMENT: |_| get_reg(OPEN, 0, 99);
     }

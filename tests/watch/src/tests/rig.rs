@@ -162,6 +162,7 @@ pub(super) struct Fake {
     pub(super) x: [u64; 31],
     pc: u64,
     pstate: u64,
+    kept: [u64; 88],
 }
 
 impl Registers for Fake {
@@ -185,6 +186,9 @@ impl Registers for Fake {
     fn set_pstate(&mut self, pstate: u64) {
         self.pstate = pstate;
     }
+    fn kept(&mut self, n: usize) -> Option<&mut u64> {
+        self.kept.get_mut(n)
+    }
     fn inject(&mut self, _: u64) {}
 }
 
@@ -196,7 +200,7 @@ pub(super) struct Block {
 
 impl Block {
     fn new() -> Self {
-        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5 }, vcpu: Vcpu::new() }
+        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, kept: [0; 88] }, vcpu: Vcpu::new() }
     }
 }
 

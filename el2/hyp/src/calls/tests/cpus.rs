@@ -98,7 +98,7 @@ fn a_vcpu_starts_where_its_guest_says_and_with_nothing_that_the_host_set() {
     rig.next(sees(|registers| {
         let mut x = [0; 31];
         x[0] = 77;
-        assert_eq!(*registers, Fake { x, pc: ENTRY, pstate: 0x3c5, injected: 0 });
+        assert_eq!(*registers, Fake { x, pc: ENTRY, ..Fake::new() });
         registers.x[3] = 3;
     }));
     assert_eq!(rig.run_of(vm, 1, 0xbad), [EXIT_IRQ, 0, 0, 0, 0]);

@@ -132,6 +132,9 @@ fn every_documented_error_can_be_produced_and_no_other() {
     seen.no(rig, VCPU_SET_REG, &[b, 0, 4, 0], DENIED);
     seen.no(rig, VCPU_SET_REG, &[b, 0, 99, 0], BAD_ARGUMENT);
     seen.no(rig, VCPU_GET_REG, &[b, 0, 4], DENIED);
+    seen.no(rig, VCPU_GET_REG, &[b, 0, REG_EL1], DENIED);
+    seen.no(rig, VCPU_SET_REG, &[b, 0, REG_V0, 0], DENIED);
+    seen.no(rig, VCPU_GET_REG, &[a, 0, REG_EL1], WRONG_STATE);
     seen.no(rig, VCPU_GET_REG, &[b, 0, 99], BAD_ARGUMENT);
     assert_eq!(rig.yes(VCPU_GET_REG, &[a, 0, REG_MPIDR]), 0x8000_0000);
 

@@ -154,7 +154,15 @@ pub(super) struct Fake {
     pub(super) x: [u64; 31],
     pub(super) pc: u64,
     pub(super) pstate: u64,
+    pub(super) kept: Vec<u64>,
     pub(super) injected: u32,
+}
+
+impl Fake {
+    /// As after a reset.
+    pub(super) fn new() -> Self {
+        Self { x: [0; 31], pc: 0, pstate: 0x3c5, kept: vec![0; 88], injected: 0 }
+    }
 }
 
 impl Registers for Fake {
@@ -178,6 +186,9 @@ impl Registers for Fake {
     fn set_pstate(&mut self, pstate: u64) {
         self.pstate = pstate;
     }
+    fn kept(&mut self, n: usize) -> Option<&mut u64> {
+        self.kept.get_mut(n)
+    }
     fn inject(&mut self, _: u64) {
         self.injected += 1;
     }
@@ -192,7 +203,7 @@ pub(super) struct Block {
 
 impl Block {
     fn new() -> Self {
-        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0 }, vcpu: Vcpu::new() }
+        Self { registers: Fake::new(), vcpu: Vcpu::new() }
     }
 }
 

@@ -464,3 +464,35 @@ fn no_vm_begins_where_the_machine_closed_while_its_lock_was_waited_for() {
     assert_eq!(rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 16]).0, NO_VMS);
     assert_eq!(rig.vms().count(), 0);
 }
+
+#[test]
+fn the_registers_of_an_ordinary_vm_are_the_hosts_while_nobody_runs_it() {
+    let rig = Rig::new();
+    let vm = rig.yes(VM_CREATE, &[0, 40, RAM, 16]);
+    rig.yes(VM_RANGE, &[vm, GUEST_RAM, 64]);
+    rig.yes(VCPU_CREATE, &[vm, 0]);
+    rig.yes(VCPU_SET_REG, &[vm, 0, 19, 0x19]);
+    rig.yes(VCPU_SET_REG, &[vm, 0, REG_EL1, 0x30d0_0801]);
+    rig.next(|registers| {
+        assert_eq!((registers.x[19], registers.kept[0]), (0x19, 0x30d0_0801), "set before the first run");
+        (registers.x[7], registers.pc, registers.kept[86]) = (0x77, 0x8000_0010, 3);
+        Stop::Interrupt
+    });
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+    let read = [7, 19, REG_PC, REG_FPCR].map(|reg| rig.yes(VCPU_GET_REG, &[vm, 0, reg]));
+    assert_eq!(read, [0x77, 0x19, 0x8000_0010, 3], "read after it");
+    for (reg, value) in [(30, 0x30), (REG_PC, 0x8000_0022), (REG_PSTATE, 0x6000_0000), (REG_FPSR, 1)] {
+        rig.yes(VCPU_SET_REG, &[vm, 0, reg, value]);
+    }
+    assert_eq!(rig.no(VCPU_SET_REG, &[vm, 0, REG_MPIDR, 0]), DENIED);
+    rig.next(|registers| {
+        assert_eq!((registers.x[30], registers.pc, registers.pstate), (0x30, 0x8000_0022, 0x6000_0000));
+        assert_eq!((registers.kept[87], registers.x[7]), (1, 0x77), "set after it");
+        Stop::SError
+    });
+    assert_eq!(rig.run(vm, 0)[0], EXIT_CRASH);
+    assert_eq!(rig.yes(VCPU_GET_REG, &[vm, 0, 30]), 0x30, "and read when it has crashed");
+    assert_eq!(rig.no(VCPU_RUN, &[vm, 0, 0]), WRONG_STATE);
+    rig.yes(VM_DESTROY, &[vm]);
+    assert_eq!(rig.no(VCPU_GET_REG, &[vm, 0, 30]), WRONG_STATE);
+}

@@ -56,7 +56,7 @@ fn one(rig: &Rig, r: &mut Random) -> (u32, i64) {
         VM_CREATE => [u64::from(r.below(4) != 0), 36 + r.below(5), r.pfn(), 4 + r.below(12), 0],
         VM_RANGE => [vm, GUEST_RAM, 64, 0, 0],
         VM_RECLAIM | POOL_TOPUP => [vm, r.pfn(), r.count(), 0, 0],
-        VCPU_SET_REG => [vm, r.below(2), r.below(40), r.next(), 0],
+        VCPU_SET_REG => [vm, r.below(2), r.below(40) * (1 + r.below(6)), r.next(), 0],
         VCPU_CREATE | VCPU_GET_REG | VCPU_RUN | VCPU_KICK => [vm, r.below(2), r.below(40), 0, 0],
         MEM_DONATE | MEM_SHARE => [vm, r.pfn(), r.gfn(), r.count(), r.below(5) / 4],
         MEM_DONATE_LIST => {
