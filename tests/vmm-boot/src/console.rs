@@ -94,39 +94,48 @@ impl<T: Trigger, W: Write> Console<T, W> {
     }
 }
 
-/// Writes whole lines where nobody watches, and each byte at once where somebody does.
+/// What was printed: to be put out by whole lines where nobody watches, and each byte at once where somebody does.
 #[derive(Debug)]
-pub struct Lines<W: Write> {
-    to: W,
+pub struct Lines {
     at_once: bool,
-    line: Vec<u8>,
+    kept: Vec<u8>,
+    /// So much of it from the start on is to be put out.
+    ready: usize,
 }
 
 /// The longest line that is kept back.
 const LONGEST: usize = 4096;
 
-impl<W: Write> Lines<W> {
-    /// Output to `to`; `at_once` where a user reads it.
-    pub fn new(to: W, at_once: bool) -> Self {
-        Self { to, at_once, line: Vec::new() }
+impl Lines {
+    /// Nothing yet; `at_once` where a user reads it.
+    #[must_use]
+    pub fn new(at_once: bool) -> Self {
+        Self { at_once, kept: Vec::new(), ready: 0 }
     }
 
-    /// Writes what was kept back.
-    ///
-    /// # Errors
-    /// If nobody takes it.
-    pub fn finish(&mut self) -> std::io::Result<()> {
-        self.to.write_all(&self.line)?;
-        self.line.clear();
-        self.to.flush()
+    /// Whether something is to be put out.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        self.ready != 0
+    }
+
+    /// Takes what is to be put out.
+    pub fn take(&mut self) -> Vec<u8> {
+        self.kept.drain(..std::mem::take(&mut self.ready)).collect()
+    }
+
+    /// Takes also what was kept back.
+    pub fn take_all(&mut self) -> Vec<u8> {
+        self.ready = 0;
+        std::mem::take(&mut self.kept)
     }
 }
 
-impl<W: Write> Write for Lines<W> {
+impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.line.extend(bytes);
-        if self.at_once || self.line.len() >= LONGEST || bytes.contains(&b'\n') {
-            self.finish()?;
+        self.kept.extend(bytes);
+        if self.at_once || self.kept.len() - self.ready >= LONGEST || bytes.contains(&b'\n') {
+            self.ready = self.kept.len();
         }
         Ok(bytes.len())
     }
@@ -160,12 +169,12 @@ mod tests {
         }
     }
 
-    fn console() -> (Console<Count, Lines<Vec<u8>>>, Count) {
+    fn console() -> (Console<Count, Vec<u8>>, Count) {
         let count = Count::default();
-        (Console::new(count.clone(), Lines::new(Vec::new(), true)), count)
+        (Console::new(count.clone(), Vec::new()), count)
     }
 
-    fn load(console: &mut Console<Count, Lines<Vec<u8>>>, address: u64) -> u8 {
+    fn load(console: &mut Console<Count, Vec<u8>>, address: u64) -> u8 {
         let mut byte = [0];
         console.load(address, &mut byte).unwrap();
         byte[0]
@@ -180,7 +189,7 @@ mod tests {
             console.load(address, &mut data).unwrap();
             assert_eq!(data, [0xff; 8]);
         }
-        assert!(console.out().to.is_empty());
+        assert!(console.out().is_empty());
         assert_eq!(count.0.get(), 0);
     }
 
@@ -190,7 +199,7 @@ mod tests {
         for byte in b"ok" {
             console.store(DATA, &[*byte, 0, 0, 0]).unwrap();
         }
-        assert_eq!(console.out().to, b"ok");
+        assert_eq!(console.out(), b"ok");
         let mut wide = [0xaa; 4];
         console.load(STATUS, &mut wide).unwrap();
         assert_eq!(wide, [0x60, 0, 0, 0]);
@@ -230,15 +239,29 @@ mod tests {
 
     #[test]
     fn lines_come_out_whole_where_nobody_watches() {
-        let mut lines = Lines::new(Vec::new(), false);
+        let mut lines = Lines::new(false);
         lines.write_all(b"one").unwrap();
-        assert!(lines.to.is_empty());
+        assert!(!lines.is_ready());
+        assert!(lines.take().is_empty());
         lines.write_all(b"\ntw").unwrap();
-        assert_eq!(lines.to, b"one\ntw");
-        lines.write_all(&[b'x'; LONGEST]).unwrap();
-        assert_eq!(lines.to.len(), 6 + LONGEST);
+        lines.write_all(b"o").unwrap();
+        assert!(lines.is_ready());
+        assert_eq!(lines.take(), b"one\ntw");
+        assert!(!lines.is_ready(), "once");
+        lines.write_all(&[b'x'; LONGEST - 1]).unwrap();
+        assert_eq!(lines.take().len(), LONGEST);
         lines.write_all(b"rest").unwrap();
-        lines.finish().unwrap();
-        assert!(lines.to.ends_with(b"rest"));
+        assert_eq!(lines.take_all(), b"rest");
+        assert!(lines.take_all().is_empty());
+    }
+
+    #[test]
+    fn each_byte_comes_out_at_once_where_somebody_watches() {
+        let mut lines = Lines::new(true);
+        for byte in b"ok" {
+            lines.write_all(&[*byte]).unwrap();
+            assert!(lines.is_ready());
+            assert_eq!(lines.take(), [*byte]);
+        }
     }
 }

@@ -2,7 +2,8 @@
 //! `freehold-vmm run` as a child: its output line by line, its input, its end.
 
 use std::io::{BufRead as _, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::os::fd::AsRawFd as _;
+use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -40,7 +41,50 @@ pub(super) fn refused(arguments: &[&str]) -> Result<(Option<i32>, String), Strin
     Ok((out.status.code(), String::from_utf8_lossy(&out.stderr).trim_end().to_owned()))
 }
 
+/// Collects what is said on standard error, and says it too.
+fn listen(err: ChildStderr) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let lines = BufReader::new(err).lines().map_while(Result::ok);
+        let lines = lines.inspect(|line| eprintln!("{line}"));
+        lines.collect::<Vec<_>>().join("\n")
+    })
+}
+
+/// The output of a VMM that nobody reads: a pipe that holds a page.
+pub(super) struct Unread(ChildStdout);
+
+impl Unread {
+    const ROOM: libc::c_int = 4096;
+
+    /// Bytes in it.
+    pub(super) fn bytes(&self) -> libc::c_int {
+        let mut bytes = 0;
+        // SAFETY: the number is alive during the call.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), libc::FIONREAD as _, &raw mut bytes) };
+        bytes
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes() == Self::ROOM
+    }
+}
+
 impl Child {
+    /// Starts it, and reads nothing of what it prints.
+    pub(super) fn unheard(arguments: &[String]) -> Result<(Self, Unread), String> {
+        let mut command = command(arguments)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().map_err(|e| format!("spawn: {e}"))?;
+        let input = Box::new(process.stdin.take().ok_or("no pipe")?);
+        let unread = Unread(process.stdout.take().ok_or("no pipe")?);
+        // SAFETY: plain numbers.
+        unsafe { libc::fcntl(unread.0.as_raw_fd(), libc::F_SETPIPE_SZ, Unread::ROOM) };
+        let said = listen(process.stderr.take().ok_or("no pipe")?);
+        // No line ever comes.
+        let lines = channel().1;
+        Ok((Self { process, lines, input, said: Some(said) }, unread))
+    }
+
     /// Starts it; what it prints goes to our own output too, marked as the guest's.
     pub(super) fn run(arguments: &[String]) -> Result<Self, String> {
         Self::at(arguments, None)
@@ -57,11 +101,7 @@ impl Child {
             (None, input) => Box::new(input.ok_or("no pipe")?),
         };
         let err = process.stderr.take().ok_or("no pipe")?;
-        let said = std::thread::spawn(move || {
-            let lines = BufReader::new(err).lines().map_while(Result::ok);
-            let lines = lines.inspect(|line| eprintln!("{line}"));
-            lines.collect::<Vec<_>>().join("\n")
-        });
+        let said = listen(err);
         let out = process.stdout.take().ok_or("no pipe")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -109,12 +149,7 @@ impl Child {
         unsafe { libc::kill(id, libc::SIGTERM) };
     }
 
-    /// Its exit status, as text: it has closed its output, or is killed.
-    pub(super) fn status(self) -> String {
-        self.ended().0
-    }
-
-    /// The same, and what it said on standard error.
+    /// Its exit status, as text, and what it said on standard error: it has closed its output, or is killed.
     pub(super) fn ended(mut self) -> (String, String) {
         let status = self.wait();
         let said = if status.starts_with("none") { None } else { self.said.take() };

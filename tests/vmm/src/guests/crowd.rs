@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use freehold_vmm_boot::layout;
 
 use super::child::{Child, Read};
-use super::debugger;
+use super::{debugger, terminal};
 use crate::proto::CANARY;
 use crate::report::Step;
 use crate::sys;
@@ -40,6 +40,8 @@ enum Role {
     Crash = 1,
     Spin = 2,
     Flood = 3,
+    /// Both CPUs print for ever.
+    Print = 4,
 }
 
 core::arch::global_asm!(
@@ -131,9 +133,16 @@ core::arch::global_asm!(
     "    cbnz    x0, 9f",
     "15: cmp     x21, #3",
     "    b.eq    7f",
-    // Spin, with a word in every other register that nobody is to see.
+    "    b.hi    8f",
+    // Spin, with a word in every other register that nobody is to see, vectors among them.
     "    msr     daifset, #15",
+    "    mov     x0, #0x300000",
+    "    msr     cpacr_el1, x0",
+    "    isb",
     "    ldr     x0, 16f",
+    ".irp v, v0.2d, v1.2d, v2.2d, v3.2d, v4.2d, v5.2d, v6.2d, v7.2d, v8.2d, v9.2d, v10.2d, v11.2d, v12.2d, v13.2d, v14.2d, v15.2d, v16.2d, v17.2d, v18.2d, v19.2d, v20.2d, v21.2d, v22.2d, v23.2d, v24.2d, v25.2d, v26.2d, v27.2d, v28.2d, v29.2d, v30.2d, v31.2d",
+    "    dup     \\v, x0",
+    ".endr",
     ".irp n, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 29, 30",
     "    mov     x\\n, x0",
     ".endr",
@@ -145,6 +154,12 @@ core::arch::global_asm!(
     "    add     x28, x28, #1",
     "    str     x28, [x27]",
     "    b       7b",
+    // Print: bytes to the port, and never a line's end.
+    "8:  mov     w0, #'x'",
+    "    strb    w0, [x22]",
+    "    add     x28, x28, #1",
+    "    str     x28, [x27]",
+    "    b       8b",
     // What must not be: a reset, which nobody expects.
     "9:  movz    x0, #0x8400, lsl #16",
     "    movk    x0, #9",
@@ -180,8 +195,11 @@ fn image(role: Role) -> Vec<u8> {
 fn guest(role: Role, number: usize) -> Result<Child, String> {
     let file = format!("{IMAGE}-{number}");
     std::fs::write(&file, image(role)).map_err(|e| format!("{file}: {e}"))?;
-    let arguments = ["--kernel", &file, "--mem", "36M", "--cpus", "2", "--protected"];
-    Child::run(&arguments.map(str::to_owned))
+    Child::run(&arguments(&file))
+}
+
+fn arguments(file: &str) -> [String; 7] {
+    ["--kernel", file, "--mem", "36M", "--cpus", "2", "--protected"].map(str::to_owned)
 }
 
 /// A host CPU's heart: a thread that sleeps and counts.
@@ -214,11 +232,11 @@ fn beats<T>(work: impl FnOnce() -> T) -> (T, Vec<u64>, Vec<Duration>, Duration) 
 }
 
 /// How far each CPU of a guest has counted, in the page that it has lent to the host.
-fn counted(child: &Child) -> Result<[u64; 2], String> {
-    let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.id())).map_err(|e| e.to_string())?;
+fn counted(process: u32) -> Result<[u64; 2], String> {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).map_err(|e| e.to_string())?;
     let line = maps.lines().find(|line| line.contains("guest_memfd")).ok_or("no guest_memfd is mapped")?;
     let start = line.split('-').next().and_then(|start| u64::from_str_radix(start, 16).ok()).ok_or("no address")?;
-    let memory = std::fs::File::open(format!("/proc/{}/mem", child.id())).map_err(|e| e.to_string())?;
+    let memory = std::fs::File::open(format!("/proc/{process}/mem")).map_err(|e| e.to_string())?;
     let mut bytes = [0; 16];
     memory.read_exact_at(&mut bytes, start + COUNTS).map_err(|e| format!("the lent page: {e}"))?;
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
@@ -229,7 +247,7 @@ fn counted(child: &Child) -> Result<[u64; 2], String> {
 fn counts_on(child: &Child, from: [u64; 2]) -> Result<[u64; 2], String> {
     let deadline = Instant::now() + LIMIT;
     loop {
-        match counted(child) {
+        match counted(child.id()) {
             Ok(now) if now[0] > from[0] && now[1] > from[1] => return Ok(now),
             // It is not lent yet.
             Ok(_) | Err(_) if Instant::now() < deadline => std::thread::sleep(BEAT),
@@ -238,15 +256,42 @@ fn counts_on(child: &Child, from: [u64; 2]) -> Result<[u64; 2], String> {
     }
 }
 
-/// Waits until a guest's VMM has ended, and says how.
-fn ended(child: Child, deadline: Instant) -> String {
+/// Waits until a guest's VMM has ended, and says how: its status, and what it said.
+fn ended(child: Child, deadline: Instant) -> (String, String) {
     loop {
         match child.line(deadline) {
             Read::Line(_) => {}
-            Read::Closed => return child.status(),
-            Read::Late => return "none: it runs on".to_owned(),
+            Read::Closed => return child.ended(),
+            Read::Late => return ("none: it runs on".to_owned(), String::new()),
         }
     }
+}
+
+/// A VMM whose output nobody reads, with a guest that prints for ever and a user who types, is ended by a signal.
+fn unheard() -> Result<(), String> {
+    let file = format!("{IMAGE}-unheard");
+    std::fs::write(&file, image(Role::Print)).map_err(|e| format!("{file}: {e}"))?;
+    let (mut child, unread) = Child::unheard(&arguments(&file))?;
+    let deadline = Instant::now() + LIMIT;
+    // Its pipe is full, and its guest does not go on.
+    let mut before = counted(child.id());
+    let mut still = 0;
+    while still < 10 {
+        std::thread::sleep(BEAT);
+        let now = counted(child.id());
+        still = if now.is_ok() && now == before && unread.is_full() { still + 1 } else { 0 };
+        before = now;
+        if Instant::now() > deadline {
+            return Err(format!("the guest that nobody hears: {before:?}, {} bytes", unread.bytes()));
+        }
+    }
+    child.type_in("keys\n");
+    child.end();
+    let (status, said) = child.ended();
+    STEP.same("crowd: a signal ends a VMM whose output nobody takes", "12", status);
+    let held = terminal::summary(&said, "ended by signal 15", 2);
+    STEP.judged("crowd: and it says so, with its exits", "ended by signal 15", &said, held);
+    Ok(())
 }
 
 /// Runs them.
@@ -258,11 +303,14 @@ pub(crate) fn all() -> Result<(), String> {
     let before = [counts_on(&spin, [0; 2])?, counts_on(&flood, [0; 2])?];
     let deadline = Instant::now() + LIMIT;
     let ((statuses, crashed), counts, longest, took) = beats(|| {
-        let statuses: Vec<String> = workers.into_iter().map(|worker| ended(worker, deadline)).collect();
+        let statuses: Vec<String> = workers.into_iter().map(|worker| ended(worker, deadline).0).collect();
         (statuses, ended(crash, deadline))
     });
     STEP.same("crowd: those that work come to their end", format!("{:?}", ["0"; WORKERS]), format!("{statuses:?}"));
-    STEP.same("crowd: the one that crashes is told so", 11, crashed);
+    let (status, said) = crashed;
+    STEP.same("crowd: the one that crashes is told so", 11, status);
+    let held = said.contains("the guest crashed: vCPU 0: CRASH_NO_SYNDROME");
+    STEP.judged("crowd: and which CPU of it, and why", "vCPU 0: CRASH_NO_SYNDROME", &said, held);
     STEP.same("crowd: those that spin and flood run on", "true, true", format!("{}, {}", spin.runs(), flood.runs()));
     let least = u64::try_from(took.as_millis() / BEAT.as_millis()).unwrap_or(0) / SLOW;
     let seen = format!("{counts:?} in {} ms", took.as_millis());
@@ -272,9 +320,13 @@ pub(crate) fn all() -> Result<(), String> {
     STEP.judged("crowd: nobody on any of them waits long", "10 s at most", seen, longest.iter().all(|l| *l < LONGEST));
     debugger::looks(STEP, spin.id())?;
     for (who, child, before) in [("spins", &spin, before[0]), ("floods", &flood, before[1])] {
-        let after = counts_on(child, before);
+        let now = counted(child.id())?;
         let case = format!("crowd: both CPUs of the one that {who} have gone on meanwhile");
-        STEP.judged(&case, "each further than before", format!("{before:?}, {after:?}"), after.is_ok());
+        let held = now[0] > before[0] && now[1] > before[1];
+        STEP.judged(&case, "each further than before", format!("{before:?}, {now:?}"), held);
+        let after = counts_on(child, now);
+        let case = format!("crowd: both CPUs of the one that {who} go on still");
+        STEP.judged(&case, "each further than then", format!("{now:?}, {after:?}"), after.is_ok());
     }
     for (who, child, exits) in [("spins", spin, 0), ("floods", flood, 1000)] {
         child.end();
@@ -284,7 +336,7 @@ pub(crate) fn all() -> Result<(), String> {
         let held = stores >= exits && (exits > 0 || stores < 1000);
         STEP.judged(&format!("crowd: exits of the one that {who}"), "1000 or more of who floods", stores, held);
     }
-    Ok(())
+    unheard()
 }
 
 /// Stores to devices, as the VMM's summary says.

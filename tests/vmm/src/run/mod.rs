@@ -3,6 +3,7 @@
 //!
 //! What the guest finds is decided by `freehold-vmm-boot`; here are KVM, threads and the terminal.
 
+mod output;
 mod terminal;
 mod vcpu;
 mod vm;

@@ -3,7 +3,6 @@
 
 use std::io::IsTerminal as _;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::sync::PoisonError;
 
 use freehold_vmm_boot::args::End;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -15,11 +14,8 @@ const STDIN: RawFd = 0;
 const KEYS: u64 = 0;
 const ENDED: u64 = 1;
 const SIGNAL: u64 = 2;
-
-/// Whether a user reads the output.
-pub(super) fn watched() -> bool {
-    std::io::stdout().is_terminal()
-}
+/// What ends a program.
+const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
 /// A terminal that passes every key on, until dropped.
 struct Raw(libc::termios);
@@ -71,6 +67,11 @@ impl Waiter {
         Ok(Self { epoll, signals, raw: Raw::new() })
     }
 
+    /// What is readable once a signal came that the VMM has not heard of.
+    pub(super) const fn signals(&self) -> &OwnedFd {
+        &self.signals
+    }
+
     /// Passes keys on until the VM has ended.
     pub(super) fn wait(&self, shared: &Shared) {
         let mut events = [EpollEvent::default(); 3];
@@ -83,7 +84,10 @@ impl Waiter {
             for event in &events[..count] {
                 match event.data() {
                     ENDED => return,
-                    SIGNAL => return shared.end(Ended::By(End::Quit, self.which())),
+                    SIGNAL => {
+                        let which = self.which().map_or_else(|| "a signal".to_owned(), |n| format!("signal {n}"));
+                        return shared.end(Ended::By(End::Quit, which));
+                    }
                     _ => self.keys(shared),
                 }
             }
@@ -99,9 +103,7 @@ impl Waiter {
             let _ = self.epoll.ctl(ControlOperation::Delete, STDIN, EpollEvent::default());
             return;
         }
-        let mut console = shared.console.lock().unwrap_or_else(PoisonError::into_inner);
-        let typed = console.type_in(keys, self.raw.is_some());
-        drop(console);
+        let typed = shared.console().type_in(keys, self.raw.is_some());
         match typed {
             Ok(true) => {}
             Ok(false) => shared.end(Ended::By(End::Quit, "Ctrl-]".to_owned())),
@@ -109,22 +111,33 @@ impl Waiter {
         }
     }
 
-    fn which(&self) -> String {
+    /// A signal that came, if there is one.
+    fn which(&self) -> Option<u32> {
         // SAFETY: all zeroes is a value of this plain structure.
         let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
-        let _ = sys::read_to(&self.signals, (&raw mut info).cast(), size_of_val(&info));
-        format!("signal {}", info.ssi_signo)
+        sys::read_to(&self.signals, (&raw mut info).cast(), size_of_val(&info)).ok()?;
+        Some(info.ssi_signo)
+    }
+}
+
+impl Drop for Waiter {
+    /// Who is impatient by now ends the program, as ever.
+    fn drop(&mut self) {
+        while self.which().is_some() {}
+        if let Ok(set) = vmm_sys_util::signal::create_sigset(&SIGNALS) {
+            // SAFETY: the set is alive during the call.
+            unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
+        }
     }
 }
 
 /// A descriptor that tells of the signals which end a program; they end this one no more by themselves.
 fn signals() -> Result<OwnedFd, String> {
-    let list = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
     let wrong = |e: vmm_sys_util::errno::Error| format!("signals: {}", sys::errno_name(e.errno()));
-    let set = vmm_sys_util::signal::create_sigset(&list).map_err(wrong)?;
+    let set = vmm_sys_util::signal::create_sigset(&SIGNALS).map_err(wrong)?;
     // SAFETY: the set is alive during the call.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
     // SAFETY: as above; -1 asks for a new descriptor.
-    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     if fd < 0 { Err(format!("signalfd: {}", sys::errno_name(sys::last_errno()))) } else { Ok(sys::owned(fd.into())) }
 }

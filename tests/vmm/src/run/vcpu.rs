@@ -2,14 +2,13 @@
 //! One thread for each vCPU, until the first of them ends or the user wants out.
 
 use std::cell::Cell;
-use std::io::Stdout;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use freehold_uapi::ioctl as abi;
+use freehold_uapi::{hvc, ioctl as abi};
 use freehold_vmm_boot::args::End;
-use freehold_vmm_boot::console::{Console, Lines};
+use freehold_vmm_boot::console::{Console, Lines, Wrong};
 use freehold_vmm_boot::layout;
 use freehold_vmm_boot::tally::{Exit, Tally};
 use kvm_bindings::KVM_ARM_IRQ_TYPE_SPI;
@@ -18,8 +17,10 @@ use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::output::{Output, Patience, watched};
 use super::terminal;
 use super::vm::Vm;
+use crate::raw::status_name;
 use crate::sys::errno_name;
 
 /// Why the VM runs no more.
@@ -45,7 +46,8 @@ impl Trigger for Wire {
 
 /// What all threads share.
 pub(super) struct Shared {
-    pub(super) console: Mutex<Console<Wire, Lines<Stdout>>>,
+    console: Mutex<Console<Wire, Lines>>,
+    output: Output,
     stop: AtomicBool,
     end: Mutex<Option<Ended>>,
     /// Told of the first end.
@@ -53,6 +55,24 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// The guest's port. Nobody waits while holding it.
+    pub(super) fn console(&self) -> MutexGuard<'_, Console<Wire, Lines>> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a store to the port, and puts out what was printed; how the VM ended by it.
+    fn store(&self, address: u64, data: &[u8]) -> Option<Ended> {
+        let mut console = self.console();
+        let done = console.store(address, data);
+        let ready = console.out().is_ready();
+        drop(console);
+        if !ready {
+            return refused(done);
+        }
+        let put = self.output.put(|| self.console().out().take(), &self.ended, Patience::Endless);
+        refused(done).or(put.err().map(Ended::Failed))
+    }
+
     /// Ends the VM, unless it has ended already.
     pub(super) fn end(&self, how: Ended) {
         self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(how);
@@ -81,9 +101,9 @@ extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_vo
 pub(super) fn run_all(vm: Vm) -> Result<(Vec<Tally>, Ended), String> {
     register_signal_handler(SIGRTMIN(), kicked).map_err(|e| format!("sigaction: {}", errno_name(e.errno())))?;
     let Vm { vm, vcpus, ram, .. } = vm;
-    let out = Lines::new(std::io::stdout(), terminal::watched());
     let shared = Arc::new(Shared {
-        console: Mutex::new(Console::new(Wire(Arc::new(vm)), out)),
+        console: Mutex::new(Console::new(Wire(Arc::new(vm)), Lines::new(watched()))),
+        output: Output::default(),
         stop: AtomicBool::new(false),
         end: Mutex::new(None),
         ended: EventFd::new(0).map_err(|e| format!("eventfd: {e}"))?,
@@ -92,30 +112,32 @@ pub(super) fn run_all(vm: Vm) -> Result<(Vec<Tally>, Ended), String> {
     let waiter = terminal::Waiter::new(&shared)?;
     let threads: Vec<JoinHandle<Tally>> = vcpus
         .into_iter()
-        .map(|vcpu| (vcpu, Arc::clone(&shared)))
-        .map(|(v, s)| std::thread::spawn(move || run(v, &s)))
+        .enumerate()
+        .map(|(index, vcpu)| (index, vcpu, Arc::clone(&shared)))
+        .map(|(index, vcpu, shared)| std::thread::spawn(move || run(index, vcpu, &shared)))
         .collect();
     waiter.wait(&shared);
-    drop(waiter);
     for thread in &threads {
         // One that has gone already needs no kick.
         let _ = thread.kill(SIGRTMIN());
     }
     let tallies = threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect();
-    let mut console = shared.console.lock().unwrap_or_else(PoisonError::into_inner);
-    console.out().finish().map_err(|e| format!("standard output: {e}"))?;
     drop(ram);
     let end = shared.end.lock().unwrap_or_else(PoisonError::into_inner).take();
-    Ok((tallies, end.unwrap_or_else(|| Ended::Failed("no vCPU runs".to_owned()))))
+    let end = end.unwrap_or_else(|| Ended::Failed("no vCPU runs".to_owned()));
+    // A user who wants out waits for no reader, and a guest's last words only until a signal comes.
+    let patience = if matches!(end, Ended::By(End::Quit, _)) { Patience::None } else { Patience::Endless };
+    shared.output.put(|| shared.console().out().take_all(), waiter.signals(), patience)?;
+    Ok((tallies, end))
 }
 
-/// Runs one vCPU until the VM ends.
-fn run(mut vcpu: VcpuFd, shared: &Shared) -> Tally {
+/// Runs vCPU number `index` until the VM ends.
+fn run(index: usize, mut vcpu: VcpuFd, shared: &Shared) -> Tally {
     let immediate = &raw mut vcpu.get_kvm_run().immediate_exit;
     IMMEDIATE.set(immediate);
     let mut tally = Tally::default();
     while !shared.stop.load(Ordering::SeqCst) {
-        let (exit, end) = step(&mut vcpu, shared);
+        let (exit, end) = step(index, &mut vcpu, shared);
         tally.count(exit);
         if let Some(end) = end {
             shared.end(end);
@@ -126,25 +148,37 @@ fn run(mut vcpu: VcpuFd, shared: &Shared) -> Tally {
 }
 
 /// Enters the guest once and serves what it came out for.
-fn step(vcpu: &mut VcpuFd, shared: &Shared) -> (Exit, Option<Ended>) {
-    let console = || shared.console.lock().unwrap_or_else(PoisonError::into_inner);
-    let refused = |done: Result<(), _>| done.err().map(|why| Ended::Failed(format!("the console: {why:?}")));
+fn step(index: usize, vcpu: &mut VcpuFd, shared: &Shared) -> (Exit, Option<Ended>) {
+    let failed = |why: &str| Some(Ended::Failed(format!("vCPU {index}: {why}")));
     match vcpu.run() {
-        Ok(VcpuExit::MmioRead(address, data)) => (Exit::Load, refused(console().load(address, data))),
-        Ok(VcpuExit::MmioWrite(address, data)) => (Exit::Store, refused(console().store(address, data))),
-        Ok(VcpuExit::SystemEvent(kind, _)) => (Exit::Event, Some(event(kind))),
+        Ok(VcpuExit::MmioRead(address, data)) => (Exit::Load, refused(shared.console().load(address, data))),
+        Ok(VcpuExit::MmioWrite(address, data)) => (Exit::Store, shared.store(address, data)),
+        Ok(VcpuExit::SystemEvent(kind, data)) => (Exit::Event, Some(event(index, kind, data))),
         Ok(VcpuExit::Intr) => (Exit::Signal, None),
-        Ok(other) => (Exit::Broken, Some(Ended::By(End::Crash, format!("{other:?}")))),
+        Ok(VcpuExit::FailEntry(status, _)) => {
+            (Exit::Broken, failed(&format!("el2 refuses to run it: {}", status_name(status.cast_signed()))))
+        }
+        Ok(other) => (Exit::Broken, Some(Ended::By(End::Crash, format!("vCPU {index}: {other:?}")))),
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => (Exit::Signal, None),
-        Err(error) => (Exit::Broken, Some(Ended::Failed(format!("KVM_RUN: {}", errno_name(error.errno()))))),
+        Err(error) => (Exit::Broken, failed(&format!("KVM_RUN: {}", errno_name(error.errno())))),
     }
 }
 
-fn event(kind: u32) -> Ended {
-    let end = match u64::from(kind) {
-        abi::KVM_SYSTEM_EVENT_SHUTDOWN => End::PowerOff,
-        abi::KVM_SYSTEM_EVENT_RESET => End::Reset,
-        _ => End::Crash,
+fn refused(done: Result<(), Wrong>) -> Option<Ended> {
+    done.err().map(|why| Ended::Failed(format!("the console: {why:?}")))
+}
+
+/// How a guest ended, and by which vCPU; of a crash what `el2` says of it.
+fn event(index: usize, kind: u32, data: &[u64]) -> Ended {
+    let why = match data.first().map(|code| (code, hvc::CRASHES.iter().find(|crash| crash.value as u64 == *code))) {
+        Some((_, Some(crash))) => format!("{}:{}", crash.name, crash.doc.concat()),
+        Some((code, None)) => format!("crash {code}"),
+        None => "for a reason that nobody told".to_owned(),
     };
-    Ended::By(end, format!("system event {kind}"))
+    match u64::from(kind) {
+        abi::KVM_SYSTEM_EVENT_SHUTDOWN => Ended::By(End::PowerOff, String::new()),
+        abi::KVM_SYSTEM_EVENT_RESET => Ended::By(End::Reset, String::new()),
+        abi::KVM_SYSTEM_EVENT_CRASH => Ended::By(End::Crash, format!("vCPU {index}: {why}")),
+        other => Ended::By(End::Crash, format!("vCPU {index}: system event {other}")),
+    }
 }
