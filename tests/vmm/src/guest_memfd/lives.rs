@@ -23,6 +23,8 @@ pub(crate) fn all() -> Result<(), String> {
     frozen()?;
     out_of_memory()?;
     charged()?;
+    super::charges::all()?;
+    super::waits::all()?;
     core_dump()?;
     scanners()
 }
@@ -95,7 +97,7 @@ fn state_of(child: &Child) -> String {
     text.rsplit(") ").next().unwrap_or_default().chars().next().map(String::from).unwrap_or_default()
 }
 
-fn wait_for(mut is: impl FnMut() -> bool) -> bool {
+pub(super) fn wait_for(mut is: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         if is() {
@@ -144,18 +146,18 @@ impl Group {
         std::fs::write(&path, value).map_err(|e| format!("{path}: {e}"))
     }
 
-    fn get(&self, what: &str) -> String {
+    pub(super) fn get(&self, what: &str) -> String {
         std::fs::read_to_string(format!("{}/{what}", self.0)).unwrap_or_default()
     }
 
     /// A number of a file of `key value` lines.
-    fn field(&self, what: &str, key: &str) -> u64 {
+    pub(super) fn field(&self, what: &str, key: &str) -> u64 {
         let text = self.get(what);
         text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()).unwrap_or(0)
     }
 
     /// Moves the calling process into the group; for a child, which allocates nothing of its own.
-    fn join(&self, path: &std::ffi::CStr) -> bool {
+    pub(super) fn join(&self, path: &std::ffi::CStr) -> bool {
         // SAFETY: a valid path.
         let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY) };
         fd >= 0 && sys::write_from(&Raw(fd), c"0".as_ptr().cast(), 1) == Ok(1)

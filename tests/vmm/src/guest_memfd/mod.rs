@@ -2,6 +2,7 @@
 //! The suite `guest-memfd`: files, conversions, and whoever holds or maps a page (I5, I6, I8).
 
 mod calls;
+mod charges;
 pub(crate) mod convert;
 pub(crate) mod files;
 mod fuse;
@@ -14,6 +15,7 @@ pub(crate) mod pressure;
 mod rig;
 pub(crate) mod starved;
 pub(crate) mod stress;
+mod waits;
 pub(crate) mod wide;
 
 use crate::report::Step;
