@@ -21,7 +21,7 @@ pub const UID: [u32; 4] = [0x9d1e_6c4f, 0x4b7a_52e0, 0x8c3f_17a6, 0xf00d_4e1d];
 /// SMCCC vendor-hypervisor call UID query for the host: fast SMC32/HVC32, `0x8600_FF01`. Results in x0–x3.
 pub const CALL_UID: u32 = 0x8600_FF01;
 
-/// Most frames that one run may name.
+/// Most frames that one run may name, and all the runs of a list together.
 pub const MAX_RUN: u64 = 512;
 
 /// Most records that one list may hold; a [`Record`] is 16 bytes, so a full list fills one frame.
@@ -50,7 +50,7 @@ impl Record {
         self.gfn_count & ((1 << 52) - 1)
     }
 
-    /// Number of frames, 1 to 4096; the callee refuses more than [`MAX_RUN`].
+    /// Number of frames, 1 to 4096; the callee refuses more than [`MAX_RUN`] in all records together.
     #[must_use]
     pub const fn count(self) -> u64 {
         (self.gfn_count >> 52).wrapping_add(1)
@@ -367,9 +367,9 @@ calls! {
     rets("done": "frames donated; fewer than asked if an interrupt is pending");
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, BAD_ARGUMENT, ZERO_COUNT, COUNT_TOO_LARGE, OVERFLOW, NOT_MEMORY, NO_MAP, EL2_OWNED, ALREADY_DONATED, FOREIGN, SHARED, GFN_OUT_OF_RANGE, GFN_MAPPED, GFN_POISONED, NEED_PAGES);
     when("host, until VM_DESTROY");
-    /// As `MEM_DONATE` for the runs of a list that lies in a host frame, with one TLB invalidation for all of them.
+    /// As `MEM_DONATE` for the runs of a list that lies in a host frame, with one TLB invalidation for all of them. A list of more than 512 frames is refused as a whole.
     MEM_DONATE_LIST = BASE + 13;
-    args("handle": "VM", "list": "frame that holds the records", "records": "number of records, 1 to 256", "flags": "`DONATE_*`");
+    args("handle": "VM", "list": "frame that holds the records", "records": "number of records, 1 to 256; they name 512 frames together at most", "flags": "`DONATE_*`");
     rets("done": "frames donated, counted over the list from its start");
     errors(WRONG_HANDLE, STALE_HANDLE, WRONG_STATE, BAD_ARGUMENT, ZERO_COUNT, COUNT_TOO_LARGE, OVERFLOW, NOT_MEMORY, NO_MAP, EL2_OWNED, ALREADY_DONATED, FOREIGN, SHARED, TWICE, GFN_OUT_OF_RANGE, GFN_MAPPED, GFN_POISONED, NEED_PAGES);
     when("host, until VM_DESTROY");

@@ -5,7 +5,7 @@
 //! gathering functions of [`crate::Host`] fill a batch, under the host lock, from claims that they
 //! then check. It does not outlive the lock, for it borrows from what the lock protects.
 
-use crate::{Gfn, MAX_FRAMES, Pfn};
+use crate::{Gfn, Pfn, Refused};
 
 /// Bits of a guest frame number in a packed granule; the frame number stands above.
 const GFN_BITS: u32 = 28;
@@ -45,7 +45,7 @@ pub(crate) struct Batch<'m> {
 }
 
 impl<'m> Batch<'m> {
-    /// Uses the words as room; [`MAX_FRAMES`] are enough for every call.
+    /// Uses the words as room. There are [`MAX_FRAMES`](crate::MAX_FRAMES): more no call may name.
     pub(crate) fn new(words: &'m mut [u64]) -> Self {
         Self { words, len: 0 }
     }
@@ -55,23 +55,16 @@ impl<'m> Batch<'m> {
         self.len = 0;
     }
 
-    /// Adds a granule, and says whether there was room.
-    #[must_use]
-    pub(crate) fn push(&mut self, pfn: Pfn, gfn: Gfn) -> bool {
-        let Some(place) = self.words.get_mut(self.len) else { return false };
-        *place = Granule::pack(pfn, gfn);
+    /// Adds a granule; `CountTooLarge` if there is no more room.
+    pub(crate) fn push(&mut self, pfn: Pfn, gfn: Gfn) -> Result<(), Refused> {
+        *self.words.get_mut(self.len).ok_or(Refused::CountTooLarge)? = Granule::pack(pfn, gfn);
         self.len = self.len.saturating_add(1);
-        true
+        Ok(())
     }
 
     /// All granules.
     pub(crate) fn granules(&self) -> Granules<'_> {
         Granules(self.words.get(..self.len).unwrap_or(&[]))
-    }
-
-    /// Whether there is no more room.
-    pub(crate) fn is_full(&self) -> bool {
-        self.len as u64 >= MAX_FRAMES
     }
 }
 
@@ -122,8 +115,7 @@ mod tests {
         let mut words = [0; 2];
         let mut batch = Batch::new(&mut words);
         let (pfn, gfn) = (Pfn::new(7).unwrap(), Gfn::new(9).unwrap());
-        assert!(batch.push(pfn, gfn) && batch.push(pfn, gfn));
-        assert!(!batch.push(pfn, gfn));
+        assert_eq!([(); 3].map(|()| batch.push(pfn, gfn)), [Ok(()), Ok(()), Err(Refused::CountTooLarge)]);
         assert_eq!(batch.granules().len(), 2);
         assert_eq!(batch.granules().after(1).len(), 1);
         assert_eq!(batch.granules().after(9).len(), 0);

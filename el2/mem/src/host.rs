@@ -169,24 +169,13 @@ impl<'m> Host<'m> {
     /// Gathers one lot.
     pub(crate) fn gather_lot(&mut self, lot: &Lot) -> Result<(), Refused> {
         self.batch.clear();
-        if lot.frames().count() > MAX_FRAMES {
-            return Err(Refused::CountTooLarge);
-        }
-        self.put(lot);
-        Ok(())
+        self.put(lot)
     }
 
     /// Gathers a run of frames that go to no guest frame.
     pub(crate) fn gather_run(&mut self, run: &PfnRun) -> Result<(), Refused> {
         self.batch.clear();
-        if run.count() > MAX_FRAMES {
-            return Err(Refused::CountTooLarge);
-        }
-        for pfn in run.frames() {
-            // The count was checked against the room.
-            let _ = self.batch.push(pfn, Gfn::from_bits(0));
-        }
-        Ok(())
+        run.frames().try_for_each(|pfn| self.batch.push(pfn, Gfn::from_bits(0)))
     }
 
     /// Gathers the frames behind a run of guest frames.
@@ -199,14 +188,10 @@ impl<'m> Host<'m> {
         if run.count() > MAX_FRAMES {
             return Err(Refused::CountTooLarge);
         }
-        for gfn in run.frames() {
-            let _ = self.batch.push(find(gfn)?, gfn);
-        }
-        Ok(())
+        run.frames().try_for_each(|gfn| self.batch.push(find(gfn)?, gfn))
     }
 
-    /// Copies a list of records out of a frame of the host's, once, and gathers the first
-    /// [`MAX_FRAMES`] frames that it names.
+    /// Copies a list of records out of a frame of the host's, once, and gathers the frames that it names.
     pub(crate) fn gather_list(&mut self, page: Pfn, records: u64, vm: VmSlot, m: &impl Frames) -> Result<(), Refused> {
         self.batch.clear();
         if records == 0 {
@@ -230,11 +215,7 @@ impl<'m> Host<'m> {
     fn put_list(&mut self, list: &mut [u64]) -> Result<(), Refused> {
         let (records, _) = list.as_chunks_mut::<2>();
         for record in records.iter() {
-            let lot = lot(record)?;
-            if lot.frames().count() > MAX_FRAMES {
-                return Err(Refused::CountTooLarge);
-            }
-            self.put(&lot);
+            self.put(&lot(record)?)?;
         }
         // In the order of their starts, runs that meet stand side by side somewhere.
         sort_by_key(records, |[pfn, _]| *pfn);
@@ -244,13 +225,8 @@ impl<'m> Host<'m> {
         if frames_meet || places_meet { Err(Refused::Twice) } else { Ok(()) }
     }
 
-    fn put(&mut self, lot: &Lot) {
-        for (pfn, gfn) in lot.frames().frames().zip(lot.at().frames()) {
-            if self.batch.is_full() {
-                return;
-            }
-            let _ = self.batch.push(pfn, gfn);
-        }
+    fn put(&mut self, lot: &Lot) -> Result<(), Refused> {
+        lot.frames().frames().zip(lot.at().frames()).try_for_each(|(pfn, gfn)| self.batch.push(pfn, gfn))
     }
 }
 

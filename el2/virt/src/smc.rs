@@ -100,6 +100,7 @@ mod tests {
         ] {
             assert_eq!(plain(id), Call::Denied, "{id:#x}");
         }
+        assert_eq!(NOT_SUPPORTED.cast_unsigned(), u64::MAX, "what its caller finds in x0 (DEN0028 section 7)");
     }
 
     #[test]

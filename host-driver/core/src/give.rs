@@ -23,7 +23,7 @@ pub trait List {
     fn put(&mut self, index: u64, record: Record);
 }
 
-/// Pages that are looked at for one list, holes included: as many as a list can have frames.
+/// Pages that are looked at for one list, holes included.
 const REACH: u64 = MAX_RECORDS * MAX_RUN;
 
 /// Where list frames come from.
@@ -101,7 +101,8 @@ impl<C: Conduit, K: pool::Frames + Lists, T: Thread> ToVm<'_, C, K, T> {
         Ok(())
     }
 
-    /// Writes the runs from `start` on into `list`, as many as fit; without a list only the first page.
+    /// Writes the runs from `start` on into `list`, as many as fit, `MAX_RUN` frames of them: more are refused. Without a
+    /// list only the first page.
     fn gather<F: File>(&self, file: &F, attempt: &Attempt, start: u64, list: Option<&mut K::List>) -> Batch {
         let mut batch = Batch { first: None, records: 0, frames: 0 };
         let mut open: Option<(Run, u64)> = None;
@@ -118,16 +119,19 @@ impl<C: Conduit, K: pool::Frames + Lists, T: Thread> ToVm<'_, C, K, T> {
             batch.frames = batch.frames.saturating_add(run.count);
         };
         file.change(|book| {
+            let mut frames = 0_u64;
             for page in start..attempt.span().end().min(start.saturating_add(REACH)) {
+                if frames == MAX_RUN {
+                    return;
+                }
                 if attempt.took(book, page).is_none() {
                     continue;
                 }
                 let Some(pfn) = file.frame(page) else { continue };
+                frames = frames.saturating_add(1);
                 let gfn = self.gfn.saturating_add(page.saturating_sub(attempt.span().first()));
                 if let Some((run, at)) = &mut open {
-                    let joins = run.pfn.checked_add(run.count) == Some(pfn)
-                        && at.checked_add(run.count) == Some(gfn)
-                        && run.count < MAX_RUN;
+                    let joins = run.pfn.checked_add(run.count) == Some(pfn) && at.checked_add(run.count) == Some(gfn);
                     if joins {
                         run.count = run.count.saturating_add(1);
                         continue;

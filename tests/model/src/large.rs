@@ -184,7 +184,7 @@ pub(crate) fn batches() -> Result<String, String> {
 }
 
 /// Lists, refused ones, and cells.
-const BATCHES: [u64; 3] = [1_502, 1_502, 12];
+const BATCHES: [u64; 3] = [1_698, 1_698, 12];
 
 /// Good records with one or two of them replaced by a wrong one.
 fn spoilt() -> Vec<Vec<Record>> {
@@ -205,6 +205,7 @@ fn spoilt() -> Vec<Vec<Record>> {
         Record::new(page(9), 1 << 40, 1),                // no guest frame
         Record::new(u64::MAX, GFN + 7, 1),               // no frame
         Record::new(page(9), GFN + 7, hvc::MAX_RUN + 1), // too long
+        Record::new(page(9), GFN + 7, hvc::MAX_RUN),     // too many, with the others
         Record::new(page(0), GFN + 7, 1),                // the first one's frame again
         Record::new(page(9), GFN, 1),                    // the first one's guest frame again
     ];

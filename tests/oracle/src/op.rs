@@ -155,7 +155,7 @@ impl Call {
         match *self {
             Self::VmReclaim { count, .. } | Self::MemDonate { count, .. } | Self::MemShare { count, .. } => Some(count),
             Self::MemUnshare { count, .. } | Self::GuestAccept { count, .. } => Some(count),
-            Self::MemDonateList { records, .. } => Some(records.saturating_mul(hvc::MAX_RUN)),
+            Self::MemDonateList { .. } => Some(hvc::MAX_RUN),
             Self::Version | Self::Counter { .. } | Self::VmCreate { .. } | Self::VmRange { .. } => None,
             Self::VmDestroy { .. } | Self::PoolTopup { .. } | Self::VcpuCreate { .. } | Self::VcpuSetReg { .. } => None,
             Self::VcpuGetReg { .. } | Self::VcpuRun { .. } | Self::VcpuKick { .. } => None,

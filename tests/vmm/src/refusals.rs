@@ -361,6 +361,11 @@ fn lists(bench: &Bench) {
     bench.refuse("list: same guest frame twice", MEM_DONATE_LIST, &[a, list, 2, 0], TWICE);
     fill(&[Record::new(first, gfn, 4), Record::new(first + 8, gfn + 8, 600)]);
     bench.refuse("list: record too long", MEM_DONATE_LIST, &[a, list, 2, 0], COUNT_TOO_LARGE);
+    // Frames of its own, so many that they are the guest's or nobody's from the second record on.
+    fill(&[Record::new(first, gfn, 300), Record::new(first + 300, gfn + 300, 213)]);
+    bench.refuse("list: 513 frames in two records", MEM_DONATE_LIST, &[a, list, 2, 0], COUNT_TOO_LARGE);
+    fill(&[Record::new(first, gfn, 512), Record::new(image, gfn, 512), Record::new(DEVICE, gfn, 1)]);
+    bench.refuse("list: 1025 frames, some el2's", MEM_DONATE_LIST, &[a, list, 3, 0], COUNT_TOO_LARGE);
     fill(&[Record::new(first, gfn, 4), Record::new(image, gfn + 8, 1)]);
     bench.refuse("list: carve-out in the second record", MEM_DONATE_LIST, &[a, list, 2, 0], EL2_OWNED);
     fill(&[Record::new(first, gfn, 4), Record::new(list, gfn + 8, 1), Record::new(DEVICE, gfn + 9, 1)]);

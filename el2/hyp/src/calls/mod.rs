@@ -13,7 +13,7 @@ mod power;
 mod vcpu;
 mod vm;
 
-pub use abort::host_may_retry;
+pub use abort::{Fault, host_may_retry};
 pub use freehold_virt::vcpu::Stop;
 pub use power::{quiesce, reopen};
 

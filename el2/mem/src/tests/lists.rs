@@ -99,13 +99,21 @@ fn the_lists_own_frame_must_be_the_hosts() {
 }
 
 #[test]
-fn a_list_that_names_more_than_a_call_handles_comes_back_short() {
+fn a_list_that_names_more_than_a_call_may_is_refused_whole() {
     let mut rig = rig();
-    let list = [(RAM + 512, GUEST_RAM, 300), (RAM + 1024, GUEST_RAM + 600, 300), (RAM + 1536, GUEST_RAM + 1200, 300)];
-    assert_eq!(rig.donate_list(0, PAGE, &list, 3), Ok(512));
-    assert!(matches!(rig.state(RAM + 1024 + 211), Some(State::Private { .. })));
-    assert_eq!(rig.state(RAM + 1024 + 212), Some(State::Host));
-    assert_eq!(rig.state(RAM + 1536), Some(State::Host));
+    let with = |last: u64| {
+        [(RAM + 512, GUEST_RAM, 300), (RAM + 1024, GUEST_RAM + 600, 200), (RAM + 1536, GUEST_RAM + 1200, last)]
+    };
+    let before = rig.m.host_broadcasts;
+    assert_eq!(rig.donate_list(0, PAGE, &with(13), 3), Err(Refused::CountTooLarge), "513");
+    assert_eq!(rig.donate_list(0, PAGE, &with(300), 3), Err(Refused::CountTooLarge));
+    assert_eq!((rig.state(RAM + 512), rig.m.host_broadcasts), (Some(State::Host), before));
+    // The count comes first: what stands behind it in the list is not looked at any more.
+    let meet = [(RAM + 512, GUEST_RAM, 512), (RAM + 1024, GUEST_RAM + 600, 1), (u64::MAX, GUEST_RAM, 1)];
+    assert_eq!(rig.donate_list(0, PAGE, &meet, 3), Err(Refused::CountTooLarge));
+    assert_eq!(rig.donate_list(0, PAGE, &with(12), 3), Ok(512), "as many as may be");
+    assert!(matches!(rig.state(RAM + 1536 + 11), Some(State::Private { .. })));
+    assert_eq!(rig.state(RAM + 1536 + 12), Some(State::Host));
 }
 
 #[test]

@@ -35,12 +35,11 @@ pub fn check<'w, 'm>(
     decide(host, guest, revocable, m)
 }
 
-/// As [`check`], for the records in a frame of the host's, which is copied once. Of a list that names
-/// more frames than one call handles, the first are taken; all of it is checked against itself.
+/// As [`check`], for the records in a frame of the host's, which is copied once.
 ///
 /// # Errors
-/// As [`check`]; also `ZeroCount`, `Overflow` and `Twice` of the records, and what is wrong with the
-/// list's own frame.
+/// As [`check`], `CountTooLarge` of all records together; also `ZeroCount`, `Overflow` and `Twice` of the records, and
+/// what is wrong with the list's own frame.
 pub fn check_list<'w, 'm>(
     host: &'w mut Host<'m>,
     guest: &'w mut Guest,

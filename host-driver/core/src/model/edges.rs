@@ -90,6 +90,20 @@ fn one_page_is_donated_without_a_list_and_many_with_one() {
 }
 
 #[test]
+fn a_list_names_no_more_frames_than_one_call_takes() {
+    let world = world();
+    let file = Model::new(&world, 900, Page::Host);
+    for page in [0, 300, 600] {
+        // A frame that is nobody's stands between this run and the next.
+        let first = world.take_frames(301);
+        (0..300).for_each(|n| file.frames.borrow_mut()[page + n as usize] = Some(first + n));
+    }
+    assert_eq!(convert(&file, span(0, 900), Mode::Now, &Sleeper::default()), Ok(true));
+    assert_eq!(world.functions.take(), [hvc::MEM_DONATE_LIST; 2], "512 frames, and 388");
+    file.check();
+}
+
+#[test]
 fn a_single_run_needs_no_list_to_be_read() {
     let world = world();
     let file = contiguous(&world, 512);

@@ -259,8 +259,9 @@ impl Naive {
         let pairs = || named.iter().flat_map(|(pfn, gfn, n)| (*pfn..pfn + n).zip(*gfn..gfn + n));
         let all = pairs().count();
         let once = |numbers: BTreeSet<u64>| numbers.len() == all;
-        (once(pairs().map(|(pfn, _)| pfn).collect()) && once(pairs().map(|(_, gfn)| gfn).collect()))
-            .then(|| pairs().take(MOST as usize).collect())
+        let few = all as u64 <= MOST;
+        (few && once(pairs().map(|(pfn, _)| pfn).collect()) && once(pairs().map(|(_, gfn)| gfn).collect()))
+            .then(|| pairs().collect())
     }
 
     pub(super) fn lend(&mut self, slot: usize, frames: Run, at: u64, spot: (bool, bool), stop: bool) -> Option<u64> {

@@ -113,6 +113,12 @@ pub(super) fn decide_list(s: &impl State, who: Who, list: u64, records: u64, fla
     no = no.and(frame).and(fits(&vm, true));
     if frame.is_empty() && records <= hvc::MAX_RECORDS {
         let runs = copied(env, records);
+        if total(runs) > hvc::MAX_RUN {
+            // Which of its frames are looked at before they are too many is nobody's promise: numbers alone are judged.
+            return Outcome::refused(
+                runs.iter().fold(no, |no, r| no.and(Run::of(r).numbers())).and(Statuses::one(hvc::COUNT_TOO_LARGE)),
+            );
+        }
         no = no.and(list_of(s, slot, runs)).and(change::short(&vm, env));
         return owing_host(unless(no, result(change::done(total(runs), env))));
     }

@@ -49,6 +49,16 @@ fn each_documented_error_has_its_test_and_no_other() {
     assert_eq!(tested.len() + 1, hvc::CALLS.len());
 }
 
+/// What is wrong with the places of such a list is not said: nobody promises how much of it is looked at.
+#[test]
+fn a_list_of_more_frames_than_a_run_may_have_is_too_long() {
+    let asked = listed(&[Record::new(HOST, VACANT, 1), Record::new(EL2, GFN, hvc::MAX_RUN)]);
+    let outcome = said(&stage(), &asked);
+    assert_eq!((outcome.refused, outcome.done), (Statuses::one(hvc::COUNT_TOO_LARGE), None));
+    let asked = listed(&[Record::new(HUGE, GFN, hvc::MAX_RUN), Record::new(HOST, VACANT, 1)]);
+    assert!(said(&stage(), &asked).refused.has(hvc::OVERFLOW));
+}
+
 fn vm_create_of(pfn: u64, count: u64) -> Asked {
     Call::VmCreate { flags: hvc::VM_PROTECTED, ipa_bits: 32, pfn, count }.into()
 }

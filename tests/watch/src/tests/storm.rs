@@ -250,3 +250,22 @@ fn random_calls_do_what_the_specification_says() {
 fn random_calls_of_several_cpus_do_so_too() {
     storm(4, 15_000);
 }
+
+/// The host's own frames, and el2's: which of them are looked at is nobody's promise, for they are too many.
+#[test]
+fn a_list_of_too_many_frames_is_refused_as_the_specification_says() {
+    let rig = &Rig::new(Fault::None);
+    be(0);
+    let [status, vm, ..] = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8]);
+    assert_eq!([status, rig.call(VM_RANGE, &[vm, GUEST_RAM, 1024])[0]], [0, 0]);
+    let list = RAM + 5 * 512;
+    for (index, (pfn, gfn, count)) in (0..).zip([(RAM + 100, 0, 300), (RAM + 512, 300, 213), (CARVE_OUT, 0, 512)]) {
+        let record = Record::new(pfn, GUEST_RAM + gfn, count);
+        rig.board.memory.write(list, 2 * index, record.pfn);
+        rig.board.memory.write(list, 2 * index + 1, record.gfn_count);
+    }
+    for records in [2, 3] {
+        let status = rig.call(MEM_DONATE_LIST, &[vm, list, records, 0])[0];
+        assert_eq!(status.cast_signed(), COUNT_TOO_LARGE, "{records} records");
+    }
+}

@@ -165,6 +165,7 @@ fn every_documented_error_can_be_produced_and_no_other() {
         (memory + 17, GUEST_RAM + 32, 1, TWICE),
         (memory + 32, GUEST_RAM + 17, 1, TWICE),
         (memory + 32, GUEST_RAM + 32, 600, COUNT_TOO_LARGE),
+        (memory + 32, GUEST_RAM + 32, 511, COUNT_TOO_LARGE),
         (u64::MAX, GUEST_RAM + 32, 2, OVERFLOW),
         (NO_MAP, GUEST_RAM + 32, 1, NO_MAP_STATUS),
         (memory + 1, GUEST_RAM + 32, 1, ALREADY_DONATED),

@@ -239,6 +239,40 @@ fn the_host_may_try_again_what_it_has_and_what_it_may_revoke() {
     rig.end(vm, &[MEMORY + 1], RAM, 16);
 }
 
+/// D8: a table of the kernel's that stands in a revocable frame does not take the frame from its guest.
+#[test]
+fn a_walk_takes_no_frame_away() {
+    let (walk, conflict) = (1 << 7, calls::Fault::Conflict);
+    let page = |may_revoke| calls::Fault::Page { may_revoke };
+    for level in 0..4 {
+        let (translation, permission) = (0x04 | level, 0x0c | level);
+        // Write, cache maintenance, and a valid syndrome of the access change nothing.
+        for more in [0, 1 << 6, 1 << 8, 1 << 24] {
+            let read = |iss, by_kernel| calls::Fault::read(iss | more, by_kernel);
+            assert_eq!(read(translation, true), page(true));
+            assert_eq!(read(translation, false), page(false), "of a process, or by an address of its half");
+            assert_eq!(read(translation | walk, true), page(false));
+            assert_eq!(read(translation | walk, false), page(false));
+            assert_eq!(read(permission | walk, true), page(false), "HPFAR_EL2 is that of the walk");
+            assert_eq!([read(permission, true), read(permission, false)], [calls::Fault::NoPage; 2]);
+            assert_eq!([read(0x30, true), read(0x30 | walk, false)], [conflict; 2]);
+        }
+    }
+    let rig = &Rig::new();
+    let vm = rig.vm(RAM);
+    rig.yes(MEM_DONATE, &[vm, MEMORY, GUEST_RAM, 1, DONATE_REVOCABLE]);
+    rig.memory.write(MEMORY, 1, SECRET);
+    let by = |iss| match calls::Fault::read(iss, true) {
+        calls::Fault::Page { may_revoke } => calls::host_may_retry(rig, MEMORY << 12, may_revoke),
+        calls::Fault::Conflict | calls::Fault::NoPage => panic!("no page"),
+    };
+    let before = rig.everything();
+    assert!(!by(0x07 | walk) && rig.everything() == before, "the walk meets a fault, and the guest keeps its page");
+    assert!(by(0x07) && rig.everything() != before, "the control: a load takes it");
+    assert_eq!(rig.memory.read(MEMORY, 1), 0);
+    rig.end(vm, &[], RAM, 16);
+}
+
 #[test]
 fn a_running_vcpu_is_busy() {
     let rig = &Rig::new();
