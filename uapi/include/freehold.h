@@ -169,6 +169,8 @@
 #define FREEHOLD_REG_V0 (150)
 #define FREEHOLD_REG_FPCR (214)
 #define FREEHOLD_REG_FPSR (215)
+#define FREEHOLD_REG_EXIT_ESR (216)
+#define FREEHOLD_REG_EXIT_FAR (217)
 
 /* Statuses of guest calls (x0) */
 #define FREEHOLD_GUEST_OK (0)

@@ -281,6 +281,10 @@ items! {
     REG_FPCR = 214;
     /// FPSR.
     REG_FPSR = 215;
+    /// The syndrome of the exception that ended the last run, as `ESR_EL2` had it, if one did.
+    REG_EXIT_ESR = 216;
+    /// The address that came with it, as `FAR_EL2` had it.
+    REG_EXIT_FAR = 217;
 }
 
 calls! {

@@ -260,8 +260,8 @@ items! {
     /// VM: sets a slot of the VMM's own memory: creates, moves or deletes it. Of an ordinary VM pages are lent to the guest
     /// as it touches them and taken back when the VMM's mapping of them changes; after the first run, a slot lies in what
     /// was some slot's at that time (`EPERM`). Of a protected VM they are pinned and given to the guest, at the first run
-    /// with what is in them, later zeroed; then slots stay (`EPERM`). Neither dirty logs nor read-only slots (`EINVAL`;
-    /// protected: `EPERM`).
+    /// with what is in them, later zeroed; then slots stay (`EPERM`). No dirty logs (`EINVAL`;
+    /// protected: `EPERM`). What the guest of an ordinary VM stores to a read-only slot goes to the VMM (protected: `EPERM`).
     KVM_SET_USER_MEMORY_REGION = ioc(WRITE, KVM_MAGIC, 0x46, 32);
     /// VM: sets a slot, of `guest_memfd` with `KVM_MEM_GUEST_MEMFD`, else as `KVM_SET_USER_MEMORY_REGION`.
     KVM_SET_USER_MEMORY_REGION2 = ioc(WRITE, KVM_MAGIC, 0x49, 160);
@@ -357,6 +357,8 @@ items! {
     KVM_CAP_NR_MEMSLOTS = 10;
     /// Slots can be deleted.
     KVM_CAP_DESTROY_MEMORY_REGION_WORKS = 21;
+    /// A slot may be read only.
+    KVM_CAP_READONLY_MEM = 81;
     /// A slot may be set where one was deleted.
     KVM_CAP_JOIN_MEMORY_REGIONS_WORKS = 30;
     /// `IRQFD`.

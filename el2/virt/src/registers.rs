@@ -15,7 +15,8 @@ pub trait Registers {
     fn pstate(&self) -> u64;
     /// Sets PSTATE.
     fn set_pstate(&mut self, pstate: u64);
-    /// The `n`th word of what else is kept: EL1's registers, the vectors, FPCR and FPSR, in the order of the host's ABI.
+    /// The `n`th word of what else is kept: EL1's registers, the vectors, and what the last exit was, in the order of
+    /// the host's ABI.
     fn kept(&mut self, n: usize) -> Option<&mut u64>;
     /// Gives EL1 a synchronous exception with this syndrome, at the current instruction.
     fn inject(&mut self, esr: u64);
@@ -60,7 +61,7 @@ pub(crate) mod fake {
         pub(crate) x: [u64; 31],
         pub(crate) pc: u64,
         pub(crate) pstate: u64,
-        pub(crate) kept: [u64; 88],
+        pub(crate) kept: [u64; 90],
         pub(crate) injected: Vec<u64>,
     }
 

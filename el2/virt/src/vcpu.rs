@@ -356,7 +356,7 @@ impl HostRegister {
             hvc::REG_PC => Ok(Self::Pc),
             hvc::REG_PSTATE => Ok(Self::Pstate),
             hvc::REG_MPIDR => Ok(Self::Mpidr),
-            hvc::REG_EL1..=hvc::REG_FPSR => Ok(Self::Kept(word as usize & 127)),
+            hvc::REG_EL1..=hvc::REG_EXIT_FAR => Ok(Self::Kept(word as usize & 127)),
             _ => Err(Refused::BadArgument),
         }
     }

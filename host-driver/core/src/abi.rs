@@ -101,6 +101,7 @@ pub fn capability(asked: Asked, cap: u64, max_vcpus: u64) -> u64 {
         io::KVM_CAP_NR_VCPUS | io::KVM_CAP_MAX_VCPUS | io::KVM_CAP_MAX_VCPU_ID => max_vcpus,
         io::KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as u64,
         io::KVM_CAP_ARM_VM_IPA_SIZE => IPA_BITS,
+        io::KVM_CAP_READONLY_MEM if asked != Asked::Vm => 1,
         io::KVM_CAP_ARM_PROTECTED_VM if asked == Asked::Vm => 1,
         _ => 0,
     }
@@ -143,6 +144,8 @@ pub enum Region {
         count: u64,
         /// Where they lie in the VMM.
         start: u64,
+        /// The guest's stores go to the VMM.
+        read_only: bool,
     },
 }
 
@@ -177,11 +180,12 @@ impl Region {
         }
         let gfn = region.guest_phys_addr >> PAGE_SHIFT;
         if !secret {
-            // Neither a log of what is written nor slots that are read only are served.
-            let plain = Self::Plain { id: region.slot, gfn, count: size >> PAGE_SHIFT, start: region.userspace_addr };
+            let read_only = flags == io::KVM_MEM_READONLY;
+            let (count, start) = (size >> PAGE_SHIFT, region.userspace_addr);
             return match flags {
-                0 => Ok(plain),
-                _ if protected => Err(Error::Denied),
+                _ if flags != 0 && protected => Err(Error::Denied),
+                // A log of what is written is not served.
+                0 | io::KVM_MEM_READONLY => Ok(Self::Plain { id: region.slot, gfn, count, start, read_only }),
                 _ => Err(Error::Invalid),
             };
         }
@@ -423,8 +427,10 @@ mod tests {
     fn every_declared_capability_is_answered_and_no_other() {
         for item in io::CAPS {
             let cap = u64::try_from(item.value).unwrap();
-            assert!(capability(Asked::Vm, cap, 8) > 0, "{}", item.name);
+            let asked = if item.name == "KVM_CAP_READONLY_MEM" { Asked::OrdinaryVm } else { Asked::Vm };
+            assert!(capability(asked, cap, 8) > 0, "{}", item.name);
         }
+        assert_eq!(capability(Asked::System, 81, 8), 1);
         assert_eq!(capability(Asked::System, 0xffba_dab1, 8), 0);
         assert_eq!(capability(Asked::Vm, 0xffba_dab1, 8), 1);
         // Nothing of an ordinary VM is private.
@@ -452,8 +458,10 @@ mod tests {
         let delete = MemoryRegion2 { memory_size: 0, slot: 7, ..region() };
         assert_eq!(Region::decode(&delete, 40, false), Ok(Region::Delete { id: 7 }));
         let plain = MemoryRegion2 { flags: 0, userspace_addr: 0x7000, guest_memfd_offset: 3, ..region() };
-        let told = Region::Plain { id: 0, gfn: 0x80000, count: 0x200, start: 0x7000 };
-        assert_eq!(Region::decode(&plain, 40, false), Ok(told));
+        for (flags, read_only) in [(0, false), (2, true)] {
+            let told = Region::Plain { id: 0, gfn: 0x80000, count: 0x200, start: 0x7000, read_only };
+            assert_eq!(Region::decode(&MemoryRegion2 { flags, ..plain }, 40, false), Ok(told));
+        }
     }
 
     #[test]
@@ -463,7 +471,7 @@ mod tests {
             MemoryRegion2 { flags: 4 | 1, ..region() },
             MemoryRegion2 { flags: 4 | 2, ..region() },
             MemoryRegion2 { flags: 1, ..region() },
-            MemoryRegion2 { flags: 2, ..region() },
+            MemoryRegion2 { flags: 3, ..region() },
             MemoryRegion2 { memory_size: 0x1001, ..region() },
             MemoryRegion2 { guest_phys_addr: 0x8000_0001, ..region() },
             MemoryRegion2 { userspace_addr: 1, ..region() },

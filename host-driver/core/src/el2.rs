@@ -209,12 +209,13 @@ impl<C: Conduit> El2<C> {
         self.call(hvc::MEM_DONATE_LIST, [vm.0, list, records, 0, 0]).map(|r| r[0])
     }
 
-    /// `MEM_SHARE` of a frame, to be read, written and executed; the number of frames lent.
+    /// `MEM_SHARE` of a frame, to be read, executed and, if so, written; the number of frames lent.
     ///
     /// # Errors
     /// As the call's.
-    pub fn mem_share(&self, vm: Handle, pfn: u64, gfn: u64) -> Result<u64, Refused> {
-        self.call(hvc::MEM_SHARE, [vm.0, pfn, gfn, 1, hvc::SHARE_WRITE | hvc::SHARE_EXEC]).map(|r| r[0])
+    pub fn mem_share(&self, vm: Handle, pfn: u64, gfn: u64, write: bool) -> Result<u64, Refused> {
+        let write = if write { hvc::SHARE_WRITE } else { 0 };
+        self.call(hvc::MEM_SHARE, [vm.0, pfn, gfn, 1, write | hvc::SHARE_EXEC]).map(|r| r[0])
     }
 
     /// `MEM_UNSHARE`; the number of frames taken back.
@@ -290,7 +291,9 @@ mod tests {
         let revocable = said(|el2| el2.mem_donate_revocable(VM, 20, 9));
         assert_eq!(revocable, ((hvc::MEM_DONATE, [7, 20, 9, 1, hvc::DONATE_REVOCABLE]), one));
         assert_eq!(said(|el2| el2.mem_donate_list(VM, 5, 6)), ((hvc::MEM_DONATE_LIST, [7, 5, 6, 0, 0]), one));
-        assert_eq!(said(|el2| el2.mem_share(VM, 20, 9)), ((hvc::MEM_SHARE, [7, 20, 9, 1, 3]), one), "all rights");
+        for (write, flags) in [(true, 3), (false, 2)] {
+            assert_eq!(said(|el2| el2.mem_share(VM, 20, 9, write)), ((hvc::MEM_SHARE, [7, 20, 9, 1, flags]), one));
+        }
         assert_eq!(said(|el2| el2.mem_unshare(VM, 9, 4)), ((hvc::MEM_UNSHARE, [7, 9, 4, 0, 0]), one));
         assert_eq!(said(|el2| el2.guest_accept(VM, 1, 4)), ((hvc::GUEST_ACCEPT, [7, 1, 4, 0, 0]), one));
     }

@@ -20,6 +20,7 @@
 )]
 
 pub mod abi;
+pub mod access;
 pub mod convert;
 pub mod doorbell;
 pub mod drain;

@@ -6,6 +6,7 @@
 //! run which said so, its bell muted before that run ([`crate::idle`]). Knows neither slots nor files: they stand
 //! behind [`Machine`].
 
+use crate::access::{self, Load, Registers, Wanted};
 use crate::el2::Ran;
 use crate::error::Error;
 use crate::exit::{Exit, Mmio, Power, Request};
@@ -37,8 +38,10 @@ pub enum Told {
 pub enum Served {
     /// The guest can go on.
     Done,
-    /// No slot has this guest frame.
+    /// Nothing is there that the guest may have.
     Nobodys(u64),
+    /// No slot of an ordinary VM has this guest frame, or one that it may not store to: the VMM serves the access.
+    Devices(u64),
 }
 
 /// What a vCPU waits for.
@@ -56,7 +59,9 @@ pub enum Wait {
 }
 
 /// The vCPU, its VM, and the calling thread.
-pub trait Machine {
+///
+/// Its registers are asked for only after [`Served::Devices`].
+pub trait Machine: Registers {
     /// Enters the guest; `mmio` is the answer to its pending load. `None` if it was not entered, for something was
     /// pending for the thread.
     fn enter(&self, mmio: u64) -> Option<Ran>;
@@ -95,8 +100,8 @@ pub trait Machine {
 /// What a vCPU remembers between two `KVM_RUN`s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// A load is with the VMM: its size.
-    load: Option<u8>,
+    /// A load is with the VMM: its size, and what the driver knows of it where `el2` does not wait for its answer.
+    load: Option<(u8, Option<Load>)>,
     /// A loaded value that the guest has not got yet.
     value: u64,
     /// The vCPU is off, as far as its last run says.
@@ -122,8 +127,10 @@ impl Memory {
 /// # Errors
 /// The errno of the ioctl; the run page says more for `Interrupted` and `Fault`.
 pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
-    if let Some(size) = memory.load.take() {
-        memory.value = machine.loaded(size);
+    match memory.load.take() {
+        Some((size, Some(load))) => load.answer(machine.loaded(size), machine),
+        Some((size, None)) => memory.value = machine.loaded(size),
+        None => {}
     }
     machine.tell(Told::Nothing);
     loop {
@@ -171,7 +178,7 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             Exit::Mmio(mmio) if machine.rings(&mmio) => Ok(Served::Done),
             Exit::Mmio(mmio) => {
                 if mmio.store.is_none() {
-                    memory.load = Some(mmio.size);
+                    memory.load = Some((mmio.size, None));
                 }
                 machine.tell(Told::Mmio(mmio));
                 return Ok(());
@@ -188,10 +195,21 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
         };
         match served {
             Ok(Served::Done) => machine.breathe(),
-            Ok(Served::Nobodys(gfn)) => {
-                machine.tell(Told::MemoryFault(gfn));
-                return Err(Error::Fault);
-            }
+            Ok(Served::Nobodys(gfn)) => return nobodys(machine, gfn),
+            Ok(Served::Devices(gfn)) => match access::wanted(machine, gfn) {
+                Wanted::Nothing => machine.breathe(),
+                Wanted::Unknown => return nobodys(machine, gfn),
+                Wanted::Store(mmio) if machine.rings(&mmio) => machine.breathe(),
+                Wanted::Store(mmio) => {
+                    machine.tell(Told::Mmio(mmio));
+                    return Ok(());
+                }
+                Wanted::Load(mmio, load) => {
+                    memory.load = Some((mmio.size, Some(load)));
+                    machine.tell(Told::Mmio(mmio));
+                    return Ok(());
+                }
+            },
             Err(Error::Interrupted) => {
                 machine.tell(Told::Intr);
                 return Err(Error::Interrupted);
@@ -199,6 +217,12 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The guest makes the access again with the next run.
+fn nobodys(machine: &impl Machine, gfn: u64) -> Result<(), Error> {
+    machine.tell(Told::MemoryFault(gfn));
+    Err(Error::Fault)
 }
 
 fn rest(machine: &impl Machine, wait: Wait) -> Result<(), Error> {
@@ -224,7 +248,7 @@ fn fail(machine: &impl Machine, refused: Refused) -> Result<(), Error> {
 mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
-    use std::collections::VecDeque;
+    use std::collections::{BTreeMap, VecDeque};
 
     /// A machine that plays a script of answers and records what it is asked.
     #[derive(Default)]
@@ -233,6 +257,7 @@ mod tests {
         log: RefCell<Vec<String>>,
         signal_after: Cell<Option<u32>>,
         touch: Cell<Option<Result<Served, Error>>>,
+        registers: RefCell<BTreeMap<u64, u64>>,
         loaded: Cell<u64>,
         pending: Cell<bool>,
         called: Cell<bool>,
@@ -256,6 +281,16 @@ mod tests {
 
         fn note(&self, what: String) {
             self.log.borrow_mut().push(what);
+        }
+    }
+
+    impl Registers for Script {
+        fn register(&self, number: u64) -> u64 {
+            self.registers.borrow().get(&number).copied().unwrap_or(0)
+        }
+
+        fn set_register(&self, number: u64, value: u64) {
+            self.registers.borrow_mut().insert(number, value);
         }
     }
 
@@ -492,6 +527,51 @@ mod tests {
         script.touch.set(Some(Ok(Served::Nobodys(7))));
         assert_eq!(run(&script, &mut Memory::default()), Err(Error::Fault));
         assert_eq!(script.log(), "Nothing enter(0) touch(7) MemoryFault(7)");
+    }
+
+    /// A data abort with a syndrome, of x3 and eight bytes, at 0x...678.
+    fn aborts(store: bool) -> Script {
+        let script = Script::of(&[[hvc::EXIT_MEM_FAULT, 7, 0, 0], [hvc::EXIT_CRASH, 0, 0, 0]]);
+        let esr = 0x24 << 26 | 1 << 24 | 3 << 22 | 3 << 16 | 1 << 15 | u64::from(store) << 6;
+        let registers = [(3, 0x33), (hvc::REG_PC, 0x1000), (hvc::REG_EXIT_ESR, esr), (hvc::REG_EXIT_FAR, 0x5678)];
+        script.registers.borrow_mut().extend(registers);
+        script.touch.set(Some(Ok(Served::Devices(7))));
+        script
+    }
+
+    #[test]
+    fn a_store_where_no_slot_is_is_the_vmms() {
+        let (script, mut memory) = (aborts(true), Memory::default());
+        run(&script, &mut memory).unwrap();
+        let mmio = Mmio { address: 0x7678, size: 8, store: Some(0x33) };
+        assert_eq!(script.log(), format!("Nothing enter(0) touch(7) {:?}", Told::Mmio(mmio)));
+        assert_eq!(script.register(hvc::REG_PC), 0x1004);
+        run(&script, &mut memory).unwrap();
+        assert!(script.log().starts_with("Nothing enter(0)"), "nothing is owed");
+    }
+
+    #[test]
+    fn a_load_where_no_slot_is_gets_the_vmms_answer_before_anything_else() {
+        let (script, mut memory) = (aborts(false), Memory::default());
+        run(&script, &mut memory).unwrap();
+        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (0x33, 0x1000));
+        script.loaded.set(0x77);
+        script.signal_after.set(Some(0));
+        assert_eq!(run(&script, &mut memory), Err(Error::Interrupted), "immediate_exit is how a VMM completes it");
+        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (0x77, 0x1004));
+        script.signal_after.set(None);
+        script.loaded.set(0x99);
+        run(&script, &mut memory).unwrap();
+        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (0x77, 0x1004), "once");
+    }
+
+    #[test]
+    fn what_can_not_be_described_stays_a_memory_fault() {
+        let script = aborts(true);
+        script.set_register(hvc::REG_EXIT_ESR, 0x24 << 26 | 1 << 6);
+        assert_eq!(run(&script, &mut Memory::default()), Err(Error::Fault));
+        assert_eq!(script.log(), "Nothing enter(0) touch(7) MemoryFault(7)");
+        assert_eq!(script.register(hvc::REG_PC), 0x1000);
     }
 
     #[test]

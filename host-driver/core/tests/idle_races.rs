@@ -5,6 +5,7 @@
 //! and a wait queue as the kernel's is. No sleep has a time here: a vCPU that misses its wake-up waits for ever, which
 //! loom reports as a deadlock.
 
+use freehold_driver_core::access::Registers;
 use freehold_driver_core::el2::Ran;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::exit::{Mmio, Request};
@@ -126,6 +127,16 @@ impl Bell for Vcpu {
 
     fn leave(&self) {
         self.queue.lock().unwrap().listed = false;
+    }
+}
+
+impl Registers for Vcpu {
+    fn register(&self, _: u64) -> u64 {
+        unreachable!("no access of this guest is the VMM's")
+    }
+
+    fn set_register(&self, _: u64, _: u64) {
+        unreachable!("nor answered by it")
     }
 }
 

@@ -255,7 +255,7 @@ impl File for FileRef {
     fn lend(&self, page: u64) -> Result<u64, Refused> {
         let nobody = Refused { status: hvc::GFN_NOT_MAPPED, detail: 0 };
         let loan = Span::one(page).and_then(|run| self.loans(run).next()).ok_or(nobody)?;
-        EL2.mem_share(loan.vm, self.frame(page).ok_or(nobody)?, loan.gfn)
+        EL2.mem_share(loan.vm, self.frame(page).ok_or(nobody)?, loan.gfn, true)
     }
 
     fn recall(&self, run: Span) -> bool {

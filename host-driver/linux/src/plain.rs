@@ -23,6 +23,7 @@ pub(crate) struct RawPlain {
 pub(crate) struct PlainState {
     start: u64,
     pages: Span,
+    read_only: bool,
     kept: Kept,
 }
 
@@ -42,6 +43,7 @@ struct Kept {
 pub(crate) struct At {
     vm: Handle,
     gfn: u64,
+    read_only: bool,
 }
 
 #[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
@@ -118,7 +120,7 @@ impl Kept {
 
 impl PlainRef {
     /// Watches `count` pages of the caller's memory from `start` on, which a VM finds from `gfn` on.
-    pub(crate) fn new(vm: Handle, start: u64, count: u64, gfn: u64) -> Result<Self, Error> {
+    pub(crate) fn new(vm: Handle, start: u64, count: u64, gfn: u64, read_only: bool) -> Result<Self, Error> {
         let pages = Span::new(0, count).ok_or(Error::Invalid)?;
         let words = usize::try_from(count.div_ceil(64)).map_err(|_| Error::Invalid)?;
         let (bits, state) = (sys::alloc::<u64>(words), sys::alloc::<PlainState>(1));
@@ -129,10 +131,9 @@ impl PlainRef {
             unsafe { sys::free(state) };
             return Err(Error::NoMemory);
         };
+        let kept = Kept { at: At { vm, gfn, read_only }, over: false, bits, words };
         // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
-        unsafe {
-            owned.write(PlainState { start, pages, kept: Kept { at: At { vm, gfn }, over: false, bits, words } })
-        };
+        unsafe { owned.write(PlainState { start, pages, read_only, kept }) };
         let mut raw = core::ptr::null_mut();
         let from = usize::try_from(start).map_err(|_| Error::Invalid);
         // SAFETY: `raw` is writable for one pointer; the state is whole, and the glue's unless it fails.
@@ -151,6 +152,12 @@ impl PlainRef {
     /// Where it lies in the VMM, and how many pages it has.
     pub(crate) fn place(self) -> (u64, u64) {
         (self.start(), self.pages().count())
+    }
+
+    /// Whether its guest's stores go to the VMM.
+    pub(crate) fn is_read_only(self) -> bool {
+        // SAFETY: alive by the invariant; the field never changes.
+        unsafe { (*self.state.as_ptr()).read_only }
     }
 
     fn start(self) -> u64 {
@@ -189,7 +196,7 @@ impl PlainRef {
 
 impl Way for At {
     fn lend(&self, frame: u64, page: u64) -> Result<u64, Refused> {
-        EL2.mem_share(self.vm, frame, self.gfn.saturating_add(page))
+        EL2.mem_share(self.vm, frame, self.gfn.saturating_add(page), !self.read_only)
     }
 
     fn recall(&self, run: Span) -> bool {

@@ -13,6 +13,7 @@ use freehold_driver_core::lend::{self, Binding, NotLent};
 use freehold_driver_core::page::{Page, Span};
 use freehold_driver_core::plain::{self, Touched};
 use freehold_driver_core::pool;
+use freehold_driver_core::run::Served;
 use freehold_driver_core::slots::Slot;
 use freehold_driver_core::status::Refused;
 use freehold_uapi::{hvc, ioctl as io};
@@ -21,9 +22,9 @@ use freehold_uapi::{hvc, ioctl as io};
 const AROUND: u64 = 64;
 
 impl Vm {
-    /// Lends the page of an ordinary VM behind `gfn`, which a vCPU touched, and some behind it.
-    /// `Ok(false)`: no slot has it, or it is not the host's to lend.
-    pub(crate) fn lend(self, gfn: u64) -> Result<bool, Error> {
+    /// Lends the page of an ordinary VM behind `gfn`, which a vCPU touched, and some behind it. `stores` says whether it
+    /// wanted to store.
+    pub(crate) fn lend(self, gfn: u64, stores: impl FnOnce() -> bool) -> Result<Served, Error> {
         // A slot may go while it is lent from: what it stands for must not.
         let found = self.living(|inner| {
             let Some(slot) = inner.slots.of_gfn(gfn) else { return Ok(None) };
@@ -31,12 +32,18 @@ impl Vm {
             slot.file.hold();
             Ok(Some((slot.file, page, slot.pages.end().saturating_sub(page))))
         })?;
-        let Some((backing, page, left)) = found else { return Ok(false) };
-        let lent = self.lend_from(backing, page, left);
+        let Some((backing, page, left)) = found else { return Ok(Served::Devices(gfn)) };
+        let served = match backing {
+            Backing::Plain(plain) if plain.is_read_only() && stores() => Ok(Served::Devices(gfn)),
+            Backing::File(_) | Backing::Plain(_) | Backing::Pinned(_) => {
+                self.lend_from(backing, page, left).map(|lent| if lent { Served::Done } else { Served::Nobodys(gfn) })
+            }
+        };
         backing.put();
-        lent
+        served
     }
 
+    /// `Ok(false)`: there is nothing that could be lent.
     fn lend_from(self, backing: Backing, page: u64, left: u64) -> Result<bool, Error> {
         let most = match backing {
             Backing::File(_) => AROUND,
@@ -68,14 +75,15 @@ impl Vm {
 
     pub(crate) fn set_region(self, region: &io::MemoryRegion2) -> Result<(), Error> {
         match Region::decode(region, self.ipa_bits(), self.is_protected())? {
-            Region::Plain { id, gfn, count, start } => {
-                if self.living(|inner| inner.set_plain(id, gfn, count, start, self.is_protected()))? {
+            Region::Plain { id, gfn, count, start, read_only } => {
+                let place = (start, count, read_only);
+                if self.living(|inner| inner.set_plain(id, gfn, place, self.is_protected()))? {
                     return Ok(());
                 }
                 let file = if self.is_protected() {
                     Backing::Pinned(PinnedRef::new(start, count)?)
                 } else {
-                    Backing::Plain(PlainRef::new(self.handle(), start, count, gfn)?)
+                    Backing::Plain(PlainRef::new(self.handle(), start, count, gfn, read_only)?)
                 };
                 let pages = Span::new(0, count).ok_or(Error::Invalid)?;
                 self.add_or_put(Slot { id, gfn, pages, file, declared: false })
@@ -152,14 +160,15 @@ impl Inner {
     }
 
     /// Moves the slot of this number, if there is one of the VMM's own memory: `Ok(false)`: there is none.
-    fn set_plain(&mut self, id: u32, gfn: u64, count: u64, start: u64, protected: bool) -> Result<bool, Error> {
+    fn set_plain(&mut self, id: u32, gfn: u64, wanted: (u64, u64, bool), protected: bool) -> Result<bool, Error> {
         let Some(slot) = self.slots.get(id) else { return Ok(false) };
         let place = match slot.file {
-            Backing::Plain(plain) => plain.place(),
-            Backing::Pinned(pinned) => pinned.place(),
+            Backing::Plain(plain) => (plain.place(), plain.is_read_only()),
+            Backing::Pinned(pinned) => (pinned.place(), false),
             Backing::File(_) => return Err(Error::Invalid),
         };
-        if place != (start, count) {
+        let (start, count, read_only) = wanted;
+        if place != ((start, count), read_only) {
             return Err(Error::Invalid);
         }
         if slot.gfn != gfn {

@@ -9,6 +9,7 @@ use crate::sys;
 use crate::vm::{RawVm, Vm};
 use core::ptr::NonNull;
 use freehold_driver_core::abi::{self, Features};
+use freehold_driver_core::access::{self, Registers};
 use freehold_driver_core::el2::Ran;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::exit::{Mmio, Power, Request};
@@ -166,6 +167,17 @@ impl Bell for Running {
     }
 }
 
+impl Registers for Running {
+    fn register(&self, number: u64) -> u64 {
+        // It has just come back from a run: nothing can be wrong with it but that its VM ends, and then it runs no more.
+        EL2.vcpu_get_reg(self.vm.handle(), self.id, number).unwrap_or(0)
+    }
+
+    fn set_register(&self, number: u64, value: u64) {
+        let _ = EL2.vcpu_set_reg(self.vm.handle(), self.id, number, value);
+    }
+}
+
 impl Machine for Running {
     fn enter(&self, mmio: u64) -> Option<Ran> {
         EL2.vcpu_run(self.vm.handle(), self.id, mmio)
@@ -173,7 +185,7 @@ impl Machine for Running {
 
     fn touch(&self, gfn: u64) -> Result<Served, Error> {
         if !self.vm.is_protected() {
-            return Ok(if self.vm.lend(gfn)? { Served::Done } else { Served::Nobodys(gfn) });
+            return self.vm.lend(gfn, || access::stores(self));
         }
         let Some((backing, page, _)) = self.vm.resolve(gfn) else { return Ok(Served::Nobodys(gfn)) };
         match backing {

@@ -34,6 +34,7 @@ pub(crate) fn all() -> Result<(), String> {
     mappings()?;
     copies()?;
     moves()?;
+    read_only()?;
     races()?;
     settle(STEP, "all is as before", &hostile, &before);
     Ok(())
@@ -42,7 +43,7 @@ pub(crate) fn all() -> Result<(), String> {
 /// A VMM that can not ask gets a protected VM of the node for it: plain memory is not for those.
 fn nodes() -> Result<(), String> {
     let ram = Mapping::anonymous(at(BYTES), false).map_err(errno_name)?;
-    for (node, expected) in [(c"/dev/kvm", "EINVAL"), (c"/dev/kvm-protected", "EPERM")] {
+    for (node, expected) in [(c"/dev/kvm", "0"), (c"/dev/kvm-protected", "EPERM")] {
         let kvm = kvm_ioctls::Kvm::new_with_path(node).map_err(|e| errno_name(e.errno()))?;
         let vm = kvm.create_vm_with_type(40).map_err(|e| errno_name(e.errno()))?;
         // Only of a protected VM this is a thing that it may not have.
@@ -71,8 +72,10 @@ pub(crate) fn slots() -> Result<(), String> {
         STEP.same(&format!("slot: {case}"), expected, seen);
     };
     let here = good.userspace_addr;
-    ask("read only", "EINVAL", MemoryRegion { flags: 2, ..good });
+    ask("read only", "0", MemoryRegion { flags: 2, ..good });
+    ask("read only no more", "EINVAL", good);
     ask("dirty log", "EINVAL", MemoryRegion { flags: 1, ..good });
+    ask("read only is deleted", "0", MemoryRegion { memory_size: 0, ..good });
     ask("of guest_memfd", "EINVAL", MemoryRegion { flags: 4, ..good });
     ask("unaligned in the process", "EINVAL", MemoryRegion { userspace_addr: here + 8, ..good });
     ask("unaligned in the guest", "EINVAL", MemoryRegion { guest_phys_addr: RAM_BASE + 8, ..good });
@@ -271,14 +274,73 @@ fn moves() -> Result<(), String> {
         format!("{:#x}", pattern(4, RAM_BASE + FREE)),
         format!("{seen:#x}"),
     );
-    machine.answer(CMD_LOAD, [RAM_BASE + FREE, 0, 0]);
+    let [seen, ..] = machine.command(CMD_LOAD, [RAM_BASE + FREE, 0, 0])?;
+    STEP.same("running: where it was is nothing: its VMM is asked", u64::MAX, seen);
+    machine.answer(CMD_LOAD_PAIR, [RAM_BASE + FREE, 0, 0]);
     let event = until_it_stops(&mut machine);
     STEP.judged(
-        "running: where it was is nothing",
+        "running: for a pair of registers there, it can not be",
         "EFAULT",
         &event,
         event.contains("EFAULT") || event.contains("MemoryFault"),
     );
+    Ok(())
+}
+
+/// A slot that is read only: the guest reads what is there, and what it stores is for its VMM. Where no slot is, loads are
+/// too.
+fn read_only() -> Result<(), String> {
+    let ram = Arc::new(Mapping::anonymous(at(BYTES), false).map_err(errno_name)?);
+    let rom = Mapping::anonymous(at(16 * PAGE), false).map_err(errno_name)?;
+    let mut machine = Machine::plain(plan(), ram)?;
+    let here = RAM_BASE + BYTES;
+    let slot = MemoryRegion {
+        slot: 1,
+        flags: 2,
+        guest_phys_addr: here,
+        memory_size: 16 * PAGE,
+        userspace_addr: rom.at(0).addr() as u64,
+    };
+    STEP.same(
+        "read-only slot: it comes",
+        "0",
+        outcome(ioctl(&machine.vm, KVM_SET_USER_MEMORY_REGION, &mut slot.clone())),
+    );
+    rom.store(8, 0x1234_5678);
+    machine.boot()?;
+    for value in [0x1234_5678, 0x8765_4321] {
+        rom.store(8, value);
+        let [seen, esr, _] = machine.command(CMD_LOAD, [here + 8, 0, 0])?;
+        STEP.same(
+            "read-only slot: the guest reads what is there",
+            format!("{value:#x}, 0"),
+            format!("{seen:#x}, {esr}"),
+        );
+    }
+    // The first page was read before, the other was not.
+    for offset in [8, 5 * PAGE + 16] {
+        machine.answer(CMD_STORE, [here + offset, 0x55, 0]);
+        let told = loop {
+            match machine.step() {
+                Event::Interrupted => {}
+                other @ (Event::Asks | Event::Stored(..) | Event::System(_) | Event::Broken(_)) => {
+                    break format!("{other:x?}");
+                }
+            }
+        };
+        let expected = format!("{:x?}", Event::Stored((here + offset).wrapping_sub(DEVICE), 0x55));
+        STEP.same(&format!("read-only slot: a store at {offset} is told"), expected, told);
+        let [_, esr, _] = machine.rest_of_command(|_| ())?;
+        STEP.same(&format!("read-only slot: the guest goes on from {offset}"), 0, esr);
+    }
+    let left = [rom.load(8), rom.load(at(5 * PAGE + 16))];
+    STEP.same("read-only slot: nothing is stored", format!("{:?}", [0x8765_4321u64, 0]), format!("{left:?}"));
+    let mut gone = MemoryRegion { memory_size: 0, ..slot };
+    STEP.same("read-only slot: it goes", "0", outcome(ioctl(&machine.vm, KVM_SET_USER_MEMORY_REGION, &mut gone)));
+    let [seen, esr, _] = machine.command(CMD_LOAD, [here + 8, 0, 0])?;
+    STEP.same("no slot: its VMM answers the load", format!("{:#x}, 0", u64::MAX), format!("{seen:#x}, {esr}"));
+    let [wrong, ..] = machine.command(CMD_ZERO, [RAM_BASE + FREE, PAGE, 0])?;
+    STEP.same("no slot: its RAM is as it was", 0, wrong);
     Ok(())
 }
 

@@ -252,7 +252,7 @@ fn vcpus(bench: &Bench) {
     bench.refuse("set: MPIDR", VCPU_SET_REG, &[a, 0, REG_MPIDR, 0], DENIED);
     bench.refuse("set: unknown register", VCPU_SET_REG, &[a, 0, 99, 0], BAD_ARGUMENT);
     bench.refuse("get: unknown register", VCPU_GET_REG, &[a, 0, 99], BAD_ARGUMENT);
-    for register in [4, 30, REG_EL1, REG_V0, REG_FPSR] {
+    for register in [4, 30, REG_EL1, REG_V0, REG_FPSR, REG_EXIT_ESR] {
         let case = format!("register {register} of a protected VM");
         bench.refuse(&format!("set: {case}"), VCPU_SET_REG, &[a, 0, register, 0], DENIED);
         bench.refuse(&format!("get: {case}"), VCPU_GET_REG, &[a, 0, register], DENIED);
@@ -314,7 +314,9 @@ fn late_vcpus(bench: &Bench) {
     bench.refuse("late: the same vcpu again", VCPU_CREATE, &[b, 0], VCPU_EXISTS);
     bench.refuse("late: PC of vcpu 0", VCPU_SET_REG, &[b, 0, REG_PC, 0x8000_0000], WRONG_STATE);
     bench.refuse("late: x0 of vcpu 0", VCPU_SET_REG, &[b, 0, REG_X0, 1], WRONG_STATE);
-    for (name, register) in [("x0", REG_X0), ("PC", REG_PC), ("SCTLR", REG_EL1), ("V0", REG_V0)] {
+    for (name, register) in
+        [("x0", REG_X0), ("PC", REG_PC), ("SCTLR", REG_EL1), ("V0", REG_V0), ("its exit", REG_EXIT_ESR)]
+    {
         bench.refuse(&format!("late: {name} of vcpu 0 is not told"), VCPU_GET_REG, &[b, 0, register], WRONG_STATE);
     }
     bench.refuse("late: run of vcpu 0, which crashed", VCPU_RUN, &[b, 0, 0], WRONG_STATE);

@@ -349,7 +349,7 @@ pub(crate) fn crosvm(protected: bool) -> Result<(), String> {
             vmm.attr(vcpu, request, "the PMU it does not get", "ENXIO", [PMU_CTRL.into(), attr, 23]);
         }
     }
-    vmm.checks(&vm, "VM", &[(READONLY_MEM, 0)]);
+    vmm.checks(&vm, "VM", &[(READONLY_MEM, u64::from(!protected))]);
     let events: Vec<[OwnedFd; 2]> = (0..7).map(|_| [event(), event()]).collect();
     for (gsi, [event, again]) in (0u32..).zip(&events) {
         // Four wires of the serial ports, the clock and the watchdog; the rest are levels of the bus.

@@ -111,7 +111,7 @@ impl Registers for GuestContext {
     }
 
     fn kept(&mut self, n: usize) -> Option<&mut u64> {
-        self.el1.words().chain(self.fp.words()).nth(n)
+        self.el1.words().chain(self.fp.words()).chain([&mut self.exit.esr, &mut self.exit.far]).nth(n)
     }
 
     fn inject(&mut self, esr: u64) {

@@ -47,7 +47,7 @@ fn bad_arguments_have_their_own_errors() {
         (hvc::VM_IRQ, [HANDLE, 32, 4, 0, 0], hvc::BAD_ARGUMENT),
         (hvc::VCPU_SET_REG, [HANDLE, 0, 31, 0, 0], hvc::BAD_ARGUMENT),
         (hvc::VCPU_GET_REG, [HANDLE, 0, 127, 0, 0], hvc::BAD_ARGUMENT),
-        (hvc::VCPU_GET_REG, [HANDLE, 0, 216, 0, 0], hvc::BAD_ARGUMENT),
+        (hvc::VCPU_GET_REG, [HANDLE, 0, 218, 0, 0], hvc::BAD_ARGUMENT),
         (hvc::MEM_DONATE, [HANDLE, 1, 1, 1, 2], hvc::BAD_ARGUMENT),
         (hvc::MEM_DONATE, [HANDLE, 1, 1, 0, 0], hvc::ZERO_COUNT),
         (hvc::MEM_DONATE, [HANDLE, 1, 1, 513, 0], hvc::COUNT_TOO_LARGE),

@@ -332,7 +332,7 @@ fn the_host_sets_a_start_of_a_protected_vm_and_nothing_more() {
     for pstate in [0, 0x3c9, 0x3c4, 0x1d3, 0x3c5 | 1 << 22] {
         assert_eq!(set(33, pstate, &mut r), Err(Refused::Denied));
     }
-    for never in [4, 30, 34, 128, 149, 150, 215] {
+    for never in [4, 30, 34, 128, 149, 150, 215, 216, 217] {
         assert_eq!(set(never, 0, &mut r), Err(Refused::Denied), "{never}");
     }
     let seen: Vec<_> = [0, 3, 4, 30, 32, 33, 34, 128, 215]
@@ -347,15 +347,15 @@ fn the_host_sets_a_start_of_a_protected_vm_and_nothing_more() {
 #[test]
 fn every_register_of_an_ordinary_vm_is_the_hosts_each_by_its_own_number() {
     let mut r = Fake::new();
-    let numbers = || (0..=30).chain([32, 33]).chain(128..=215);
+    let numbers = || (0..=30).chain([32, 33]).chain(128..=217);
     let reg = |n| HostRegister::decode(n).unwrap();
     assert_eq!(reg(0).get(true, &mut r), Ok(0x1000), "as the guest left it");
     numbers().for_each(|n| assert_eq!(reg(n).set(0x1001 * n, true, &mut r), Ok(())));
     numbers().for_each(|n| assert_eq!(reg(n).get(true, &mut r), Ok(0x1001 * n), "{n}"));
     assert_eq!((r.x[30], r.pc, r.pstate), (0x1e01e, 0x20020, 0x21021), "also what no vCPU starts with");
-    assert_eq!((r.kept[0], r.kept[22], r.kept[87]), (128 * 0x1001, 150 * 0x1001, 215 * 0x1001));
+    assert_eq!((r.kept[0], r.kept[22], r.kept[89]), (128 * 0x1001, 150 * 0x1001, 217 * 0x1001));
     assert_eq!(reg(34).set(0, true, &mut r), Err(Refused::Denied), "but MPIDR");
-    for none in [31, 35, 99, 127, 216, 1 << 32, u64::MAX] {
+    for none in [31, 35, 99, 127, 218, 1 << 32, u64::MAX] {
         assert_eq!(HostRegister::decode(none), Err(Refused::BadArgument), "{none}");
     }
 }

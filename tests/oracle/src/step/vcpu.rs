@@ -76,7 +76,7 @@ pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: 
 /// Whether the number names a register.
 fn named_register(reg: u64) -> Statuses {
     let single = [hvc::REG_PC, hvc::REG_PSTATE, hvc::REG_MPIDR].contains(&reg);
-    let known = single || reg <= hvc::REG_X30 || (hvc::REG_EL1..=hvc::REG_FPSR).contains(&reg);
+    let known = single || reg <= hvc::REG_X30 || (hvc::REG_EL1..=hvc::REG_EXIT_FAR).contains(&reg);
     Statuses::NONE.when(!known, hvc::BAD_ARGUMENT)
 }
 

@@ -162,7 +162,7 @@ pub(super) struct Fake {
     pub(super) x: [u64; 31],
     pc: u64,
     pstate: u64,
-    kept: [u64; 88],
+    kept: [u64; 90],
 }
 
 impl Registers for Fake {
@@ -200,7 +200,7 @@ pub(super) struct Block {
 
 impl Block {
     fn new() -> Self {
-        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, kept: [0; 88] }, vcpu: Vcpu::new() }
+        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, kept: [0; 90] }, vcpu: Vcpu::new() }
     }
 }
 

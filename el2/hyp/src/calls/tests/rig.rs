@@ -161,7 +161,7 @@ pub(super) struct Fake {
 impl Fake {
     /// As after a reset.
     pub(super) fn new() -> Self {
-        Self { x: [0; 31], pc: 0, pstate: 0x3c5, kept: vec![0; 88], injected: 0 }
+        Self { x: [0; 31], pc: 0, pstate: 0x3c5, kept: vec![0; 90], injected: 0 }
     }
 }
 
