@@ -4,6 +4,7 @@
 use freehold_el2::calls::Stop;
 use freehold_virt::vcpu::Trap;
 
+use crate::tlb::Right;
 use crate::vcpus::Registers;
 
 /// One step of a guest.
@@ -62,6 +63,8 @@ const FETCH: u64 = 0x20 << 26;
 const DATA: u64 = 0x24 << 26;
 /// Translation fault of level 3.
 const FAULT: u64 = 7;
+/// Permission fault of level 3.
+const DENIED: u64 = 0xf;
 const DESCRIBED: u64 = 1 << 24;
 const WRITE: u64 = 1 << 6;
 const STAGE1_WALK: u64 = 1 << 7;
@@ -69,11 +72,12 @@ const STAGE1_WALK: u64 = 1 << 7;
 const REGISTER: usize = 5;
 
 impl Act {
-    /// Where it touches memory, and whether it writes there.
-    pub(crate) const fn touches(self) -> Option<(u64, bool)> {
+    /// Where it touches memory, and for what.
+    pub(crate) const fn touches(self) -> Option<(u64, Right)> {
         match self {
-            Self::Access { ipa, store, .. } => Some((ipa, store.is_some())),
-            Self::Fetch { ipa } | Self::Walk { ipa } => Some((ipa, false)),
+            Self::Access { ipa, store: None, .. } | Self::Walk { ipa } => Some((ipa, Right::Read)),
+            Self::Access { ipa, store: Some(_), .. } => Some((ipa, Right::Write)),
+            Self::Fetch { ipa } => Some((ipa, Right::Execute)),
             Self::Interrupt
             | Self::Hvc { .. }
             | Self::Abort { .. }
@@ -84,8 +88,10 @@ impl Act {
         }
     }
 
-    /// Does to the registers what stops the guest, and says why it stopped.
-    pub(crate) fn stop(self, registers: &mut Registers) -> Stop {
+    /// Does to the registers what stops the guest, and says why it stopped. `denied`: what it touches is mapped, but not
+    /// for this.
+    pub(crate) fn stop(self, registers: &mut Registers, denied: bool) -> Stop {
+        let fault = if denied { DENIED } else { FAULT };
         match self {
             Self::Interrupt => Stop::Interrupt,
             Self::Hvc { imm, x } => {
@@ -102,11 +108,11 @@ impl Act {
                     registers.x[REGISTER] = value;
                 }
                 let width = u64::from(size.max(1).ilog2()) << 22;
-                at(DATA | syndrome | width | (REGISTER as u64) << 16 | write | FAULT, ipa)
+                at(DATA | syndrome | width | (REGISTER as u64) << 16 | write | fault, ipa)
             }
             Self::Abort { ipa } => at(DATA | FAULT, ipa),
-            Self::Fetch { ipa } => at(FETCH | FAULT, ipa),
-            Self::Walk { ipa } => at(DATA | STAGE1_WALK | FAULT, ipa),
+            Self::Fetch { ipa } => at(FETCH | fault, ipa),
+            Self::Walk { ipa } => at(DATA | STAGE1_WALK | fault, ipa),
             Self::Trap { esr } => Stop::Trap(Trap { esr, far: 0, hpfar: 0 }),
             Self::SError => Stop::SError,
             Self::BadState => Stop::BadState,

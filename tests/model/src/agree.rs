@@ -3,15 +3,15 @@
 
 use core::fmt::Debug;
 
-use freehold_mem::{GuestView, Life, State as Ledger};
-use freehold_oracle::{Content, Kind, Mark, Owner, Page, Pending, State, Vcpu, VcpuLife, World};
+use freehold_mem::{GuestView, Kind, Life, State as Ledger};
+use freehold_oracle::{Content, Mark, Owner, Page, Pending, State, Vcpu, VcpuLife, World};
 use freehold_virt::exit::Wish;
 use freehold_virt::vcpu::Pending as Waits;
 use freehold_virt::vm::VcpuPhase;
 
 use crate::label::Label;
 use crate::picture::{FrameView, Picture, VcpuView, VmView};
-use crate::tlb::ELSEWHERE;
+use crate::tlb::{ELSEWHERE, Rights};
 
 /// Compares a picture with a world whose first pages are the last frames of `el2`'s, and whose others are the host's.
 ///
@@ -99,6 +99,8 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
     };
     same("life", view.life, life)?;
     same("frames of its own", view.owned, vm.guest.into())?;
+    same("frames that it borrows", view.borrowed, vm.borrowed.into())?;
+    same("it is protected", view.kind.map(|kind| kind != Kind::Ordinary), Some(vm.protected))?;
     if life == Life::Dying {
         return Ok(());
     }
@@ -109,22 +111,31 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
         return Err(format!("RAM: el2 {:x?}, oracle {:x?}", view.ram, declared().collect::<Vec<_>>()));
     }
     vcpu_agrees(view.vcpu.as_ref(), &world.vcpu(slot, 0))?;
-    for (gfn, (found, reaches)) in picture.places.iter().copied().zip(view.gfns.iter().zip(&view.reaches)) {
+    let places = view.gfns.iter().zip(&view.reaches).zip(&view.rights);
+    for (gfn, ((found, reaches), rights)) in picture.places.iter().copied().zip(places) {
         let is_ram = declared().any(|(first, count)| gfn.checked_sub(first).is_some_and(|at| at < count));
         let backing = world.backing(slot, gfn);
+        let all = Rights { write: true, execute: true };
+        let lent = match world.mark(slot, gfn) {
+            Mark::Borrow { pfn, write, exec } => Some((pfn, Rights { write, execute: exec })),
+            Mark::None | Mark::Poisoned => None,
+        };
         let agrees = match *found {
-            GuestView::Device => !is_ram && backing.is_none(),
+            GuestView::Device => !is_ram && backing.is_none() && lent.is_none(),
             GuestView::Absent(_) => is_ram && backing.is_none() && world.mark(slot, gfn) == Mark::None,
             GuestView::Poisoned(_) => backing.is_none() && world.mark(slot, gfn) == Mark::Poisoned,
-            GuestView::Mapped(frame) => backing == Some(frame.raw()),
+            GuestView::Mapped(frame) => backing.map(|pfn| (pfn, all)).or(lent) == rights.map(|may| (frame.raw(), may)),
         };
         if !agrees {
             let mark = world.mark(slot, gfn);
-            return Err(format!("guest frame {gfn:x}: el2 {found:x?}, oracle {backing:x?} {mark:?}, RAM {is_ram}"));
+            return Err(format!(
+                "guest frame {gfn:x}: el2 {found:x?} {rights:?}, oracle {backing:x?} {mark:x?}, RAM {is_ram}"
+            ));
         }
         let first = first_of(world);
         let number = |pfn: u64| picture.watched.iter().position(|at| first + at == pfn);
-        let set = backing.map_or(0, |pfn| number(pfn).map_or(ELSEWHERE, |number| 1 << number));
+        let set =
+            backing.or(lent.map(|(pfn, _)| pfn)).map_or(0, |pfn| number(pfn).map_or(ELSEWHERE, |number| 1 << number));
         same("frames that its CPUs may reach", *reaches, set)?;
     }
     Ok(())
@@ -160,9 +171,9 @@ pub(crate) const fn life_of(phase: VcpuPhase) -> Option<VcpuLife> {
 /// What a vCPU waits for, in the oracle's words, which has it like `said`.
 pub(crate) fn waits_of(view: &VcpuView, said: &Vcpu) -> Pending {
     let kind = |wish| match wish {
-        Wish::Share => Kind::Share,
-        Wish::Unshare => Kind::Unshare,
-        Wish::Relinquish => Kind::Relinquish,
+        Wish::Share => freehold_oracle::Kind::Share,
+        Wish::Unshare => freehold_oracle::Kind::Unshare,
+        Wish::Relinquish => freehold_oracle::Kind::Relinquish,
     };
     let short = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     match (view.pending, said.pending) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine behind the ports: its RAM, its TLB, and the vCPUs in its pool frames.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use freehold_mem::{BLOCK_FRAMES, PAGE_SIZE};
@@ -9,7 +9,7 @@ use freehold_virt::handle::Handle;
 use freehold_virt::vm::{Phase, VmCell, Vms};
 
 use crate::label::{Label, PLACES};
-use crate::tlb::{ELSEWHERE, MOST_FRAMES, Tlb};
+use crate::tlb::{ELSEWHERE, MOST_FRAMES, Rights, Tlb};
 use crate::vcpus::Block;
 
 const WORDS: usize = (PAGE_SIZE / 8) as usize;
@@ -67,6 +67,10 @@ pub(crate) struct Board {
     pub(crate) changes: AtomicU64,
     /// Watched frames that a guest had lent to the host at the last picture.
     pub(crate) lent: AtomicU64,
+    /// Slots whose VM is an ordinary one, a bit each.
+    pub(crate) ordinary: AtomicU64,
+    /// The call that is made lends frames of the host's, which it reaches all along.
+    pub(crate) lends: AtomicBool,
     complaints: Mutex<Vec<String>>,
     /// Frames whose contents were measured since somebody looked.
     measured: Mutex<Vec<u64>>,
@@ -96,6 +100,8 @@ impl Board {
             blocks: Mutex::default(),
             changes: AtomicU64::new(0),
             lent: AtomicU64::new(0),
+            ordinary: AtomicU64::new(0),
+            lends: AtomicBool::new(false),
             complaints: Mutex::default(),
             measured: Mutex::default(),
             fault,
@@ -183,8 +189,8 @@ impl Board {
         for slot in 0..self.layout.vms {
             let Some(root) = self.live_root(slot) else { continue };
             for (place, gfn) in self.layout.gfns.iter().enumerate() {
-                if let Some(frame) = self.walk_guest(root, *gfn) {
-                    tlb.add_guest(slot, place, self.bit(frame));
+                if let Some((frame, rights)) = self.walk_guest(root, *gfn) {
+                    tlb.add_guest(slot, place, self.bit(frame), rights);
                 }
             }
         }
@@ -215,17 +221,19 @@ impl Board {
         level3 & 1 != 0
     }
 
-    /// The frame that a VM's tables map a guest frame to.
-    pub(crate) fn walk_guest(&self, root: u64, gfn: u64) -> Option<u64> {
-        let mut table = root + (gfn >> 27);
+    /// The frame that a VM's tables map a guest frame to, and for what.
+    pub(crate) fn walk_guest(&self, root: u64, gfn: u64) -> Option<(u64, Rights)> {
+        let (mut table, mut rights) = (root + (gfn >> 27), Rights { write: false, execute: false });
         for shift in [18, 9, 0] {
             let descriptor = self.read(table, index(gfn >> shift));
             if descriptor & 1 == 0 {
                 return None;
             }
             table = (descriptor & OUTPUT) >> 12;
+            // S2AP[1] and XN[1] of the page: tables limit nothing here.
+            rights = Rights { write: descriptor >> 7 & 1 != 0, execute: descriptor >> 54 & 1 == 0 };
         }
-        Some(table)
+        Some((table, rights))
     }
 
     pub(crate) fn blocks(&self) -> MutexGuard<'_, Vec<(u64, Block)>> {

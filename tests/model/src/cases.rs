@@ -28,17 +28,32 @@ pub const CASES: &[Case] = &[
     Case {
         name: "lockstep-1x1x2",
         what: "one page, one VM, two guest frames: every call and every act, right and wrong",
-        run: || expect(small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?, [2_685, 510_975, 202]),
+        run: || expect(small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?, [2_685, 569_913, 225]),
     },
     Case {
         name: "lockstep-2x1x2",
         what: "two pages, one VM, two guest frames: the same",
-        run: || expect(small::exhaust::<9, 1, 2>(full(2, 1, 2), Fault::None, decide)?, [26_179, 5_309_206, 204]),
+        run: || expect(small::exhaust::<9, 1, 2>(full(2, 1, 2), Fault::None, decide)?, [26_179, 5_884_946, 227]),
     },
     Case {
         name: "lockstep-2x2x2",
         what: "two pages, two VMs, two guest frames: all that moves pages, and what is refused about it",
         run: || expect(small::exhaust::<13, 2, 2>(owners(2, 2, 2), Fault::None, decide)?, [60_476, 5_125_414, 72]),
+    },
+    Case {
+        name: "ordinary-1x1x2",
+        what: "one page, one VM of either kind, two guest frames: loans, what is done with them, and what is refused",
+        run: || expect(small::exhaust::<8, 1, 2>(ordinary(1, 1, 2), Fault::None, decide)?, [442, 25_058, 85]),
+    },
+    Case {
+        name: "ordinary-2x2x1",
+        what: "two pages, two VMs of either kind, one guest frame: the same",
+        run: || expect(small::exhaust::<13, 2, 1>(ordinary(2, 2, 1), Fault::None, decide)?, [49_195, 4_953_634, 96]),
+    },
+    Case {
+        name: "apart-1x2x1",
+        what: "one page, two VMs, one guest frame: pools that grow, requests that wait, kicks, CPU_OFF, in any order",
+        run: || expect(small::exhaust::<12, 2, 1>(apart(1, 2, 1), Fault::None, decide)?, [17_784, 1_370_622, 88]),
     },
     Case {
         name: "idle-vcpus",
@@ -96,6 +111,14 @@ const fn owners(pages: u64, vms: u8, gfns: u64) -> Shape {
     Shape { pages, vms, gfns, lattice: Lattice::Owners }
 }
 
+const fn apart(pages: u64, vms: u8, gfns: u64) -> Shape {
+    Shape { pages, vms, gfns, lattice: Lattice::Apart }
+}
+
+const fn ordinary(pages: u64, vms: u8, gfns: u64) -> Shape {
+    Shape { pages, vms, gfns, lattice: Lattice::Ordinary }
+}
+
 const fn vcpus(pages: u64, vms: u8, gfns: u64) -> Shape {
     Shape { pages, vms, gfns, lattice: Lattice::Vcpus }
 }
@@ -134,6 +157,8 @@ fn interleaved(seen: races::Seen, expected: [u64; 3]) -> Result<String, String> 
 fn cells() -> Result<String, String> {
     let mut tally = small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?.tally;
     tally.add(&small::exhaust::<12, 2, 1>(owners(1, 2, 1), Fault::None, decide)?.tally);
+    tally.add(&small::exhaust::<12, 2, 1>(ordinary(1, 2, 1), Fault::None, decide)?.tally);
+    tally.add(&small::exhaust::<8, 1, 1>(apart(1, 1, 1), Fault::None, decide)?.tally);
     cells::judge(&tally)
 }
 

@@ -80,6 +80,10 @@ fn renamed<const P: usize, const V: usize, const U: usize, const G: usize, const
     renaming: &Renaming,
 ) -> World<P, V, U, G, C> {
     let slot = |slot: u8| renaming.slots.get(usize::from(slot)).copied().unwrap_or(slot);
+    let frame = |pfn: u64| {
+        let at = pfn.checked_sub(world.first_pfn).and_then(|at| renaming.pages.get(usize::try_from(at).ok()?));
+        at.map_or(pfn, |at| world.first_pfn + *at as u64)
+    };
     let mut new = *world;
     for (page, at) in world.pages.iter().zip(&renaming.pages) {
         let mut page = *page;
@@ -99,14 +103,19 @@ fn renamed<const P: usize, const V: usize, const U: usize, const G: usize, const
         // That a slot had a VM before shows in an old handle only, and there is one from the start.
         new.vms[at] = Vm { used: true, ..world.vms[old] };
         new.ranges[at] = world.ranges[old];
-        new.marks[at] = world.marks[old];
+        new.marks[at] = world.marks[old].map(|mark| match mark {
+            Mark::Borrow { pfn, write, exec } => Mark::Borrow { pfn: frame(pfn), write, exec },
+            Mark::None | Mark::Poisoned => mark,
+        });
         new.vcpus[at] = world.vcpus[old];
         if world.vms[old].life == Life::Dying {
-            // Nobody can see any more what the VM could see.
+            // Nobody can see any more what the VM could see; what it borrows is still to be returned.
             let Vm { life, used, protected, pool, guest, borrowed, .. } = new.vms[at];
             new.vms[at] = Vm { life, used, protected, pool, guest, borrowed, ipa_bits: 0, free: 0, gic: false };
-            new.ranges[at] = [None; RANGES];
-            new.marks[at] = [Mark::None; G];
+            if borrowed == 0 {
+                new.ranges[at] = [None; RANGES];
+                new.marks[at] = [Mark::None; G];
+            }
             new.vcpus[at] = [Vcpu::default(); U];
         }
     }

@@ -20,6 +20,7 @@ mod lock;
 mod lockstep;
 mod odd;
 mod op;
+mod ordinary;
 mod owners;
 mod picture;
 mod platform;

@@ -59,6 +59,29 @@ impl Shape {
         ops
     }
 
+    /// The same with what a host does apart: pools that grow out of contested pages, requests that wait while other
+    /// things happen, registers, kicks, and a vCPU that its guest switches off.
+    pub(crate) fn apart_of_vm(&self, slot: u8) -> Vec<Op> {
+        let vm = Who::Slot(slot);
+        let mut ops = self.owners_of_vm(slot);
+        let calls = [
+            Call::VcpuSetReg { vm, vcpu: 0, reg: hvc::REG_PC, value: 4 },
+            Call::VcpuGetReg { vm, vcpu: 0, reg: hvc::REG_PC },
+            Call::VcpuKick { vm, vcpu: 0 },
+            Call::GuestAccept { vm, vcpu: 0, count: 1 },
+            Call::GuestAccept { vm, vcpu: 0, count: 2 },
+        ];
+        let topups = (0..self.pages).map(|page| Call::PoolTopup { vm, pfn: self.page(page), count: 1 });
+        ops.extend(calls.into_iter().chain(topups).map(Op::Host));
+        let run = |id, x| Op::Run { who: vm, vcpu: 0, mmio: 0, act: Act::Call { id, x } };
+        for ipa in (GFN..GFN + self.gfns).map(|gfn| gfn * PAGE) {
+            let ids = [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH];
+            ops.extend(ids.map(|id| run(id, [ipa, 0, 0])));
+        }
+        ops.push(run(guest::PSCI_CPU_OFF, [0; 3]));
+        ops
+    }
+
     pub(crate) fn owners_anywhere(&self) -> Vec<Op> {
         let mut ops = Vec::new();
         for slot in 0..self.vms {

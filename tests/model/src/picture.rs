@@ -9,9 +9,10 @@ use freehold_virt::handle::{Handle, VcpuIndex};
 use freehold_virt::vcpu::Pending;
 use freehold_virt::vm::{Purpose, VcpuPhase};
 
+use crate::board::Board;
 use crate::label::Label;
 use crate::rig::Rig;
-use crate::tlb::ELSEWHERE;
+use crate::tlb::{ELSEWHERE, Rights};
 
 /// One watched frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct VmView {
     pub pool_free: u32,
     /// Frames that it owns.
     pub owned: u64,
+    /// Guest frames at which it borrows a frame of the host's.
+    pub borrowed: u64,
     /// Whether it has an interrupt controller.
     pub gic: bool,
     /// Its vCPU 0; none if it was not created, or if the VM is dying.
@@ -60,6 +63,8 @@ pub struct VmView {
     pub gfns: Vec<GuestView>,
     /// Which watched frames it may still reach there, on some CPU.
     pub reaches: Vec<u64>,
+    /// What for, by its tables; none where nothing is mapped, or while it can not run.
+    pub rights: Vec<Option<Rights>>,
 }
 
 /// The machine between two calls.
@@ -115,6 +120,8 @@ impl Rig {
         let memory = &guard.get().memory;
         let machine = self.cpu(0).machine();
         let at = |gfn: &u64| memory.view(Claim::new(Gfn::new(*gfn).expect("a guest frame").ipa()), &machine);
+        let root = memory.root().map(|(root, _)| root.raw());
+        let rights = |gfn: &u64| root.and_then(|root| self.board.walk_guest(root, *gfn)).map(|(_, rights)| rights);
         let tlb = self.board.tlb();
         VmView {
             handle: handle.encode(),
@@ -123,10 +130,12 @@ impl Rig {
             ram: memory.ram().map(|run| (run.start().raw(), run.count())).collect(),
             pool_free: memory.pool_free(),
             owned: memory.frames().0,
+            borrowed: memory.frames().1,
             gic: self.boards[slot].acquire().vgic().is_some(),
             vcpu: self.vcpu_view(handle),
             gfns: self.board.layout.gfns.iter().map(at).collect(),
             reaches: (0..self.board.layout.gfns.len()).map(|place| tlb.guest(slot, place)).collect(),
+            rights: self.board.layout.gfns.iter().map(rights).collect(),
         }
     }
 
@@ -183,7 +192,11 @@ impl Picture {
         for (number, frame) in self.frames.iter().enumerate().filter(|(number, _)| frames >> number & 1 != 0) {
             let is_its = matches!(frame.state, Some(State::Private { vm, .. } | State::Shared { vm, .. })
                 if usize::from(vm.raw()) == slot);
-            if !is_its {
+            let pfn = self.watched.get(number).and_then(|at| Pfn::new(Board::HOST + at));
+            let borrows = matches!(frame.state, Some(State::Lent(_)))
+                && vm.kind == Some(Kind::Ordinary)
+                && pfn.is_some_and(|pfn| vm.gfns.get(place) == Some(&GuestView::Mapped(pfn)));
+            if !is_its && !borrows {
                 return Err(format!("VM {slot} may still reach frame {number} at {place}, which is {:?}", frame.state));
             }
         }

@@ -20,7 +20,7 @@ use freehold_virt::vm::{Claimed, Vms};
 use crate::act::Act;
 use crate::lock::{Leaf, Lock};
 use crate::ports::Ports;
-use crate::rig::Rig;
+use crate::rig::{Reached, Rig};
 use crate::turns;
 use crate::vcpus::{Block, Registers};
 
@@ -84,7 +84,8 @@ impl<'r> Loaded<'r> for Open<'r> {
         loop {
             let (act, times) = again.take().unwrap_or_else(|| (rig.next_act(self.cpu.number), 0));
             let touches = act.touches();
-            if touches.is_none_or(|(ipa, write)| !rig.guest_touches(regime.vmid, ipa, write)) {
+            let reached = touches.map(|(ipa, right)| rig.guest_touches(regime.vmid, ipa, right));
+            if reached != Some(Reached::Yes) {
                 if times == FAULTS {
                     // Of a frame that nobody watches el2 knows more than the rig, and says each time that it is there.
                     // On a machine the access would be done. A frame that is watched must be reached or refused (I7).
@@ -94,7 +95,7 @@ impl<'r> Loaded<'r> for Open<'r> {
                     return Stop::Interrupt;
                 }
                 self.faulted = touches.map(|_| (act, pc, times + 1));
-                return act.stop(&mut self.block.registers);
+                return act.stop(&mut self.block.registers, reached == Some(Reached::Denied));
             }
         }
     }

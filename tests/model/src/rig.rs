@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use freehold_el2::calls::{self, GuestSlot};
 use freehold_mem::lock::{Permit, World};
-use freehold_mem::{Attributes, Host, Life, MemoryMap, Pfn, PfnRun, State, VmSlot, Vmid};
+use freehold_mem::{Attributes, Host, Kind, Life, MemoryMap, Pfn, PfnRun, State, VmSlot, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::handle::{Handle, MAX_VMS, VcpuIndex};
 use freehold_virt::vm::Purpose;
@@ -18,6 +18,21 @@ use crate::label::Label;
 use crate::lock::{Leaf, Lock};
 use crate::platform::Cpu;
 use crate::ports::Ports;
+use crate::tlb::Right;
+
+/// Guest frames of one range at which something may be lent.
+const MOST_RAM: usize = 4096;
+
+/// What came of a guest's access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// No translation is at hand.
+    No,
+    /// There is one, but not for this.
+    Denied,
+    /// It goes through.
+    Yes,
+}
 
 /// CPUs that the rig has.
 pub(crate) const CPUS: usize = 2;
@@ -171,6 +186,7 @@ impl Rig {
 
     /// Makes a call, while another CPU may be in one.
     pub(crate) fn call_only(&self, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
+        self.board.lends.store(id == hvc::MEM_SHARE, Ordering::Relaxed);
         let [x0, x @ .., _] = calls::serve(&self.cpu(cpu), id, x).registers();
         Answer { status: x0.cast_signed(), x }
     }
@@ -267,30 +283,39 @@ impl Rig {
         (0..if is_there { count.min(512) } else { 0 }).map(|index| self.board.read(frame, index)).collect()
     }
 
-    /// A guest touches an address. `false` if no translation is at hand.
-    pub(crate) fn guest_touches(&self, vmid: Vmid, ipa: u64, write: bool) -> bool {
+    /// A guest touches an address.
+    pub(crate) fn guest_touches(&self, vmid: Vmid, ipa: u64, right: Right) -> Reached {
         let slot = usize::from(vmid.raw()).wrapping_sub(1);
-        let frames = self.guest_reaches(slot, ipa >> 12);
+        let frames = self.guest_reaches(slot, ipa >> 12, right);
         let handle = self.board.vms().handles().find(|handle| handle.slot().index() == slot);
-        if let Some(handle) = handle.filter(|_| write) {
+        if let Some(handle) = handle.filter(|_| right == Right::Write) {
+            // What an ordinary guest writes is the host's to read.
+            let ordinary = self.board.ordinary.load(Ordering::Relaxed) >> slot & 1 != 0;
+            let label = if ordinary { Label::Host } else { Label::of_vm(handle.encode()) };
             for number in (0..self.board.layout.watched.len()).filter(|number| frames >> number & 1 != 0) {
-                self.board.set_label(self.board.frame(number), Label::of_vm(handle.encode()));
+                self.board.set_label(self.board.frame(number), label);
             }
         }
-        frames != 0
+        match frames {
+            0 if self.guest_reaches(slot, ipa >> 12, Right::Read) == 0 => Reached::No,
+            0 => Reached::Denied,
+            _ => Reached::Yes,
+        }
     }
 
     /// What the guest of a VM may read at a watched guest frame.
     #[must_use]
     pub fn guest_read(&self, vm: u64, gfn: u64) -> Vec<Label> {
-        let frames = self.guest_reaches(usize::try_from(vm & 0xffff).expect("sixteen bits"), gfn);
+        let frames = self.guest_reaches(usize::try_from(vm & 0xffff).expect("sixteen bits"), gfn, Right::Read);
         let numbers = (0..self.board.layout.watched.len()).filter(|number| frames >> number & 1 != 0);
         numbers.map(|number| self.board.label(self.board.frame(number))).collect()
     }
 
-    fn guest_reaches(&self, slot: usize, gfn: u64) -> u64 {
+    fn guest_reaches(&self, slot: usize, gfn: u64, right: Right) -> u64 {
         let place = self.board.layout.gfns.iter().position(|watched| *watched == gfn);
-        place.filter(|_| slot < self.board.layout.vms).map_or(0, |place| self.board.filled().guest(slot, place))
+        place
+            .filter(|_| slot < self.board.layout.vms)
+            .map_or(0, |place| self.board.filled().guest_for(slot, place, right))
     }
 
     /// x0–x3 of a VM's vCPU 0, as its guest will find them.
@@ -329,11 +354,17 @@ impl Rig {
         for handle in self.board.vms().handles() {
             handles[handle.slot().index()] = handle.encode();
         }
+        let mut ordinary = 0;
         for (slot, handle) in handles.into_iter().enumerate().take(self.board.layout.vms) {
             let guest = self.world.guest(permit, slot);
-            let root = guest.and_then(|mut guest| guest.get().memory.root());
+            let (root, kind) = guest.map_or((None, None), |mut guest| {
+                let memory = &guest.get().memory;
+                (memory.root(), memory.kind())
+            });
+            ordinary |= u64::from(kind == Some(Kind::Ordinary)) << slot;
             self.board.set_root(slot, handle, root.map(|(root, _)| root.raw()));
         }
+        self.board.ordinary.store(ordinary, Ordering::Relaxed);
         let mut lent = 0;
         {
             let mut host = self.world.host(permit);
@@ -376,6 +407,14 @@ impl Rig {
         if life != Some(Life::Dying) {
             self.must(hvc::VM_DESTROY, [vm, 0, 0, 0, 0])?;
         }
+        let (mut lent, ram) = self.borrowed(slot);
+        for gfn in ram {
+            if lent == 0 {
+                break;
+            }
+            // A dying VM does not say where.
+            lent -= u64::from(self.call_only(0, hvc::MEM_UNSHARE, [vm, gfn, 1, 0, 0]).is_success());
+        }
         for of_pool in [false, true] {
             for first in self.frames_of(slot, of_pool) {
                 self.must(hvc::VM_RECLAIM, [vm, first, 1, 0, 0])?;
@@ -383,6 +422,15 @@ impl Rig {
         }
         self.settle();
         Ok(())
+    }
+
+    /// How many frames of the host's a VM borrows, and the guest frames of its RAM.
+    fn borrowed(&self, slot: usize) -> (u64, Vec<u64>) {
+        let permit = &mut Permit::for_this_entry();
+        let mut guest = self.world.guest(permit, slot).expect("a slot");
+        let memory = &guest.get().memory;
+        let ram = memory.ram().flat_map(|run| (run.start().raw()..).take(MOST_RAM.min(run.count() as usize)));
+        (memory.frames().1, ram.collect())
     }
 
     fn must(&self, id: u32, x: [u64; 5]) -> Result<(), String> {

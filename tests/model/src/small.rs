@@ -49,6 +49,10 @@ pub enum Lattice {
     Vcpus,
     /// Calls that two CPUs may make at the same time.
     Races,
+    /// As `Owners`, and what a host and its guests do apart from it, in any order.
+    Apart,
+    /// VMs of both kinds: what lends pages, what gives them away, and what is refused about it.
+    Ordinary,
 }
 
 impl Shape {
@@ -337,6 +341,8 @@ impl Shape {
             Act::Call { id: 0xC600_003F, x: [0; 3] },
             Act::Call { id: guest::MEM_SHARE, x: [GFN * PAGE + 8, 1, 0] },
             Act::Walk { ipa: GFN * PAGE },
+            Act::Fetch { ipa: 0x900_0000 },
+            Act::Fetch { ipa: GFN * PAGE },
         ];
         for gfn in GFN..GFN + self.gfns {
             acts.push(Act::Access { ipa: gfn * PAGE, size: 8, store: None, described: true });
@@ -345,6 +351,10 @@ impl Shape {
             acts.push(call(guest::MEM_UNSHARE, gfn, 1));
             acts.push(call(guest::MEM_RELINQUISH, gfn, 0));
         }
+        let known = |id| acts.iter().any(|act| matches!(act, Act::Call { id: there, .. } if *there == id));
+        let others = guest::CALLS.iter().map(|call| call.id).filter(|id| !known(*id) && *id != guest::PSCI_CPU_OFF);
+        let others: Vec<Act> = others.map(|id| Act::Call { id, x: [0; 3] }).collect();
+        acts.extend(others);
         acts.push(call(guest::MEM_SHARE, GFN, 2));
         acts.push(call(guest::MEM_UNSHARE, GFN, 2));
         acts.push(call(guest::MEM_SHARE, GFN + self.gfns, 1));
@@ -400,11 +410,14 @@ impl Shape {
             Lattice::Full => self.of_vm(slot),
             Lattice::Owners | Lattice::Vcpus => self.owners_of_vm(slot),
             Lattice::Races => self.races_of_vm(slot),
+            Lattice::Apart => self.apart_of_vm(slot),
+            Lattice::Ordinary => self.ordinary_of_vm(slot),
         };
         let anywhere = match self.lattice {
             Lattice::Full => self.anywhere(),
-            Lattice::Owners | Lattice::Vcpus => self.owners_anywhere(),
+            Lattice::Owners | Lattice::Vcpus | Lattice::Apart => self.owners_anywhere(),
             Lattice::Races => self.races_anywhere(),
+            Lattice::Ordinary => self.ordinary_anywhere(),
         };
         (anywhere, (0..self.vms).map(of_vm).collect())
     }

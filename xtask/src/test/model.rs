@@ -11,14 +11,17 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 12] = [
+const CASES: [&str; 15] = [
     "lockstep-2x2x2",
     "lockstep-2x1x2",
+    "ordinary-2x2x1",
     "interleavings",
     "interleavings-1x1x2",
     "interleavings-2x1x1",
     "cells",
+    "apart-1x2x1",
     "lockstep-1x1x2",
+    "ordinary-1x1x2",
     "idle-vcpus",
     "block",
     "no-memory",
