@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The CPUs' own redistributors, as far as EL2's interrupts need them: three bits each, in three registers.
 //!
-//! PPI 25 (maintenance), 26 (EL2's timer) and 27 (the virtual timer) bring a guest out. EL2 never acknowledges one:
-//! they are levels, and fall when the guest's state is taken off the CPU. The rest of the frame is the host's, which
-//! can switch these off and so hinder guests, no more.
+//! PPI 25 (maintenance), 26 (EL2's timer, and kicks of other CPUs) and 27 (the virtual timer) bring a guest out. EL2
+//! never acknowledges one: they are levels, and fall when the guest's state is taken off the CPU; a kick is taken back
+//! before the host goes on. The rest of the frame is the host's, which can switch these off and so hinder guests, no more.
 
 use crate::barrier;
-use crate::percpu::{self, AFFINITY, NO_CPU};
+use crate::percpu::{self, AFFINITY, NO_CPU, PerCpu};
 use core::sync::atomic::Ordering;
 
 /// Frames of one redistributor of GICv3, and of one that has virtual LPIs (GICv4).
@@ -19,10 +19,14 @@ const IS_LAST: u64 = 1 << 4;
 
 const SGI_FRAME: usize = 0x1_0000;
 const ENABLE: usize = SGI_FRAME + 0x100;
+const PEND: usize = SGI_FRAME + 0x200;
+const UNPEND: usize = SGI_FRAME + 0x280;
 const ACTIVATE: usize = SGI_FRAME + 0x300;
 const DEACTIVATE: usize = SGI_FRAME + 0x380;
 
 const OWN: u32 = 1 << 25 | 1 << 26 | 1 << 27;
+/// EL2's timer's: who kicks a CPU makes it pending there.
+const KICK: u32 = 1 << 26;
 const TIMER: u32 = 1 << 27;
 
 /// Finds the redistributors of all CPUs in a region that is mapped as device memory.
@@ -55,47 +59,46 @@ pub fn all_found() -> bool {
         .all(|cpu| cpu.mpidr.load(Ordering::Relaxed) == NO_CPU || cpu.redistributor.load(Ordering::Relaxed) != 0)
 }
 
-fn write(offset: usize, bits: u32) {
-    let frame = percpu::this_cpu().redistributor.load(Ordering::Relaxed);
+fn write(cpu: &PerCpu, offset: usize, bits: u32) {
+    let frame = cpu.redistributor.load(Ordering::Relaxed);
     if frame != 0 {
         let place = frame.wrapping_add(offset) as *mut u32;
-        // SAFETY: `find` saw this CPU's redistributor there, the boot has mapped all of it, and the registers written
+        // SAFETY: `find` saw the CPU's redistributor there, the boot has mapped all of it, and the registers written
         // here set or clear bits of EL2's own interrupts only.
         unsafe { place.write_volatile(bits) };
+        if offset == PEND {
+            // SAFETY: as above. A load behind the store: it has reached the redistributor when this is done.
+            unsafe { place.read_volatile() };
+        }
     }
+    barrier::system_done();
 }
 
 /// Lets EL2's interrupts through.
 pub(crate) fn allow_own() {
-    write(ENABLE, OWN);
-    barrier::system_done();
+    write(percpu::this_cpu(), ENABLE, OWN);
 }
 
 /// Keeps the virtual timer's interrupt quiet, for a guest that has it already or can not have it.
 pub(crate) fn hold_timer() {
-    write(ACTIVATE, TIMER);
-    barrier::system_done();
+    write(percpu::this_cpu(), ACTIVATE, TIMER);
 }
 
 /// Ends the virtual timer's interrupt for whoever runs next. The timer is stopped.
 pub(crate) fn release_timer() {
-    write(DEACTIVATE, TIMER);
-    barrier::system_done();
+    write(percpu::this_cpu(), DEACTIVATE, TIMER);
 }
 
-/// Interrupts the CPUs whose number is set with the host's rescheduling interrupt, which does nothing in a host that
-/// has nothing to reschedule.
-pub fn interrupt(cpus: u32) {
+/// Makes the guests of other CPUs, by number, come out: EL2's timer's interrupt is made pending there.
+pub fn kick(cpus: u32) {
     for (n, cpu) in (0..32u32).zip(percpu::all()) {
-        let mpidr = cpu.mpidr.load(Ordering::Relaxed);
-        if cpus & 1u32.unbounded_shl(n) == 0 || mpidr == NO_CPU || cpu.index() == percpu::this_cpu().index() {
-            continue;
+        if cpus & 1u32.unbounded_shl(n) != 0 && cpu.index() != percpu::this_cpu().index() {
+            write(cpu, PEND, KICK);
         }
-        let [aff0, aff1, aff2, aff3] = [mpidr & 0xff, mpidr >> 8 & 0xff, mpidr >> 16 & 0xff, mpidr >> 32 & 0xff];
-        // ICC_SGI1R_EL1: SGI 0, one bit of a range of 16.
-        let target = aff3 << 48 | (aff0 >> 4) << 44 | aff2 << 32 | aff1 << 16 | 1u64.unbounded_shl(aff0 as u32 & 0xf);
-        barrier::stores_visible();
-        write_sysreg!("s3_0_c12_c11_5", target);
     }
-    barrier::registers_in_effect();
+}
+
+/// Takes back a kick that this CPU has heard of, or that came too late.
+pub fn forget_kick() {
+    write(percpu::this_cpu(), UNPEND, KICK);
 }

@@ -23,16 +23,8 @@ pub fn ipa_bits() -> u32 {
 
 /// VTCR_EL2 for a 4 KB, level 1 start, `ipa_bits` stage 2.
 pub fn vtcr(ipa_bits: u32) -> u64 {
-    let ids = Ids;
-    let range = match ids.physical_bits() {
-        32 => 0,
-        36 => 1,
-        40 => 2,
-        42 => 3,
-        44 => 4,
-        _ => 5,
-    };
-    let vs = if ids.has_16_bit_vmid() { VTCR_VS } else { 0 };
+    let range = Ids.physical_range();
+    let vs = if Ids.has_16_bit_vmid() { VTCR_VS } else { 0 };
     // PS, SH0 inner shareable, write-back walks, SL0 = 1 (start at level 1), T0SZ.
     VTCR_RES1 | vs | range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | u64::from(64_u32.wrapping_sub(ipa_bits))
 }
@@ -59,8 +51,7 @@ pub struct Alike {
 impl Alike {
     /// What this CPU has.
     pub fn here() -> Self {
-        let ids = Ids;
-        Self { ipa_bits: ipa_bits(), fwb: ids.has_s2fwb(), granule: ids.has_4k_granule() }
+        Self { ipa_bits: ipa_bits(), fwb: Ids.has_s2fwb(), granule: Ids.has_4k_granule() }
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::barrier;
 
 /// Ends every translation of the VMID in VTTBR_EL2, stage 1 and 2, on every CPU. One broadcast.
+#[inline(always)]
 pub fn invalidate_current_vmid_everywhere() {
     barrier::stores_visible();
     // SAFETY: a TLB invalidation only makes later walks read the tables again.
@@ -32,6 +33,7 @@ pub fn invalidate_all_el1_here() {
 /// Completes a broadcast. The dummy EL2 invalidation repeats the wait for the cores on which the
 /// first DSB may return early (CVE-2025-10263 and the older errata of that kind); it costs little
 /// and is done on all.
+#[inline(always)]
 fn finish() {
     barrier::maintenance_done();
     // SAFETY: invalidates the EL2 translation of page 0, which is never mapped.

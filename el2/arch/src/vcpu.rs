@@ -13,7 +13,7 @@ use freehold_mem::{PAGE_SIZE, Pfn, Vmid};
 use freehold_virt::handle::VcpuIndex;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::{Stop, Vcpu};
+use freehold_virt::vcpu::{Answer, Stop, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::Claimed;
 use spin::mutex::SpinMutex;
@@ -24,12 +24,14 @@ use spin::mutex::SpinMutex;
 struct Block {
     context: GuestContext,
     vcpu: Vcpu,
+    /// What its list registers are loaded with while it runs; empty when it is out.
+    lists: Lists,
 }
 
 impl Block {
     /// A vCPU that was just reset.
     const fn new() -> Self {
-        Self { context: GuestContext::new(), vcpu: Vcpu::new() }
+        Self { context: GuestContext::new(), vcpu: Vcpu::new(), lists: Lists::EMPTY }
     }
 }
 
@@ -80,6 +82,11 @@ impl<'a> Loaded<'a> {
         (&mut self.block.context, &mut self.block.vcpu)
     }
 
+    /// What its list registers are loaded with while it runs.
+    pub fn lists(&mut self) -> &mut Lists {
+        &mut self.block.lists
+    }
+
     /// Makes the vCPU as if it had just been created.
     pub fn reset(&mut self) {
         *self.block = Block::new();
@@ -91,11 +98,12 @@ impl<'a> Loaded<'a> {
     }
 
     /// Runs the vCPU until it exits; [`Self::leave`], or the end of this, brings the host back. `regime` was made by
-    /// [`regime`] while this claim was held; `lists` is for a guest that has an interrupt controller.
-    pub fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> Stop {
+    /// [`regime`] while this claim was held. What `answer` answers at once is no exit: it says whether the guest goes on.
+    pub fn run(&mut self, regime: &Regime, has_gic: bool, answer: impl Answer<GuestContext>) -> Stop {
+        let Block { context, lists, .. } = &mut *self.block;
         // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds until the
         // guest is left; EL2 runs with DAIF masked from the host's trap on, under the host's stage 2 or this guest's.
-        unsafe { switch::enter(&mut self.block.context, &mut kept_here().lock(), &regime.0, lists) }
+        unsafe { switch::enter(context, &mut kept_here().lock(), &regime.0, has_gic.then_some(lists), answer) }
     }
 
     /// Puts the host's EL1 state and stage 2 back, if the guest's are in force since it ran.

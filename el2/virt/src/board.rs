@@ -13,7 +13,7 @@ use crate::handle::VcpuIndex;
 use crate::registers::Registers;
 use crate::sysreg::{Access, Encoding};
 use crate::timer::{Register, Timer};
-use crate::vcpu::Next;
+use crate::vcpu::{Next, Trap};
 use crate::vgic::{Intid, Kicks, Lists, Vgic, Window};
 
 /// The interrupt controller of a VM, where it is, and the power of its CPUs.
@@ -165,8 +165,7 @@ impl Board {
     ) -> Option<Kicks> {
         let written = registers.x(access.rt);
         let kicks = match (access.register, access.read) {
-            (SGI1, false) => self.vgic.send_sgi(vcpu, written, false),
-            (SGI0 | ASGI1, false) => self.vgic.send_sgi(vcpu, written, true),
+            (SGI1 | SGI0 | ASGI1, false) => return self.send(vcpu, access, registers),
             (DIR, false) => self.vgic.deactivate(vcpu, written),
             (register, read) => {
                 let timer = Register::physical(register)?;
@@ -180,6 +179,28 @@ impl Board {
         };
         registers.advance();
         Some(kicks)
+    }
+
+    /// Serves a write that sends SGIs; `None` if it is another access.
+    fn send(&mut self, vcpu: VcpuIndex, access: Access, registers: &mut impl Registers) -> Option<Kicks> {
+        let of_group0 = match (access.register, access.read) {
+            (SGI1, false) => false,
+            (SGI0 | ASGI1, false) => true,
+            _ => return None,
+        };
+        let kicks = self.vgic.send_sgi(vcpu, registers.x(access.rt), of_group0);
+        registers.advance();
+        Some(kicks)
+    }
+
+    /// Answers a trap of a vCPU that is in its guest, a load's or that of a system register, if that takes nothing of what
+    /// its list registers hold: SGIs that it sends, and most loads from the frames. If it is among those to be told, it has to come out first.
+    pub fn answer_at_once(&mut self, vcpu: VcpuIndex, trap: Trap, registers: &mut impl Registers) -> Option<Kicks> {
+        let window = self.window?;
+        let Some((ipa, load)) = trap.load() else { return self.send(vcpu, Access::decode(trap.esr), registers) };
+        let (frame, offset) = window.locate(ipa, self.frames())?;
+        load.complete(self.vgic.read_at_once(frame, offset, load.width(), self.frames())?, registers);
+        Some(Kicks::NONE)
     }
 
     /// Serves a load at this address with a value, if one of the frames is there.

@@ -79,6 +79,12 @@ pub struct RawIds {
     pub clidr: u64,
 }
 
+impl RawIds {
+    /// Nothing: for what asks for none of them.
+    pub const NONE: Self =
+        Self { pfr0: 0, pfr1: 0, isar0: 0, isar1: 0, isar2: 0, mmfr0: 0, mmfr1: 0, mmfr2: 0, ctr: 0, clidr: 0 };
+}
+
 /// How one 4-bit field of an ID register is shown.
 #[derive(Clone, Copy, Debug)]
 enum Show {

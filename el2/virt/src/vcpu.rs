@@ -74,6 +74,7 @@ pub enum Stop {
 
 /// A synchronous exception of the guest, as the hardware described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Trap {
     /// `ESR_EL2`.
     pub esr: u64,
@@ -82,6 +83,38 @@ pub struct Trap {
     /// `HPFAR_EL2`.
     pub hpfar: u64,
 }
+
+impl Trap {
+    /// The exception class.
+    #[must_use]
+    pub const fn class(self) -> u64 {
+        self.esr >> 26 & 0x3f
+    }
+
+    /// Where an abort was. `HPFAR_EL2.FIPA` holds bits 51:12 at 43:4; the low bits are FAR's, but for a walk, whose FAR
+    /// is the access's.
+    const fn address(self) -> u64 {
+        let low = if self.esr & STAGE1_WALK != 0 { 0 } else { self.far & 0xfff };
+        (self.hpfar & 0x0fff_ffff_fff0) << 8 | low
+    }
+
+    /// The load that a translation fault stopped, and its address, if the syndrome describes one.
+    #[must_use]
+    pub const fn load(self) -> Option<(u64, Load)> {
+        const WHAT: u64 = 0x3f << 26 | ISV | CACHE_OPERATION | STAGE1_WALK | WRITE | FAULT_STATUS & !3;
+        const TRANSLATION: u64 = 4;
+        if self.esr & WHAT == class::DATA << 26 | ISV | TRANSLATION {
+            Some((self.address(), Load::of(self.esr)))
+        } else {
+            None
+        }
+    }
+}
+
+/// Answers a trap of a guest that stays where it is, and says whether it goes on at once; `None` if it is another's.
+pub trait Answer<R>: FnMut(Trap, &mut R) -> Option<bool> {}
+
+impl<R, T: FnMut(Trap, &mut R) -> Option<bool>> Answer<R> for T {}
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,10 +211,7 @@ impl Vcpu {
         match core::mem::take(&mut self.pending) {
             // A request that was not accepted is made again: the program counter is still on the HVC.
             Pending::None | Pending::Request(_) => {}
-            Pending::Load(load) => {
-                registers.set_x(load.rt, load.extend(answer));
-                registers.advance();
-            }
+            Pending::Load(load) => load.complete(answer, registers),
             Pending::Accepted { wish, done } => {
                 let done = match wish {
                     Wish::Share | Wish::Unshare => done,
@@ -195,8 +225,7 @@ impl Vcpu {
 
     /// Decides a synchronous exception.
     pub fn handle(&mut self, trap: Trap, registers: &mut impl Registers, space: &impl Space, ids: &IdView<'_>) -> Next {
-        let ec = trap.esr >> 26 & 0x3f;
-        match ec {
+        match trap.class() {
             // TI: 0 WFI, 1 WFE; 2 and 3, the same with a time, are hidden. An event never has to be waited for.
             class::WFX if trap.esr & 2 == 0 => {
                 registers.advance();
@@ -209,7 +238,7 @@ impl Vcpu {
                 Next::Resume
             }
             class::SYSREG => self.system_register(trap.esr, registers, ids),
-            class::FETCH | class::DATA => self.abort(trap, ec == class::FETCH, registers, space),
+            class::FETCH | class::DATA => self.abort(trap, registers, space),
             ec if ec == class::WFX || class::HIDDEN.contains(&ec) => {
                 registers.inject_undefined();
                 Next::Resume
@@ -261,17 +290,14 @@ impl Vcpu {
         Next::Resume
     }
 
-    fn abort(&mut self, trap: Trap, fetch: bool, registers: &mut impl Registers, space: &impl Space) -> Next {
+    fn abort(&mut self, trap: Trap, registers: &mut impl Registers, space: &impl Space) -> Next {
         let status = trap.esr & FAULT_STATUS;
         let denied = status & !3 == PERMISSION;
         // Address size, translation and permission faults only: our tables cause no others.
         if status >= 8 && !denied {
             return crash(Crash::Abort);
         }
-        // HPFAR_EL2.FIPA holds bits 51:12 at 43:4; the low bits are FAR's, but for a walk, whose FAR is the access's.
-        let walk = trap.esr & STAGE1_WALK != 0;
-        let low = if walk { 0 } else { trap.far & 0xfff };
-        let address = (trap.hpfar & 0x0fff_ffff_fff0) << 8 | low;
+        let (walk, address) = (trap.esr & STAGE1_WALK != 0, trap.address());
         let backing = Ipa::new(address)
             .and_then(Ipa::gfn)
             .map_or((Backing::Outside, None), |gfn| (space.backing(gfn), Some(gfn)));
@@ -286,7 +312,7 @@ impl Vcpu {
             (Backing::Private | Backing::Shared, _) => Next::Resume,
             (Backing::Poisoned, _) => crash(Crash::Poisoned),
             (Backing::Outside | Backing::Empty, _) if walk => crash(Crash::Walk),
-            (Backing::Outside | Backing::Empty, _) if fetch => crash(Crash::NoSyndrome),
+            (Backing::Outside | Backing::Empty, _) if trap.class() == class::FETCH => crash(Crash::NoSyndrome),
             (Backing::Outside | Backing::Empty, _) => self.mmio(trap.esr, address, registers),
         }
     }
@@ -300,20 +326,37 @@ impl Vcpu {
         if esr & ISV == 0 {
             return crash(Crash::NoSyndrome);
         }
-        let width = Width::of_sas(esr >> 22);
-        let rt = (esr >> 16 & 31) as u8;
+        let load @ Load { rt, width, .. } = Load::of(esr);
         if esr & WRITE != 0 {
             let data = width.cut(registers.x(rt));
             registers.advance();
             Next::Leave(Exit::MmioStore { ipa, width, data })
         } else {
-            self.pending = Pending::Load(Load { rt, width, signed: esr & SSE != 0, wide: esr & SF != 0 });
+            self.pending = Pending::Load(load);
             Next::Leave(Exit::MmioLoad { ipa, width })
         }
     }
 }
 
 impl Load {
+    /// The access that a syndrome describes, as far as a load's answer depends on it.
+    const fn of(esr: u64) -> Self {
+        let (rt, width) = ((esr >> 16 & 31) as u8, Width::of_sas(esr >> 22));
+        Self { rt, width, signed: esr & SSE != 0, wide: esr & SF != 0 }
+    }
+
+    /// How wide it is.
+    #[must_use]
+    pub const fn width(self) -> Width {
+        self.width
+    }
+
+    /// Gives the guest what it loads, and goes on behind the load.
+    pub fn complete(self, answer: u64, registers: &mut impl Registers) {
+        registers.set_x(self.rt, self.extend(answer));
+        registers.advance();
+    }
+
     fn extend(self, answer: u64) -> u64 {
         let value = self.width.cut(answer);
         let value = if self.signed { self.width.sign_extend(value) } else { value };

@@ -5,6 +5,7 @@
 use freehold_virt::exit::Width;
 use freehold_virt::handle::VcpuIndex;
 use freehold_virt::vgic::{Frame, Intid, Kicks, Lists, Vgic};
+use loom::sync::atomic::AtomicBool;
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -113,6 +114,38 @@ fn sends_to(wait: fn(&Machine, u64)) {
         receiver.join().unwrap();
     });
     assert_ne!(waits.load(Ordering::Relaxed), 0);
+}
+
+/// In how many interleavings an interrupt that one vCPU sends another is still pending on that one's CPU when its guest
+/// is out, and it has taken back what there was.
+fn outlives(under_the_lock: bool) -> usize {
+    let late: &AtomicUsize = Box::leak(Box::default());
+    loom::model(move || {
+        let machine = Machine::new(Box::leak(Box::default()));
+        let pending = Arc::new(AtomicBool::new(false));
+        let (other, there) = (Arc::clone(&machine), Arc::clone(&pending));
+        let receiver = thread::spawn(move || {
+            let mut lists = other.load(1);
+            let _ = other.vgic.lock().unwrap().save(vcpu(1), &mut lists);
+            there.store(false, Ordering::SeqCst);
+        });
+        let mut vgic = machine.vgic.lock().unwrap();
+        let kicks = vgic.send_sgi(vcpu(0), SGI, false);
+        let held = under_the_lock.then_some(vgic);
+        if kicks.cpus != 0 {
+            pending.store(true, Ordering::SeqCst);
+        }
+        drop(held);
+        receiver.join().unwrap();
+        late.fetch_add(pending.load(Ordering::SeqCst).into(), Ordering::Relaxed);
+    });
+    late.load(Ordering::Relaxed)
+}
+
+#[test]
+fn no_kick_outlives_the_stay_in_the_guest_that_it_was_for() {
+    assert_eq!(outlives(true), 0);
+    assert_ne!(outlives(false), 0, "without the lock some do");
 }
 
 /// vCPU 0 has an SPI in a list register that is being moved to vCPU 1.

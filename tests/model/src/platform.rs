@@ -13,7 +13,7 @@ use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vcpu::{Answer, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
@@ -37,6 +37,7 @@ pub(crate) struct Open<'r> {
     claim: Claimed<'r, AtomicU64>,
     frame: u64,
     block: Block,
+    lists: Lists,
     /// An access that faulted, at which instruction, and how often: it is made again if the guest goes on there.
     faulted: Option<(Act, u64, u32)>,
 }
@@ -74,7 +75,12 @@ impl<'r> Loaded<'r> for Open<'r> {
 
     fn leave(&mut self) {}
 
-    fn run(&mut self, regime: &Regime, _: Option<&mut Lists>) -> Stop {
+    fn lists(&mut self) -> &mut Lists {
+        &mut self.lists
+    }
+
+    // Whatever could be answered at once may be answered later.
+    fn run(&mut self, regime: &Regime, _: bool, _: impl Answer<Registers>) -> Stop {
         turns::point();
         let rig = self.cpu.rig;
         rig.entered(self.cpu.number, regime.flushes);
@@ -144,6 +150,8 @@ impl<'r> Platform for Cpu<'r> {
 
     fn interrupt(&self, _: u32) {}
 
+    fn forget_interrupt(&self) {}
+
     fn vms(&self) -> Vms<'_, AtomicU64> {
         turns::point();
         self.rig.board.vms()
@@ -191,7 +199,7 @@ impl<'r> Platform for Cpu<'r> {
         let frame = claim.block();
         let found = self.rig.board.blocks().iter().find(|(at, _)| *at == frame).map(|(_, block)| block.clone());
         let block = found.unwrap_or_else(|| panic!("a vCPU without its frame {frame:#x}"));
-        Open { cpu: *self, claim, frame, block, faulted: None }
+        Open { cpu: *self, claim, frame, block, faulted: None, lists: Lists::EMPTY }
     }
 
     fn regime(&self, _: (Pfn, u32), vmid: Vmid, _: VcpuIndex, flushes: bool) -> Regime {

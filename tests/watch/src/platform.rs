@@ -12,7 +12,7 @@ use freehold_virt::registers::Registers;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::{Pending, Vcpu};
+use freehold_virt::vcpu::{Answer, Pending, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
@@ -105,10 +105,14 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
         }
     }
 
-    fn run(&mut self, regime: &Regime<O::Regime>, lists: Option<&mut Lists>) -> Stop {
+    fn lists(&mut self) -> &mut Lists {
+        self.open.lists()
+    }
+
+    fn run(&mut self, regime: &Regime<O::Regime>, has_gic: bool, answer: impl Answer<O::Registers>) -> Stop {
         self.is_here = true;
         self.listener.entering(regime.vmid, regime.root, arguments(&mut self.open));
-        let stop = self.open.run(&regime.regime, lists);
+        let stop = self.open.run(&regime.regime, has_gic, answer);
         self.listener.left(&stop, &seen(&mut self.open, &stop));
         stop
     }
@@ -172,6 +176,10 @@ impl<P: Platform, L: Listener + 'static, B: Mutex<Value = Board>> Platform for W
 
     fn interrupt(&self, cpus: u32) {
         self.platform.interrupt(cpus);
+    }
+
+    fn forget_interrupt(&self) {
+        self.platform.forget_interrupt();
     }
 
     fn serves_vms(&self) -> bool {

@@ -203,7 +203,7 @@ pub(super) const VM: &str = "Tlb$GT$::invalidate_vm";
 const CLEANER: &str = "cache::clean_to_poc";
 const SETTLER: &str = "cache::clean_invalidate_to_poc";
 const ZEROER: &str = "cache::zero_blocks";
-pub(super) const SWITCH: &str = "switch::enter";
+pub(super) const SWITCH: &str = "switch::load_guest";
 
 /// What the ports do not do.
 pub(super) fn judge(code: &Code) -> Result<Vec<String>> {

@@ -8,34 +8,19 @@ use crate::sysreg::field;
 pub struct Ids;
 
 impl Ids {
-    /// PARange as a number of address bits, 48 at most.
+    /// PARange, as VTCR_EL2.PS takes it: 48 bits at most.
+    pub(crate) fn physical_range(&self) -> u64 {
+        field(read_sysreg!("id_aa64mmfr0_el1"), 0, 4).min(5)
+    }
+
+    /// The same as a number of address bits.
     pub fn physical_bits(&self) -> u32 {
-        match field(read_sysreg!("id_aa64mmfr0_el1"), 0, 4) {
-            0 => 32,
-            1 => 36,
-            2 => 40,
-            3 => 42,
-            4 => 44,
-            _ => 48,
-        }
+        [32, 36, 40, 42, 44, 48].get(self.physical_range() as usize).copied().unwrap_or(48)
     }
 
     /// Whether a 4 KB granule can be used at stage 1 and stage 2.
     pub fn has_4k_granule(&self) -> bool {
         field(read_sysreg!("id_aa64mmfr0_el1"), 28, 4) != 0xf && field(read_sysreg!("id_aa64mmfr0_el1"), 40, 4) != 1
-    }
-
-    pub(crate) fn has_16_bit_vmid(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr1_el1"), 4, 4) == 2
-    }
-
-    pub(crate) fn has_cnp(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr2_el1"), 0, 4) != 0
-    }
-
-    /// FEAT_S2FWB: stage 2 can force the combined attribute.
-    pub fn has_s2fwb(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr2_el1"), 40, 4) != 0
     }
 
     pub(crate) fn has_pointer_auth(&self) -> bool {
@@ -52,122 +37,13 @@ impl Ids {
         field(read_sysreg!("id_aa64pfr0_el1"), 56, 4) >= 3 || field(read_sysreg!("id_aa64mmfr1_el1"), 60, 4) != 0
     }
 
-    /// FEAT_CLRBHB: one instruction, a NOP elsewhere, clears the history.
-    pub(crate) fn has_clrbhb(&self) -> bool {
-        field(read_sysreg!("id_aa64isar2_el1"), 28, 4) != 0
-    }
-
-    pub(crate) fn has_pan(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr1_el1"), 20, 4) != 0
-    }
-
-    pub(crate) fn has_ssbs(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr1_el1"), 4, 4) != 0
-    }
-
-    pub(crate) fn has_nmi(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr1_el1"), 36, 4) != 0
-    }
-
-    pub(crate) fn has_mte2(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr1_el1"), 8, 4) >= 2
-    }
-
-    pub(crate) fn has_sve(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr0_el1"), 32, 4) != 0
-    }
-
-    pub(crate) fn has_sme(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr1_el1"), 24, 4) != 0
-    }
-
-    pub(crate) fn has_sme_fa64(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c4_5"), 63, 1) != 0
-    }
-
-    pub(crate) fn has_sme2(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr1_el1"), 24, 4) >= 2
-    }
-
-    pub(crate) fn has_gic_registers(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr0_el1"), 24, 4) != 0
-    }
-
-    pub(crate) fn has_ras(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr0_el1"), 28, 4) != 0
-    }
-
     pub(crate) fn has_mpam(&self) -> bool {
         field(read_sysreg!("id_aa64pfr0_el1"), 40, 4) != 0 || field(read_sysreg!("id_aa64pfr1_el1"), 16, 4) != 0
-    }
-
-    pub(crate) fn has_vhe(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr1_el1"), 8, 4) != 0
-    }
-
-    pub(crate) fn has_lor(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr1_el1"), 16, 4) != 0
-    }
-
-    pub(crate) fn has_hcx(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr1_el1"), 40, 4) != 0
-    }
-
-    pub(crate) fn has_mops(&self) -> bool {
-        field(read_sysreg!("id_aa64isar2_el1"), 16, 4) != 0
-    }
-
-    pub(crate) fn has_tcr2(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c7_3"), 0, 4) != 0
-    }
-
-    pub(crate) fn has_sctlr2(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c7_3"), 4, 4) != 0
-    }
-
-    pub(crate) fn has_s1pie(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c7_3"), 8, 4) != 0
-    }
-
-    pub(crate) fn has_s1poe(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c7_3"), 16, 4) != 0
-    }
-
-    pub(crate) fn has_s2poe(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c7_3"), 20, 4) != 0
-    }
-
-    pub(crate) fn has_aie(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c7_3"), 24, 4) != 0
-    }
-
-    pub(crate) fn has_fpmr(&self) -> bool {
-        field(read_sysreg!("s3_0_c0_c4_2"), 32, 4) != 0
-    }
-
-    pub(crate) fn has_gcs(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr1_el1"), 44, 4) != 0
-    }
-
-    pub(crate) fn has_the(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr1_el1"), 48, 4) != 0
     }
 
     /// Level of the 64-byte load and store instructions: 1 LS64, 2 with ST64BV, 3 with ST64BV0.
     pub(crate) fn ls64_level(&self) -> u64 {
         field(read_sysreg!("id_aa64isar1_el1"), 60, 4)
-    }
-
-    pub(crate) fn has_fgt(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr0_el1"), 56, 4) != 0
-    }
-
-    pub(crate) fn has_fgt2(&self) -> bool {
-        field(read_sysreg!("id_aa64mmfr0_el1"), 56, 4) >= 2
-    }
-
-    pub(crate) fn has_amu(&self) -> bool {
-        field(read_sysreg!("id_aa64pfr0_el1"), 44, 4) != 0
     }
 
     /// Version of the PMU architecture, 0 for none.
@@ -178,19 +54,60 @@ impl Ids {
         }
     }
 
+    /// FEAT_S2FWB: stage 2 can force the combined attribute.
+    pub fn has_s2fwb(&self) -> bool {
+        field(read_sysreg!("id_aa64mmfr2_el1"), 40, 4) != 0
+    }
+
     pub(crate) fn spe_version(&self) -> u64 {
         field(read_sysreg!("id_aa64dfr0_el1"), 32, 4)
     }
+}
 
-    pub(crate) fn has_trbe(&self) -> bool {
-        field(read_sysreg!("id_aa64dfr0_el1"), 44, 4) != 0
-    }
+/// What one field of an ID register says: the register, where the field begins, and the least value that says yes.
+macro_rules! features {
+    ($($(#[$doc:meta])* $name:ident = ($register:literal, $at:literal, $least:literal);)+) => {
+        impl Ids {
+            $($(#[$doc])*
+            pub(crate) fn $name(&self) -> bool {
+                field(read_sysreg!($register), $at, 4) >= $least
+            })+
+        }
+    };
+}
 
-    pub(crate) fn has_trace_filter(&self) -> bool {
-        field(read_sysreg!("id_aa64dfr0_el1"), 40, 4) != 0
-    }
-
-    pub(crate) fn has_brbe(&self) -> bool {
-        field(read_sysreg!("id_aa64dfr0_el1"), 52, 4) != 0
-    }
+features! {
+    has_16_bit_vmid = ("id_aa64mmfr1_el1", 4, 2);
+    has_cnp = ("id_aa64mmfr2_el1", 0, 1);
+    /// FEAT_CLRBHB: one instruction, a NOP elsewhere, clears the history.
+    has_clrbhb = ("id_aa64isar2_el1", 28, 1);
+    has_pan = ("id_aa64mmfr1_el1", 20, 1);
+    has_ssbs = ("id_aa64pfr1_el1", 4, 1);
+    has_nmi = ("id_aa64pfr1_el1", 36, 1);
+    has_mte2 = ("id_aa64pfr1_el1", 8, 2);
+    has_sve = ("id_aa64pfr0_el1", 32, 1);
+    has_sme = ("id_aa64pfr1_el1", 24, 1);
+    has_sme_fa64 = ("s3_0_c0_c4_5", 63, 1);
+    has_sme2 = ("id_aa64pfr1_el1", 24, 2);
+    has_gic_registers = ("id_aa64pfr0_el1", 24, 1);
+    has_ras = ("id_aa64pfr0_el1", 28, 1);
+    has_vhe = ("id_aa64mmfr1_el1", 8, 1);
+    has_lor = ("id_aa64mmfr1_el1", 16, 1);
+    has_hcx = ("id_aa64mmfr1_el1", 40, 1);
+    has_mops = ("id_aa64isar2_el1", 16, 1);
+    has_tcr2 = ("s3_0_c0_c7_3", 0, 1);
+    has_sctlr2 = ("s3_0_c0_c7_3", 4, 1);
+    has_s1pie = ("s3_0_c0_c7_3", 8, 1);
+    has_s1poe = ("s3_0_c0_c7_3", 16, 1);
+    has_s2poe = ("s3_0_c0_c7_3", 20, 1);
+    has_aie = ("s3_0_c0_c7_3", 24, 1);
+    has_fpmr = ("s3_0_c0_c4_2", 32, 1);
+    has_gcs = ("id_aa64pfr1_el1", 44, 1);
+    has_the = ("id_aa64pfr1_el1", 48, 1);
+    has_fgt = ("id_aa64mmfr0_el1", 56, 1);
+    has_fgt2 = ("id_aa64mmfr0_el1", 56, 2);
+    has_amu = ("id_aa64pfr0_el1", 44, 1);
+    has_trbe = ("id_aa64dfr0_el1", 44, 1);
+    has_trace_filter = ("id_aa64dfr0_el1", 40, 1);
+    has_brbe = ("id_aa64dfr0_el1", 52, 1);
 }

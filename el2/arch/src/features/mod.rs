@@ -38,36 +38,28 @@ const HCR_ATA: u64 = 1 << 56;
 /// SWIO makes an invalidation by set and way a clean one: else the host could drop lines that a guest
 /// or EL2 has written.
 pub fn host_hcr() -> u64 {
-    let ids = Ids;
-    let mut hcr = HCR_VM | HCR_SWIO | HCR_TSC | HCR_TIDCP | HCR_TACR | HCR_RW;
-    if ids.has_pointer_auth() {
-        hcr |= HCR_APK | HCR_API;
-    }
-    if ids.has_s2fwb() {
-        hcr |= HCR_FWB;
-    }
-    if ids.has_scxtnum() {
-        hcr |= HCR_ENSCXT;
-    }
-    if ids.has_mte2() {
-        hcr |= HCR_ATA;
-    }
-    hcr
+    let optional = [
+        (Ids.has_pointer_auth(), HCR_APK | HCR_API),
+        (Ids.has_s2fwb(), HCR_FWB),
+        (Ids.has_scxtnum(), HCR_ENSCXT),
+        (Ids.has_mte2(), HCR_ATA),
+    ];
+    let always = HCR_VM | HCR_SWIO | HCR_TSC | HCR_TIDCP | HCR_TACR | HCR_RW;
+    optional.iter().filter(|(has, _)| *has).fold(always, |all, (_, bits)| all | bits)
 }
 
 /// Sets every EL2 register that governs the host, except stage 2 itself.
 pub fn configure_host() {
-    let ids = Ids;
-    sve::configure(&ids);
+    sve::configure(&Ids);
     barrier::registers_in_effect();
-    sve::configure_lengths(&ids);
-    hcx::configure(&ids);
-    fgt::configure(&ids);
-    debug::configure(&ids);
+    sve::configure_lengths(&Ids);
+    hcx::configure(&Ids);
+    fgt::configure(&Ids);
+    debug::configure(&Ids);
     timer::configure();
-    gic::configure(&ids);
-    bhb::configure(&ids);
-    limits::configure(&ids);
+    gic::configure(&Ids);
+    bhb::configure(&Ids);
+    limits::configure(&Ids);
     barrier::registers_in_effect();
 }
 

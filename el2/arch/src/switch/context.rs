@@ -17,6 +17,7 @@ use crate::features::Ids;
 use crate::inject;
 use freehold_virt::registers::Registers;
 use freehold_virt::timer::Timer;
+use freehold_virt::vcpu::Trap;
 
 /// EL1h, everything masked: the state of a vCPU before its first instruction.
 const RESET_PSTATE: u64 = 0x3c5;
@@ -26,15 +27,6 @@ const EL0: u64 = 0x0;
 const EL1T: u64 = 0x4;
 const EL1H: u64 = 0x5;
 
-/// Syndrome of the last exit, as the exit code stores it.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct ExitRegisters {
-    pub(super) esr: u64,
-    pub(super) far: u64,
-    pub(super) hpfar: u64,
-}
-
 /// Everything that a vCPU is while it does not run.
 #[derive(Clone, Debug)]
 #[repr(C, align(16))]
@@ -42,7 +34,8 @@ pub struct GuestContext {
     pub(super) x: [u64; 31],
     pub(super) pc: u64,
     pub(super) pstate: u64,
-    pub(super) exit: ExitRegisters,
+    /// Syndrome of the last exit, as the exit code stores it.
+    pub(super) exit: Trap,
     /// Its EL1 state is in the CPU's registers, and what follows here is older.
     pub(super) is_live: bool,
     pub(super) el1: El1State,
@@ -54,13 +47,12 @@ pub struct GuestContext {
 
 impl GuestContext {
     /// A vCPU that was just reset: all zero, MMU off, EL1h with everything masked.
-    #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             x: [0; 31],
             pc: 0,
             pstate: RESET_PSTATE,
-            exit: ExitRegisters { esr: 0, far: 0, hpfar: 0 },
+            exit: Trap { esr: 0, far: 0, hpfar: 0 },
             is_live: false,
             el1: El1State::reset(),
             keys: Keys::new(),
@@ -130,12 +122,6 @@ impl Registers for GuestContext {
     }
 }
 
-impl Default for GuestContext {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// What one CPU keeps of the host while a guest runs there. About 10 KB, for vectors of any length.
 #[derive(Debug)]
 #[repr(C, align(16))]
@@ -152,8 +138,7 @@ pub struct HostContext {
 
 impl HostContext {
     /// Room for one CPU's host.
-    #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             el1: El1State::new(),
             el2: HostTraps::new(),
@@ -164,11 +149,5 @@ impl HostContext {
             gic: HostGic::new(),
             fp: HostFp::new(),
         }
-    }
-}
-
-impl Default for HostContext {
-    fn default() -> Self {
-        Self::new()
     }
 }

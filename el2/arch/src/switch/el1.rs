@@ -83,20 +83,9 @@ el1_registers! {
     spsr = "spsr_el1",
 }
 
-impl El1State {
-    /// [`start_walks`] of this world.
-    pub(super) fn start_walks(&self) {
-        start_walks(self.sctlr, self.tcr);
-    }
-
-    /// [`stop_walks`] while this is any world's state.
-    pub(super) fn stop_walks(&self) {
-        stop_walks(self.sctlr, self.tcr);
-    }
-}
-
 /// Sets SCTLR_EL1, then lets the walks begin. Stage 2 and the other registers must be this world's
 /// already; the walks begin with the next ISB or exception return.
+#[inline(always)]
 pub(super) fn start_walks(sctlr: u64, tcr: u64) {
     barrier::registers_in_effect();
     write_sysreg!("sctlr_el1", sctlr);
@@ -110,6 +99,7 @@ pub(super) fn start_walks(sctlr: u64, tcr: u64) {
 ///
 /// A walk may have begun before that, also by speculation after the exception to EL2. The DSB waits
 /// for it: none is under way, and none of its results can still be cached, when this returns.
+#[inline(always)]
 pub(super) fn stop_walks(sctlr: u64, tcr: u64) {
     write_sysreg!("tcr_el1", tcr | TCR_EPD0 | TCR_EPD1);
     barrier::registers_in_effect();

@@ -8,7 +8,8 @@
 //!
 //! Does not know: what an exit means, whether the vCPU may run, which VM owns what. An exit that EL2 answers itself does
 //! not need the host: between [`enter`] and [`leave`] the guest's EL1 state and stage 2 stay in force while EL2 decides.
-//! For a call that `freehold_virt::guest_call` answers at once not even the timer and the list registers are taken off.
+//! For what is answered at once, calls by `freehold_virt::guest_call` and else by who enters, not even the timer and the
+//! list registers are taken off.
 //!
 //! The order of the steps follows the rules for speculative address translation (errata 1319367 and
 //! 1530923 of A57, A72 and A76): stage-1 walks are off whenever stage 1 and stage 2 belong to
@@ -36,9 +37,10 @@ pub(crate) use vgic::list_registers;
 
 use crate::features::Ids;
 use crate::{barrier, gicr, vectors};
+use el1::{start_walks, stop_walks};
 use entry::Cause;
 use freehold_virt::guest_call::answer_at_once;
-use freehold_virt::vcpu::{Stop, Trap, lacks_page, page_of};
+use freehold_virt::vcpu::{Answer, Stop, Trap, lacks_page, page_of};
 use freehold_virt::vgic::Lists;
 
 /// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
@@ -67,6 +69,7 @@ pub unsafe fn enter(
     host: &mut HostContext,
     regime: &GuestRegime,
     mut lists: Option<&mut Lists>,
+    answer: impl Answer<GuestContext>,
 ) -> Stop {
     if !ctx.is_servable() {
         return Stop::BadState;
@@ -90,7 +93,7 @@ pub unsafe fn enter(
         ctx.is_live = true;
     }
     load_interface(ctx, lists.as_deref_mut());
-    let cause = run(ctx, host, &Ids);
+    let cause = run(ctx, host, &Ids, answer);
     save_interface(ctx, lists);
     exit_of(cause, ctx, errors::guest_deferred(&Ids))
 }
@@ -123,8 +126,9 @@ fn leave_host(host: &mut HostContext, ids: &Ids) {
 }
 
 /// Loads the guest's EL1 state, stage 2 and traps. Its vectors follow when it first asks for them.
+#[inline(never)]
 fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids: &Ids) {
-    ctx.el1.stop_walks();
+    stop_walks(ctx.el1.sctlr, ctx.el1.tcr);
     ctx.el1.load_all_but_regime();
     host.el2.apply_guest_traps(ids);
     stage2::load(regime.vtcr, regime.vttbr);
@@ -134,7 +138,7 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids:
     if regime.flush_local {
         stage2::forget_sibling_here();
     }
-    ctx.el1.start_walks();
+    start_walks(ctx.el1.sctlr, ctx.el1.tcr);
     ctx.keys.load(ids);
     gicr::allow_own();
 }
@@ -152,7 +156,7 @@ fn load_interface(ctx: &GuestContext, lists: Option<&mut Lists>) {
 }
 
 /// Runs the guest; gives it the vector registers when it first asks for them.
-fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
+fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids, mut answer: impl Answer<GuestContext>) -> Cause {
     loop {
         write_sysreg!("vbar_el2", entry::guest_vectors());
         barrier::registers_in_effect();
@@ -163,10 +167,16 @@ fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
         write_sysreg!("vbar_el2", vectors::host_vectors());
         barrier::registers_in_effect();
         // What takes no more than an answer takes no switch. An interrupt for the host ends the next stay at once.
-        if cause == Cause::SYNC && ctx.is_servable() && answer_at_once(ctx.exit.esr, ctx) {
-            continue;
+        if cause == Cause::SYNC && ctx.is_servable() {
+            let trap = ctx.exit;
+            let goes_on = if answer_at_once(trap.esr, ctx) { Some(true) } else { answer(trap, ctx) };
+            match goes_on {
+                Some(true) => continue,
+                Some(false) => return Cause::AGAIN,
+                None => {}
+            }
         }
-        let wants_fp = cause == Cause::SYNC && ctx.exit.esr >> 26 & 0x3f == CLASS_FP;
+        let wants_fp = cause == Cause::SYNC && ctx.exit.class() == CLASS_FP;
         if !wants_fp || host.fp.guest_has_it {
             return if cause == Cause::SYNC && !names_page(&mut ctx.exit) { Cause::AGAIN } else { cause };
         }
@@ -176,7 +186,7 @@ fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) -> Cause {
 
 /// Sees to it that HPFAR_EL2 names the page of an abort: of a permission fault it does not, and the address is translated
 /// by the guest's own tables, which are in force still. `false`: the guest has changed them, and makes the access again.
-fn names_page(exit: &mut context::ExitRegisters) -> bool {
+fn names_page(exit: &mut Trap) -> bool {
     if !lacks_page(exit.esr) {
         return true;
     }
@@ -203,11 +213,11 @@ fn save_interface(ctx: &mut GuestContext, lists: Option<&mut Lists>) {
 
 /// Puts the host's stage 2, traps, EL1 state and observers back.
 fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
-    ctx.el1.stop_walks();
+    stop_walks(ctx.el1.sctlr, ctx.el1.tcr);
     host.el2.restore(ids);
     barrier::registers_in_effect();
     host.el1.load_all_but_regime();
-    host.el1.start_walks();
+    start_walks(host.el1.sctlr, host.el1.tcr);
     host.keys.load(ids);
     if host.fp.guest_has_it {
         host.fp.take_from_guest(&mut ctx.fp, ids);
@@ -223,17 +233,12 @@ fn exit_of(cause: Cause, ctx: &GuestContext, deferred: bool) -> Stop {
     match cause {
         _ if deferred || cause.has_serror() => Stop::SError,
         Cause::AGAIN => Stop::Own,
-        Cause::SYNC if ctx.is_servable() => {
-            Stop::Trap(Trap { esr: ctx.exit.esr, far: ctx.exit.far, hpfar: ctx.exit.hpfar })
-        }
+        Cause::SYNC if ctx.is_servable() => Stop::Trap(ctx.exit),
         // What EL2 lets through fell when the guest's state was taken off. The host's priorities are not masked yet:
         // an interrupt that it masks is still the host's.
         Cause::IRQ | Cause::FIQ if ctx.is_servable() => {
-            if is_pending() {
-                Stop::Interrupt
-            } else {
-                Stop::Own
-            }
+            gicr::forget_kick();
+            if is_pending() { Stop::Interrupt } else { Stop::Own }
         }
         Cause::SERROR => Stop::SError,
         _ => Stop::BadState,

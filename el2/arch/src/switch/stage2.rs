@@ -32,6 +32,7 @@ pub(super) fn load(vtcr: u64, vttbr: u64) {
 /// The host's profiling and trace buffers are written, and its stage 1 is walked, with the VTTBR_EL2 in
 /// force, EL2 or not: the buffers are drained and the walks off before it changes, so that neither the
 /// other root nor the other VMID is ever used, or cached, together with the host's stage 1.
+#[inline(always)]
 pub(crate) fn with_other_stage2(vttbr: u64, what: impl FnOnce()) {
     let (sctlr, tcr) = (read_sysreg!("sctlr_el1"), read_sysreg!("tcr_el1"));
     let hosts = read_sysreg!("vttbr_el2");

@@ -24,22 +24,18 @@ pub(super) fn declare(
         };
         let window = Window::new(distributor, redistributors, ipa_bits)?;
         p.board(vm.slot()).acquire().declare(window);
-        guest.has_gic = true;
         Ok(Reply::done())
     })
 }
 
 /// `VM_IRQ`.
 pub(super) fn set(p: &impl Platform, vm: Handle, spi: Intid, high: bool, resample: bool) -> Result<Reply, Refused> {
-    let kicks = {
-        let mut board = p.board(vm.slot()).acquire();
-        // Under the board's lock: the slot's next VM gets its board under it too.
-        if p.vms().phase(vm)? != Phase::Live {
-            return Err(Refused::WrongState);
-        }
-        let vgic = board.vgic().ok_or(Refused::WrongState)?;
-        vgic.resample(spi, resample);
-        vgic.set_spi(spi, high)
-    };
-    Ok(Reply::value(give(p, kicks)))
+    let mut board = p.board(vm.slot()).acquire();
+    // Under the board's lock: the slot's next VM gets its board under it too.
+    if p.vms().phase(vm)? != Phase::Live {
+        return Err(Refused::WrongState);
+    }
+    let vgic = board.vgic().ok_or(Refused::WrongState)?;
+    vgic.resample(spi, resample);
+    Ok(Reply::value(give(p, vgic.set_spi(spi, high))))
 }

@@ -30,7 +30,7 @@ use freehold_virt::registers::Registers;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vcpu::{Answer, Vcpu};
 use freehold_virt::vgic::{Kicks, Lists};
 use freehold_virt::vm::{Claimed, Vms};
 
@@ -47,8 +47,6 @@ pub struct GuestSlot {
     pub memory: Guest,
     /// Which of its vCPUs ran last on each CPU.
     last: [Option<VcpuIndex>; MAX_CPUS],
-    /// Whether it has an interrupt controller: its board is looked at only then.
-    has_gic: bool,
     /// What it starts from.
     pub(crate) measurement: Measurement,
 }
@@ -56,7 +54,7 @@ pub struct GuestSlot {
 impl GuestSlot {
     /// The slot, without a VM.
     pub const fn new(slot: VmSlot) -> Self {
-        Self { memory: Guest::new(slot), last: [None; MAX_CPUS], has_gic: false, measurement: Measurement::new() }
+        Self { memory: Guest::new(slot), last: [None; MAX_CPUS], measurement: Measurement::new() }
     }
 
     /// Whether what a CPU has cached of the VM may be of another vCPU than `vcpu`, so that it must be flushed. From
@@ -79,15 +77,9 @@ impl GuestSlot {
         }
     }
 
-    /// Whether it has an interrupt controller.
-    pub(crate) const fn has_gic(&self) -> bool {
-        self.has_gic
-    }
-
     /// Forgets the slot's former VM: where its vCPUs ran, whose translations are gone, and what it had.
     fn forget(&mut self) {
         self.last = [None; MAX_CPUS];
-        self.has_gic = false;
         self.measurement = Measurement::new();
     }
 }
@@ -106,8 +98,11 @@ pub trait Loaded<'a> {
     fn reset(&mut self);
     /// Its virtual timer, as it was when it stopped.
     fn timer(&self) -> Timer;
-    /// Runs it until it stops, with these list registers if its VM has an interrupt controller.
-    fn run(&mut self, regime: &Self::Regime, lists: Option<&mut Lists>) -> Stop;
+    /// What its list registers are loaded with while it runs; empty when it is out.
+    fn lists(&mut self) -> &mut Lists;
+    /// Runs it until it stops, with its list registers if its VM has an interrupt controller. A trap that `answer`
+    /// answers is none: it says whether the guest goes on at once.
+    fn run(&mut self, regime: &Self::Regime, has_gic: bool, answer: impl Answer<Self::Registers>) -> Stop;
     /// Puts the host back where a run has left the guest in place: before tables change, or the host goes on.
     fn leave(&mut self);
 }
@@ -149,8 +144,11 @@ pub trait Platform {
     fn now(&self) -> u64;
     /// How many list registers this CPU has.
     fn list_registers(&self) -> usize;
-    /// Interrupts other CPUs, by number, for their host, so that their guests come out.
+    /// Makes the guests of other CPUs, by number, come out. Only under the lock of their board, where they are seen to
+    /// be in: each CPU forgets it when it has been under that lock since.
     fn interrupt(&self, cpus: u32);
+    /// Takes back what [`Self::interrupt`] has left here: the host never sees it.
+    fn forget_interrupt(&self);
     /// Whether an interrupt waits for the host on this CPU.
     fn host_is_wanted(&self) -> bool;
     /// Takes the contents of a frame into a hash: its 64 blocks, in order. Nobody writes to the frame.
@@ -226,7 +224,7 @@ fn version(p: &impl Platform) -> Reply {
     Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, MAX_VCPUS as u64])
 }
 
-/// Gives kicks. The answer to the host says whom it has to wake.
+/// Gives kicks, under the lock of the board that they are from. The answer to the host says whom it has to wake.
 pub(crate) fn give(p: &impl Platform, kicks: Kicks) -> u64 {
     if kicks.cpus != 0 {
         p.interrupt(kicks.cpus);
@@ -250,6 +248,7 @@ fn with_both<P: Platform, R>(
 }
 
 /// Does something under the VM's lock alone.
+#[inline(always)]
 pub(crate) fn with_guest<P: Platform, R>(
     p: &P,
     permit: &mut Permit,

@@ -63,7 +63,6 @@ pub(super) fn register(
 pub(super) fn kick(p: &impl Platform, vm: Handle, index: VcpuIndex) -> Result<Reply, Refused> {
     p.vms().kick(vm, index)?;
     // Noted first: a vCPU that is not in its guest yet looks when it is known to be there.
-    let kicks = p.board(vm.slot()).acquire().kick(index);
-    give(p, kicks);
+    give(p, p.board(vm.slot()).acquire().kick(index));
     Ok(Reply::done())
 }

@@ -21,7 +21,7 @@ use freehold_virt::measure::Shape;
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::{IdView, RawIds};
 use freehold_virt::vcpu::{Next, Trap};
-use freehold_virt::vgic::Lists;
+use freehold_virt::vgic::Window;
 use freehold_virt::vm::Purpose;
 use space::View;
 
@@ -39,7 +39,7 @@ pub(crate) fn run<P: Platform>(
     answer: u64,
 ) -> Result<Reply, Refused> {
     let loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
-    let mut run = Run { p, vm, index, loaded, lists: Lists::EMPTY, wake: 0 };
+    let mut run = Run { p, vm, index, loaded, window: None, is_clear: false, wake: 0 };
     let exit = run.serve(permit, answer);
     Ok(Reply::from(exit.map(|exit| Reply::success(exit.results()))).waking(run.wake))
 }
@@ -50,8 +50,10 @@ struct Run<'a, P: Platform> {
     vm: Handle,
     index: VcpuIndex,
     loaded: P::Loaded<'a>,
-    /// What its CPU interface is loaded with while it runs; when it is out, its masks as of the last exit.
-    lists: Lists,
+    /// Where its VM's interrupt controller is, if it has one.
+    window: Option<Window>,
+    /// No RAM is there: what is met at those addresses is the controller.
+    is_clear: bool,
     /// vCPUs whose threads the host has to wake.
     wake: u64,
 }
@@ -60,7 +62,6 @@ struct Run<'a, P: Platform> {
 struct Turn<R> {
     regime: R,
     ipa_bits: u32,
-    has_gic: bool,
     /// Each entry drops what this CPU has cached of the VM.
     flushes: bool,
 }
@@ -83,7 +84,7 @@ impl<'a, P: Platform> Run<'a, P> {
                 Ok(Stop::Trap(trap)) => {
                     // It trapped, so it was entered; an interrupt alone does not say that.
                     if turn.flushes {
-                        turn = self.keep_turn(permit)?;
+                        self.keep_turn(permit, &mut turn)?;
                     }
                     match self.trap(trap) {
                         Some(next) => next,
@@ -95,7 +96,7 @@ impl<'a, P: Platform> Run<'a, P> {
                 Ok(Stop::BadState) => Next::Leave(Exit::Crash(Crash::BadState)),
                 Ok(Stop::HostBusy) => return Err(Refused::Denied),
             };
-            match if turn.has_gic { self.keep(next) } else { next } {
+            match if self.window.is_some() { self.keep(next) } else { next } {
                 Next::Resume if self.wake == 0 => {}
                 Next::Resume => return Ok(Exit::Wake),
                 Next::Leave(exit) => {
@@ -117,7 +118,11 @@ impl<'a, P: Platform> Run<'a, P> {
         with_guest(p, permit, vm, |guest| {
             let root = guest.memory.root().ok_or(Refused::WrongState)?;
             let fresh = self.loaded.claim().is_fresh();
-            match p.board(vm.slot()).acquire().arrive(index) {
+            let mut board = p.board(vm.slot()).acquire();
+            self.window = board.window();
+            let arrival = board.arrive(index);
+            drop(board);
+            match arrival {
                 Arrival::Off => return Ok(None),
                 Arrival::Runs if fresh && guest.memory.life() != Life::Building => return Err(Refused::WrongState),
                 Arrival::Runs => {}
@@ -131,31 +136,33 @@ impl<'a, P: Platform> Run<'a, P> {
             let is_first = guest.memory.life() == Life::Building;
             guest.memory.start()?;
             if is_first {
-                let gic = guest.has_gic().then(|| p.board(vm.slot()).acquire().window()).flatten();
-                let shape = Shape { ipa_bits: root.1, vcpus: p.vms().created(vm), gic };
+                let shape = Shape { ipa_bits: root.1, vcpus: p.vms().created(vm), gic: self.window };
                 guest.measurement.start(&shape, self.loaded.parts().0, guest.memory.ram());
             }
             let flushes = guest.begin_turn(p.cpu(), index);
             let regime = p.regime(root, guest.memory.vmid(), index, flushes);
-            Ok(Some(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes }))
+            self.is_clear = self.window.is_some_and(|window| guest.memory.ram().all(|ram| window.is_clear_of(ram)));
+            Ok(Some(Turn { regime, ipa_bits: root.1, flushes }))
         })
     }
 
     /// Notes that the vCPU has run here, with what siblings had left flushed.
-    fn keep_turn(&self, permit: &mut Permit) -> Result<Turn<P::Regime>, Refused> {
+    fn keep_turn(&self, permit: &mut Permit, turn: &mut Turn<P::Regime>) -> Result<(), Refused> {
         with_guest(self.p, permit, self.vm, |guest| {
             let root = guest.memory.root().ok_or(Refused::WrongState)?;
             guest.keep_turn(self.p.cpu(), self.index);
-            let regime = self.p.regime(root, guest.memory.vmid(), self.index, false);
-            Ok(Turn { regime, ipa_bits: root.1, has_gic: guest.has_gic(), flushes: false })
+            turn.regime = self.p.regime(root, guest.memory.vmid(), self.index, false);
+            turn.flushes = false;
+            Ok(())
         })
     }
 
     /// Has a synchronous exception decided, with as much of the VM's memory in view as it needs.
     fn decide(&mut self, permit: &mut Permit, turn: &Turn<P::Regime>, trap: Trap) -> Result<Next, Refused> {
-        let class = trap.esr >> 26 & 0x3f;
-        let raw_ids = if class == CLASS_SYSREG { self.p.raw_ids() } else { RawIds::default() };
-        let ids = IdView::new(&raw_ids, turn.ipa_bits).with_gic(turn.has_gic);
+        let class = trap.class();
+        let mut raw_ids = None;
+        let raw_ids = if class == CLASS_SYSREG { raw_ids.insert(self.p.raw_ids()) } else { &RawIds::NONE };
+        let ids = IdView::new(raw_ids, turn.ipa_bits).with_gic(self.window.is_some());
         if class == CLASS_HVC {
             // It may change tables, and those of the host too.
             self.loaded.leave();

@@ -21,7 +21,7 @@ use freehold_virt::handle::{Slot, VcpuIndex};
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::{Stop, Vcpu};
+use freehold_virt::vcpu::{Answer, Stop, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
@@ -41,7 +41,9 @@ pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
     let [x0, x1, x2, x3, x4, x5] = reply.registers();
     frame.set_first([x0, x1, x2, x3, x4, x5, 0, 0]);
     if calls::clears_all(id) {
-        (8..=17).for_each(|n| frame.set_x(n, 0));
+        // Known to be zero, it would be a call of memset.
+        let zero = core::hint::black_box(0);
+        (8..=17).for_each(|n| frame.set_x(n, zero));
     }
 }
 
@@ -106,8 +108,12 @@ impl<'a> Loaded<'a> for Here<'a> {
         self.0.leave();
     }
 
-    fn run(&mut self, regime: &Regime, lists: Option<&mut Lists>) -> Stop {
-        self.0.run(regime, lists)
+    fn lists(&mut self) -> &mut Lists {
+        self.0.lists()
+    }
+
+    fn run(&mut self, regime: &Regime, has_gic: bool, answer: impl Answer<GuestContext>) -> Stop {
+        self.0.run(regime, has_gic, answer)
     }
 }
 
@@ -164,7 +170,11 @@ impl<K: Kind> Platform for El2<K> {
     }
 
     fn interrupt(&self, cpus: u32) {
-        gicr::interrupt(cpus);
+        gicr::kick(cpus);
+    }
+
+    fn forget_interrupt(&self) {
+        gicr::forget_kick();
     }
 
     fn host_is_wanted(&self) -> bool {

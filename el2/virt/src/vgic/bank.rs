@@ -85,6 +85,11 @@ impl Bank {
         self.latch | self.line & !self.edge
     }
 
+    /// Something of it may be pending or active. Most often nothing is, and each entry of a guest asks.
+    pub(super) fn is_busy(&self) -> bool {
+        self.latch | self.line | self.active != 0
+    }
+
     /// Can be given to a vCPU now. What is active is not: it is looked at again when it is deactivated.
     pub(super) fn ready(&self, groups: u32) -> u32 {
         self.forwarded(groups) & !self.active

@@ -6,6 +6,7 @@
 //! left; the end of one that found none is counted by the CPU and comes out too. An interrupt is in one list register
 //! of one vCPU at most, which `held` sees to.
 
+use super::bank::Bank;
 use super::{At, Candidate, Intid, Kicks, Place, Vgic, Want};
 use crate::handle::VcpuIndex;
 
@@ -87,7 +88,7 @@ impl Lists {
 
     /// Nothing loaded any more; the masks stay known. Most often few are, and it is done at each exit.
     fn clear(&mut self) {
-        self.entries().fill(0);
+        self.entries().fill(core::hint::black_box(0));
         let Self { entries: _, used, control, holds_timer, deadline, vmcr: _, ends } = self;
         (*used, *control, *holds_timer, *deadline, *ends) = (0, 0, false, None, 0);
     }
@@ -111,19 +112,17 @@ impl Vgic {
         let me = vcpu.index();
         let room = room.min(MAX_LISTS);
         self.put(vcpu, Place::In(cpu));
-        // Each entry of a guest asks, and most often no bank has anything for anybody.
-        if self.banks(me).fold(0, |all, bank| all | bank.pending() | bank.active) != 0 {
-            let switched = GROUP0_ON << (lists.vmcr & 1) | GROUP1_ON << (lists.vmcr >> 1 & 1);
-            for (want, control) in [(Want::Ready, NONE_PENDING | switched), (Want::Stranded, MISSING)] {
-                while lists.used < room
-                    && let Some(candidate) = self.first(me, want, lists.vmcr)
-                {
-                    self.hold(me, candidate, lists);
+        let is_busy = self.banks(me).any(Bank::is_busy);
+        let switched = GROUP0_ON << (lists.vmcr & 1) | GROUP1_ON << (lists.vmcr >> 1 & 1);
+        for (want, full) in [(Want::Ready, NONE_PENDING | switched), (Want::Stranded, MISSING)] {
+            let mut left = is_busy;
+            while left && let Some((candidate, is_last)) = self.first(me, want, lists.vmcr) {
+                if lists.used == room {
+                    lists.control |= full;
+                    break;
                 }
-                // Where there is room left, nothing is left over.
-                if lists.used == room && self.first(me, want, lists.vmcr).is_some() {
-                    lists.control |= control;
-                }
+                self.hold(me, candidate, lists);
+                left = !is_last;
             }
         }
         let timer = Intid::VIRTUAL_TIMER.bit();
@@ -139,7 +138,7 @@ impl Vgic {
         self.put(vcpu, Place::Out);
         // Only these can have been ended without a list register. The last one acknowledged is the first one ended.
         for _ in 0..lists.ends.min(31) {
-            let Some(ended) = self.first(me, Want::Stranded, lists.vmcr) else { break };
+            let Some((ended, _)) = self.first(me, Want::Stranded, lists.vmcr) else { break };
             kicks = kicks.and(self.deactivate(vcpu, ended.intid.number().into()));
         }
         for entry in lists.entries() {

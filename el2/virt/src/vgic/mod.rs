@@ -196,8 +196,11 @@ impl Vgic {
     /// Whether something would end the vCPU's WFI: it is deliverable, and passes the mask in its `ICH_VMCR_EL2`.
     #[must_use]
     pub fn wakes(&self, vcpu: VcpuIndex, vmcr: u64) -> bool {
-        self.candidates(vcpu.index(), Want::Ready)
-            .any(|candidate| candidate.is_on(vmcr) && u64::from(candidate.priority) < vmcr >> 24 & 0xff)
+        let mut wakes = false;
+        self.candidates(vcpu.index(), Want::Ready, |candidate| {
+            wakes |= candidate.is_on(vmcr) && u64::from(candidate.priority) < vmcr >> 24 & 0xff;
+        });
+        wakes
     }
 
     /// Notes that the vCPU's thread goes to sleep in the host: from now on it is among the sleepers to be told.
@@ -311,28 +314,27 @@ impl Vgic {
         usize::try_from(route).ok().filter(|vcpu| *vcpu < MAX_VCPUS)
     }
 
-    /// Everything that is ready for the vCPU, or that it has acknowledged and that is in no list register.
-    fn candidates(&self, me: usize, want: Want) -> impl Iterator<Item = Candidate> + '_ {
-        let local = self.locals.get(me);
-        let banks = local.map(|local| (0, &local.bank)).into_iter().chain((1u32..8).zip(&self.spis));
-        let groups = if local.is_some_and(|local| !local.sleeps) { self.groups } else { 0 };
-        banks.filter(move |(_, bank)| want.of(bank) != 0).flat_map(move |(n, bank)| {
+    /// Takes everything that is ready for the vCPU, or that it has acknowledged and that is in no list register.
+    fn candidates(&self, me: usize, want: Want, mut take: impl FnMut(Candidate)) {
+        let Some(local) = self.locals.get(me) else { return };
+        let groups = if local.sleeps { 0 } else { self.groups };
+        (0u32..).zip(self.banks(me)).filter(|(_, bank)| bank.is_busy()).for_each(|(n, bank)| {
             let shared = (n as usize).checked_sub(1);
-            let routed = move |bit: u32| shared.is_none_or(|n| self.target(n, bit) == Some(me));
+            let routed = |bit: u32| shared.is_none_or(|n| self.target(n, bit) == Some(me));
             let (all, pending) = match want {
                 Want::Ready => (bank.ready(groups), u32::MAX),
                 Want::Stranded => (bank.stranded() & shared.map_or(u32::MAX, |n| self.mine(me, n)), bank.again(groups)),
             };
-            Bits(all).filter(move |bit| want == Want::Stranded || routed(*bit)).map(move |at| {
+            for at in Bits(all).filter(|bit| want == Want::Stranded || routed(*bit)) {
                 let bit = 1u32.unbounded_shl(at);
-                Candidate {
+                take(Candidate {
                     priority: bank.priority(at),
                     intid: Intid::in_bank(n, at),
                     group1: bank.group & bit != 0,
                     pending: pending & bit != 0 && routed(at),
-                }
-            })
-        })
+                });
+            }
+        });
     }
 
     /// The banks that the vCPU sees.
@@ -340,10 +342,19 @@ impl Vgic {
         self.locals.get(me).map(|local| &local.bank).into_iter().chain(&self.spis)
     }
 
-    /// The candidate that goes first: of a group that is on, of highest priority, then of lowest number.
-    fn first(&self, me: usize, want: Want, vmcr: u64) -> Option<Candidate> {
+    /// The candidate that goes first: of a group that is on, of highest priority, then of lowest number; and whether it
+    /// is the only one.
+    fn first(&self, me: usize, want: Want, vmcr: u64) -> Option<(Candidate, bool)> {
         let last = |candidate: &Candidate| want == Want::Ready && !candidate.is_on(vmcr);
-        self.candidates(me, want).min_by_key(|candidate| (last(candidate), candidate.priority, candidate.intid))
+        let rank = |candidate: &Candidate| (last(candidate), candidate.priority, candidate.intid);
+        let mut first: Option<(Candidate, bool)> = None;
+        self.candidates(me, want, |other| {
+            first = Some(match first {
+                Some((best, _)) if rank(&best) <= rank(&other) => (best, false),
+                seen => (other, seen.is_none()),
+            });
+        });
+        first
     }
 }
 
@@ -354,15 +365,6 @@ enum Want {
     Ready,
     /// Active, and in no list register.
     Stranded,
-}
-
-impl Want {
-    fn of(self, bank: &Bank) -> u32 {
-        match self {
-            Self::Ready => bank.pending() & bank.enabled & !bank.held & !bank.active,
-            Self::Stranded => bank.stranded(),
-        }
-    }
 }
 
 /// An interrupt that could go to a list register.

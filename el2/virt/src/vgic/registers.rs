@@ -63,22 +63,28 @@ const NOTHING: Register = Register::Fixed(0);
 impl Vgic {
     /// Serves a load. Reading what another vCPU holds makes that one come out, so that a later load sees more.
     pub fn read(&mut self, frame: Frame, offset: u64, width: Width, vcpus: usize) -> (u64, Kicks) {
-        let value = match locate(frame, offset, width, vcpus) {
+        if let Some(value) = self.read_at_once(frame, offset, width, vcpus) {
+            return (value, Kicks::NONE);
+        }
+        let Register::Field(at, field) = locate(frame, offset, width, vcpus) else { return (0, Kicks::NONE) };
+        (self.bank(at).map_or(0, |bank| bank.read(field)).into(), self.announce(at, 0, u32::MAX))
+    }
+
+    /// Serves a load of what is the same whatever list registers hold; `None` for what they have a part in.
+    #[must_use]
+    pub fn read_at_once(&self, frame: Frame, offset: u64, width: Width, vcpus: usize) -> Option<u64> {
+        Some(match locate(frame, offset, width, vcpus) {
             Register::Fixed(value) => value,
             Register::Control => (CTLR_FIXED | self.groups).into(),
             Register::Waker(vcpu) => self
                 .locals
                 .get(vcpu)
                 .map_or(0, |local| if local.sleeps { PROCESSOR_SLEEP | CHILDREN_ASLEEP } else { 0 }.into()),
-            Register::Field(at, field) => {
-                let value = self.bank(at).map_or(0, |bank| bank.read(field));
-                let kicks = match field {
-                    Field::Group | Field::SetEnable | Field::ClearEnable => Kicks::NONE,
-                    Field::SetPending | Field::ClearPending | Field::SetActive | Field::ClearActive => {
-                        self.announce(at, 0, u32::MAX)
-                    }
-                };
-                return (value.into(), kicks);
+            Register::Field(_, Field::SetPending | Field::ClearPending | Field::SetActive | Field::ClearActive) => {
+                return None;
+            }
+            Register::Field(at, field @ (Field::Group | Field::SetEnable | Field::ClearEnable)) => {
+                self.bank(at).map_or(0, |bank| bank.read(field)).into()
             }
             Register::Priority(at, first, count) => self.bank(at).map_or(0, |bank| {
                 let bytes = (0..count).map(|n| (n, bank.priority(first.wrapping_add(n))));
@@ -88,8 +94,7 @@ impl Vgic {
             Register::Route(n, bit) => {
                 self.routes.get(n).and_then(|bank| bank.get(bit as usize)).copied().unwrap_or(0).into()
             }
-        };
-        (value, Kicks::NONE)
+        })
     }
 
     /// Serves a store.

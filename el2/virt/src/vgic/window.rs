@@ -3,11 +3,14 @@
 
 use super::Frame;
 use crate::Refused;
-use crate::handle::VcpuIndex;
+use crate::handle::{MAX_VCPUS, VcpuIndex};
+use freehold_mem::GfnRun;
 
 /// Bytes of a frame, and granules.
 const FRAME: u64 = 0x1_0000;
 const GRANULES: u64 = 16;
+/// Two for each vCPU.
+const REDISTRIBUTORS: u64 = 2 * MAX_VCPUS as u64;
 
 /// The addresses of the frames, as the host declared them before the first run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +34,14 @@ impl Window {
             return Err(freehold_mem::Refused::GfnOutOfRange.into());
         }
         Ok(Self { distributor: distributor << 12, redistributors: redistributors << 12 })
+    }
+
+    /// Whether this RAM is elsewhere. The redistributors are taken for as many as there can be.
+    #[must_use]
+    pub fn is_clear_of(&self, ram: GfnRun) -> bool {
+        [(self.distributor, 1), (self.redistributors, REDISTRIBUTORS)].iter().all(|(first, frames)| {
+            ram.end() <= first >> 12 || first.saturating_add(frames.saturating_mul(FRAME)) >> 12 <= ram.start().raw()
+        })
     }
 
     /// Addresses of the distributor and of the first redistributor.

@@ -20,7 +20,7 @@ use freehold_virt::registers::Registers;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vcpu::{Answer, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, VmCell, Vms};
 
@@ -224,6 +224,7 @@ pub(super) struct Open<'a> {
     claim: Claimed<'a, AtomicU64>,
     key: u64,
     block: Block,
+    lists: Lists,
 }
 
 impl<'a> Loaded<'a> for Open<'a> {
@@ -243,7 +244,11 @@ impl<'a> Loaded<'a> for Open<'a> {
     }
     fn leave(&mut self) {}
 
-    fn run(&mut self, (): &(), _: Option<&mut Lists>) -> Stop {
+    fn lists(&mut self) -> &mut Lists {
+        &mut self.lists
+    }
+
+    fn run(&mut self, (): &(), _: bool, _: impl Answer<Fake>) -> Stop {
         let act = self.board.script[CPU.get()].lock().unwrap().pop_front();
         act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers))
     }
@@ -284,6 +289,7 @@ impl Platform for &'static Bench {
         4
     }
     fn interrupt(&self, _: u32) {}
+    fn forget_interrupt(&self) {}
     fn serves_vms(&self) -> bool {
         true
     }
@@ -310,7 +316,7 @@ impl Platform for &'static Bench {
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Open<'a> {
         let key = claim.block();
         let block = self.blocks.lock().unwrap().get(&key).cloned().expect("a created vCPU");
-        Open { board: self, claim, key, block }
+        Open { board: self, claim, key, block, lists: Lists::EMPTY }
     }
     fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, _: bool) {}
     fn host_is_busy(&self) -> bool {

@@ -135,6 +135,56 @@ fn a_guest_sees_the_registers_and_sends_itself_an_interrupt() {
 }
 
 #[test]
+fn what_no_list_register_has_a_part_in_is_answered_in_place() {
+    let rig = Rig::new();
+    let vm = vm(&rig);
+    let entries = || core::mem::take(&mut *rig.lists.lock().unwrap()).len();
+    for (address, bits) in [((DISTRIBUTOR << 12) + 0xffe8, 0x3b), ((REDISTRIBUTORS << 12) + 0x1_0100, TIMER)] {
+        entries();
+        rig.next(load(address));
+        // To a vCPU that there is not: nobody has to come out.
+        rig.next(system(SGI1R, false, 7 << 24 | 1 << 7));
+        assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+        assert_eq!(entries(), 1, "{address:#x}");
+        assert_eq!(block(&rig).x[6] & bits, bits);
+    }
+}
+
+#[test]
+fn what_a_list_register_may_hold_is_answered_when_they_are_out() {
+    let rig = Rig::new();
+    let vm = vm(&rig);
+    for what in [
+        load((REDISTRIBUTORS << 12) + 0x1_0200),
+        load((REDISTRIBUTORS << 12) + 0x1_0380),
+        load((DISTRIBUTOR << 12) + 0x284),
+    ] {
+        rig.lists.lock().unwrap().clear();
+        rig.next(what);
+        assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+        assert_eq!(rig.lists.lock().unwrap().len(), 2);
+    }
+    rig.lists.lock().unwrap().clear();
+    rig.next(system(SGI1R, false, 7 << 24 | 1));
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+    assert_eq!((loaded(&rig), rig.lists.lock().unwrap().len()), (vec![7], 2), "sent to itself");
+}
+
+#[test]
+fn each_stay_in_the_guest_ends_with_its_kicks_taken_back() {
+    let rig = Rig::new();
+    let vm = vm(&rig);
+    let forgotten = || rig.forgotten.swap(0, Ordering::Relaxed);
+    forgotten();
+    rig.next(load((REDISTRIBUTORS << 12) + 0x1_0200));
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+    assert_eq!(forgotten(), 2);
+    rig.yes(VCPU_KICK, &[vm, 0]);
+    assert_eq!(rig.run(vm, 0)[0], EXIT_KICKED, "it was known to be in, and never got there");
+    assert_eq!(forgotten(), 1);
+}
+
+#[test]
 fn a_timer_that_fired_is_delivered_without_the_host() {
     let rig = Rig::new();
     let vm = vm(&rig);

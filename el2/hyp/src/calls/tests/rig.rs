@@ -17,7 +17,7 @@ use freehold_virt::registers::Registers;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::Vcpu;
+use freehold_virt::vcpu::{Answer, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, VmCell, Vms};
 
@@ -233,6 +233,8 @@ pub(super) struct Rig {
     pub(super) masks: AtomicU64,
     /// CPUs that were interrupted.
     pub(super) interrupted: AtomicU64,
+    /// How often an interrupt of that kind was taken back.
+    pub(super) forgotten: AtomicU64,
     pub(super) has_random: AtomicBool,
 }
 
@@ -277,6 +279,7 @@ impl Rig {
             lists: Std::default(),
             masks: AtomicU64::new(0),
             interrupted: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
             has_random: AtomicBool::new(false),
         };
         // A slot's word is zero until somebody looked at it: let that be over, so that words can be compared.
@@ -379,6 +382,7 @@ pub(super) struct Open<'a> {
     claim: Claimed<'a, AtomicU64>,
     key: u64,
     block: Block,
+    lists: Lists,
 }
 
 impl<'a> Loaded<'a> for Open<'a> {
@@ -396,19 +400,30 @@ impl<'a> Loaded<'a> for Open<'a> {
     fn timer(&self) -> Timer {
         *self.rig.timer.lock().unwrap()
     }
-    fn run(&mut self, sibling: &bool, lists: Option<&mut Lists>) -> Stop {
+    fn lists(&mut self) -> &mut Lists {
+        &mut self.lists
+    }
+    fn run(&mut self, sibling: &bool, has_gic: bool, mut answer: impl Answer<Fake>) -> Stop {
         GUEST_IS_HERE.set(false);
-        if let Some(lists) = lists {
+        if has_gic {
+            let lists = &mut self.lists;
             self.rig.lists.lock().unwrap().push(lists.entries().to_vec());
             // The guest ends whatever it is given at once.
             lists.entries().iter_mut().for_each(|entry| *entry &= !(3 << 62));
             lists.note(self.rig.masks.load(Ordering::Relaxed), 0);
         }
         self.rig.regimes.lock().unwrap().push(*sibling);
-        let act = self.rig.script.lock().unwrap().pop_front();
-        let stop = act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers));
-        GUEST_IS_HERE.set(true);
-        stop
+        loop {
+            let act = self.rig.script.lock().unwrap().pop_front();
+            let stop = act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers));
+            GUEST_IS_HERE.set(true);
+            let Stop::Trap(trap) = stop else { return stop };
+            match answer(trap, &mut self.block.registers) {
+                Some(true) => GUEST_IS_HERE.set(false),
+                Some(false) => return Stop::Own,
+                None => return stop,
+            }
+        }
     }
     fn leave(&mut self) {
         GUEST_IS_HERE.set(false);
@@ -449,7 +464,12 @@ impl Platform for Rig {
         4
     }
     fn interrupt(&self, cpus: u32) {
+        // Else it might come when its guest is out, and be the host's.
+        assert!(self.boards.iter().any(|board| board.value.try_lock().is_err()), "a kick without its board's lock");
         self.interrupted.fetch_or(cpus.into(), Ordering::Relaxed);
+    }
+    fn forget_interrupt(&self) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
     }
     fn serves_vms(&self) -> bool {
         self.serves_vms.load(Ordering::Relaxed)
@@ -481,7 +501,7 @@ impl Platform for Rig {
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Open<'a> {
         let key = claim.block();
         let block = self.blocks.lock().unwrap().get(&key).cloned().expect("a created vCPU");
-        Open { rig: self, claim, key, block }
+        Open { rig: self, claim, key, block, lists: Lists::EMPTY }
     }
     fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, sibling: bool) -> bool {
         sibling
