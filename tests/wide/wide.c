@@ -6,6 +6,7 @@
 #include <linux/atomic.h>
 #include <linux/bits.h>
 #include <linux/delay.h>
+#include <linux/jiffies.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/random.h>
@@ -79,6 +80,15 @@ static bool opens(unsigned int which)
 	return (READ_ONCE(windows) & which) && (atomic_read(&left) < 0 || atomic_dec_if_positive(&left) >= 0);
 }
 
+/* A test that has seen enough shuts it before its time. */
+static void stay_open(unsigned int which, unsigned int how_long)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(how_long);
+
+	while (time_before(jiffies, end) && (READ_ONCE(windows) & which))
+		msleep(1);
+}
+
 /* locked: the file whose lock the caller has, if it has one. */
 static void look(unsigned int which, struct fh_file *locked)
 {
@@ -88,7 +98,7 @@ static void look(unsigned int which, struct fh_file *locked)
 		__real_fhc_file_unlock(locked);
 	atomic_inc(&opened);
 	atomic_inc(&open_now);
-	msleep(atomic_read(&left) < 0 ? get_random_u32_below(ms + 1) : ms);
+	stay_open(which, atomic_read(&left) < 0 ? get_random_u32_below(ms + 1) : ms);
 	atomic_dec(&open_now);
 	if (locked && fault)
 		fhc_file_lock(locked);

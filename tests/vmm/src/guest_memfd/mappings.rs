@@ -2,7 +2,7 @@
 //! What only maps a page never blocks its conversion, and never survives it; who asks the kernel for it is refused.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::STEP;
 use super::calls::{self, call, fd, forked, tell, told};
@@ -10,6 +10,8 @@ use super::rig::{PAGE, PAGE_BYTES, PATIENCE, Rig, bytes, open_attempts};
 use crate::gmem::converted;
 use crate::probe::probe_here;
 use crate::sys::{self, Mapping, errno_name, last_errno, outcome};
+
+const POPULATE_WRITE: i32 = 23;
 
 /// Runs every part.
 pub(crate) fn all() -> Result<(), String> {
@@ -138,8 +140,10 @@ fn locked() -> Result<(), String> {
 
 fn advice() -> Result<(), String> {
     const POPULATE_READ: i32 = 22;
-    const POPULATE_WRITE: i32 = 23;
     const COLLAPSE: i32 = 25;
+    const WIPE_ON_FORK: i32 = 18;
+    const KEEP_ON_FORK: i32 = 19;
+    const DONTNEED_LOCKED: i32 = 24;
     let rig = Rig::new(4)?;
     let at = rig.map.at(0);
     for (case, advice, expected) in [
@@ -153,9 +157,15 @@ fn advice() -> Result<(), String> {
         ("MADV_COLD", libc::MADV_COLD, "0"),
         ("MADV_PAGEOUT", libc::MADV_PAGEOUT, "0"),
         ("MADV_MERGEABLE", libc::MADV_MERGEABLE, "0"),
+        ("MADV_UNMERGEABLE", libc::MADV_UNMERGEABLE, "0"),
         ("MADV_HUGEPAGE", libc::MADV_HUGEPAGE, "0"),
+        ("MADV_NOHUGEPAGE", libc::MADV_NOHUGEPAGE, "0"),
         ("MADV_DONTFORK", libc::MADV_DONTFORK, "0"),
         ("MADV_DOFORK", libc::MADV_DOFORK, "0"),
+        ("MADV_WIPEONFORK", WIPE_ON_FORK, "EINVAL"),
+        ("MADV_KEEPONFORK", KEEP_ON_FORK, "0"),
+        ("MADV_DONTNEED_LOCKED", DONTNEED_LOCKED, "0"),
+        ("MADV_DONTDUMP", libc::MADV_DONTDUMP, "0"),
         ("MADV_DODUMP", libc::MADV_DODUMP, "EINVAL"),
         ("MADV_FREE", libc::MADV_FREE, "EINVAL"),
         ("MADV_COLLAPSE", COLLAPSE, "EINVAL"),
@@ -270,59 +280,71 @@ fn traced(rig: &Rig) -> Result<(), String> {
 /// Threads that look at the pages by every way without end: a conversion goes through between their looks.
 fn loops() -> Result<(), String> {
     const ROUNDS: u64 = 60;
+    /// Looks that each thread must have had of what was the host's at that moment.
+    const LOOKS: u64 = 10;
+    const WAYS: [&str; 4] = ["process_vm_readv", "/proc/self/mem", "madvise", "smaps and pagemap"];
     let rig = Rig::new(8)?;
     let stop = AtomicBool::new(false);
-    let looks = AtomicU64::new(0);
+    let looks = [const { AtomicU64::new(0) }; WAYS.len()];
     let size = bytes(8);
     let at = rig.map.at(0) as usize;
-    let files = ["/proc/self/smaps", "/proc/self/pagemap"];
     let failed = std::thread::scope(|scope| {
-        let spin = |look: Box<dyn Fn() + Send>| {
-            let (stop, looks) = (&stop, &looks);
+        let spin = |who: usize, look: Box<dyn Fn() -> bool + Send>| {
+            let (stop, looks) = (&stop, &looks[who]);
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    look();
-                    looks.fetch_add(1, Ordering::Relaxed);
+                    looks.fetch_add(u64::from(look()), Ordering::Relaxed);
                 }
             });
         };
-        spin(Box::new(move || {
-            let _ = sys::read_own(at as *mut u8, size);
-        }));
-        spin(Box::new(move || {
-            let memory = std::fs::File::open("/proc/self/mem").map(|file| {
+        spin(0, Box::new(move || sys::read_own(at as *mut u8, size).is_ok()));
+        spin(
+            1,
+            Box::new(move || {
+                let memory = std::fs::File::open("/proc/self/mem");
                 let mut buffer = [0u8; PAGE_BYTES];
-                std::os::unix::fs::FileExt::read_at(&file, &mut buffer, at as u64)
-            });
-            drop(memory);
-        }));
-        spin(Box::new(move || {
-            for advice in [libc::MADV_DONTNEED, 23, libc::MADV_COLD, libc::MADV_PAGEOUT] {
-                let _ = calls::madvise(at as *mut u8, size, advice);
-            }
-        }));
-        spin(Box::new(move || {
-            for file in files {
-                let _ = std::fs::File::open(file).map(|mut file| std::io::Read::read(&mut file, &mut [0u8; 8192]));
-            }
-        }));
+                memory.is_ok_and(|file| std::os::unix::fs::FileExt::read_at(&file, &mut buffer, at as u64).is_ok())
+            }),
+        );
+        spin(
+            2,
+            Box::new(move || {
+                let all = [libc::MADV_DONTNEED, POPULATE_WRITE, libc::MADV_COLD, libc::MADV_PAGEOUT];
+                all.iter().filter(|advice| calls::madvise(at as *mut u8, size, **advice).is_ok()).count() == all.len()
+            }),
+        );
+        spin(
+            3,
+            Box::new(move || {
+                let read = |file: &&str| {
+                    let file = std::fs::File::open(file);
+                    file.is_ok_and(|mut file| std::io::Read::read(&mut file, &mut [0u8; 8192]).is_ok_and(|got| got > 0))
+                };
+                ["/proc/self/smaps", "/proc/self/pagemap"].iter().filter(|file| read(file)).count() == 2
+            }),
+        );
         let mut failed = Vec::new();
         let mut rounds = 0;
         let start = Instant::now();
-        while rounds < ROUNDS || (looks.load(Ordering::Relaxed) < ROUNDS && start.elapsed() < PATIENCE) {
+        let all_looked = || looks.iter().all(|looks| looks.load(Ordering::Relaxed) >= LOOKS);
+        while rounds < ROUNDS || (!all_looked() && start.elapsed() < PATIENCE) {
             rounds += 1;
             let there = converted(rig.gmem.to_private(0, rig.size(), 60_000));
             let back = converted(rig.gmem.to_shared(0, rig.size()));
             if there != "0" || back != "0" {
                 failed.push((there, back));
             }
+            // There is something to see for a moment; the next conversion begins amid the looks.
+            std::thread::sleep(Duration::from_millis(2));
         }
         stop.store(true, Ordering::Relaxed);
         failed
     });
     STEP.same("lookers: conversions that failed", "[]", format!("{failed:?}"));
-    let looks = looks.load(Ordering::Relaxed);
-    STEP.judged("lookers: looked meanwhile", &format!("{ROUNDS} times or more"), looks, looks >= ROUNDS);
+    for (way, looks) in WAYS.into_iter().zip(&looks) {
+        let looks = looks.load(Ordering::Relaxed);
+        STEP.judged(&format!("lookers: {way} looked meanwhile"), "10 times or more", looks, looks >= LOOKS);
+    }
     STEP.same("lookers: contents are kept", "[]", format!("{:?}", rig.damaged()));
     STEP.same("lookers: as many attempts have ended as begun", "0 of some", open_attempts(&rig.gmem));
     Ok(())

@@ -84,6 +84,17 @@ fn held<T>(windows: u32, ms: u32, act: impl FnOnce() -> String + Send, touch: im
     })
 }
 
+/// As [`held`], for as long as it takes to ask.
+fn held_until_asked<T>(window: u32, act: impl FnOnce() -> String + Send, ask: impl FnOnce() -> T) -> (String, T) {
+    let asked = || {
+        let answer = ask();
+        set("windows", 0);
+        answer
+    };
+    let (done, answer, _) = held(window, u32::try_from(PATIENCE.as_millis()).unwrap_or(LONG), act, asked);
+    (done, answer)
+}
+
 /// Runs every part.
 pub(crate) fn all() -> Result<(), String> {
     let hostile = Hostile::open()?;
@@ -126,19 +137,19 @@ fn conversions() -> Result<(), String> {
         let rig = Rig::new(4)?;
         let fresh = Mapping::new(&rig.gmem, 0, bytes(4), libc::PROT_READ).map_err(errno_name)?;
         let convert = || converted(rig.gmem.to_private(0, rig.size(), 60_000));
-        let (done, seen, early) = meanwhile(window, convert, || {
-            // Where the lock is held the question would wait too.
-            if window == DRAIN {
-                STEP.same(&format!("{name}: one has begun and not ended"), "1 of some", open_attempts(&rig.gmem));
-            }
-            probe(fresh.at(bytes(1)), Access::Load)
-        });
+        let (done, seen, early) = meanwhile(window, convert, || probe(fresh.at(bytes(1)), Access::Load));
         STEP.same(&format!("{name}: the conversion"), "0", done);
         STEP.same(&format!("{name}: a touch meanwhile"), "SIGBUS, after it", format!("{seen}, {}", when(early)));
         STEP.same(&format!("{name}: as many have ended as begun"), "0 of some", open_attempts(&rig.gmem));
         STEP.same(&format!("{name}: back"), "0", converted(rig.gmem.to_shared(0, rig.size())));
         STEP.same(&format!("{name}: contents are kept"), "[]", format!("{:?}", rig.damaged()));
     }
+    // Where the lock is held the question would wait too.
+    let rig = Rig::new(4)?;
+    let convert = || converted(rig.gmem.to_private(0, rig.size(), 0));
+    let (done, seen) = held_until_asked(DRAIN, convert, || open_attempts(&rig.gmem));
+    STEP.same("before a page is frozen: one has begun and not ended", "1 of some", seen);
+    STEP.same("before a page is frozen: the one that was seen", "0", done);
     // One that fails in the window ends all the same.
     let rig = Rig::new(4)?;
     let (reader, writer) = super::rig::in_pipe(rig.map.at(bytes(2)));
@@ -150,7 +161,7 @@ fn conversions() -> Result<(), String> {
     STEP.same("held: nothing has changed", "[]", format!("{:?}", rig.damaged()));
     drop((reader, writer));
     let private = || converted(rig.gmem.to_private(0, rig.size(), 0));
-    let (done, seen, _) = held(DRAIN, LONG, private, || rig.gmem.cancel());
+    let (done, seen) = held_until_asked(DRAIN, private, || rig.gmem.cancel());
     STEP.same("cancelled in the window", "ECANCELED at 0x0", done);
     STEP.same("cancelled in the window: the call", "Ok(())", format!("{seen:?}"));
     STEP.same("cancelled in the window: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
