@@ -5,11 +5,13 @@
 use std::ops::Range;
 
 use freehold_attest::{Digest, Start, Transcript, verify};
+use freehold_uapi::ioctl::Populate;
 
-use crate::gmem::converted;
+use crate::gmem::{Gmem, converted};
 use crate::machine::{Machine, Plan};
 use crate::proto::{self, GRANULE, RAM_BASE, RAM_MIN};
 use crate::report::Step;
+use crate::sys::{self, outcome};
 
 const STEP: Step = Step("attest");
 /// A page of the guest's that its program leaves alone.
@@ -26,19 +28,28 @@ struct Launch {
 impl Launch {
     /// A VM whose memory the host has written and still has.
     fn new(plan: Plan, change: impl FnOnce(&mut [u8])) -> Result<Self, String> {
-        let machine = Machine::new(plan)?;
-        let mut contents = machine.program.clone();
-        contents.resize(index(plan.bytes), 0);
-        change(&mut contents);
-        machine.ram.copy_in(0, &contents);
-        Ok(Self { machine, plan, contents, transcript: Transcript::new() })
+        let mut launch = Self::around(Machine::new(plan)?, plan);
+        change(&mut launch.contents);
+        launch.machine.ram.copy_in(0, &launch.contents);
+        Ok(launch)
+    }
+
+    /// A VM with the program's contents, which somebody has brought or will.
+    fn around(machine: Machine, plan: Plan) -> Self {
+        let contents = padded(&machine.program, plan);
+        Self { machine, plan, contents, transcript: Transcript::new() }
+    }
+
+    /// A part counts now.
+    fn counts(&mut self, part: Range<u64>) {
+        self.transcript.image(RAM_BASE + part.start, &self.contents[index(part.start)..index(part.end)]);
     }
 
     /// Gives a part of its memory to it.
     fn give(&mut self, part: Range<u64>) -> Result<(), String> {
         let converted = self.machine.gmem.to_private(part.start, part.end - part.start, 0);
-        converted.map_err(|(error, at)| format!("convert, at {at:#x}: {}", crate::sys::errno_name(error)))?;
-        self.transcript.image(RAM_BASE + part.start, &self.contents[index(part.start)..index(part.end)]);
+        converted.map_err(|(error, at)| format!("convert, at {at:#x}: {}", sys::errno_name(error)))?;
+        self.counts(part);
         Ok(())
     }
 
@@ -78,6 +89,12 @@ fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
+fn padded(program: &[u8], plan: Plan) -> Vec<u8> {
+    let mut contents = program.to_vec();
+    contents.resize(index(plan.bytes), 0);
+    contents
+}
+
 /// Runs the suite.
 pub(crate) fn all() -> Result<(), String> {
     let plan = Plan { boot: proto::BOOT_NO_SHARE, ..Plan::default() };
@@ -92,14 +109,73 @@ pub(crate) fn all() -> Result<(), String> {
     STEP.same("an old report answers no new nonce", "Err(Nonce)", format!("{replayed:?}"));
     STEP.same("a new one does, at any time", "Ok(())", first.judged(2, &expected)?);
     differences(plan, &mut first, expected)?;
+    populated(plan)?;
+    notified(plan)?;
     running(plan)
+}
+
+/// Half of its RAM, which is the least that the program has.
+const HALF: u64 = RAM_MIN / 2;
+
+/// Brings a part of the contents by a call.
+fn populate(gmem: &Gmem, contents: &[u8], part: Range<u64>) -> String {
+    let source = contents[index(part.start)..index(part.end)].as_ptr() as u64;
+    let (offset, size) = (part.start, part.end - part.start);
+    converted(gmem.populate(Populate { offset, size, source, error_offset: 0, reserved: [0; 4] }))
+}
+
+/// By `FREEHOLD_POPULATE`, of pages that the host never mapped: what is brought when there is a slot counts at once, and
+/// what came before it at the first run.
+fn populated(plan: Plan) -> Result<(), String> {
+    let machine = Machine::populated(plan, |gmem, _, program| {
+        STEP.same("populate, before the slot", "0", populate(gmem, &padded(program, plan), 0..HALF));
+        Ok(())
+    })?;
+    let mut launch = Launch::around(machine, plan);
+    let late = populate(&launch.machine.gmem, &launch.contents, HALF..RAM_MIN);
+    STEP.same("populate, with a slot", "0", late);
+    launch.counts(HALF..RAM_MIN);
+    launch.counts(0..HALF);
+    let expected = launch.expected();
+    launch.machine.boot()?;
+    STEP.same("populate: the report is what was brought, in its order", "Ok(())", launch.judged(7, &expected)?);
+    refused_of_the_image("populate: refused by who thinks of another order", &mut launch)
+}
+
+/// Who expects the contents from their start to their end is told that it was not so.
+fn refused_of_the_image(case: &str, launch: &mut Launch) -> Result<(), String> {
+    launch.transcript = Transcript::new();
+    launch.counts(0..RAM_MIN);
+    let other = launch.expected();
+    STEP.same(case, "Err(Digest)", launch.judged(8, &other)?);
+    Ok(())
+}
+
+/// By a conversion that goes on by itself, while somebody holds a page: what was written counts at the first run.
+fn notified(plan: Plan) -> Result<(), String> {
+    let held = SPARE;
+    let mut launch = Launch::new(plan, |contents| contents[index(held)] = 0x77)?;
+    let pipe = sys::pipe();
+    let at = launch.machine.ram.at(index(held));
+    STEP.same("notify: a page is held", "4096", outcome(sys::vmsplice(&pipe.1, at, 4096)));
+    let begun = converted(launch.machine.gmem.to_private_notify(0, RAM_MIN, 0));
+    STEP.same("notify: it goes on", format!("EINPROGRESS at {held:#x}"), begun);
+    drop(pipe);
+    STEP.same("notify: it has ended", true, launch.machine.gmem.polls_in(60_000));
+    let how = launch.machine.gmem.outcome().map(|o| (o.offset, o.size, o.error));
+    STEP.same("notify: how", format!("{:?}", Ok::<_, i32>((0, RAM_MIN, 0))), format!("{how:?}"));
+    launch.counts(0..RAM_MIN);
+    let expected = launch.expected();
+    launch.machine.boot()?;
+    STEP.same("notify: the report is what was written", "Ok(())", launch.judged(9, &expected)?);
+    launch.contents[index(held)] = 0;
+    refused_of_the_image("notify: refused by who does not know of it", &mut launch)
 }
 
 /// Each thing that is different is seen, and known for what it is.
 fn differences(plan: Plan, first: &mut Launch, expected: Digest) -> Result<(), String> {
     /// What is different, the plan, a change of the contents, and the parts in which memory is given.
     type Case = (&'static str, Plan, fn(&mut [u8]), &'static [(u64, u64)]);
-    const HALF: u64 = RAM_MIN / 2;
     const WHOLE: &[(u64, u64)] = &[(0, RAM_MIN)];
     let cases: [Case; 5] = [
         ("one bit of the image", plan, |contents| contents[index(SPARE) + 4095] ^= 1, WHOLE),
