@@ -49,6 +49,7 @@ impl OnePage {
         })
     }
 
+    /// What a source's handler does: it takes no lock that a conversion has while it does anything but sleep.
     fn fire(&self) {
         *self.event.lock().unwrap() = true;
         self.wake.notify_all();
@@ -277,5 +278,21 @@ fn an_event_beside_a_disarmed_source_harms_nobody() {
         assert_eq!(convert(&file), Ok(true));
         late.join().unwrap();
         assert_eq!(file.state(), Page::Held);
+    });
+}
+
+/// Requirement 60: what lets go may have the file's lock, and the event comes right then. A handler that takes that lock
+/// would never come back.
+#[test]
+fn the_event_comes_under_the_files_lock_too() {
+    bounded(3, || {
+        let file = OnePage::held(1, false);
+        let holder = {
+            let file = Arc::clone(&file);
+            loom::thread::spawn(move || file.change(|_| file.put()))
+        };
+        assert_eq!(convert(&file), Ok(true));
+        holder.join().unwrap();
+        assert_eq!((file.state(), file.refs.load(Ordering::Relaxed)), (Page::Held, 0));
     });
 }

@@ -88,12 +88,14 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   switch      what survives a run, and what an exit shows
   vcpus       a guest of several vCPUs: who starts them, and who is woken
   gmem-convert  conversions in every mode, by either ioctl
+  gmem-draining  what is done while a page drains, and what ends that
   gmem-files    what a guest_memfd is, in each state
   gmem-fd FD    the program that `gmem-files` executes
   gmem-holders  who holds a page blocks its conversion
   gmem-maps     who only maps it does not
   gmem-lives    ends of waiters, limits, dumps, scanners
   gmem-populate  contents by a call, for pages that are never mapped
+  gmem-broken   pages that root says are broken memory
   gmem-stress [SECONDS [SEED]]  all of it at once
   gmem-kernel   what the kernel does with pages by itself, and for others
   gmem-offline  memory that the kernel would take offline
@@ -187,6 +189,8 @@ fn main() {
         "switch" => or_report("world-switch", switch::all()),
         "vcpus" => or_report("vcpus", vcpus::all()),
         "gmem-convert" => or_report(guest_memfd::STEP.0, guest_memfd::convert::all()),
+        "gmem-draining" => or_report(guest_memfd::STEP.0, guest_memfd::draining::all()),
+        "gmem-broken" => or_report(guest_memfd::STEP.0, guest_memfd::broken::all()),
         "gmem-files" => or_report(guest_memfd::STEP.0, guest_memfd::files::all()),
         "gmem-populate" => or_report(guest_memfd::STEP.0, guest_memfd::populate::all()),
         "gmem-holders" => or_report(guest_memfd::STEP.0, guest_memfd::holders::all()),

@@ -19,12 +19,13 @@ use crate::raw::{resting, settle};
 use crate::sys::{self, Mapping, errno_name, ioctl, ioctl_value, outcome};
 
 const GPA: u64 = proto::RAM_BASE;
-const ATTRIBUTES: MemoryAttributes = MemoryAttributes { address: GPA, size: PAGE, attributes: PRIVATE, flags: 0 };
+pub(super) const ATTRIBUTES: MemoryAttributes =
+    MemoryAttributes { address: GPA, size: PAGE, attributes: PRIVATE, flags: 0 };
 const ATTRIBUTES2: MemoryAttributes2 =
     MemoryAttributes2 { offset: 0, size: PAGE, attributes: PRIVATE, flags: 0, error_offset: 0, reserved: [0; 11] };
 const PRIVATE: u64 = KVM_MEMORY_ATTRIBUTE_PRIVATE;
 
-fn set(vm: &VmFd, mut ask: MemoryAttributes) -> String {
+pub(super) fn set(vm: &VmFd, mut ask: MemoryAttributes) -> String {
     outcome(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, &mut ask))
 }
 
@@ -60,7 +61,7 @@ fn capabilities() -> Result<(), String> {
 }
 
 /// Two slots side by side, each of a file of its own, and mappings of both.
-fn two_slots() -> Result<(VmFd, [Gmem; 2], [Mapping; 2]), String> {
+pub(super) fn two_slots() -> Result<(VmFd, [Gmem; 2], [Mapping; 2]), String> {
     let vm = new_vm()?;
     let file = || new_gmem(&vm, 4 * PAGE).map_err(errno_name);
     let files = [file()?, file()?];
@@ -176,7 +177,7 @@ fn progress() -> Result<(), String> {
     Ok(())
 }
 
-fn shown(gmem: &Gmem) -> String {
+pub(super) fn shown(gmem: &Gmem) -> String {
     gmem.outcome().map_or_else(errno_name, |o| {
         format!("{:#x}+{:#x}: {} at {:#x}", o.offset, o.size, errno_name(o.error.cast_signed()), o.error_offset)
     })

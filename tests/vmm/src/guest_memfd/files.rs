@@ -101,7 +101,7 @@ fn no_seals() -> Result<(), String> {
     Ok(())
 }
 
-fn stat(file: &impl AsRawFd) -> (i64, i64, u32) {
+pub(super) fn stat(file: &impl AsRawFd) -> (i64, i64, u32) {
     // SAFETY: all zeroes is a valid stat.
     let mut seen: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the structure is alive during the call.
@@ -133,6 +133,16 @@ fn no_reading() -> Result<(), String> {
     let (reader, writer) = sys::pipe();
     let _ = sys::write_from(&writer, buffer.as_ptr(), 64);
     let file = fd(&rig.gmem);
+    let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: 64 };
+    let vectors = (&raw const vector) as u64;
+    for (case, number, argument, count) in [
+        ("read(2) of the file", libc::SYS_read, at, 64),
+        ("write(2) to the file", libc::SYS_write, at, 64),
+        ("readv(2) of the file", libc::SYS_readv, vectors, 1),
+        ("writev(2) to the file", libc::SYS_writev, vectors, 1),
+    ] {
+        STEP.same(case, "EINVAL", outcome(call(number, &[file, argument, count])));
+    }
     for (state, offset) in [("host's", 0), ("private", PAGE)] {
         let mut here = offset;
         let place = (&raw mut here) as u64;
@@ -140,6 +150,8 @@ fn no_reading() -> Result<(), String> {
         for (case, expected, result) in [
             ("pread", "ESPIPE", call(libc::SYS_pread64, &[file, at, 64, offset])),
             ("pwrite", "ESPIPE", call(libc::SYS_pwrite64, &[file, at, 64, offset])),
+            ("preadv", "ESPIPE", call(libc::SYS_preadv, &[file, vectors, 1, offset])),
+            ("pwritev", "ESPIPE", call(libc::SYS_pwritev, &[file, vectors, 1, offset])),
             ("splice out of it", "EINVAL", call(libc::SYS_splice, &[file, place, fd(&writer), 0, 64, 0])),
             ("splice into it", "EINVAL", call(libc::SYS_splice, &[fd(&reader), 0, file, place, 64, 0])),
             ("sendfile", "ESPIPE", call(libc::SYS_sendfile, &[fd(&writer), file, place, 64])),
@@ -325,7 +337,7 @@ fn message(rights: &mut Rights, vector: &mut libc::iovec) -> libc::msghdr {
     header
 }
 
-fn pass(socket: &impl AsRawFd, file: &impl AsRawFd) -> bool {
+pub(super) fn pass(socket: &impl AsRawFd, file: &impl AsRawFd) -> bool {
     let mut byte = 1u8;
     let mut vector = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut rights =
@@ -335,7 +347,7 @@ fn pass(socket: &impl AsRawFd, file: &impl AsRawFd) -> bool {
     unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) == 1 }
 }
 
-fn receive(socket: &impl AsRawFd) -> Option<RawFd> {
+pub(super) fn receive(socket: &impl AsRawFd) -> Option<RawFd> {
     let mut byte = 0u8;
     let mut vector = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut rights = Rights { bytes: 0, level: 0, kind: 0, fd: -1, pad: 0 };

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The suite `guest-memfd`: files, conversions, and whoever holds or maps a page (I5, I6, I8).
 
+pub(crate) mod broken;
 mod calls;
 mod charges;
 pub(crate) mod convert;
+pub(crate) mod draining;
 pub(crate) mod files;
 mod fuse;
 pub(crate) mod holders;
