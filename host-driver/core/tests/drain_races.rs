@@ -3,8 +3,9 @@
 //! lost, no page is private while somebody holds it, and a cancelled attempt leaves everything as it was.
 //!
 //! The engine is the shipped one. The source here is the kind that a later kernel may have: its handler runs at the put
-//! that leaves only the driver's reference, in whatever context that is, and does nothing but set a flag. Nobody tries
-//! again after a time: an attempt that misses the event waits for ever, which loom reports as a deadlock.
+//! that leaves only the driver's reference, in whatever context that is, and does nothing but say so; what may sleep stops
+//! the test where it is called from there. Nobody tries again after a time: an attempt that misses the event waits for
+//! ever, which loom reports as a deadlock.
 
 use freehold_driver_core::convert::{cancel, to_private, Mode, Nobody, Stopped};
 use freehold_driver_core::drain::Aim;
@@ -14,7 +15,29 @@ use freehold_driver_core::notify::Notice;
 use freehold_driver_core::page::{Page, Span};
 use freehold_driver_core::status::Refused;
 use loom::sync::atomic::{fence, AtomicBool, AtomicU32, Ordering};
-use loom::sync::{Arc, Condvar, Mutex};
+use loom::sync::{Arc, Mutex, Notify};
+use std::cell::Cell;
+
+loom::thread_local! {
+    /// This thread runs a handler: it may be in an interrupt, or have any lock.
+    static IN_THE_EVENT: Cell<bool> = Cell::new(false);
+}
+
+/// Called by whatever may sleep.
+fn may_sleep() {
+    assert!(!IN_THE_EVENT.with(Cell::get), "sleeps in the event");
+}
+
+/// What the source of references is like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Its handler wakes whoever waits.
+    Wakes,
+    /// It is never armed: a control.
+    Deaf,
+    /// Its handler looks after the page itself, with the file's lock: a control.
+    TakesTheLock,
+}
 
 #[derive(Default)]
 struct Inside {
@@ -31,28 +54,29 @@ struct OnePage {
     /// References; the driver's own is one of them.
     refs: AtomicU32,
     armed: AtomicBool,
-    event: Mutex<bool>,
-    wake: Condvar,
-    /// A source that is never armed: the control.
-    deaf: bool,
+    event: Notify,
+    source: Source,
 }
 
 impl OnePage {
-    fn held(holders: u32, deaf: bool) -> Arc<Self> {
+    fn held(holders: u32, source: Source) -> Arc<Self> {
         Arc::new(Self {
             inside: Mutex::new(Inside { pages: vec![Page::Host], ..Inside::default() }),
             refs: AtomicU32::new(1 + holders),
             armed: AtomicBool::new(false),
-            event: Mutex::new(false),
-            wake: Condvar::new(),
-            deaf,
+            event: Notify::new(),
+            source,
         })
     }
 
-    /// What a source's handler does: it takes no lock that a conversion has while it does anything but sleep.
+    /// What a source's handler does: it takes no lock and does not sleep.
     fn fire(&self) {
-        *self.event.lock().unwrap() = true;
-        self.wake.notify_all();
+        IN_THE_EVENT.with(|inside| inside.set(true));
+        if self.source == Source::TakesTheLock {
+            self.change(|_| ());
+        }
+        self.event.notify();
+        IN_THE_EVENT.with(|inside| inside.set(false));
     }
 
     /// Drops a reference, as the kernel does; the event is the source's.
@@ -83,6 +107,7 @@ impl OnePage {
 
 impl File for OnePage {
     fn change<R>(&self, change: impl FnOnce(&mut Book<'_>) -> R) -> R {
+        may_sleep();
         let mut inside = self.inside.lock().unwrap();
         let Inside { pages, next, report, notice, owner } = &mut *inside;
         change(&mut Book { pages: Pages::new(pages), next, report, notice, owner })
@@ -126,7 +151,7 @@ impl File for OnePage {
     fn tell(&self, _: bool) {}
 
     fn arm(&self, _: u64) {
-        if !self.deaf {
+        if self.source != Source::Deaf {
             self.armed.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
@@ -146,11 +171,8 @@ impl Thread for Waiter {
     }
 
     fn pause(&self, _: u32) -> Wake {
-        let mut event = self.0.event.lock().unwrap();
-        while !*event {
-            event = self.0.wake.wait(event).unwrap();
-        }
-        *event = false;
+        may_sleep();
+        self.0.event.wait();
         Wake::Elapsed
     }
 
@@ -183,7 +205,7 @@ fn lets_go(file: &Arc<OnePage>) -> loom::thread::JoinHandle<()> {
 #[test]
 fn no_wake_up_is_lost() {
     bounded(3, || {
-        let file = OnePage::held(1, false);
+        let file = OnePage::held(1, Source::Wakes);
         let holder = lets_go(&file);
         assert_eq!(convert(&file), Ok(true));
         holder.join().unwrap();
@@ -195,7 +217,7 @@ fn no_wake_up_is_lost() {
 #[test]
 fn the_last_of_two_holders_wakes() {
     bounded(2, || {
-        let file = OnePage::held(2, false);
+        let file = OnePage::held(2, Source::Wakes);
         let holders = [lets_go(&file), lets_go(&file)];
         assert_eq!(convert(&file), Ok(true));
         for holder in holders {
@@ -210,7 +232,7 @@ fn the_last_of_two_holders_wakes() {
 #[should_panic(expected = "deadlock")]
 fn a_source_that_is_never_armed_is_noticed() {
     bounded(3, || {
-        let file = OnePage::held(1, true);
+        let file = OnePage::held(1, Source::Deaf);
         let holder = lets_go(&file);
         let _ = convert(&file);
         holder.join().unwrap();
@@ -220,7 +242,7 @@ fn a_source_that_is_never_armed_is_noticed() {
 #[test]
 fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
     bounded(2, || {
-        let file = OnePage::held(1, false);
+        let file = OnePage::held(1, Source::Wakes);
         let holder = lets_go(&file);
         let scanner = {
             let file = Arc::clone(&file);
@@ -241,7 +263,7 @@ fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
 #[test]
 fn cancelling_races_with_the_event_and_leaves_one_of_two_states() {
     bounded(2, || {
-        let file = OnePage::held(1, false);
+        let file = OnePage::held(1, Source::Wakes);
         let holder = lets_go(&file);
         let canceller = {
             let file = Arc::clone(&file);
@@ -270,7 +292,7 @@ fn cancelling_races_with_the_event_and_leaves_one_of_two_states() {
 #[test]
 fn an_event_beside_a_disarmed_source_harms_nobody() {
     bounded(3, || {
-        let file = OnePage::held(0, false);
+        let file = OnePage::held(0, Source::Wakes);
         let late = {
             let file = Arc::clone(&file);
             loom::thread::spawn(move || file.fire())
@@ -286,7 +308,7 @@ fn an_event_beside_a_disarmed_source_harms_nobody() {
 #[test]
 fn the_event_comes_under_the_files_lock_too() {
     bounded(3, || {
-        let file = OnePage::held(1, false);
+        let file = OnePage::held(1, Source::Wakes);
         let holder = {
             let file = Arc::clone(&file);
             loom::thread::spawn(move || file.change(|_| file.put()))
@@ -294,5 +316,17 @@ fn the_event_comes_under_the_files_lock_too() {
         assert_eq!(convert(&file), Ok(true));
         holder.join().unwrap();
         assert_eq!((file.state(), file.refs.load(Ordering::Relaxed)), (Page::Held, 0));
+    });
+}
+
+/// The control: a handler that looks after the page itself sleeps where nobody may, held lock or not.
+#[test]
+#[should_panic(expected = "sleeps in the event")]
+fn a_handler_that_takes_the_files_lock_is_found() {
+    bounded(3, || {
+        let file = OnePage::held(1, Source::TakesTheLock);
+        let holder = lets_go(&file);
+        let _ = convert(&file);
+        holder.join().unwrap();
     });
 }

@@ -12,7 +12,7 @@ use crate::{audit, builds, cmd};
 /// Name, and what `cargo test` is told.
 type Suite = (&'static str, &'static [&'static str]);
 
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     ("mem", &["--package", "freehold-mem", "--lib"]),
     // The lock order: programs that must not compile.
     ("mem-types", &["--package", "freehold-mem", "--doc"]),
@@ -20,6 +20,7 @@ const SUITES: [Suite; 7] = [
     ("virt-loom", &["--package", "freehold-virt", "--test", "interleavings"]),
     ("hyp", &["--package", "freehold-el2", "--lib"]),
     ("driver", &["--package", "freehold-driver-core", "--lib"]),
+    ("driver-loom", &["--package", "freehold-driver-core", "--test", "window_races"]),
     ("watch", &["--package", "freehold-el2-watch", "--lib"]),
 ];
 
