@@ -24,6 +24,7 @@ pub(crate) fn all() -> Result<(), String> {
     out_of_memory()?;
     charged()?;
     super::charges::all()?;
+    super::limits::all()?;
     super::waits::all()?;
     core_dump()?;
     scanners()

@@ -10,6 +10,7 @@ pub(crate) mod files;
 mod fuse;
 pub(crate) mod holders;
 pub(crate) mod kernel;
+mod limits;
 pub(crate) mod lives;
 pub(crate) mod mappings;
 pub(crate) mod populate;
