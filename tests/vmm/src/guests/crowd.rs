@@ -47,7 +47,7 @@ enum Role {
 core::arch::global_asm!(
     ".balign 8",
     ".global fh_crowd_begin",
-    // The header of an arm64 Image. The role is where it has a reserved word.
+    // The header of an arm64 Image. The role is where it has a reserved word; the two after it are for the CPUs.
     "fh_crowd_begin:",
     "    b       1f",
     "    .word   0",
@@ -70,10 +70,25 @@ core::arch::global_asm!(
     "    adr     x20, fh_crowd_begin",
     "3:  ldr     x21, [x20, #0x20]",
     "    movz    x22, #{port}, lsl #16",
-    "    cmp     x21, #1",
-    "    b.eq    5f",
     "    cmp     x21, #2",
     "    b.hs    14f",
+    // Those that end wait for a key, and say so once both are here: the first looks at the port, the second at a word.
+    "    cbnz    x19, 19f",
+    "17: ldr     x0, [x20, #0x28]",
+    "    cbz     x0, 17b",
+    "    str     xzr, [x20, #0x28]",
+    "    mov     w0, #'w'",
+    "    strb    w0, [x22]",
+    "    mov     w0, #'\\n'",
+    "    strb    w0, [x22]",
+    "18: ldrb    w0, [x22, #5]",
+    "    tbz     w0, #0, 18b",
+    "    str     x22, [x20, #0x30]",
+    "    b       21f",
+    "19: str     x22, [x20, #0x28]",
+    "20: ldr     x0, [x20, #0x30]",
+    "    cbz     x0, 20b",
+    "21: cbnz    x21, 5f",
     // Work: fills memory of its own, and finds what it filled in. x23: the memory, x24: rounds, x25: a running number.
     "    add     x23, x20, #0x200, lsl #12",
     "    add     x23, x23, x19, lsl #20",
@@ -294,15 +309,28 @@ fn unheard() -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a guest that is to end has come so far that it waits for a key, with both CPUs.
+fn waits(child: &Child, deadline: Instant) -> bool {
+    matches!(child.line(deadline), Read::Line(line) if line == "w")
+}
+
 /// Runs them.
 pub(crate) fn all() -> Result<(), String> {
-    let crash = guest(Role::Crash, WORKERS)?;
+    let mut crash = guest(Role::Crash, WORKERS)?;
     let (mut spin, mut flood) = (guest(Role::Spin, WORKERS + 1)?, guest(Role::Flood, WORKERS + 2)?);
-    let workers = (0..WORKERS).map(|number| guest(Role::Work, number)).collect::<Result<Vec<_>, _>>()?;
+    let mut workers = (0..WORKERS).map(|number| guest(Role::Work, number)).collect::<Result<Vec<_>, _>>()?;
     STEP.same("crowd: CPUs of the host", CPUS, sys::cpus());
+    let deadline = Instant::now() + LIMIT;
+    let waiting = workers.iter().chain([&crash]).filter(|child| waits(child, deadline)).count();
     let before = [counts_on(&spin, [0; 2])?, counts_on(&flood, [0; 2])?];
+    // These six end after a key alone, and have none yet.
+    let all = workers.iter_mut().chain([&mut crash, &mut spin, &mut flood]);
+    let run = all.map(Child::runs).filter(|runs| *runs).count();
+    let seen = format!("{waiting} wait, 2 count, {run} run");
+    STEP.same("crowd: all eight live at once", format!("{} wait, 2 count, {} run", WORKERS + 1, WORKERS + 3), seen);
     let deadline = Instant::now() + LIMIT;
     let ((statuses, crashed), counts, longest, took) = beats(|| {
+        workers.iter_mut().chain([&mut crash]).for_each(|child| child.type_in("k\n"));
         let statuses: Vec<String> = workers.into_iter().map(|worker| ended(worker, deadline).0).collect();
         (statuses, ended(crash, deadline))
     });
