@@ -240,6 +240,7 @@ extern "C" fn guest_other(context: u64) -> ! {
             JOB_QUARREL => lend_and_take(a, b),
             JOB_ANSWER => answer(a),
             JOB_TOGETHER => add_to_each(1, a, b),
+            JOB_HOLD => [interrupts::held(a, b), 0, 0],
             JOB_OFF => {
                 hypercall::hvc(CPU_OFF, [0; 3]);
                 [u64::MAX; 3]

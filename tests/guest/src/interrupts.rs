@@ -3,6 +3,7 @@
 //! masked, and taken as exceptions.
 
 use crate::device::{self, read32 as load};
+use crate::held::guest_held;
 use crate::hypercall::hvc;
 use crate::proto::*;
 use crate::rows::{begin, end as row_end, mark};
@@ -268,6 +269,19 @@ pub(crate) fn ticks(periods: u64, period: u64, how: u64) -> [u64; 3] {
         latest = now.saturating_sub(at).max(latest);
     }
     [wrong, latest, counter() - start]
+}
+
+/// Makes an exit of each kind with the canary in every free register: a store, so many ticks of spinning, a wait for the
+/// virtual timer, a period later. What was wrong.
+pub(crate) fn held(ticks: u64, period: u64) -> u64 {
+    let until = counter() + ticks;
+    arm(false, until + period);
+    // SAFETY: the device is no memory, and the timer is armed.
+    unsafe { guest_held(until, DEVICE + REG_SCRATCH) };
+    let got = poll();
+    disarm(VIRTUAL);
+    end(got);
+    u64::from(got != VIRTUAL)
 }
 
 /// Waits for an interrupt and acknowledges it.

@@ -13,6 +13,7 @@ mod cpus;
 mod device;
 mod fp;
 mod gic;
+mod held;
 mod hidden;
 mod hypercall;
 mod ids;

@@ -234,6 +234,8 @@ pub const JOB_QUARREL: u64 = 6;
 pub const JOB_TOGETHER: u64 = 7;
 /// Takes SGIs without waiting for them, as many as its first argument says; "how many came with something else".
 pub const JOB_ANSWER: u64 = 8;
+/// [`CMD_CPU`]: [`CANARY`] in every general and vector register that is free: stores to the device, spins arg2 ticks, waits for its virtual timer. r0 = 0 if that came.
+pub const JOB_HOLD: u64 = 9;
 /// CPUs that the payload has room for.
 pub const MOST_CPUS: u64 = 8;
 /// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.

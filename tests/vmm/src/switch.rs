@@ -6,6 +6,7 @@
 //! every register that comes back can be looked at.
 
 mod ends;
+mod exits;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::report::Step;
 use crate::sys::Mapping;
 use crate::vcpus::{PATIENCE, Wakes};
 
-pub(crate) use ends::shows;
+pub(crate) use exits::{Makeup, leaked, shows};
 
 pub(crate) const STEP: Step = Step("world-switch");
 const GFN: u64 = RAM_BASE >> 12;
@@ -57,7 +58,7 @@ pub(crate) struct Bench<'h> {
     more: Vec<Arena>,
     /// Who is to be woken; looked at for a VM of several vCPUs.
     pub(crate) wakes: Arc<Wakes>,
-    several: bool,
+    vcpus: u64,
     answer: u64,
     arguments: [u64; 3],
     results: BTreeMap<u64, u64>,
@@ -141,7 +142,7 @@ impl<'h> Bench<'h> {
             memory,
             more: Vec::new(),
             wakes: Arc::default(),
-            several: vcpus > 1,
+            vcpus,
             answer: 0,
             arguments: [0; 3],
             results: BTreeMap::new(),
@@ -217,21 +218,11 @@ impl<'h> Bench<'h> {
         self.debug_differ += compared.debug.1;
         self.answer = 0;
         *self.exits.entry(x[1]).or_default() += 1;
-        let payload = match x[1] {
-            EXIT_WFI if self.gic => 1,
-            EXIT_IRQ | EXIT_WFI | EXIT_WAKE | EXIT_KICKED => 0,
-            EXIT_MEM_FAULT | EXIT_SYSTEM | EXIT_CRASH | EXIT_EOI => 1,
-            EXIT_MMIO if x[3] & MMIO_WRITE == 0 => 2,
-            EXIT_MMIO => 3,
-            _ => 3,
-        };
         self.wakes.wake(x[5]);
         if x[0] == 0 {
-            let woken = |n: usize| n == 5 && self.several;
-            let stray = x.iter().enumerate().skip(2 + payload).filter(|(n, word)| **word != 0 && !woken(*n));
-            self.stray.extend(stray.map(|(n, word)| format!("exit {} x{n}={word:#x}", x[1])));
+            self.stray.extend(Makeup { gic: self.gic, vcpus: self.vcpus }.stray(&x));
         }
-        self.leaked += x[1..].iter().filter(|word| shows(CANARY, **word)).count();
+        self.leaked += leaked(&x);
         Ok(x)
     }
 
@@ -242,7 +233,7 @@ impl<'h> Bench<'h> {
             let woken = self.hostile.raw(VM_IRQ.into(), &[self.handle, SPI, self.wakes.high()])[1];
             self.wakes.wake(woken);
             self.woke.push(woken);
-        } else if self.several {
+        } else if self.vcpus > 1 {
             self.wakes.sleep(0, deadline, PATIENCE)?;
         } else if self.gic {
             std::thread::sleep(std::time::Duration::from_micros(100));

@@ -17,7 +17,7 @@ use crate::hostile::Hostile;
 use crate::proto::*;
 use crate::raw::{resting, settle, status_name};
 use crate::report::Step;
-use crate::switch::Bench;
+use crate::switch::{Bench, Makeup, leaked};
 use crate::sys;
 
 const STEP: Step = Step("vcpus");
@@ -115,6 +115,10 @@ struct Runs {
     /// CPUs on which one began, and how often that was another one than before.
     places: BTreeSet<usize>,
     moves: usize,
+    /// What exits showed beside what they need.
+    stray: Vec<String>,
+    /// Registers in which they showed the canary.
+    leaked: usize,
 }
 
 impl Runs {
@@ -124,10 +128,25 @@ impl Runs {
         self.places.insert(here);
         *last = here;
     }
+
+    fn ends(&mut self, makeup: Makeup, x: &[u64; 18]) {
+        *self.exits.entry(x[1]).or_default() += 1;
+        self.stray.extend(makeup.stray(x));
+        self.leaked += leaked(x);
+    }
 }
 
-/// Runs one vCPU until nothing runs any more.
-fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Runs, String> {
+/// Judges what the exits of these vCPUs showed.
+fn nothing_shown(prefix: &str, runs: &[Result<Runs, String>]) {
+    let runs = || runs.iter().flatten();
+    let stray: Vec<&String> = runs().flat_map(|run| &run.stray).take(5).collect();
+    STEP.same(&format!("{prefix}exits of the others show nothing beside their payload"), "[]", format!("{stray:?}"));
+    let leaked: usize = runs().map(|run| run.leaked).sum();
+    STEP.same(&format!("{prefix}no exit of the others showed the canary"), 0, leaked);
+}
+
+/// Runs one of so many vCPUs until nothing runs any more.
+fn run(hostile: &Hostile, handle: u64, [vcpu, vcpus]: [u64; 2], wakes: &Wakes) -> Result<Runs, String> {
     let mut seen = Runs::default();
     let (mut answer, mut last) = (0, usize::MAX);
     for runs in 0usize.. {
@@ -139,13 +158,16 @@ fn run(hostile: &Hostile, handle: u64, vcpu: u64, wakes: &Wakes) -> Result<Runs,
         }
         wakes.runs(vcpu);
         seen.begins(&mut last);
-        let x = hostile.raw(VCPU_RUN.into(), &[handle, vcpu, answer]);
+        // The host's leftovers must not come back.
+        let mut arguments = [0x5ca1_ab1e; 17];
+        arguments[..3].copy_from_slice(&[handle, vcpu, answer]);
+        let x = hostile.raw(VCPU_RUN.into(), &arguments);
         wakes.wake(x[5]);
         answer = u64::MAX;
         if x[0] != 0 {
             return Err(format!("VCPU_RUN of {vcpu}: {}", status_name(x[0].cast_signed())));
         }
-        *seen.exits.entry(x[1]).or_default() += 1;
+        seen.ends(Makeup { gic: true, vcpus }, &x);
         match x[1] {
             EXIT_OFF => wakes.sleep(vcpu, 0, Duration::MAX)?,
             EXIT_WFI => wakes.sleep(vcpu, x[2], PATIENCE)?,
@@ -171,7 +193,7 @@ fn beside<R>(
     let (handle, wakes) = (bench.handle, Arc::clone(&bench.wakes));
     std::thread::scope(|scope| {
         let wakes = &*wakes;
-        let others: Vec<_> = (1..vcpus).map(|n| scope.spawn(move || run(hostile, handle, n, wakes))).collect();
+        let others: Vec<_> = (1..vcpus).map(|n| scope.spawn(move || run(hostile, handle, [n, vcpus], wakes))).collect();
         let outcome = act(bench);
         wakes.end();
         let runs = others.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("panicked".to_owned())));
@@ -189,6 +211,7 @@ pub(crate) fn all() -> Result<(), String> {
     let late = hostile.call(VCPU_SET_REG, &[handle, 1, REG_PC, RAM_BASE]);
     STEP.same("nor says where one starts", "WRONG_STATE", status_name(late));
     let (outcome, runs) = beside(&hostile, &mut bench, VCPUS, commands);
+    nothing_shown("", &runs);
     for (vcpu, run) in (1..).zip(runs) {
         let all = [EXIT_OFF, EXIT_WFI, EXIT_WAKE, EXIT_IRQ, EXIT_MMIO];
         let held = matches!(&run, Ok(seen) if all.iter().all(|reason| seen.exits.contains_key(reason)));
@@ -232,9 +255,11 @@ fn eight(hostile: &Hostile) -> Result<(), String> {
                 bench.clean(&format!("eight: the {name} timers of all others at once"), CMD_ALL, [MOST, job, 10])?;
             STEP.same("eight: others", MOST - 1, all[1]);
         }
+        bench.clean("eight: all others hold the canary, and exit", CMD_ALL, [MOST, JOB_HOLD, PERIOD])?;
         Ok::<(), String>(())
     });
     let failed: Vec<_> = runs.iter().filter_map(|run| run.as_ref().err()).collect();
+    nothing_shown("eight: ", &runs);
     STEP.same("eight: the host was asked for nothing else", "[]", format!("{failed:?}"));
     outcome?;
     bench.close();
@@ -311,6 +336,7 @@ fn work(bench: &mut Bench<'_>, cpu: u64) -> Result<(), String> {
         format!("{got}, then {after}"),
     );
     bench.clean(&format!("vectors of CPU {cpu} survive preemption"), CMD_CPU, [cpu, JOB_FP, 10_000_000])?;
+    bench.clean(&format!("CPU {cpu} holds the canary, and exits"), CMD_CPU, [cpu, JOB_HOLD, 1_000_000])?;
     Ok(())
 }
 

@@ -6,43 +6,23 @@ use std::time::Instant;
 
 use freehold_uapi::{guest, hvc::*};
 
-use super::{Bench, MOST_EXITS, STEP, Stopped};
+use super::{Bench, MOST_EXITS, STEP, Stopped, exits};
 use crate::hostile::Hostile;
 use crate::proto::*;
 use crate::raw::status_name;
 use crate::sys;
 use crate::vcpus::PATIENCE;
 
-/// Bits of the canary that make a finding.
-const PART: u32 = 32;
 /// Kicks at least, and at most until one of them was not disturbed.
 const KICKS: usize = 20;
 const MOST_KICKS: usize = 10_000;
 
 /// Runs the cases that need VMs of their own.
 pub(super) fn all(hostile: &Hostile) -> Result<(), String> {
-    finds_parts();
+    exits::controls();
     last_exits(hostile)?;
     left_behind(hostile)?;
     kicks(hostile)
-}
-
-/// Whether 32 neighbouring bits of `word` are such of `secret`, wherever in either.
-pub(crate) fn shows(secret: u64, word: u64) -> bool {
-    let parts = |word: u64| (0..=u64::BITS - PART).map(move |shift| (word >> shift) as u32);
-    word != 0 && parts(word).any(|part| part != 0 && parts(secret).any(|of| of == part))
-}
-
-/// The control: what is to be found is found, whole, in part and shifted.
-fn finds_parts() {
-    let shown = [CANARY, CANARY >> 7, CANARY << 9, CANARY & 0xffff_ffff, CANARY >> 32, (CANARY >> 13) << 32];
-    let not = [0, u64::MAX, RAM_BASE, DEVICE, !CANARY, CANARY >> 33, CANARY.reverse_bits()];
-    let count = |words: &[u64]| words.iter().filter(|word| shows(CANARY, **word)).count();
-    STEP.same(
-        "tools: parts of a canary are found, and nothing else",
-        "6 and 0",
-        format!("{} and {}", count(&shown), count(&not)),
-    );
 }
 
 /// A guest ends with the canary in every register that its way out leaves free.
