@@ -249,21 +249,77 @@ static void look_at_debug(u64 *words)
 	words[8] = read_sysreg_s(SYS_DBGBVRn_EL1(1));
 }
 
-/* Calls, and looks at the host's debug registers before and after. */
+/* Alternative half precision, towards plus infinity; a division by zero, a denormal input. No guest of the tests has them. */
+#define OWN_FPCR	(BIT(26) | BIT(22))
+#define OWN_FPSR	(BIT(7) | BIT(1))
+#define CONTROL_WORDS	2
+
+static void look_at_control(u64 *words)
+{
+	words[0] = read_sysreg_s(sys_reg(3, 3, 4, 4, 0));
+	words[1] = read_sysreg_s(sys_reg(3, 3, 4, 4, 1));
+}
+
+static void set_control(const u64 *words)
+{
+	write_sysreg_s(words[0], sys_reg(3, 3, 4, 4, 0));
+	write_sysreg_s(words[1], sys_reg(3, 3, 4, 4, 1));
+}
+
+/* A deadline that is no guest's. Linux uses the other timer; if it does not, this one stays. */
+#define OWN_DEADLINE	0x6f776e2d74696d65UL
+#define TIMER_ON	1UL
+#define TIMER_WORDS	2
+
+static void look_at_timer(u64 *words)
+{
+	/* Whether it has come, the timer says itself. */
+	words[0] = read_sysreg(cntv_ctl_el0) & 3;
+	words[1] = read_sysreg(cntv_cval_el0);
+}
+
+static void set_deadline(u64 deadline)
+{
+	if (read_sysreg(cntv_ctl_el0) & TIMER_ON)
+		return;
+	write_sysreg(deadline, cntv_cval_el0);
+	isb();
+}
+
+/* Calls, and looks at the host's debug registers, FPCR, FPSR and virtual timer before and after. */
 static void call_looking(struct fh_vectors *ask, struct arm_smccc_1_2_regs *in, struct arm_smccc_1_2_regs *out)
 {
+	const u64 own[CONTROL_WORDS] = { OWN_FPCR, OWN_FPSR };
+	u64 control[CONTROL_WORDS], control_was[CONTROL_WORDS], control_is[CONTROL_WORDS];
+	u64 timer[TIMER_WORDS], timer_was[TIMER_WORDS], timer_is[TIMER_WORDS];
 	u64 was[DEBUG_WORDS], is[DEBUG_WORDS];
 	unsigned int i;
 
+	look_at_control(control);
+	look_at_timer(timer);
+	set_control(own);
+	set_deadline(OWN_DEADLINE);
+	look_at_control(control_was);
+	look_at_timer(timer_was);
 	look_at_debug(was);
 	smccc(in, out);
 	look_at_debug(is);
+	look_at_timer(timer_is);
+	look_at_control(control_is);
+	set_deadline(timer[1]);
+	set_control(control);
 	ask->debug_set = 0;
 	ask->debug_differ = 0;
 	for (i = 0; i < DEBUG_WORDS; i++) {
 		ask->debug_set += was[i] != 0;
 		ask->debug_differ += was[i] != is[i];
 	}
+	ask->control_differ = 0;
+	for (i = 0; i < CONTROL_WORDS; i++)
+		ask->control_differ += control_was[i] != control_is[i] || control_was[i] != own[i];
+	ask->timer_shown = 0;
+	for (i = 0; i < TIMER_WORDS; i++)
+		ask->timer_shown += timer_is[i] != 0 && timer_is[i] != timer_was[i];
 }
 
 /*

@@ -69,6 +69,8 @@ struct fh_vectors {
 	__u64 differ;		/* out: bytes that were not the same after it */
 	__u32 debug_set;	/* out: debug registers that were not zero before it */
 	__u32 debug_differ;	/* out: those that were not the same after it */
+	__u32 control_differ;	/* out: of FPCR and FPSR, set before it, those that were not the same after it */
+	__u32 timer_shown;	/* out: registers of the virtual timer with what is neither the host's own nor 0 */
 };
 
 /*

@@ -61,6 +61,7 @@ struct Sweep {
 pub(crate) const STREAMING: u32 = 1;
 pub(crate) const WATCHING: u32 = 2;
 
+#[derive(Default)]
 #[repr(C)]
 struct Vectors {
     x: [u64; 18],
@@ -69,6 +70,8 @@ struct Vectors {
     differ: u64,
     debug_set: u32,
     debug_differ: u32,
+    control_differ: u32,
+    timer_shown: u32,
 }
 
 /// What a call with vectors did to the host.
@@ -79,6 +82,10 @@ pub(crate) struct Compared {
     pub(crate) differ: u64,
     /// The host's debug registers that were set, and those that it changed.
     pub(crate) debug: (u32, u32),
+    /// How many of FPCR and FPSR it changed.
+    pub(crate) control: u32,
+    /// Registers of the virtual timer that show what is not the host's.
+    pub(crate) timer: u32,
 }
 
 #[repr(C)]
@@ -233,10 +240,11 @@ impl Hostile {
     /// A raw call with every vector register of the host filled: x0–x17, what was filled (bit 0 V, 1 SVE, 2 ZA), and
     /// how many bytes came back otherwise.
     pub(crate) fn raw_with_vectors(&self, call: [u64; 18], manner: u32) -> Result<([u64; 18], Compared), i32> {
-        let mut ask = Vectors { x: call, manner, compared: 0, differ: 0, debug_set: 0, debug_differ: 0 };
+        let mut ask = Vectors { x: call, manner, ..Vectors::default() };
         sys::ioctl(self, number::<Vectors>(READ_WRITE, 8), &mut ask)?;
         let debug = (ask.debug_set, ask.debug_differ);
-        Ok((ask.x, Compared { kinds: ask.compared, differ: ask.differ, debug }))
+        let (control, timer) = (ask.control_differ, ask.timer_shown);
+        Ok((ask.x, Compared { kinds: ask.compared, differ: ask.differ, debug, control, timer }))
     }
 
     /// Whether the watchpoint of [`WATCHING`] stops the host's own load from an address of this process.

@@ -71,6 +71,9 @@ pub(crate) struct Bench<'h> {
     /// Debug registers that the host had set at the last run, and those that runs changed.
     debug_set: u32,
     debug_differ: u32,
+    /// How many of FPCR and FPSR of the host runs changed, and of its virtual timer's registers showed a guest's.
+    control_differ: u32,
+    timer_shown: u32,
     /// Registers beyond an exit's payload that were not zero.
     stray: Vec<String>,
     /// Registers that held the canary.
@@ -152,6 +155,8 @@ impl<'h> Bench<'h> {
             differ: 0,
             debug_set: 0,
             debug_differ: 0,
+            control_differ: 0,
+            timer_shown: 0,
             stray: Vec::new(),
             leaked: 0,
         };
@@ -216,6 +221,8 @@ impl<'h> Bench<'h> {
         self.differ += compared.differ;
         self.debug_set = compared.debug.0;
         self.debug_differ += compared.debug.1;
+        self.control_differ += compared.control;
+        self.timer_shown += compared.timer;
         self.answer = 0;
         *self.exits.entry(x[1]).or_default() += 1;
         self.wakes.wake(x[5]);
@@ -329,6 +336,9 @@ impl<'h> Bench<'h> {
         let stray = format!("{:?}", self.stray);
         STEP.same(&case.replace("every frame comes back", "exits show nothing beside their payload"), "[]", stray);
         STEP.same(&case.replace("every frame comes back", "the host's vectors survive its runs"), 0, self.differ);
+        STEP.same(&case.replace("every frame comes back", "so do FPCR and FPSR"), 0, self.control_differ);
+        let timer = case.replace("every frame comes back", "its virtual timer is shown to nobody");
+        STEP.same(&timer, 0, self.timer_shown);
         for arena in self.more.iter().chain([&self.memory, &self.pool]) {
             let _ = self.hostile.free(arena.first);
         }
@@ -391,6 +401,8 @@ pub(crate) fn all() -> Result<(), String> {
         format!("{} bytes differ, {what}, {runs} runs", bench.differ),
         bench.differ == 0 && bench.compared & 1 == 1 && runs > 300,
     );
+    STEP.same("the host's FPCR and FPSR survive", 0, bench.control_differ);
+    STEP.same("the host reads nothing of a guest's virtual timer", 0, bench.timer_shown);
     bench.arguments = [1 << 38, 0, 0];
     bench.answer = CMD_LOAD_PAIR;
     let ended = bench.go()?;
