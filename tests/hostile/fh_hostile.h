@@ -57,6 +57,8 @@ struct fh_sweep {
 #define FH_STREAMING	1
 /* And with a watchpoint on each access to the second 2 GB of addresses. */
 #define FH_WATCHING	2
+/* And with the cycle counter armed. */
+#define FH_COUNTING	4
 
 /*
  * A raw call with every vector register of the host filled: V0-V31, or with SVE
@@ -64,13 +66,20 @@ struct fh_sweep {
  */
 struct fh_vectors {
 	struct fh_call call;
-	__u32 manner;		/* in: FH_STREAMING, FH_WATCHING */
+	__u32 manner;		/* in: FH_STREAMING, FH_WATCHING, FH_COUNTING */
 	__u32 compared;		/* out: FH_HAS_* of what was filled */
 	__u64 differ;		/* out: bytes that were not the same after it */
 	__u32 debug_set;	/* out: debug registers that were not zero before it */
 	__u32 debug_differ;	/* out: those that were not the same after it */
 	__u32 control_differ;	/* out: of FPCR and FPSR, set before it, those that were not the same after it */
 	__u32 timer_shown;	/* out: registers of the virtual timer with what is neither the host's own nor 0 */
+	/* out: by FH_COUNTING, the time that the call took and the cycles counted in it, then the same of the host, which
+	 * spins for as long, 10 ms at most; all 0 where there is no such counter.
+	 */
+	__u64 ticks;
+	__u64 cycles;
+	__u64 own_ticks;
+	__u64 own_cycles;
 };
 
 /*

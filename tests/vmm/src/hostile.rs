@@ -57,9 +57,11 @@ struct Sweep {
     found: u64,
 }
 
-/// A call with vectors: in streaming mode; with a watchpoint on every access to the guest's RAM.
+/// A call with vectors: in streaming mode; with a watchpoint on every access to the guest's RAM; with the cycle counter
+/// armed.
 pub(crate) const STREAMING: u32 = 1;
 pub(crate) const WATCHING: u32 = 2;
+pub(crate) const COUNTING: u32 = 4;
 
 #[derive(Default)]
 #[repr(C)]
@@ -72,6 +74,17 @@ struct Vectors {
     debug_differ: u32,
     control_differ: u32,
     timer_shown: u32,
+    counted: Counted,
+}
+
+/// What the host's cycle counter counted in a call, and, for comparison, in the host itself in about the same time.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Counted {
+    pub(crate) ticks: u64,
+    pub(crate) cycles: u64,
+    pub(crate) own_ticks: u64,
+    pub(crate) own_cycles: u64,
 }
 
 /// What a call with vectors did to the host.
@@ -86,6 +99,8 @@ pub(crate) struct Compared {
     pub(crate) control: u32,
     /// Registers of the virtual timer that show what is not the host's.
     pub(crate) timer: u32,
+    /// By [`COUNTING`].
+    pub(crate) counted: Counted,
 }
 
 #[repr(C)]
@@ -244,7 +259,8 @@ impl Hostile {
         sys::ioctl(self, number::<Vectors>(READ_WRITE, 8), &mut ask)?;
         let debug = (ask.debug_set, ask.debug_differ);
         let (control, timer) = (ask.control_differ, ask.timer_shown);
-        Ok((ask.x, Compared { kinds: ask.compared, differ: ask.differ, debug, control, timer }))
+        let (kinds, differ, counted) = (ask.compared, ask.differ, ask.counted);
+        Ok((ask.x, Compared { kinds, differ, debug, control, timer, counted }))
     }
 
     /// Whether the watchpoint of [`WATCHING`] stops the host's own load from an address of this process.

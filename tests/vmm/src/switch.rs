@@ -5,6 +5,7 @@
 //! The whole loop is here, so that each `VCPU_RUN` is made with every vector register of the host filled, and so that
 //! every register that comes back can be looked at.
 
+mod counted;
 mod ends;
 mod exits;
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use freehold_uapi::hvc::*;
 
-use crate::hostile::{Hostile, STREAMING, WATCHING};
+use crate::hostile::{COUNTING, Counted, Hostile, STREAMING, WATCHING};
 use crate::interrupts;
 use crate::proto::{self, *};
 use crate::raw::{Arena, end, resting, settle, status_name};
@@ -50,8 +51,10 @@ pub(crate) struct Bench<'h> {
     /// Its addresses have 40 bits.
     wide: bool,
     pub(crate) raises: bool,
-    /// The host has a watchpoint armed while the guest runs.
-    watches: bool,
+    /// What the host has armed while the guest runs: a watchpoint, or its cycle counter, and what that counted in each
+    /// run.
+    manner: u32,
+    counted: Vec<Counted>,
     pub(crate) woke: Vec<u64>,
     pool: Arena,
     memory: Arena,
@@ -139,7 +142,8 @@ impl<'h> Bench<'h> {
             ordinary,
             wide: bits == 40,
             raises: false,
-            watches: false,
+            manner: 0,
+            counted: Vec::new(),
             woke: Vec::new(),
             pool,
             memory,
@@ -190,7 +194,7 @@ impl<'h> Bench<'h> {
     /// Runs the guest until it asks for a command or ends.
     fn go(&mut self) -> Result<Stopped, String> {
         for _ in 0..MOST_EXITS {
-            let x = self.run_once(if self.watches { WATCHING } else { 0 })?;
+            let x = self.run_once(self.manner)?;
             if x[0] != 0 {
                 return Err(format!("VCPU_RUN: {}", status_name(x[0].cast_signed())));
             }
@@ -223,6 +227,9 @@ impl<'h> Bench<'h> {
         self.debug_differ += compared.debug.1;
         self.control_differ += compared.control;
         self.timer_shown += compared.timer;
+        if manner == COUNTING {
+            self.counted.push(compared.counted);
+        }
         self.answer = 0;
         *self.exits.entry(x[1]).or_default() += 1;
         self.wakes.wake(x[5]);
@@ -383,6 +390,7 @@ pub(crate) fn all() -> Result<(), String> {
     spin(&mut bench)?;
     watched(&mut bench)?;
     debugged(&mut bench)?;
+    counted::stays(&mut bench)?;
     bench.clean("a canary to RAM not donated is stored", CMD_CANARY, [RAM_BASE + 0x20_1000, 0, 0])?;
     STEP.same("no exit showed the canary", 0, bench.leaked);
     let backed = bench.exits.get(&EXIT_MEM_FAULT).copied().unwrap_or(0);
@@ -469,18 +477,18 @@ fn watched(bench: &mut Bench<'_>) -> Result<(), String> {
     STEP.same("the watchpoint stops the host itself, where the guest will load", "Ok(true)", stops(same.at(0)));
     STEP.same("and nowhere else", "Ok(false)", stops((&raw const at).cast()));
     bench.command(CMD_FILL, [SHARE_BASE, GRANULE, 5])?;
-    bench.watches = true;
+    bench.manner = WATCHING;
     let [wrong, esr, _] = bench.command(CMD_UNMASKED, [SHARE_BASE, GRANULE, 5])?;
-    bench.watches = false;
+    bench.manner = 0;
     STEP.same("a watchpoint of the host's stops no guest", "0 wrong, ESR 0", format!("{wrong} wrong, ESR {esr:x}"));
     Ok(())
 }
 
 /// A guest's debug registers hold nothing, and are none of the host's, which has a watchpoint armed.
 fn debugged(bench: &mut Bench<'_>) -> Result<(), String> {
-    bench.watches = true;
+    bench.manner = WATCHING;
     let tried = bench.clean("debug registers read as zero, whatever is written", CMD_DEBUG, [0; 3])?[2];
-    bench.watches = false;
+    bench.manner = 0;
     STEP.judged("debug registers tried", "at least 14", tried, tried >= 14);
     let set = bench.debug_set;
     STEP.judged("tools: the host's own are seen", "3 or more set: the watchpoint, and that it is on", set, set >= 3);
