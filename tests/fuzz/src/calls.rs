@@ -90,6 +90,8 @@ pub fn run_host_beside(mistake: Mistake, data: &[u8]) -> Tally {
         Mistake::ReclaimsAlive => reclaims_alive,
         Mistake::NeverRevokes => never_revokes,
         Mistake::ForgetsRequests => forgets_requests,
+        Mistake::ForgetsLoans => forgets_loans,
+        Mistake::GivesAwayLoans => gives_away_loans,
     };
     with_rig(Fault::None, wrong, |court| steps(data, |step| host::step(court, step)))
 }
@@ -103,6 +105,10 @@ pub enum Mistake {
     NeverRevokes,
     /// A guest that asks is not heard.
     ForgetsRequests,
+    /// What was lent can not be taken back.
+    ForgetsLoans,
+    /// A frame that is lent may be given to a VM.
+    GivesAwayLoans,
 }
 
 fn reclaims_alive(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
@@ -125,6 +131,23 @@ fn forgets_requests(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
     } else {
         outcome
     }
+}
+
+fn forgets_loans(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    let returns = matches!(op, Op::Host { call: Call::MemUnshare { .. }, .. });
+    if returns && outcome.done.is_some() {
+        Outcome::refused(freehold_oracle::Statuses::one(hvc::GFN_NOT_MAPPED))
+    } else {
+        outcome
+    }
+}
+
+fn gives_away_loans(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    let alone = outcome.refused == freehold_oracle::Statuses::one(hvc::SHARED);
+    let gives = matches!(op, Op::Host { call: Call::MemDonate { .. } | Call::PoolTopup { .. }, .. });
+    if gives && alone { Outcome::done(Done::Host([Value::Any; 4])) } else { outcome }
 }
 
 /// Plays the guest's stream in `data`, with a driver that answers its exits.

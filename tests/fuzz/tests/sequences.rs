@@ -60,9 +60,16 @@ fn about_half_of_a_random_stream_succeeds_and_neither_far_more_nor_far_less() {
 
 #[test]
 fn each_mistake_of_the_specification_shrinks_to_a_few_calls() {
-    for (mistake, longest) in [(Mistake::ReclaimsAlive, 6), (Mistake::NeverRevokes, 8), (Mistake::ForgetsRequests, 8)] {
+    for (mistake, longest) in [
+        (Mistake::ReclaimsAlive, 6),
+        (Mistake::NeverRevokes, 10),
+        (Mistake::ForgetsRequests, 8),
+        (Mistake::ForgetsLoans, 8),
+        (Mistake::GivesAwayLoans, 6),
+    ] {
         let beside = |data: &[u8]| calls::run_host_beside(mistake, data);
         let (steps, why) = shortest(400, RngSeed::Fixed(1), beside).expect("a mistake");
+        println!("{mistake:?}: {} steps: {why}", steps.len());
         assert!(steps.len() <= longest && why.contains("oracle: "), "{mistake:?}: {steps:?}: {why}");
     }
 }

@@ -20,7 +20,7 @@ use crate::platform::Cpu;
 use crate::ports::Ports;
 use crate::tlb::Right;
 
-/// Guest frames of one range at which something may be lent.
+/// Guest frames of one range at which something may be lent, beside those that are watched.
 const MOST_RAM: usize = 4096;
 
 /// What came of a guest's access.
@@ -424,13 +424,14 @@ impl Rig {
         Ok(())
     }
 
-    /// How many frames of the host's a VM borrows, and the guest frames of its RAM.
+    /// How many frames of the host's a VM borrows, and the guest frames where that may be.
     fn borrowed(&self, slot: usize) -> (u64, Vec<u64>) {
         let permit = &mut Permit::for_this_entry();
         let mut guest = self.world.guest(permit, slot).expect("a slot");
         let memory = &guest.get().memory;
         let ram = memory.ram().flat_map(|run| (run.start().raw()..).take(MOST_RAM.min(run.count() as usize)));
-        (memory.frames().1, ram.collect())
+        let gfns = self.board.layout.gfns.iter().copied();
+        (memory.frames().1, gfns.chain(ram).collect())
     }
 
     fn must(&self, id: u32, x: [u64; 5]) -> Result<(), String> {

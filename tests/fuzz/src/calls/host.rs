@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One step of the host: a call, a fault, or something that it does to its memory.
 
-use freehold_mem::{GuestView, Pfn, State, VmSlot};
+use freehold_mem::{GuestView, Kind, Pfn, State, VmSlot};
 use freehold_model::{Act, Picture, Rig, VmView};
 use freehold_uapi::hvc;
 use freehold_virt::vm::VcpuPhase;
@@ -53,6 +53,10 @@ fn is_host(state: State) -> bool {
     state == State::Host
 }
 
+fn is_lent(state: State) -> bool {
+    matches!(state, State::Lent(_))
+}
+
 fn without_vm(court: &mut Court<'_>, picture: &Picture, step: Step) -> bool {
     let (rig, cpu) = (court.rig, step.cpu());
     let pfn = step.pfn(rig, picture, is_host);
@@ -67,7 +71,8 @@ fn without_vm(court: &mut Court<'_>, picture: &Picture, step: Step) -> bool {
         _ => {
             let bits = if step.wild(5) { u64::from(step.raw) } else { 32 };
             let count = if step.wild(6) { step.count() } else { 4 + u64::from(step.more & 7) };
-            let answer = court.call(cpu, hvc::VM_CREATE, [hvc::VM_PROTECTED, bits, pfn, count, 0], false);
+            let flags = if step.flag(4) && step.flag(5) { 0 } else { hvc::VM_PROTECTED };
+            let answer = court.call(cpu, hvc::VM_CREATE, [flags, bits, pfn, count, 0], false);
             if answer.is_success() && !step.wild(7) {
                 let vm = answer.x[0];
                 assert!(court.call(cpu, hvc::VM_RANGE, [vm, GFN, GFNS, 0, 0], false).is_success());
@@ -117,9 +122,16 @@ fn with_vm(court: &mut Court<'_>, picture: &Picture, step: Step) -> Option<bool>
     };
     // Of one vCPU is known what it does; others that could be are not asked for.
     let vcpu = if step.wild(9) { step.edge() | 8 } else { 0 };
-    let pfn = || step.pfn(rig, picture, is_host);
+    let pfn = || step.pfn(rig, picture, if step.flag(6) && step.flag(7) { is_lent } else { is_host });
     let absent = || step.gfn(picture, vm, |view| matches!(view, GuestView::Absent(_)));
+    let view = picture.vms.iter().flatten().find(|view| view.handle == vm);
+    let ordinary = view.is_some_and(|view| view.kind == Some(Kind::Ordinary));
+    let lend = |gfn: u64| [pfn(), gfn, watched(gfn, step.count()), u64::from(step.more & 3)];
+    let borrowed = || step.gfn(picture, vm, |view| matches!(view, GuestView::Mapped(_)));
     match verb {
+        6..=9 if ordinary => call(hvc::MEM_SHARE, lend(absent())),
+        // A dying VM does not say what it borrows where.
+        14..=16 if view.is_some_and(|view| view.borrowed > 0) => call(hvc::MEM_UNSHARE, [borrowed(), 1, 0, 0]),
         0 => call(hvc::VM_RANGE, [step.range(), step.count(), 0, 0]),
         1 => call(hvc::POOL_TOPUP, [pfn(), step.count(), 0, 0]),
         2 => call(hvc::VCPU_KICK, [vcpu, 0, 0, 0]),
@@ -136,8 +148,8 @@ fn with_vm(court: &mut Court<'_>, picture: &Picture, step: Step) -> Option<bool>
         11 | 12 => Some(run(court, picture, step, vm, vcpu)),
         13 => match step.raw & 7 {
             0..=2 => call(hvc::VM_DESTROY, [0; 4]),
-            3 => call(hvc::MEM_SHARE, [pfn(), absent(), step.count(), 0]),
-            4 => call(hvc::MEM_UNSHARE, [absent(), step.count(), 0, 0]),
+            3 => call(hvc::MEM_SHARE, lend(absent())),
+            4 => call(hvc::MEM_UNSHARE, [borrowed(), step.count(), 0, 0]),
             _ => call(hvc::POOL_TOPUP, [pfn(), step.count(), 0, 0]),
         },
         14..=16 => call(hvc::VM_RECLAIM, [its_frame(rig, picture, step, vm), step.count(), 0, 0]),
@@ -157,12 +169,16 @@ fn its_frame(rig: &Rig, picture: &Picture, step: Step, vm: u64) -> u64 {
     })
 }
 
+/// The count of a run of guest frames that are watched; of others none, for what is lent elsewhere is in nobody's book.
+fn watched(gfn: u64, count: u64) -> u64 {
+    let end = gfn.checked_add(count).filter(|_| gfn >= GFN);
+    if end.is_some_and(|end| end <= GFN + GFNS) { count } else { 0 }
+}
+
 /// What may be taken away is donated where guests' frames are watched: poison elsewhere is in nobody's book.
 fn flags(step: Step, gfn: u64, count: u64) -> u64 {
-    let end = gfn.checked_add(count).filter(|_| gfn >= GFN);
-    let watched = end.is_some_and(|end| end <= GFN + GFNS);
     let flags = if step.wild(10) { step.edge() } else { u64::from(step.more & 1) };
-    if watched { flags } else { flags & !hvc::DONATE_REVOCABLE }
+    if watched(gfn, count) == count { flags } else { flags & !hvc::DONATE_REVOCABLE }
 }
 
 fn donate_list(court: &mut Court<'_>, picture: &Picture, step: Step, vm: u64) -> Option<bool> {
