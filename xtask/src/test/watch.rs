@@ -18,6 +18,8 @@ const LONG: u32 = 1800;
 const AROUND: Duration = Duration::from_secs(300);
 /// What the debug el2 says when it finds something.
 const FOUND: &str = "freehold: stop: watch: divergence at step ";
+/// Between a job and the seed that it tells.
+const SEED: &str = ": seed ";
 
 /// The pieces.
 pub(super) fn works() -> Vec<Work> {
@@ -41,7 +43,32 @@ fn machine(context: &Context<'_>, image: &Path, seconds: u32) -> Result<Machine>
 fn boot(context: &Context<'_>, name: &str, image: &Path, seconds: u32) -> Result<Outcome> {
     let (tools, _) = context.boot.as_ref().context("nothing was built to boot")?;
     let mut running = Running::start(&tools.qemu, &machine(context, image, seconds)?, &log(context, name))?;
-    session::follow(&mut running, limit(seconds), |_| ())
+    let mut outcome = session::follow(&mut running, limit(seconds), |_| ())?;
+    tell_seed(context, name, &mut outcome);
+    Ok(outcome)
+}
+
+/// Says with a divergence from which seed the job made its choices: el2, which found it, does not know.
+pub(super) fn tell_seed(context: &Context<'_>, name: &str, outcome: &mut Outcome) {
+    let console = std::fs::read_to_string(log(context, name)).unwrap_or_default();
+    outcome.problem = outcome.problem.take().map(|problem| with_seed(problem, &console));
+}
+
+/// A divergence and the seed that was told last before it; any other problem as it is.
+fn with_seed(problem: String, console: &str) -> String {
+    let before = console.lines().take_while(|line| !line.contains(FOUND));
+    match before.filter_map(seed).last().filter(|_| problem.starts_with(FOUND)) {
+        Some((job, seed)) => format!("{problem} ({job}{SEED}{seed})"),
+        None => problem,
+    }
+}
+
+/// Whose seed a line of the console tells: `JOB: seed NUMBER`.
+fn seed(line: &str) -> Option<(&str, &str)> {
+    let (job, rest) = line.split_once(SEED)?;
+    let number = rest.split([',', ' ']).next()?;
+    let is_number = number.strip_prefix("0x").is_some_and(|digits| u64::from_str_radix(digits, 16).is_ok());
+    is_number.then_some((job.rsplit(' ').next()?, number))
 }
 
 fn limit(seconds: u32) -> Duration {
@@ -83,9 +110,35 @@ fn planted(context: &Context<'_>) -> Result<Vec<Item>> {
     let outcome = boot(context, name, &watched.broken, SHORT)?;
     let at = context.env.shown(&log(context, name));
     let problem = match &outcome.problem {
-        Some(line) if line.starts_with(FOUND) => None,
+        Some(line) if line.starts_with(FOUND) && line.contains("(soak: seed 0x") => None,
+        Some(line) if line.starts_with(FOUND) => Some(format!("found, without the seed: {line}\nconsole log: {at}")),
         Some(other) => Some(format!("another end: {other}\nconsole log: {at}")),
         None => Some(format!("a lost store was not found\nconsole log: {at}")),
     };
     Ok(vec![Item::new(name, problem)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STOP: &str = "freehold: stop: watch: divergence at step 501 on cpu 1 in Call { id: c600008c }: frame 0x44d04";
+
+    #[test]
+    fn a_divergence_is_told_with_the_last_seed_before_it() {
+        let console = |first: &str| {
+            format!("{first}\nnoise: seed none\n@fh {{\"seen\":\"9%, seed 0x2\"}}\n{STOP}\nlate: seed 0x9\n")
+        };
+        let told = |first| with_seed(STOP.to_owned(), &console(first));
+        assert_eq!(told("stress: seed 0x1, 60 s\nsoak: seed 0xc730, 60 s"), format!("{STOP} (soak: seed 0xc730)"));
+        assert_eq!(told("[ 9.1] noise hvc-fuzz: seed 0xc8"), format!("{STOP} (hvc-fuzz: seed 0xc8)"));
+        assert_eq!(told("a job without choices"), STOP);
+    }
+
+    #[test]
+    fn no_other_problem_is_given_a_seed() {
+        for other in ["freehold: stop: no memory at DTB", "nothing after 5 s"] {
+            assert_eq!(with_seed(other.to_owned(), "soak: seed 0xc730, 60 s"), other);
+        }
+    }
 }

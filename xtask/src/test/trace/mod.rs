@@ -13,7 +13,7 @@ use freehold_trace::check::{self, Report, Rule};
 
 use super::boot::log;
 use super::life::{self, Job};
-use super::{Context, Item, Work};
+use super::{Context, Item, Work, watch};
 use crate::qemu::{Machine, Read, Running};
 use crate::session::{self, Outcome};
 use drain::{Drain, Place};
@@ -137,7 +137,8 @@ pub(super) fn judge(context: &Context<'_>, name: &str, mut machine: Machine, lim
     let mut running = Running::start(&tools.qemu, &machine, &log(context, name))?;
     let place = place(&mut running)?;
     let drain = Drain::start(&running, place)?;
-    let outcome = session::follow_job(&mut running, limit, |_| ())?;
+    let mut outcome = session::follow_job(&mut running, limit, |_| ())?;
+    watch::tell_seed(context, name, &mut outcome);
     // A machine with a problem may never switch itself off.
     if outcome.problem.is_none() {
         running.monitor()?.wait_for_power_off()?;
