@@ -19,8 +19,13 @@ const SSE: u64 = 1 << 21;
 const SF: u64 = 1 << 15;
 /// A cache maintenance instruction.
 const CM: u64 = 1 << 8;
+/// A walk of the guest's tables for the access.
+const S1PTW: u64 = 1 << 7;
 /// A store.
 const WNR: u64 = 1 << 6;
+/// Status of a permission fault, at whatever level.
+const PERMISSION: u64 = 0xc;
+const STATUS: u64 = 0x3c;
 /// `PSTATE.BTYPE`: the mark of a branch, which is spent with the instruction behind it.
 const BTYPE: u64 = 3 << 10;
 const PAGE_SHIFT: u32 = 12;
@@ -58,16 +63,17 @@ pub enum Wanted {
     Unknown,
 }
 
-/// Whether the vCPU's last abort was a store.
+/// Whether the vCPU's last abort was a store, or what a page that can be read refuses. A walk that finds no page is
+/// none, whatever it was made for: the bit speaks of that access. What comes as a permission fault was lent already.
 pub fn stores(vcpu: &impl Registers) -> bool {
     let esr = vcpu.register(hvc::REG_EXIT_ESR);
-    esr >> 26 & 0x3f == DATA_ABORT && esr & (WNR | CM) == WNR
+    esr >> 26 & 0x3f == DATA_ABORT && (esr & STATUS == PERMISSION || esr & (WNR | CM | S1PTW) == WNR)
 }
 
 /// What the vCPU's last abort, at `gfn`, was to be.
 pub fn wanted(vcpu: &impl Registers, gfn: u64) -> Wanted {
     let esr = vcpu.register(hvc::REG_EXIT_ESR);
-    if esr >> 26 & 0x3f != DATA_ABORT {
+    if esr >> 26 & 0x3f != DATA_ABORT || esr & S1PTW != 0 {
         return Wanted::Unknown;
     }
     if esr & CM != 0 {
@@ -180,6 +186,29 @@ mod tests {
         assert!(!stores(&vcpu), "it stores nothing, whatever the bit says");
         assert_eq!(wanted(&vcpu, 9), Wanted::Nothing);
         assert_eq!(stands(&vcpu), BEHIND);
+    }
+
+    #[test]
+    fn a_walk_is_no_store_unless_it_may_not_write() {
+        let (missing, denied) = (0x7, 0xf);
+        for (class, iss, stored) in [
+            (DATA_ABORT, S1PTW | WNR | missing, false),
+            (DATA_ABORT, S1PTW | missing, false),
+            (DATA_ABORT, S1PTW | CM | WNR | missing, false),
+            (DATA_ABORT, WNR | missing, true),
+            (DATA_ABORT, missing, false),
+            // The walk sets an access flag, or a cache line is to be dropped, in what was lent to be read.
+            (DATA_ABORT, S1PTW | denied, true),
+            (DATA_ABORT, CM | WNR | 0xd, true),
+            (DATA_ABORT, WNR | 0xe, true),
+            (0x20, denied, false),
+        ] {
+            let vcpu = vcpu(class, iss);
+            assert_eq!(stores(&vcpu), stored, "{class:#x} {iss:#x}");
+            if iss & S1PTW != 0 {
+                assert_eq!((wanted(&vcpu, 9), stands(&vcpu)), (Wanted::Unknown, BEFORE), "{iss:#x}");
+            }
+        }
     }
 
     #[test]
