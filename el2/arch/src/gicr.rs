@@ -66,7 +66,7 @@ fn write(cpu: &PerCpu, offset: usize, bits: u32) {
         // SAFETY: `find` saw the CPU's redistributor there, the boot has mapped all of it, and the registers written
         // here set or clear bits of EL2's own interrupts only.
         unsafe { place.write_volatile(bits) };
-        if offset == PEND {
+        if offset == PEND || offset == UNPEND {
             // SAFETY: as above. A load behind the store: it has reached the redistributor when this is done.
             unsafe { place.read_volatile() };
         }

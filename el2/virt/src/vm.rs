@@ -161,7 +161,7 @@ impl VmCell<core::sync::atomic::AtomicU64> {
 pub enum Purpose {
     /// To run it: any vCPU that can.
     Run,
-    /// To set or read registers: one that never ran.
+    /// To set or read registers: one that nobody runs.
     Registers,
     /// To answer its request: one that ran.
     Answer,

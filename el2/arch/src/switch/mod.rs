@@ -238,6 +238,7 @@ fn exit_of(cause: Cause, ctx: &GuestContext, deferred: bool) -> Stop {
         // an interrupt that it masks is still the host's.
         Cause::IRQ | Cause::FIQ if ctx.is_servable() => {
             gicr::forget_kick();
+            barrier::registers_in_effect();
             if is_pending() { Stop::Interrupt } else { Stop::Own }
         }
         Cause::SERROR => Stop::SError,

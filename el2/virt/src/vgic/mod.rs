@@ -6,7 +6,7 @@
 //! EL2 acts for a vCPU nothing of that vCPU is anywhere else. What another vCPU has in its list registers is known as
 //! it was loaded; who reads or changes it makes that vCPU come out, so that it takes effect in finite time, as the
 //! architecture asks. Nothing that becomes deliverable waits for an accident: whoever causes it gets [`Kicks`], and
-//! gives them when the lock is free. The host raises SPIs only, and reads nothing. It knows no register of a CPU.
+//! gives them before the lock is let go. The host raises SPIs only, and reads nothing. It knows no register of a CPU.
 //! Keeps I7: all of it is bounded by arrays. Source: Arm IHI 0069 (`GICv3`).
 
 mod bank;
@@ -43,11 +43,11 @@ enum Place {
     Leaving,
 }
 
-/// Whom to tell that something changed for them, once the lock is free.
+/// Whom to tell that something changed for them, while the lock is held.
 #[must_use = "a vCPU that is not told misses an interrupt"]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kicks {
-    /// CPUs, by number, that get an interrupt of the host's so that their guest comes out.
+    /// CPUs, by number, that get an interrupt of EL2's own so that their guest comes out.
     pub cpus: u32,
     /// vCPUs, by index, whose thread the host has to wake.
     pub sleepers: u8,
