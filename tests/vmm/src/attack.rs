@@ -194,7 +194,8 @@ fn by_host_tools(target: &Target) {
     STEP.same("proc-kcore", "zeros", text);
 }
 
-/// One page of `/proc/kcore`, by its physical address.
+/// One page of `/proc/kcore`, by its physical address: of all segments that have it the first that is not zero. What is
+/// free of the kernel's image is there twice, and its image's own mapping of it is gone.
 fn kcore(address: u64) -> Result<Vec<u8>, String> {
     let file = std::fs::File::open("/proc/kcore").map_err(|e| e.to_string())?;
     let mut head = [0u8; 0x4000];
@@ -202,17 +203,24 @@ fn kcore(address: u64) -> Result<Vec<u8>, String> {
     let word = |at: usize| head[..got].get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
     // ELF64: e_phoff at 32, e_phnum at 56; a program header has 56 bytes, with offset, paddr and size at 8, 24 and 32.
     let (first, count) = (word(32).ok_or("no header")?, word(56).ok_or("no header")? & 0xffff);
+    let mut seen = Err("no segment of kcore has this address".to_string());
     for index in 0..count {
         let at = usize::try_from(first + index * 56).map_err(|e| e.to_string())?;
         let (Some(offset), Some(base), Some(size)) = (word(at + 8), word(at + 24), word(at + 32)) else { break };
         if (base..base.saturating_add(size)).contains(&address) {
             let mut page = vec![0xa5; 4096];
             let got = file.read_at(&mut page, offset + (address - base)).map_err(|e| e.to_string())?;
-            page.truncate(got);
-            return if got == 4096 { Ok(page) } else { Err(format!("{got} bytes")) };
+            if got != 4096 {
+                return Err(format!("{got} bytes"));
+            }
+            let zeros = page.iter().all(|byte| *byte == 0);
+            seen = Ok(page);
+            if !zeros {
+                break;
+            }
         }
     }
-    Err("no segment of kcore has this address".to_string())
+    seen
 }
 
 /// (d) The carve-outs, which the host has no struct page for.

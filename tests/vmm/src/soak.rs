@@ -234,33 +234,40 @@ impl Cpu<'_> {
         let x = self.made(&chosen.call);
         self.learn(&chosen, &x);
         if (chosen.call.0, x[0].cast_signed()) == (VM_RECLAIM, GUEST_FRAMES_LEFT) {
-            self.search(chosen.call.1[0]);
+            self.search(&chosen.call);
         }
     }
 
     /// Takes from a VM what it still has and nobody remembers, lest such VMs fill all slots: two threads can disagree
-    /// about who was first, and of a list that was flipped or cut short less is known than was done.
-    fn search(&mut self, handle: u64) {
-        let known: BTreeSet<u64> = {
+    /// about who was first, and of a list that was flipped or cut short less is known than was done. Where that did not
+    /// help, the frames that another VM is thought to have are asked for too. A VM is lost if its frame is still
+    /// refused after that, since one that ends gets no frame more.
+    fn search(&mut self, refused: &Call) {
+        let handle = refused.1[0];
+        let (known, again): (BTreeSet<u64>, bool) = {
             let model = self.soak.model.lock().expect("model");
-            if model.vms.get(&handle).is_none_or(|vm| !vm.dying || vm.lost || !vm.guest.is_empty()) {
+            let Some(vm) = model.vms.get(&handle) else { return };
+            if !vm.dying || vm.lost || !vm.guest.is_empty() {
                 return;
             }
-            model.vms.values().flat_map(|vm| vm.guest.iter().chain(&vm.pool)).copied().collect()
+            (model.vms.values().flat_map(|vm| vm.guest.iter().chain(&vm.pool)).copied().collect(), vm.searched)
         };
-        for pfn in self.soak.frames.iter().filter(|pfn| !known.contains(pfn)) {
+        for pfn in self.soak.frames.iter().filter(|pfn| again || !known.contains(pfn)) {
             let call = Call(VM_RECLAIM, vec![handle, *pfn, 1]);
             let x = self.made(&call);
-            self.learn(&call.into(), &x);
-            if matches!(x[0].cast_signed(), WRONG_HANDLE | STALE_HANDLE | WRONG_STATE)
-                || self.soak.over.load(Ordering::Relaxed)
-            {
+            let status = x[0].cast_signed();
+            let over = matches!(status, WRONG_HANDLE | STALE_HANDLE | WRONG_STATE);
+            if over || status == SUCCESS || !known.contains(pfn) {
+                self.learn(&call.into(), &x);
+            }
+            if over || self.soak.over.load(Ordering::Relaxed) {
                 return;
             }
         }
+        let left = again && self.made(refused)[0].cast_signed() == GUEST_FRAMES_LEFT;
         let mut model = self.soak.model.lock().expect("model");
         if let Some(vm) = model.vms.get_mut(&handle) {
-            vm.lost = vm.searched;
+            vm.lost = left;
             vm.searched = true;
         }
     }
