@@ -5,25 +5,26 @@
 //! that the host uses, for giving that away is the host's own end and no bug. A model that is only a guide keeps enough
 //! calls meaningful; it is never what is judged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use freehold_uapi::hvc::*;
 
 use crate::hostile::{Hostile, runs};
+use crate::kinds::{self, GFN, RANGE, take_back};
 use crate::machine::entropy;
-use crate::proto;
 use crate::raw::{Arena, end, resting, settle, status_name};
 use crate::report::Step;
 use crate::sys;
 
+use belief::{Belief, Model};
+
+mod belief;
+
 const STEP: Step = Step("hvc-fuzz");
 const CALLS: u64 = 100_000;
 const BLOCKS: usize = 4;
-const GFN: u64 = proto::RAM_BASE >> 12;
-/// Frames of RAM that an aimed VM declares.
-const RANGE: u64 = 0x1000;
 
 /// A small generator with a seed that can be printed and given again.
 pub(crate) struct Random(pub(crate) u64);
@@ -42,43 +43,6 @@ impl Random {
 
     pub(crate) fn one_in(&mut self, chances: u64) -> bool {
         self.below(chances) == 0
-    }
-}
-
-/// A VM as the threads believe it to be.
-#[derive(Default)]
-struct Belief {
-    dying: bool,
-    ranged: bool,
-    vcpus: u64,
-    ran: bool,
-    next_gfn: u64,
-    guest: Vec<u64>,
-    pool: Vec<u64>,
-}
-
-/// What the threads believe, to aim half of the calls well.
-#[derive(Default)]
-struct Model {
-    ever: Vec<u64>,
-    vms: BTreeMap<u64, Belief>,
-    given: BTreeSet<u64>,
-}
-
-impl Model {
-    fn some_vm(&self, dying: bool, random: &mut Random) -> Option<u64> {
-        let handles: Vec<u64> =
-            self.vms.iter().filter(|(_, vm)| vm.dying == dying).map(|(handle, _)| *handle).collect();
-        (!handles.is_empty()).then(|| pick(&handles, random))
-    }
-
-    /// Notes that frames went to a VM.
-    fn give(&mut self, handle: u64, frames: impl Iterator<Item = u64>, guest: bool) {
-        let Some(vm) = self.vms.get_mut(&handle) else { return };
-        for pfn in frames {
-            self.given.insert(pfn);
-            if guest { &mut vm.guest } else { &mut vm.pool }.push(pfn);
-        }
     }
 }
 
@@ -193,13 +157,16 @@ impl World {
         if live < 6 || (live < 24 && random.one_in(64)) {
             let count = 24 + random.below(24);
             if let Some(pfn) = self.free_run(&model, count, random) {
-                return Some(Call(VM_CREATE, vec![VM_PROTECTED, 32 + random.below(9), pfn, count]).into());
+                return Some(Call(VM_CREATE, vec![kinds::flags(random), 32 + random.below(9), pfn, count]).into());
             }
         }
         if random.below(8) < model.vms.values().filter(|vm| vm.dying).count() as u64
             && let Some(handle) = model.some_vm(true, random)
         {
             let vm = &model.vms[&handle];
+            if let Some(gfn) = vm.lent.keys().next() {
+                return Some(Call(MEM_UNSHARE, vec![handle, *gfn, 1]).into());
+            }
             let from = if vm.guest.is_empty() { &vm.pool } else { &vm.guest };
             return (!from.is_empty()).then(|| Call(VM_RECLAIM, vec![handle, pick(from, random), 1]).into());
         }
@@ -208,23 +175,36 @@ impl World {
         if !vm.ranged && !vm.ran {
             return Some(Call(VM_RANGE, vec![handle, GFN, RANGE]).into());
         }
-        if vm.vcpus == 0 && !vm.ran {
-            return Some(Call(VCPU_CREATE, vec![handle, 0]).into());
+        if vm.kind.gic && !vm.gic && !vm.ran {
+            return Some(kinds::gic(handle).into());
+        }
+        if vm.vcpus < vm.kind.vcpus && !vm.ran {
+            return Some(Call(VCPU_CREATE, vec![handle, vm.vcpus]).into());
         }
         let count = 1 + random.below(8);
+        let vcpu = random.below(vm.vcpus);
         // Calls that pay a broadcast are the slow ones, under emulation most of all: they are the smaller part.
         let call = match random.below(64) {
             0 => Call(VM_DESTROY, vec![handle]),
-            1 | 2 => Call(VCPU_RUN, vec![handle, 0, random.next()]),
+            1 | 2 => Call(VCPU_RUN, vec![handle, vcpu, random.next()]),
             3 => Call(POOL_TOPUP, vec![handle, self.free_run(&model, count, random)?, count]),
-            4..8 if vm.next_gfn + 16 < RANGE => {
+            4..8 if vm.kind.protected && vm.next_gfn + 16 < RANGE => {
                 let pfn = self.free_run(&model, count, random)?;
                 Call(MEM_DONATE, vec![handle, pfn, GFN + vm.next_gfn, count, 0])
             }
-            14..24 if !vm.ran => Call(VCPU_SET_REG, vec![handle, 0, random.below(4), random.next()]),
-            24..34 if !vm.ran => Call(VCPU_GET_REG, vec![handle, 0, random.below(4)]),
-            34..44 => Call(VCPU_KICK, vec![handle, 0]),
-            8..11 if vm.next_gfn + 16 < RANGE => {
+            8..11 if !vm.lent.is_empty() => {
+                let gfns: Vec<u64> = vm.lent.keys().copied().collect();
+                Call(MEM_UNSHARE, vec![handle, pick(&gfns, random), 1])
+            }
+            4..8 | 44..56 if !vm.kind.protected && vm.next_gfn + 16 < RANGE => {
+                let pfn = self.free_run(&model, count, random)?;
+                Call(MEM_SHARE, vec![handle, pfn, GFN + vm.next_gfn, count, kinds::rights(random)])
+            }
+            11..14 if vm.gic => kinds::irq(handle, random),
+            14..24 if !vm.ran => Call(VCPU_SET_REG, vec![handle, vcpu, random.below(4), random.next()]),
+            24..34 if !vm.ran || !vm.kind.protected => Call(VCPU_GET_REG, vec![handle, vcpu, random.below(4)]),
+            34..44 => Call(VCPU_KICK, vec![handle, vcpu]),
+            8..11 if vm.kind.protected && vm.next_gfn + 16 < RANGE => {
                 let runs = [(self.free_run(&model, 4, random)?, 4), (self.free_run(&model, 2, random)?, 2)];
                 let gfn = GFN + vm.next_gfn;
                 let records = [Record::new(runs[0].0, gfn, 4), Record::new(runs[1].0, gfn + 4, 2)];
@@ -232,7 +212,7 @@ impl World {
                 let _ = hostile.fill(list, &words);
                 return Some(Chosen { call: Call(MEM_DONATE_LIST, vec![handle, list, 2, 0]), runs: runs.to_vec() });
             }
-            _ => Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR]),
+            _ => Call(VCPU_GET_REG, vec![handle, vcpu, REG_MPIDR]),
         };
         Some(call.into())
     }
@@ -261,7 +241,7 @@ impl World {
             9..12 => {
                 let (pfn, _) = self.arena(random, 1);
                 let room = self.room(pfn);
-                let flags = if random.one_in(8) { random.next() } else { VM_PROTECTED };
+                let flags = if random.one_in(8) { random.next() } else { kinds::flags(random) };
                 let bits = if random.one_in(8) { random.below(70) } else { 32 + random.below(9) };
                 Call(VM_CREATE, vec![flags, bits, pfn, (8 + random.below(40)).min(room)])
             }
@@ -310,86 +290,15 @@ impl World {
         // Records past those just written are zeros: they name frame 0, which is no memory.
         Chosen { call: Call(MEM_DONATE_LIST, vec![handle, at, said, u64::from(random.one_in(16))]), runs }
     }
-
-    fn learn(&self, chosen: &Chosen, x: &[u64; 18]) {
-        let mut model = self.model.lock().expect("model");
-        let Call(function, arguments) = &chosen.call;
-        match *function {
-            VM_CREATE => {
-                model.ever.push(x[1]);
-                model.vms.insert(x[1], Belief::default());
-                model.give(x[1], arguments[2]..arguments[2] + arguments[3], false);
-            }
-            POOL_TOPUP => model.give(arguments[0], arguments[1]..arguments[1] + arguments[2], false),
-            MEM_DONATE => model.give(arguments[0], arguments[1]..arguments[1] + x[1], true),
-            MEM_DONATE_LIST => {
-                let frames = chosen.runs.iter().flat_map(|(pfn, count)| *pfn..pfn.saturating_add(*count));
-                model.give(arguments[0], frames.take(usize::try_from(x[1]).unwrap_or(0)), true);
-            }
-            VM_RECLAIM => {
-                for pfn in arguments[1]..arguments[1] + x[1] {
-                    model.given.remove(&pfn);
-                    if let Some(vm) = model.vms.get_mut(&arguments[0]) {
-                        vm.guest.retain(|frame| *frame != pfn);
-                        vm.pool.retain(|frame| *frame != pfn);
-                    }
-                }
-                if model.vms.get(&arguments[0]).is_some_and(|vm| vm.guest.is_empty() && vm.pool.is_empty()) {
-                    model.vms.remove(&arguments[0]);
-                }
-            }
-            _ => {}
-        }
-        if let Some(vm) = arguments.first().and_then(|handle| model.vms.get_mut(handle)) {
-            match *function {
-                VM_DESTROY => vm.dying = true,
-                VM_RANGE => vm.ranged = true,
-                VCPU_CREATE => vm.vcpus += 1,
-                // A vCPU that is off begins nothing.
-                VCPU_RUN => vm.ran |= x[1] != EXIT_OFF,
-                _ => {}
-            }
-        }
-    }
-
-    /// Mends a belief that a refusal has shown to be wrong, and moves on from a guest address that was used.
-    fn mend(&self, chosen: &Chosen, status: i64) {
-        let mut model = self.model.lock().expect("model");
-        let Call(function, arguments) = &chosen.call;
-        let Some(&handle) = arguments.first() else { return };
-        if matches!(status, WRONG_HANDLE | STALE_HANDLE) {
-            if let Some(vm) = model.vms.remove(&handle) {
-                for pfn in vm.guest.iter().chain(&vm.pool) {
-                    model.given.remove(pfn);
-                }
-            }
-            return;
-        }
-        let Some(vm) = model.vms.get_mut(&handle) else { return };
-        match (*function, status) {
-            (MEM_DONATE | MEM_DONATE_LIST, _) => vm.next_gfn += 8,
-            (VM_RECLAIM, HOST_OWNED) => {
-                vm.guest.retain(|frame| *frame != arguments[1]);
-                vm.pool.retain(|frame| *frame != arguments[1]);
-                model.given.remove(&arguments[1]);
-            }
-            (VM_RECLAIM, WRONG_STATE) => vm.dying = false,
-            (VM_DESTROY, WRONG_STATE) => vm.dying = true,
-            (VM_RANGE | VCPU_CREATE | VCPU_SET_REG, WRONG_STATE) => vm.ran = true,
-            (VM_RANGE, BAD_RANGE) => vm.ranged = true,
-            (VCPU_CREATE, VCPU_EXISTS) => vm.vcpus += 1,
-            _ => {}
-        }
-    }
 }
 
 fn pick(from: &[u64], random: &mut Random) -> u64 {
     from[usize::try_from(random.below(from.len() as u64)).unwrap_or(0)]
 }
 
-/// Calls that random arguments can make succeed; each must have. The others only refuse here: no ordinary VM is
-/// made, and GUEST_ACCEPT answers a request of a guest's program, which nobody has written.
-const SUCCEED: [u32; 14] = [
+/// Calls that random arguments can make succeed; each must have. GUEST_ACCEPT only refuses here: it answers a request of
+/// a guest's program, which nobody has written.
+const SUCCEED: [u32; 18] = [
     VERSION,
     COUNTER,
     VM_CREATE,
@@ -404,6 +313,10 @@ const SUCCEED: [u32; 14] = [
     VCPU_KICK,
     MEM_DONATE,
     MEM_DONATE_LIST,
+    MEM_SHARE,
+    MEM_UNSHARE,
+    VM_GIC,
+    VM_IRQ,
 ];
 
 /// Per status how often it came, and per call how often it succeeded.
@@ -428,9 +341,9 @@ fn one_cpu(world: &World, cpu: usize, calls: u64, seed: u64) -> Result<Tally, St
         *tally.0.entry(status).or_default() += 1;
         if status == SUCCESS {
             *tally.1.entry(*function).or_default() += 1;
-            world.learn(&chosen, &x);
+            world.model.lock().expect("model").learn(&chosen, &x);
         }
-        world.mend(&chosen, status);
+        world.model.lock().expect("model").mend(&chosen, status);
     }
     // A list frame may have been named as memory by no call: it is still the host's.
     hostile.free(list.first).map_err(|e| format!("list frame: {}", sys::errno_name(e)))?;
@@ -506,6 +419,7 @@ pub(crate) fn finish(
         if ![SUCCESS, WRONG_STATE].contains(&hostile.call(VM_DESTROY, &[handle])) {
             continue;
         }
+        take_back(hostile, handle);
         // What its guest had lent to the host can be read.
         let all: Vec<u64> = foreign.iter().copied().chain(more(handle)).collect();
         end(hostile, handle, &all);

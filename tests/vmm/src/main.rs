@@ -24,6 +24,7 @@ mod interrupts;
 mod ioctl_fuzz;
 mod ioctls;
 mod kill;
+mod kinds;
 mod leaks;
 mod light;
 mod loans;

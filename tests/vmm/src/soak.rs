@@ -10,10 +10,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use freehold_uapi::hvc::*;
+use freehold_uapi::hvc::{self, *};
 
 use crate::fuzz::{Call, Chosen, Random, World, finish};
 use crate::hostile::{Hostile, How};
+use crate::kinds::{self, GFN, Kind, RANGE};
 use crate::machine::entropy;
 use crate::proto;
 use crate::raw::{Arena, resting, status_name};
@@ -32,17 +33,19 @@ const SECONDS: u64 = 60;
 const LONG: u64 = 1800;
 /// Calls a second, at least.
 const RATE: u128 = 1000;
-const GFN: u64 = proto::RAM_BASE >> 12;
 /// Guest frames that the guest's program is about, behind the one that holds it.
 const PLAY: u64 = 32;
-/// Frames of RAM that an aimed VM declares.
-const RANGE: u64 = 0x1000;
 /// VMs that live at a time, at least.
 const LIVE: usize = 6;
 /// Calls that an aimed VM lives for.
 const AGE: u64 = 400;
 /// Records of a list that is flipped meanwhile.
 const RECORDS: u64 = 4;
+
+/// Calls that el2 serves.
+const SERVED: usize = (VM_IRQ - BASE + 1) as usize;
+/// Protected or not, two vCPUs or one, a controller or none.
+const KINDS: usize = 8;
 
 struct Soak {
     world: World,
@@ -54,6 +57,11 @@ struct Soak {
     over: AtomicBool,
     calls: AtomicU64,
     good: AtomicU64,
+    /// Successes of each call.
+    each: [AtomicU64; SERVED],
+    /// Runs of a guest in each kind of VM, and by its second vCPU.
+    ran: [AtomicU64; KINDS],
+    seconds: AtomicU64,
 }
 
 /// One CPU.
@@ -85,7 +93,7 @@ impl Cpu<'_> {
         if model.vms.values().filter(|vm| !vm.dying).count() < LIVE {
             let count = 16 + random.below(16);
             if let Some(pfn) = model.free_run(blocks, count, random) {
-                return Some(Call(VM_CREATE, vec![VM_PROTECTED, 32 + random.below(9), pfn, count]));
+                return Some(Call(VM_CREATE, vec![kinds::flags(random), 32 + random.below(9), pfn, count]));
             }
         }
         // Else those that end would pile up, with all frames.
@@ -94,49 +102,68 @@ impl Cpu<'_> {
             && let Some(handle) = model.some(random, |vm| vm.dying && !vm.lost)
         {
             let vm = &model.vms[&handle];
+            if let Some(gfn) = vm.lent.keys().next() {
+                return Some(Call(MEM_UNSHARE, vec![handle, *gfn, 1]));
+            }
             let from = if vm.guest.is_empty() { &vm.pool } else { &vm.guest };
             return from.last().map(|pfn| Call(VM_RECLAIM, vec![handle, *pfn, 1]));
         }
         let apart = !random.one_in(16);
-        let handle = model.some(random, |vm| !(vm.dying || apart && vm.running))?;
+        let handle = model.some(random, |vm| !(vm.dying || apart && vm.is_busy()))?;
         let free = model.free_run(blocks, 8, random);
+        let one = model.to_lend(blocks, 1, random);
         let vm = model.vms.get_mut(&handle)?;
         vm.age += 1;
-        if !vm.ranged {
-            return Some(Call(VM_RANGE, vec![handle, GFN, RANGE]));
+        if vm.dead || vm.age > AGE {
+            return Some(Call(VM_DESTROY, vec![handle]));
         }
-        if !vm.vcpu {
-            return Some(Call(VCPU_CREATE, vec![handle, 0]));
+        if let Some(call) = vm.next_of_birth(handle) {
+            return Some(call);
         }
         if !vm.program {
             let pfn = free?;
             self.hostile.fill(pfn, program()).ok()?;
-            return Some(Call(MEM_DONATE, vec![handle, pfn, GFN, 1, 0]));
+            let (call, flags) = if vm.kind.protected { (MEM_DONATE, 0) } else { (MEM_SHARE, SHARE_EXEC | SHARE_WRITE) };
+            return Some(Call(call, vec![handle, pfn, GFN, 1, flags]));
         }
         if !vm.start {
             return Some(Call(VCPU_SET_REG, vec![handle, 0, REG_PC, proto::RAM_BASE]));
         }
         if vm.age < 8 {
-            return Some(Call(VCPU_SET_REG, vec![handle, 0, REG_X0, random.next() | 1]));
+            return Some(Call(VCPU_SET_REG, vec![handle, 0, REG_X0, vm.seed(random)]));
         }
-        if vm.dead || vm.age > AGE {
-            return Some(Call(VM_DESTROY, vec![handle]));
-        }
+        let vcpu = vm.idle(random);
+        let index = vcpu as u64;
         let revocable = u64::from(random.one_in(8));
-        match (vm.wants, random.below(16)) {
-            (_, 0) => Some(Call(VCPU_KICK, vec![handle, 0])),
-            (_, 1) => Some(Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR])),
+        match (vm.wants[vcpu], random.below(16)) {
+            (_, 0) => Some(Call(VCPU_KICK, vec![handle, index])),
+            (_, 1) if vm.kind.gic => Some(kinds::irq(handle, random)),
+            (_, 1) => Some(Call(VCPU_GET_REG, vec![handle, index, REG_MPIDR])),
             (_, 2) => Some(Call(POOL_TOPUP, vec![handle, free?, 1 + random.below(2)])),
-            (_, 3) if vm.next_gfn + 8 < RANGE => {
-                let count = 1 + random.below(8);
+            (_, 3) if vm.next_gfn + 8 < RANGE && (vm.kind.protected || vm.borrows()) => {
+                let (count, gfn) = (1 + random.below(8), GFN + vm.next_gfn);
                 vm.next_gfn += count;
-                Some(Call(MEM_DONATE, vec![handle, free?, GFN + vm.next_gfn - count, count, revocable]))
+                Some(if vm.kind.protected {
+                    Call(MEM_DONATE, vec![handle, free?, gfn, count, revocable])
+                } else {
+                    Call(MEM_SHARE, vec![handle, free?, gfn, count, kinds::rights(random)])
+                })
             }
-            (Wants::Frame(gfn), _) => Some(Call(MEM_DONATE, vec![handle, free?, gfn, 1, revocable])),
-            (Wants::Answer(count), _) => Some(Call(GUEST_ACCEPT, vec![handle, 0, count])),
+            (_, 4) if vm.lent.len() > 1 => {
+                // Not the program, which is the first.
+                let gfn = vm.lent.keys().nth(1 + usize::try_from(random.below(vm.lent.len() as u64 - 1)).ok()?);
+                Some(Call(MEM_UNSHARE, vec![handle, *gfn?, 1]))
+            }
+            // It was lent, but for less than the guest wants to do.
+            (Wants::Frame(gfn), _) if vm.lent.contains_key(&gfn) => Some(Call(MEM_UNSHARE, vec![handle, gfn, 1])),
+            (Wants::Frame(gfn), _) if vm.kind.protected => {
+                Some(Call(MEM_DONATE, vec![handle, free?, gfn, 1, revocable]))
+            }
+            (Wants::Frame(gfn), _) => Some(Call(MEM_SHARE, vec![handle, one?, gfn, 1, kinds::rights(random)])),
+            (Wants::Answer(count), _) => Some(Call(GUEST_ACCEPT, vec![handle, index, count])),
             (Wants::Nothing, _) => {
-                vm.running = true;
-                Some(Call(VCPU_RUN, vec![handle, 0, random.next()]))
+                vm.running[vcpu] = true;
+                Some(Call(VCPU_RUN, vec![handle, index, random.next()]))
             }
         }
     }
@@ -145,13 +172,20 @@ impl Cpu<'_> {
     fn light(&mut self) -> Option<Call> {
         let model = self.soak.model.lock().expect("model");
         let random = &mut self.random;
-        let handle = model.some(random, |vm| !vm.dying && vm.vcpu)?;
-        let fresh = model.some(random, |vm| !vm.dying && vm.vcpu && vm.age < 8);
-        Some(match (random.below(4), fresh) {
+        let handle = model.some(random, |vm| !vm.dying && vm.vcpus > 0)?;
+        let fresh = model.some(random, |vm| !vm.dying && vm.vcpus > 0 && vm.age < 8);
+        let vm = &model.vms[&handle];
+        let vcpu = random.below(vm.vcpus);
+        let open = !vm.kind.protected && !vm.is_busy();
+        Some(match (random.below(6), fresh) {
             (0, Some(fresh)) => Call(VCPU_SET_REG, vec![fresh, 0, REG_X1, random.next()]),
             (1, Some(fresh)) => Call(VCPU_GET_REG, vec![fresh, 0, REG_X1]),
-            (2, _) => Call(VCPU_KICK, vec![handle, 0]),
-            _ => Call(VCPU_GET_REG, vec![handle, 0, REG_MPIDR]),
+            // What its program does not use.
+            (0, None) if open => Call(VCPU_SET_REG, vec![handle, vm.idle(random) as u64, REG_X30, random.next()]),
+            (1, None) if open => Call(VCPU_GET_REG, vec![handle, vm.idle(random) as u64, REG_V0 + random.below(64)]),
+            (2, _) if vm.gic => kinds::irq(handle, random),
+            (2 | 3, _) => Call(VCPU_KICK, vec![handle, vcpu]),
+            _ => Call(VCPU_GET_REG, vec![handle, vcpu, REG_MPIDR]),
         })
     }
 
@@ -159,7 +193,12 @@ impl Cpu<'_> {
     fn flipped(&mut self) {
         let both = self.soak.flipped.lock().expect("list");
         let (list, arena) = (both.0.first, &both.1);
-        let Some(handle) = self.soak.model.lock().expect("model").some(&mut self.random, |vm| !vm.dying && vm.ranged)
+        let Some(handle) = self
+            .soak
+            .model
+            .lock()
+            .expect("model")
+            .some(&mut self.random, |vm| !vm.dying && vm.ranged && vm.kind.protected)
         else {
             return;
         };
@@ -203,7 +242,12 @@ impl Cpu<'_> {
     fn made(&self, Call(function, arguments): &Call) -> [u64; 18] {
         let x = self.hostile.raw((*function).into(), arguments);
         self.soak.calls.fetch_add(1, Ordering::Relaxed);
-        self.soak.good.fetch_add(u64::from(x[0].cast_signed() == SUCCESS), Ordering::Relaxed);
+        if x[0].cast_signed() == SUCCESS {
+            self.soak.good.fetch_add(1, Ordering::Relaxed);
+            if let Some(each) = self.soak.each.get((*function).wrapping_sub(BASE) as usize) {
+                each.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         x
     }
 
@@ -247,8 +291,12 @@ impl Cpu<'_> {
         let (known, again): (BTreeSet<u64>, bool) = {
             let model = self.soak.model.lock().expect("model");
             let Some(vm) = model.vms.get(&handle) else { return };
-            if !vm.dying || vm.lost || !vm.guest.is_empty() {
+            if !vm.dying || vm.lost || !vm.guest.is_empty() || !vm.lent.is_empty() {
                 return;
+            }
+            if !vm.kind.protected {
+                drop(model);
+                return self.search_loans(refused);
             }
             (model.vms.values().flat_map(|vm| vm.guest.iter().chain(&vm.pool)).copied().collect(), vm.searched)
         };
@@ -272,6 +320,23 @@ impl Cpu<'_> {
         }
     }
 
+    /// The same of an ordinary VM, whose guest frames are tried one by one.
+    fn search_loans(&self, refused: &Call) {
+        let handle = refused.1[0];
+        for gfn in GFN..GFN + RANGE {
+            let call = Call(MEM_UNSHARE, vec![handle, gfn, 1]);
+            let x = self.made(&call);
+            let over = matches!(x[0].cast_signed(), WRONG_HANDLE | STALE_HANDLE | WRONG_STATE);
+            if over || self.soak.over.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+        let left = self.made(refused)[0].cast_signed() == GUEST_FRAMES_LEFT;
+        if let Some(vm) = self.soak.model.lock().expect("model").vms.get_mut(&handle) {
+            vm.lost = left;
+        }
+    }
+
     fn learn(&self, Chosen { call: Call(function, arguments), runs }: &Chosen, x: &[u64; 18]) {
         let status = x[0].cast_signed();
         let mut model = self.soak.model.lock().expect("model");
@@ -280,7 +345,7 @@ impl Cpu<'_> {
             (VM_CREATE, SUCCESS) => {
                 let frames = arguments[2]..arguments[2] + arguments[3];
                 model.given.extend(frames.clone());
-                model.vms.insert(x[1], Belief::new(frames.collect()));
+                model.vms.insert(x[1], Belief::new(Kind::of(arguments), frames.collect()));
                 self.soak.world.knows(x[1]);
             }
             (POOL_TOPUP, SUCCESS) => model.give(handle, arguments[1]..arguments[1] + arguments[2], false),
@@ -289,23 +354,26 @@ impl Cpu<'_> {
                 let frames = runs.iter().flat_map(|(pfn, count)| *pfn..pfn.saturating_add(*count));
                 model.give(handle, frames.take(usize::try_from(x[1]).unwrap_or(0)), true);
             }
+            (MEM_SHARE, SUCCESS) => model.lend(handle, arguments[1], arguments[2], x[1]),
+            (MEM_UNSHARE, SUCCESS) => model.unlend(handle, arguments[1]..arguments[1] + x[1]),
+            (MEM_UNSHARE, GFN_NOT_MAPPED) if arguments[2] == 1 => model.unlend(handle, arguments[1]..arguments[1] + 1),
             (VM_RECLAIM, SUCCESS) => (arguments[1]..arguments[1] + x[1]).for_each(|pfn| model.take(handle, pfn)),
             (VM_RECLAIM, HOST_OWNED | FOREIGN) if arguments[2] == 1 => model.take(handle, arguments[1]),
             _ => {}
         }
         let gone = matches!(status, WRONG_HANDLE | STALE_HANDLE);
-        let empty = |vm: &Belief| vm.dying && vm.guest.is_empty() && vm.pool.is_empty();
+        let empty = |vm: &Belief| vm.dying && vm.guest.is_empty() && vm.lent.is_empty() && vm.pool.is_empty();
         if gone || model.vms.get(&handle).is_some_and(empty) {
-            if let Some(vm) = model.vms.remove(&handle) {
-                for pfn in vm.guest.iter().chain(&vm.pool) {
-                    model.given.remove(pfn);
-                }
-            }
+            model.gone(handle);
             self.soak.world.forgets(handle);
             return;
         }
         if let Some(vm) = model.vms.get_mut(&handle) {
             vm.learn(*function, arguments, status, x);
+            if (*function, status) == (VCPU_RUN, SUCCESS) && x[1] != EXIT_OFF {
+                self.soak.ran[vm.kind.index()].fetch_add(1, Ordering::Relaxed);
+                self.soak.seconds.fetch_add(u64::from(arguments[1] == 1), Ordering::Relaxed);
+            }
         }
     }
 }
@@ -327,6 +395,9 @@ pub(crate) fn all(seed: Option<u64>, seconds: Option<u64>) -> Result<(), String>
         over: AtomicBool::new(false),
         calls: AtomicU64::new(0),
         good: AtomicU64::new(0),
+        each: [const { AtomicU64::new(0) }; SERVED],
+        ran: [const { AtomicU64::new(0) }; KINDS],
+        seconds: AtomicU64::new(0),
     };
     let cpus = sys::cpus();
     let begin = Instant::now();
@@ -368,6 +439,20 @@ pub(crate) fn all(seed: Option<u64>, seconds: Option<u64>) -> Result<(), String>
     if seconds >= LONG {
         STEP.judged("calls a second", &format!("{RATE} or more"), rate, rate >= RATE);
     }
+    let silent = |call: &&freehold_uapi::table::Call| {
+        let times = soak.each.get(call.id.wrapping_sub(BASE) as usize);
+        times.is_none_or(|times| times.load(Ordering::Relaxed) == 0)
+    };
+    let never: Vec<&str> = hvc::CALLS.iter().filter(silent).map(|call| call.name).collect();
+    STEP.same("calls that never succeeded", "", never.join(", "));
+    let ran = soak.ran.each_ref().map(|n| n.load(Ordering::Relaxed));
+    let second = soak.seconds.load(Ordering::Relaxed);
+    STEP.judged(
+        "guests ran in each kind of VM, and on second vCPUs",
+        "each more than once",
+        format!("{ran:?}, {second}"),
+        ran.iter().chain([&second]).all(|times| *times > 1),
+    );
     let (list, own) = soak.flipped.into_inner().expect("list");
     let mut world = soak.world;
     world.blocks.extend([list, own]);

@@ -13,6 +13,7 @@ pub mod board;
 pub mod cpu;
 pub mod judge;
 pub mod lock;
+pub mod marks;
 pub mod platform;
 pub mod ports;
 pub mod ring;

@@ -10,12 +10,11 @@ use freehold_oracle::{Life, Mark, Owner, Page, State, Vcpu, Vm, Who};
 use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS};
 use spin::mutex::SpinMutex;
 
+use crate::marks::Marks;
 use crate::shadow::{Shadow, Word};
 
 /// RAM ranges that a VM may have.
 pub const RANGES: usize = 8;
-/// Guest frames that are poisoned or borrow a page of the host, of all VMs. More stop the machine.
-const MARKED: usize = 2048;
 
 /// One slot.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +62,7 @@ impl Slot {
 #[derive(Debug)]
 pub struct Vms {
     slots: [SpinMutex<Slot>; MAX_VMS],
-    marks: SpinMutex<[Option<(u8, u64, Mark)>; MARKED]>,
+    marks: SpinMutex<Marks>,
     /// CPUs of the machine.
     pub cpus: AtomicU8,
 }
@@ -75,7 +74,7 @@ impl Vms {
     pub const fn new() -> Self {
         Self {
             slots: [const { SpinMutex::new(Slot::EMPTY) }; MAX_VMS],
-            marks: SpinMutex::new([None; MARKED]),
+            marks: SpinMutex::new(Marks::new()),
             cpus: AtomicU8::new(0),
         }
     }
@@ -191,20 +190,11 @@ impl State for View<'_> {
     }
 
     fn mark(&self, slot: u8, gfn: u64) -> Mark {
-        let marks = self.vms.marks.lock();
-        let found = marks.iter().flatten().find(|mark| (mark.0, mark.1) == (slot, gfn));
-        found.map_or(Mark::None, |mark| mark.2)
+        self.vms.marks.lock().get(slot, gfn)
     }
 
     fn set_mark(&mut self, slot: u8, gfn: u64, mark: Mark) {
-        let mut marks = self.vms.marks.lock();
-        let is = |place: &Option<(u8, u64, Mark)>| place.is_some_and(|(of, at, _)| (of, at) == (slot, gfn));
-        let at = marks.iter().position(is).or_else(|| marks.iter().position(Option::is_none));
-        let place = at.and_then(|at| marks.get_mut(at));
-        match place {
-            Some(place) => *place = (mark != Mark::None).then_some((slot, gfn, mark)),
-            None => panic!("more guest frames are marked than the watcher can follow"),
-        }
+        self.vms.marks.lock().set(slot, gfn, mark);
     }
 
     fn vm(&self, slot: u8) -> Vm {
@@ -231,11 +221,7 @@ impl State for View<'_> {
         self.vms.change(slot, |slot| {
             *slot = Slot { generation: slot.generation + 1, version: slot.version, vm: slot.vm, ..Slot::EMPTY };
         });
-        for place in self.vms.marks.lock().iter_mut() {
-            if place.is_some_and(|(of, ..)| of == slot) {
-                *place = None;
-            }
-        }
+        self.vms.marks.lock().clear(slot);
     }
 
     fn vcpu(&self, slot: u8, vcpu: u8) -> Vcpu {
