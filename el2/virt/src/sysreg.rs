@@ -85,94 +85,36 @@ impl RawIds {
         Self { pfr0: 0, pfr1: 0, isar0: 0, isar1: 0, isar2: 0, mmfr0: 0, mmfr1: 0, mmfr2: 0, ctr: 0, clidr: 0 };
 }
 
-/// How one 4-bit field of an ID register is shown.
-#[derive(Clone, Copy, Debug)]
-enum Show {
-    /// As the hardware says, but at most this. Fields whose 0xf means "not there" use [`Show::Signed`].
-    UpTo(u8),
-    /// As the hardware says, but at most this; 0xf (not there) stays.
-    Signed(u8),
-    /// This, always.
-    Is(u8),
-}
-
-/// The fields of one ID register that are shown, by bit position.
-type Fields = &'static [(u32, Show)];
-
-use Show::{Is, Signed, UpTo};
+/// The fields of an ID register that are shown, 4 bits each: as the hardware says, but at most this.
+type Most = u64;
 
 /// EL0 and EL1 `AArch64` only; FP and Advanced SIMD; DIT; CSV2 without `SCXTNUM`; CSV3. No SVE, RAS, GIC, AMU, MPAM.
-const PFR0: Fields =
-    &[(0, Is(1)), (4, Is(1)), (16, Signed(1)), (20, Signed(1)), (48, UpTo(1)), (56, UpTo(1)), (60, UpTo(1))];
+const PFR0: Most = 0x1101_0000_0011_0011;
 /// `ID_AA64PFR0_EL1.GIC`: the system registers of `GICv3`, of a VM that has one.
 const GIC_REGISTERS: u64 = 1 << 24;
 /// BTI, SSBS. No MTE, SME, NMI, GCS.
-const PFR1: Fields = &[(0, UpTo(1)), (4, UpTo(2))];
+const PFR1: Most = 0x21;
 /// All but TME: instructions only, none of which traps or has state of its own.
-const ISAR0: Fields = &[
-    (4, UpTo(2)),
-    (8, UpTo(1)),
-    (12, UpTo(2)),
-    (16, UpTo(1)),
-    (20, UpTo(3)),
-    (28, UpTo(1)),
-    (32, UpTo(1)),
-    (36, UpTo(1)),
-    (40, UpTo(1)),
-    (44, UpTo(1)),
-    (48, UpTo(1)),
-    (52, UpTo(2)),
-    (56, UpTo(2)),
-    (60, UpTo(1)),
-];
+const ISAR0: Most = 0x1221_1111_1031_2120;
 /// DPB2, pointer authentication, JSCVT, FCMA, LRCPC2, FRINTTS, SB, SPECRES, BF16, DGH, I8MM. No XS, LS64.
-const ISAR1: Fields = &[
-    (0, UpTo(2)),
-    (4, UpTo(5)),
-    (8, UpTo(5)),
-    (12, UpTo(1)),
-    (16, UpTo(1)),
-    (20, UpTo(2)),
-    (24, UpTo(1)),
-    (28, UpTo(1)),
-    (32, UpTo(1)),
-    (36, UpTo(1)),
-    (40, UpTo(1)),
-    (44, UpTo(1)),
-    (48, UpTo(1)),
-    (52, UpTo(1)),
-];
+const ISAR1: Most = 0x0011_1111_1121_1552;
 /// Pointer authentication by QARMA3, BC, `PAC_frac`, CLRBHB. No WFxT, MOPS, CSSC, SYSREG_128.
-const ISAR2: Fields = &[(8, UpTo(1)), (12, UpTo(5)), (20, UpTo(1)), (24, UpTo(1)), (28, UpTo(1))];
+const ISAR2: Most = 0x1110_5100;
 /// ASIDs, endianness, `SNSMem`, 64K and 4K granules without 52-bit addresses, `ExS`. `PARange` is the VM's.
-const MMFR0: Fields =
-    &[(4, UpTo(2)), (8, UpTo(1)), (12, UpTo(1)), (16, UpTo(1)), (24, Signed(0)), (28, Signed(0)), (44, UpTo(1))];
+const MMFR0: Most = 0x1000_0001_1120;
 /// Access flag and dirty state, HPDS2, PAN3, `SpecSEI`, ETS, `nTLBPA`, ECBHB. No VHE, LOR, XNX, TWED, HCX, AFP.
-const MMFR1: Fields =
-    &[(0, UpTo(2)), (12, UpTo(2)), (20, UpTo(3)), (24, UpTo(1)), (36, UpTo(2)), (48, UpTo(1)), (60, UpTo(1))];
+const MMFR1: Most = 0x1001_0020_0130_2002;
 /// `CnP`, UAO, LSMAOC, IESB, small tables, unaligned atomics, TTL, BBM, E0PD. No LVA, CCIDX, NV, IDS, FWB, EVT.
-const MMFR2: Fields = &[
-    (0, UpTo(1)),
-    (4, UpTo(1)),
-    (8, UpTo(1)),
-    (12, UpTo(1)),
-    (28, UpTo(1)),
-    (32, UpTo(1)),
-    (48, UpTo(1)),
-    (52, UpTo(2)),
-    (60, UpTo(1)),
-];
+const MMFR2: Most = 0x1021_0001_1000_1111;
+/// The fields, FP and Advanced SIMD, of which 0xf says "not there", which stays.
+const PFR0_SIGNED: u64 = 0xff_0000;
+/// The same of the two granules.
+const MMFR0_SIGNED: u64 = 0xff00_0000;
 
-fn view(raw: u64, fields: Fields) -> u64 {
-    fields.iter().fold(0, |shown, (shift, show)| {
-        let field = raw.unbounded_shr(*shift) & 0xf;
-        let value = match *show {
-            UpTo(most) => field.min(u64::from(most)),
-            Signed(_) if field == 0xf => field,
-            Signed(most) => field.min(u64::from(most)),
-            Is(value) => u64::from(value),
-        };
-        shown | value.unbounded_shl(*shift)
+fn view(raw: u64, most: Most, signed: u64) -> u64 {
+    (0..64).step_by(4).map(|at| 0xf_u64.unbounded_shl(at)).fold(0, |shown, field| {
+        let there = if raw & signed & field == field { field } else { (raw & field).min(most & field) };
+        shown | there
     })
 }
 
@@ -202,14 +144,14 @@ impl<'a> IdView<'a> {
     #[must_use]
     pub fn id(&self, crm: u8, op2: u8) -> u64 {
         match (crm, op2) {
-            (4, 0) => view(self.raw.pfr0, PFR0) | if self.gic { GIC_REGISTERS } else { 0 },
-            (4, 1) => view(self.raw.pfr1, PFR1),
-            (6, 0) => view(self.raw.isar0, ISAR0),
-            (6, 1) => view(self.raw.isar1, ISAR1),
-            (6, 2) => view(self.raw.isar2, ISAR2),
-            (7, 0) => view(self.raw.mmfr0, MMFR0) | self.pa_range(),
-            (7, 1) => view(self.raw.mmfr1, MMFR1),
-            (7, 2) => view(self.raw.mmfr2, MMFR2),
+            (4, 0) => view(self.raw.pfr0, PFR0, PFR0_SIGNED) | if self.gic { GIC_REGISTERS } else { 0 },
+            (4, 1) => view(self.raw.pfr1, PFR1, 0),
+            (6, 0) => view(self.raw.isar0, ISAR0, 0),
+            (6, 1) => view(self.raw.isar1, ISAR1, 0),
+            (6, 2) => view(self.raw.isar2, ISAR2, 0),
+            (7, 0) => view(self.raw.mmfr0, MMFR0, MMFR0_SIGNED) | self.pa_range(),
+            (7, 1) => view(self.raw.mmfr1, MMFR1, 0),
+            (7, 2) => view(self.raw.mmfr2, MMFR2, 0),
             _ => 0,
         }
     }
@@ -390,7 +332,7 @@ mod tests {
 
     #[test]
     fn what_hardware_lacks_is_not_shown() {
-        let raw = RawIds { pfr0: 0x00ff_0000, mmfr0: 0xff00_0001, ..RawIds::default() };
+        let raw = RawIds { pfr0: 0x00ff_0011, mmfr0: 0xff00_0001, ..RawIds::default() };
         let ids = IdView::new(&raw, 40);
         assert_eq!(ids.id(4, 0), 0x00ff_0011, "no FP stays no FP");
         assert_eq!(ids.id(7, 0), 0xff00_0001, "no granule stays none; 36 bits are all there are");
