@@ -4,10 +4,12 @@
 //! `no-panic`: nothing that the host or a guest can do reaches a panic of Rust. `barriers` and `maintenance`: what must
 //! stand behind exception returns, at entries, and around TLB and cache maintenance. `ports`: what `mem` relies on does
 //! what it is called for. `controls`: the same audit finds each fault that is patched into a copy of the image. `size`:
-//! what is loaded stays small. `stops`: each place of the source that may stop the machine has its reason.
+//! what is loaded stays small. `observers`: a switch stops what could watch a guest, and forgets where it was. `stops`: each
+//! place of the source that may stop the machine has its reason.
 
 mod code;
 mod graph;
+mod observers;
 mod order;
 mod ports;
 mod stops;
@@ -45,6 +47,7 @@ pub(crate) fn works() -> Vec<Work> {
         case("image/speculation-barriers", barriers),
         case("image/maintenance-is-waited-for", maintenance),
         case("image/ports-do-what-they-say", ports::judge),
+        case("image/observers-stand-still", observers::judge),
         case("image/controls", controls),
         Work::new("image/stops-have-reasons", |context| {
             let found = stops::reasons(context.env)?;
@@ -68,7 +71,8 @@ pub(crate) fn works() -> Vec<Work> {
 /// If it is none, or lacks what every image has.
 pub(crate) fn judge(elf: &[u8]) -> Result<Vec<String>> {
     let code = Code::read(elf)?;
-    Ok([no_panic(&code)?, barriers(&code)?, maintenance(&code)?, ports::judge(&code)?].concat())
+    Ok([no_panic(&code)?, barriers(&code)?, maintenance(&code)?, ports::judge(&code)?, observers::judge(&code)?]
+        .concat())
 }
 
 fn image(context: &Context<'_>) -> Result<Code> {
@@ -182,8 +186,12 @@ fn of_ports(code: &Code) -> Result<Vec<Fault<'_>>> {
     let word_of = |does: Does| code.all().find(|(_, found)| *found == does).and_then(|(at, _)| code.word(at));
     let fetches = word_of(Does::DropFetches).context("no IC IALLUIS")?;
     let load = *places(ports::VM, ports::SET_VTTBR)?.first().context("no VTTBR_EL2")?;
-    let judge = ports::judge;
+    let (judge, observers) = (ports::judge, observers::judge);
     Ok(vec![
+        ("observers that go on", empty(observers::STOP)?, observers),
+        ("counters that go on", everywhere(observers::STOP_COUNTERS), observers),
+        ("breakpoints that go on", everywhere(observers::SET_MDSCR), observers),
+        ("an address that stays", everywhere(observers::SET_FAR), observers),
         ("an empty publish_tables", empty(ports::PUBLISH)?, judge),
         ("an empty scrub", empty(ports::SCRUB)?, judge),
         ("a scrub without its clean", ends_early(ports::SCRUB)?, judge),

@@ -60,13 +60,13 @@ impl<'c> Port<'c> {
         (self.function.start..self.function.end).step_by(4)
     }
 
-    fn is(&self, at: u64, word: u32) -> bool {
+    pub(super) fn is(&self, at: u64, word: u32) -> bool {
         // Of a word without a register the low bits are all ones.
         let mask = if word & 31 == 31 { u32::MAX } else { !31 };
         self.code.word(at).is_some_and(|found| found & mask == word)
     }
 
-    fn goes(&self, at: u64, other: &Port<'_>) -> bool {
+    pub(super) fn goes(&self, at: u64, other: &Port<'_>) -> bool {
         matches!(self.code.does(at), Some(Does::Call(to) | Does::Jump(to)) if to == other.function.start)
     }
 
@@ -88,7 +88,7 @@ impl<'c> Port<'c> {
     }
 
     /// Whether every way from `from` out of this function comes past one that is wanted.
-    fn always(&self, from: u64, wanted: &dyn Fn(u64) -> bool) -> bool {
+    pub(super) fn always(&self, from: u64, wanted: &dyn Fn(u64) -> bool) -> bool {
         self.always_in_order(from, &[wanted])
     }
 

@@ -214,6 +214,8 @@ fn save_interface(ctx: &mut GuestContext, lists: Option<&mut Lists>) {
 /// Puts the host's stage 2, traps, EL1 state and observers back.
 fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
     stop_walks(ctx.el1.sctlr, ctx.el1.tcr);
+    // Where the guest's last abort was: the exits of another VM, whose host sees it, would carry it on.
+    write_sysreg!("far_el2", 0);
     host.el2.restore(ids);
     barrier::registers_in_effect();
     host.el1.load_all_but_regime();

@@ -22,6 +22,7 @@ pub(super) fn all(hostile: &Hostile) -> Result<(), String> {
     exits::controls();
     last_exits(hostile)?;
     left_behind(hostile)?;
+    addresses(hostile)?;
     kicks(hostile)
 }
 
@@ -56,6 +57,43 @@ fn left_behind(hostile: &Hostile) -> Result<(), String> {
     full.close();
     Bench::new(hostile, true)?.close();
     beside.close();
+    Ok(())
+}
+
+/// The host may ask where an ordinary VM's last exit was. That is never where a protected one was before it on that CPU.
+fn addresses(hostile: &Hostile) -> Result<(), String> {
+    const WAITS: u64 = 8;
+    sys::pin_to(0);
+    let mut protected = Bench::new(hostile, false)?;
+    let mut plain = Bench::of_kind(hostile, false, 1, true, 40)?;
+    let handle = plain.handle;
+    let address = || hostile.raw(VCPU_GET_REG.into(), &[handle, 0, REG_EXIT_FAR])[1];
+    (plain.arguments, plain.answer) = ([WAITS, 0, 0], CMD_WFI);
+    let (mut own, mut others, mut waits) = (true, 0, 0);
+    loop {
+        let x = plain.run_once(0)?;
+        match (x[0], x[1]) {
+            (0, EXIT_MMIO) => {
+                own &= address() == x[2];
+                if plain.device(x[2], x[3], x[4]) {
+                    break;
+                }
+            }
+            (0, EXIT_WFI) => {
+                others += u32::from(address() == DEVICE + REG_COMMAND);
+                waits += 1;
+                // Its last is that it asks for the next command.
+                protected.command(CMD_NOP, [0; 3])?;
+            }
+            (0, EXIT_IRQ) => {}
+            _ => return Err(format!("a guest that waits left: {:x?}", &x[..5])),
+        }
+    }
+    STEP.same("tools: an ordinary VM's exit says where it was", true, own);
+    STEP.same("no exit says where a protected VM was before it", 0, others);
+    STEP.same("waits of the one, each behind a run of the other", WAITS, waits);
+    plain.close();
+    protected.close();
     Ok(())
 }
 
