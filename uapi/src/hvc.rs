@@ -240,11 +240,12 @@ items! {
 items! {
     /// Every crash code (x2 of [`EXIT_CRASH`]).
     CRASHES: u64;
-    /// An access outside RAM whose syndrome does not describe it (`ISV` 0), or a fetch from there.
+    /// An access outside RAM whose syndrome does not describe it (`ISV` 0), or a fetch from there. In the frames of the
+    /// VM's interrupt controller the guest gets an external abort instead.
     CRASH_NO_SYNDROME = 1;
     /// The guest left the architectural state that `el2` serves (`AArch32`, illegal return).
     CRASH_BAD_STATE = 2;
-    /// A stage-1 table walk went outside RAM.
+    /// A stage-1 table walk went outside RAM, and not to those frames.
     CRASH_WALK = 3;
     /// The guest frame was poisoned by a forced revocation.
     CRASH_POISONED = 4;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The registers of a vCPU that is not running, as a port.
 
+use crate::vcpu::Trap;
+
 /// General registers, program counter and state of one vCPU, and how its EL1 is given an exception.
 pub trait Registers {
     /// Reads x0–x30; 31 reads as zero.
@@ -18,8 +20,8 @@ pub trait Registers {
     /// The `n`th word of what else is kept: EL1's registers, the vectors, and what the last exit was, in the order of
     /// the host's ABI.
     fn kept(&mut self, n: usize) -> Option<&mut u64>;
-    /// Gives EL1 a synchronous exception with this syndrome, at the current instruction.
-    fn inject(&mut self, esr: u64);
+    /// Gives EL1 a synchronous exception with this syndrome, and this address if it has one, at the current instruction.
+    fn inject(&mut self, esr: u64, far: Option<u64>);
 
     /// Continues behind the trapped instruction; a branch target's mark (`BTYPE`) is spent with it.
     fn advance(&mut self) {
@@ -41,7 +43,13 @@ pub trait Registers {
 
     /// Gives EL1 the exception of an undefined instruction.
     fn inject_undefined(&mut self) {
-        self.inject(UNDEFINED);
+        self.inject(UNDEFINED, None);
+    }
+
+    /// Gives EL1 an external abort for the access, the fetch or the walk that this trap of it or of EL0 was.
+    fn inject_external(&mut self, trap: Trap) {
+        let same_level = u64::from(self.pstate() & LEVEL != 0) << 26;
+        self.inject(trap.esr & OF_ABORT | same_level | EXTERNAL, Some(trap.far));
     }
 }
 
@@ -49,6 +57,13 @@ pub trait Registers {
 const BTYPE: u64 = 3 << 10;
 /// Exception class 0 (unknown reason), 32-bit instruction.
 const UNDEFINED: u64 = 1 << 25;
+/// `SPSR_EL2.M[3:2]`: zero of EL0.
+const LEVEL: u64 = 3 << 2;
+/// What of an abort's syndrome another level is told too: its class, of which bit 26 says that it was that level's own,
+/// the instruction's length, whether it was maintenance of caches, and whether it stored.
+const OF_ABORT: u64 = 0x3f << 26 | 1 << 25 | 1 << 8 | 1 << 6;
+/// Fault status of an external abort.
+const EXTERNAL: u64 = 0x10;
 
 #[cfg(test)]
 pub(crate) mod fake {
@@ -62,7 +77,7 @@ pub(crate) mod fake {
         pub(crate) pc: u64,
         pub(crate) pstate: u64,
         pub(crate) kept: [u64; 90],
-        pub(crate) injected: Vec<u64>,
+        pub(crate) injected: Vec<(u64, Option<u64>)>,
     }
 
     impl Fake {
@@ -101,8 +116,8 @@ pub(crate) mod fake {
         fn kept(&mut self, n: usize) -> Option<&mut u64> {
             self.kept.get_mut(n)
         }
-        fn inject(&mut self, esr: u64) {
-            self.injected.push(esr);
+        fn inject(&mut self, esr: u64, far: Option<u64>) {
+            self.injected.push((esr, far));
         }
     }
 }

@@ -93,7 +93,8 @@ impl Trap {
 
     /// Where an abort was. `HPFAR_EL2.FIPA` holds bits 51:12 at 43:4; the low bits are FAR's, but for a walk, whose FAR
     /// is the access's.
-    const fn address(self) -> u64 {
+    #[must_use]
+    pub const fn address(self) -> u64 {
         let low = if self.esr & STAGE1_WALK != 0 { 0 } else { self.far & 0xfff };
         (self.hpfar & 0x0fff_ffff_fff0) << 8 | low
     }

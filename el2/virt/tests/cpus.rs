@@ -44,7 +44,7 @@ impl Registers for Call {
     fn kept(&mut self, _: usize) -> Option<&mut u64> {
         None
     }
-    fn inject(&mut self, _: u64) {}
+    fn inject(&mut self, _: u64, _: Option<u64>) {}
 }
 
 /// One VM of two vCPUs, each on the CPU of its number.

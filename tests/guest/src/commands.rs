@@ -5,6 +5,7 @@ use crate::proto::*;
 use crate::sysreg::counter;
 use crate::{
     bench, cpus, device, fp, gic, hidden, hypercall, ids, interrupts, last, memory, mmio, secret, state, sweep, trap,
+    undescribed,
 };
 use core::arch::asm;
 
@@ -100,6 +101,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_CROWD => gic::crowd(a),
         CMD_LEVEL => gic::level(a),
         CMD_SWEEP => sweep::all(),
+        CMD_UNDESCRIBED => undescribed::all(),
         CMD_UNMASKED => {
             let count = || memory::count(a, b, |at, word| word != pattern(c, at));
             let ((wrong, _), esr) = trap::catching(|| unmasked(count));

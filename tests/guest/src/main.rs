@@ -30,6 +30,7 @@ mod state;
 mod sweep;
 mod sysreg;
 mod trap;
+mod undescribed;
 
 use proto::{
     BOOT_FP, BOOT_FRESH, BOOT_LINE, BOOT_NO_SHARE, BOOT_QUIET, BOOT_STAGE1, GREETING, REG_BOOT_FACTS, REG_BOOT_HASH,

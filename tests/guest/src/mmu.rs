@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The payload's own stage 1: identity, 39 bits, text read-only and executable, nothing else so.
 
-use crate::proto::{DEVICE, GRANULE, RAM_BASE, VOLATILE_BASE};
+use crate::proto::{DEVICE, GICD_GFN, GICR_GFN, GRANULE, RAM_BASE, VOLATILE_BASE};
 use crate::sysreg::{field, read, write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +28,15 @@ const SCTLR_ON: u64 = 1 | 1 << 2 | 1 << 12;
 const GIGABYTE: u64 = 1 << 30;
 /// Where the first gigabyte, in which devices are, is seen as memory too, so that no alignment is asked for.
 pub(crate) const UNALIGNED: u64 = 64 * GIGABYTE;
+/// Where it is seen as a program of any level, and as memory of EL0's.
+pub(crate) const EXECUTABLE: u64 = 65 * GIGABYTE;
+pub(crate) const OF_EL0: u64 = 66 * GIGABYTE;
+/// Where RAM is seen as a program of any level.
+pub(crate) const PROGRAM: u64 = 67 * GIGABYTE;
+/// Of which the tables are in the distributor, and in the first redistributor.
+pub(crate) const WALKS: [u64; 2] = [68 * GIGABYTE, 69 * GIGABYTE];
 const BLOCK_SIZE: u64 = 2 << 20;
+const EL0: u64 = 1 << 6;
 
 #[repr(C, align(4096))]
 struct Table([AtomicU64; 512]);
@@ -63,6 +71,11 @@ pub(crate) fn enable() {
     LEVEL1.fill(|n| match n * GIGABYTE {
         _ if n == ram => LEVEL2.address() | TABLE,
         UNALIGNED => NORMAL | NEVER_EXECUTE | BLOCK,
+        EXECUTABLE => NORMAL | READ_ONLY | BLOCK,
+        OF_EL0 => NORMAL | EL0 | NEVER_EXECUTE | BLOCK,
+        PROGRAM => (ram * GIGABYTE) | NORMAL | READ_ONLY | EL0 | BLOCK,
+        at if at == WALKS[0] => GICD_GFN << 12 | TABLE,
+        at if at == WALKS[1] => GICR_GFN << 12 | TABLE,
         address => address | DEVICE_MEMORY | BLOCK,
     });
     LEVEL2.fill(|n| match n {
@@ -89,6 +102,11 @@ pub(crate) fn join() {
     // SAFETY: the tables are complete; before the MMU is on no translation is in use.
     unsafe { core::arch::asm!("dsb sy", "tlbi vmalle1", "ic iallu", "dsb sy", "isb", options(nostack)) };
     write!("sctlr_el1", read!("sctlr_el1") | SCTLR_ON);
+}
+
+/// Where EL0 may execute what is at this address of the program.
+pub(crate) const fn for_el0(address: u64) -> u64 {
+    PROGRAM + address % GIGABYTE
 }
 
 /// Whether translation and both caches are on.

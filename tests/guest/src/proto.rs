@@ -204,6 +204,10 @@ pub const CMD_LAST: u64 = 45;
 pub const CMD_ALL: u64 = 46;
 /// Writes every kind of debug register. r0 = those that do not read as zero then, r1 = index of the first such one, r2 = registers tried.
 pub const CMD_DEBUG: u64 = 47;
+/// Reaches for the controller's frames with what is no load or store of one general register: pairs, write-back, exclusives,
+/// vectors, fetches, walks, at EL1 and at EL0. r0 = those that did not meet an external abort as the architecture has it, or
+/// changed something, r1 = index of the first such one, r2 = how many were tried.
+pub const CMD_UNDESCRIBED: u64 = 48;
 /// [`CMD_LAST`]: PSCI `SYSTEM_OFF`, its arguments the canary.
 pub const LAST_OFF: u64 = 0;
 /// [`CMD_LAST`]: PSCI `SYSTEM_RESET`.

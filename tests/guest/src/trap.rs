@@ -8,10 +8,15 @@ use crate::{device, hypercall, interrupts};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// A fetch of this program's.
 const CLASS_FETCH: u64 = 0x21;
+/// SPSR_EL1.M of EL0, and PSTATE of this program: EL1h, all masked.
+const MODE: u64 = 0xf;
+const HERE: u64 = 0x3c5;
 
 static EXPECTED: AtomicBool = AtomicBool::new(false);
 static SEEN: AtomicU64 = AtomicU64::new(0);
+static SEEN_AT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
 unsafe extern "C" {
     static guest_vectors: u8;
@@ -31,7 +36,12 @@ pub(crate) fn catching<T>(probe: impl FnOnce() -> T) -> (T, u64) {
     (value, SEEN.load(Ordering::Relaxed))
 }
 
-/// The vectors' Rust half. `return_address` is x30 at the exception. Returns where to go on.
+/// ELR_EL1 and FAR_EL1 of the exception that was caught last.
+pub(crate) fn seen_at() -> [u64; 2] {
+    SEEN_AT.each_ref().map(|word| word.load(Ordering::Relaxed))
+}
+
+/// The vectors' Rust half. `return_address` is x30 at the exception. Returns where to go on, which is never at EL0.
 #[unsafe(no_mangle)]
 extern "C" fn guest_exception(return_address: u64) -> u64 {
     let (esr, elr) = (read!("esr_el1"), read!("elr_el1"));
@@ -45,6 +55,12 @@ extern "C" fn guest_exception(return_address: u64) -> u64 {
         hypercall::system_off();
     }
     SEEN.store(esr, Ordering::Relaxed);
+    SEEN_AT[0].store(elr, Ordering::Relaxed);
+    SEEN_AT[1].store(read!("far_el1"), Ordering::Relaxed);
+    if read!("spsr_el1") & MODE == 0 {
+        write!("spsr_el1", HERE);
+        return return_address;
+    }
     if esr >> 26 == CLASS_FETCH { return_address } else { elr + 4 }
 }
 

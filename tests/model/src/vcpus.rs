@@ -38,7 +38,7 @@ impl registers::Registers for Registers {
     fn kept(&mut self, _: usize) -> Option<&mut u64> {
         None
     }
-    fn inject(&mut self, _: u64) {
+    fn inject(&mut self, _: u64, _: Option<u64>) {
         self.injected += 1;
     }
 }

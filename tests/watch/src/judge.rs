@@ -188,6 +188,9 @@ fn one(
             return Err(Difference::Went(outcome));
         }
         apply(&mut view, &op, &env);
+        if let Call::VmGic { distributor, redistributors, .. } = *call {
+            vms.change(slot, |slot| slot.frames = Some([distributor, redistributors]));
+        }
         Verdict { outcome, did: true }
     } else {
         // A pool that is too small is the one thing that the specification is told.

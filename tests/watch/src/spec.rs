@@ -23,6 +23,8 @@ pub struct Slot {
     pub vm: Vm,
     /// Its ranges.
     pub ranges: [Option<(u64, u64)>; RANGES],
+    /// The first guest frames of its distributor and of its redistributors, if it has an interrupt controller.
+    pub frames: Option<[u64; 2]>,
     /// Its vCPUs.
     pub vcpus: [Vcpu; MAX_VCPUS],
     /// Generation that its handle has, or that the next one will have.
@@ -52,10 +54,25 @@ impl Slot {
             gic: false,
         },
         ranges: [None; RANGES],
+        frames: None,
         vcpus: [Self::ABSENT; MAX_VCPUS],
         generation: 1,
         version: 0,
     };
+}
+
+impl Slot {
+    /// Whether a guest frame is one of its interrupt controller's: 16 of the distributor, then 32 of each vCPU up to the
+    /// last one.
+    #[must_use]
+    pub fn is_of_controller(&self, gfn: u64) -> bool {
+        let there = |vcpu: &Vcpu| vcpu.life != oracle::VcpuLife::Absent;
+        let vcpus = self.vcpus.iter().rposition(there).map_or(0, |last| last as u64 + 1);
+        self.frames.is_some_and(|[distributor, redistributors]| {
+            (distributor..distributor + 16).contains(&gfn)
+                || (redistributors..redistributors + 32 * vcpus).contains(&gfn)
+        })
+    }
 }
 
 /// The slots, and what was poisoned.

@@ -3,7 +3,7 @@
 //!
 //! What was decided under a lock is judged when that lock is let go: calls about CPUs under the board's, whatever is
 //! about memory under the VM's. The rest depends on nothing that can change. Interrupt controllers are not specified: in a
-//! VM with one, an access outside RAM and a wait may stay in el2.
+//! VM with one, what a guest does to its frames stays in el2, whatever comes of it, and a wait may.
 
 use freehold_el2::calls::Stop;
 use freehold_oracle::{
@@ -205,7 +205,6 @@ impl Stopped {
             Some(Done::Allowed | Done::Unsaid) => true,
             done => match reason_of(done) {
                 Some(hvc::EXIT_WFI) => gic && (!calls || x == [0; 4]),
-                Some(hvc::EXIT_MMIO) => gic,
                 _ => false,
             },
         };
@@ -217,7 +216,7 @@ impl Stopped {
         let Outcome { refused, done, .. } = self.outcome();
         let reason = reason_of(done);
         let goes = !refused.is_empty() || !matches!(done, Some(Done::Exit(_)));
-        let stays = gic && matches!(reason, Some(hvc::EXIT_WFI | hvc::EXIT_MMIO));
+        let stays = gic && reason == Some(hvc::EXIT_WFI);
         let rests = gic && reason == Some(hvc::EXIT_OFF) && x[0] == hvc::EXIT_EOI;
         if besides(gic, x) && (goes || stays || rests) {
             return true;
@@ -244,6 +243,10 @@ impl Reason {
                 match (self, page_of(&act).map(|gfn| (gfn, stands(view, gfn)))) {
                     // Another vCPU's fault brought it meanwhile; whether it may do this is for the next try to show.
                     (Self::Act(_) | Self::Cleans(_), Some((_, true))) => Outcome::done(Done::Allowed),
+                    // Its interrupt controller answers, or the guest gets a fault.
+                    (Self::Act(_), Some((gfn, _))) if !is_of_ram(&outcome) && is_of_controller(view, gfn) => {
+                        Outcome::done(Done::Allowed)
+                    }
                     // There is no cache of what is no memory.
                     (Self::Cleans(_), Some(_)) if !is_of_ram(&outcome) => Outcome::done(Done::Allowed),
                     // A protected guest's memory is mapped for everything; the host is asked for what it lent for less.
@@ -273,6 +276,11 @@ const fn page_of(act: &Act) -> Option<u64> {
 fn stands(view: &View<'_>, gfn: u64) -> bool {
     let backed = |slot| view.backing(slot, gfn).is_some() || matches!(view.mark(slot, gfn), Mark::Borrow { .. });
     view.runs.is_some_and(|(slot, _)| backed(slot))
+}
+
+/// Whether that is a frame of its interrupt controller.
+fn is_of_controller(view: &View<'_>, gfn: u64) -> bool {
+    view.runs.and_then(|(slot, _)| view.vms.slot(slot)).is_some_and(|slot| slot.is_of_controller(gfn))
 }
 
 /// Whether an access comes to what one to RAM comes to.

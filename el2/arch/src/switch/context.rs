@@ -106,11 +106,12 @@ impl Registers for GuestContext {
         self.el1.words().chain(self.fp.words()).chain([&mut self.exit.esr, &mut self.exit.far]).nth(n)
     }
 
-    fn inject(&mut self, esr: u64) {
+    fn inject(&mut self, esr: u64, far: Option<u64>) {
         if self.is_live {
             self.el1.save();
         }
         self.el1.esr = esr;
+        self.el1.far = far.unwrap_or(self.el1.far);
         self.el1.elr = self.pc;
         self.el1.spsr = self.pstate;
         self.pc = self.el1.vbar.wrapping_add(inject::vector_offset(self.pstate));

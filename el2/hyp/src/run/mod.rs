@@ -177,7 +177,10 @@ impl<'a, P: Platform> Run<'a, P> {
             }
             CLASS_FETCH | CLASS_DATA => {
                 let mut guest = world.guest(permit, slot).ok_or(Refused::WrongHandle)?;
-                vcpu.handle(trap, registers, &View::mapped(&guest.get().memory, &machine), &ids)
+                let next = vcpu.handle(trap, registers, &View::mapped(&guest.get().memory, &machine), &ids);
+                let is_lost = matches!(next, Next::Leave(Exit::Crash(Crash::NoSyndrome | Crash::Walk)));
+                let goes_on = is_lost && self.p.board(self.vm.slot()).acquire().abort(trap, registers);
+                if goes_on { Next::Resume } else { next }
             }
             _ => vcpu.handle(trap, registers, &View::nothing(&machine), &ids),
         })

@@ -57,6 +57,46 @@ fn the_window_is_where_it_was_declared() {
 }
 
 #[test]
+fn what_is_no_load_or_store_of_the_frames_meets_an_external_abort() {
+    const FAR: u64 = 0xffff_8000_1234_0abc;
+    const DATA: u64 = 0x24 << 26 | 1 << 25;
+    const FETCH: u64 = 0x20 << 26 | 1 << 25;
+    const WALK: u64 = 1 << 7;
+    const STORE: u64 = 1 << 6;
+    let board = board();
+    let abort = |board: &Board, esr, ipa: u64, pstate| {
+        let mut r = Fake { pstate, ..Fake::new() };
+        let is_here = board.abort(Trap { esr, far: FAR, hpfar: ipa >> 12 << 4 }, &mut r);
+        let others = Fake { injected: Vec::new(), ..r.clone() };
+        assert_eq!(others, Fake { pstate, ..Fake::new() }, "the access is not stepped over");
+        (is_here, r.injected)
+    };
+    // Translation faults of any level: where the walk was is not the other level's.
+    for (trap, told) in [
+        (DATA | 7, 0x24 << 26 | 1 << 25 | 0x10),
+        (DATA | STORE | 4, 0x24 << 26 | 1 << 25 | 1 << 6 | 0x10),
+        (DATA | WALK | STORE | 7, 0x24 << 26 | 1 << 25 | 1 << 6 | 0x10),
+        (DATA | WALK | 1 << 8 | STORE | 6, 0x24 << 26 | 1 << 25 | 1 << 8 | 1 << 6 | 0x10),
+        // What else a syndrome may say of an access.
+        (DATA | 0x1ff_fe3f & !(1 << 8 | WALK), 0x24 << 26 | 1 << 25 | 0x10),
+        (FETCH | 7, 0x20 << 26 | 1 << 25 | 0x10),
+        (FETCH | WALK | 7, 0x20 << 26 | 1 << 25 | 0x10),
+    ] {
+        for (pstate, told) in [(0, told), (0x3c0, told), (0x3c4, told | 1 << 26), (0x3c5, told | 1 << 26)] {
+            let given = (true, Vec::from([(told, Some(FAR))]));
+            assert_eq!(abort(&board, trap, 0x100_0000, pstate), given, "{trap:#x} {pstate:#x}");
+        }
+    }
+    for here in [0x100_0000, 0x100_f000, 0x200_0000, 0x201_0000, 0x205_f000] {
+        assert!(abort(&board, DATA | 7, here, 0x3c5).0, "{here:#x}");
+    }
+    for beside in [0, 0xff_f000, 0x101_0000, 0x1ff_f000, 0x206_0000] {
+        assert_eq!(abort(&board, DATA | 7, beside, 0x3c5), (false, Vec::new()), "{beside:#x}");
+    }
+    assert_eq!(abort(&Board::new(), DATA | 7, 0x100_0000, 0x3c5), (false, Vec::new()), "there is no controller");
+}
+
+#[test]
 fn the_host_starts_nobody_and_the_guest_starts_where_it_says() {
     let mut board = board();
     assert_eq!(board.arrive(vcpu(0)), Arrival::Runs);

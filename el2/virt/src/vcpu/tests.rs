@@ -274,7 +274,7 @@ fn hidden_instructions_are_undefined_where_they_stand() {
     for ec in class::HIDDEN {
         let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
         assert_eq!(run(&mut vcpu, &mut r, ec << 26, 0), Next::Resume);
-        assert_eq!((r.injected.as_slice(), r.pc), (&[1 << 25][..], 0x8000_0000), "{ec:#x}");
+        assert_eq!((r.injected.as_slice(), r.pc), (&[(1 << 25, None)][..], 0x8000_0000), "{ec:#x}");
     }
 }
 
@@ -284,7 +284,7 @@ fn a_wait_with_a_time_is_undefined_for_it_is_hidden() {
     for wait in [2, 3] {
         let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
         assert_eq!(run(&mut vcpu, &mut r, 0x01 << 26 | 1 << 25 | wait, 0), Next::Resume);
-        assert_eq!((r.injected.as_slice(), r.pc), (&[1 << 25][..], 0x8000_0000), "{wait}");
+        assert_eq!((r.injected.as_slice(), r.pc), (&[(1 << 25, None)][..], 0x8000_0000), "{wait}");
     }
 }
 

@@ -123,6 +123,20 @@ fn no_word_of_an_exit_may_be_another() {
 }
 
 #[test]
+fn only_what_a_guest_does_to_its_controller_stays() {
+    let last = (FRAMES + 0x40 + 3 * 32) << 12;
+    let stay = |at: u64| [WORD, WORD | STORE, WORD & !(1 << 24), FETCH | 7, DATA | WALK | 7].map(|esr| trap(esr, at));
+    let acts = [FRAMES << 12, (FRAMES + 15) << 12, (FRAMES + 0x40) << 12, last - 0x1000].into_iter().flat_map(stay);
+    let rig = Rig::new(Fault::None);
+    let with = vm(&rig, true);
+    ends(&rig, with, 0, acts.chain([Box::new(|_: &mut Fake| Stop::Interrupt) as Act]).collect(), [EXIT_IRQ, 0, 0, 0]);
+    for beside in [(FRAMES - 1) << 12, (FRAMES + 16) << 12, last] {
+        ends(&rig, with, 0, vec![trap(WORD, beside)], [EXIT_MMIO, beside, 4, 0]);
+    }
+    ends(&rig, with, 0, vec![trap(WORD & !(1 << 24), last)], [EXIT_CRASH, CRASH_NO_SYNDROME, 0, 0]);
+}
+
+#[test]
 fn no_word_of_a_crash_may_be_another() {
     let at = GUEST_RAM << 12;
     let crashes: [(Act, u64); 8] = [

@@ -189,7 +189,7 @@ impl Registers for Fake {
     fn kept(&mut self, n: usize) -> Option<&mut u64> {
         self.kept.get_mut(n)
     }
-    fn inject(&mut self, _: u64) {}
+    fn inject(&mut self, _: u64, _: Option<u64>) {}
 }
 
 #[derive(Clone)]

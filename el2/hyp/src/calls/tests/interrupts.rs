@@ -112,6 +112,47 @@ fn its_frames_are_answered_and_what_lies_beside_is_the_hosts() {
     }
 }
 
+/// What is no load or store that its syndrome describes: its class and the other bits.
+fn undescribed(esr: u64, address: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
+    move |_| Stop::Trap(Trap { esr, far: address & 0xfff, hpfar: address >> 12 << 4 })
+}
+
+const UNDESCRIBED: [(u64, u64); 3] =
+    [(0x24 << 26 | 7, CRASH_NO_SYNDROME), (0x20 << 26 | 7, CRASH_NO_SYNDROME), (0x24 << 26 | 1 << 7 | 7, CRASH_WALK)];
+
+#[test]
+fn a_guest_goes_on_behind_what_its_controller_does_not_take() {
+    let rig = Rig::new();
+    let vm = vm(&rig);
+    for (n, (esr, _)) in (1..).zip(UNDESCRIBED) {
+        for at in [DISTRIBUTOR << 12, (REDISTRIBUTORS << 12) + 0x1_0104] {
+            rig.next(undescribed(esr, at));
+        }
+        rig.next(load((DISTRIBUTOR << 12) + 0xffe8));
+        assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ, "{esr:#x}");
+        assert_eq!((block(&rig).injected, block(&rig).x[6]), (2 * n, 0x3b), "{esr:#x}");
+    }
+    for (esr, why) in UNDESCRIBED {
+        let rig = Rig::new();
+        let vm = self::vm(&rig);
+        rig.next(undescribed(esr, (DISTRIBUTOR + 16) << 12));
+        assert_eq!(rig.run(vm, 0)[..2], [EXIT_CRASH, why], "what lies beside is as it was");
+        assert_eq!(block(&rig).injected, 0);
+    }
+}
+
+#[test]
+fn ram_that_lies_under_the_frames_is_met_whatever_is_done_to_it() {
+    for (esr, _) in UNDESCRIBED {
+        let rig = Rig::new();
+        let vm = rig.vm(RAM);
+        rig.yes(VM_GIC, &[vm, GUEST_RAM, REDISTRIBUTORS]);
+        rig.next(undescribed(esr, GUEST_RAM << 12));
+        assert_eq!(rig.run(vm, 0)[..2], [EXIT_MEM_FAULT, GUEST_RAM], "{esr:#x}");
+        assert_eq!(block(&rig).injected, 0);
+    }
+}
+
 #[test]
 fn ram_that_lies_under_the_frames_comes_first() {
     let rig = Rig::new();
