@@ -39,10 +39,11 @@ pub(crate) enum Heard<'h> {
 }
 
 /// How far a boot came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Stage {
     /// Nothing was printed by anything of ours.
+    #[default]
     Nothing,
     /// el2 printed its banner.
     El2,
@@ -68,7 +69,7 @@ impl Stage {
 }
 
 /// A boot, afterwards.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// How far it came.
     pub stage: Stage,
@@ -78,6 +79,8 @@ pub(crate) struct Outcome {
     pub problem: Option<String>,
     /// What el2 said.
     pub el2: Vec<String>,
+    /// What its job told of a guest's secret.
+    pub facts: scan::Facts,
 }
 
 impl Outcome {
@@ -123,8 +126,7 @@ pub(crate) fn follow(machine: &mut Running, limit: Duration, show: impl FnMut(He
 pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut show: impl FnMut(Heard<'_>)) -> Result<Outcome> {
     let begin = Instant::now();
     let deadline = begin + limit;
-    let mut outcome = Outcome { stage: Stage::Nothing, cases: Vec::new(), problem: None, el2: Vec::new() };
-    let mut facts = scan::Facts::default();
+    let mut outcome = Outcome::default();
     while outcome.stage != Stage::Done && outcome.problem.is_none() {
         let line = match machine.console.line(deadline) {
             Read::Line(line) => line,
@@ -146,7 +148,7 @@ pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut show: impl 
             Some(Report::Stage) => outcome.stage = outcome.stage.max(Stage::Userspace),
             Some(Report::Done) => outcome.stage = Stage::Done,
             Some(Report::Other(value)) => {
-                if let Some(case) = facts.take(&value, machine)? {
+                if let Some(case) = outcome.facts.take(&value, machine)? {
                     show(Heard::Case(&case));
                     outcome.cases.push(case);
                 }
@@ -243,7 +245,7 @@ mod tests {
 
     #[test]
     fn fatal_lines_are_problems_and_stages_only_advance() {
-        let mut outcome = Outcome { stage: Stage::Nothing, cases: Vec::new(), problem: None, el2: Vec::new() };
+        let mut outcome = Outcome::default();
         plain_line("freehold: el2 0.1.0 on cortex-a72", &mut outcome);
         assert_eq!(outcome.stage, Stage::El2);
         plain_line("[    0.000000] Booting Linux on physical CPU 0x0000000000", &mut outcome);

@@ -280,6 +280,7 @@ mod tests {
             cases: cases.iter().map(case).collect(),
             problem: problem.map(str::to_owned),
             el2: el2.map(str::to_owned).to_vec(),
+            ..Outcome::default()
         }
     }
 

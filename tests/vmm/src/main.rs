@@ -42,6 +42,7 @@ mod refusals;
 mod registers;
 mod replays;
 mod report;
+mod reset;
 #[path = "../../guest/src/rows.rs"]
 mod rows;
 mod run;
@@ -109,6 +110,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   kexec-into  what that kernel finds
   crash-from  the kernel dies, with a VM that lives
   crash-into  what the crash kernel finds
+  reboot      the machine is rebooted, with a VM that lives
+  reset       the same, and no driver is told
   noel2       what must not be there without el2
 ";
 
@@ -216,6 +219,8 @@ fn main() {
         "kexec-into" => or_report("kexec-into", successor::arrive()),
         "crash-from" => or_report("crash-from", successor::crash::die()),
         "crash-into" => or_report("crash-into", successor::crash::after()),
+        "reboot" => or_report("reboot", reset::leave(reset::How::Reboot)),
+        "reset" => or_report("reset", reset::leave(reset::How::Key)),
         "noel2" => ioctls::no_el2(),
         other => usage(&format!("{other}: no such subcommand")),
     }

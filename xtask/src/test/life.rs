@@ -128,6 +128,9 @@ const JOBS: [Job; 26] = [
     without_el2("life/host-at-el2-max", "max", true),
 ];
 
+/// Jobs at whose end the machine is reset, over a VM that lives.
+const RESETS: [Job; 2] = [job("life/reset", "reset"), Job { limit: LINUX, long: true, ..job("life/reboot", "reboot") }];
+
 /// Jobs of the suite `guest-memfd`.
 const GUEST_MEMFD: [Job; 7] = [
     job("guest-memfd/files", "gmem-convert"),
@@ -152,7 +155,11 @@ pub(super) fn guest_memfd_works() -> Vec<Work> {
 }
 
 fn work(job: Job) -> Work {
-    let work = Work::new(job.name, move |c| other_job(c, &job)).with_inner_filter().on(job.kernels);
+    work_by(job, other_job)
+}
+
+fn work_by(job: Job, by: fn(&Context<'_>, &Job) -> Result<Vec<Item>>) -> Work {
+    let work = Work::new(job.name, move |c| by(c, &job)).with_inner_filter().on(job.kernels);
     if job.long { work.only_long() } else { work }
 }
 
@@ -172,6 +179,7 @@ fn complaints(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
 pub(super) fn works() -> Vec<Work> {
     let mut works = vec![Work::new(MAIN.name, main_job).with_inner_filter()];
     works.extend(JOBS.into_iter().map(work));
+    works.extend(RESETS.map(|job| work_by(job, reset)));
     works
 }
 
@@ -210,6 +218,22 @@ fn other_job(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
         items.push(Item::new(job.name, Some("the job reported no case".to_owned())));
     }
     Ok(items)
+}
+
+/// The machine stands still where it would be reset, and then no word of its guest's secret is in RAM.
+fn reset(context: &Context<'_>, job: &Job) -> Result<Vec<Item>> {
+    let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
+    let mut machine = job.machine(context, image(parts)?)?;
+    machine.extra.push("-no-shutdown".to_owned());
+    let mut running = Running::start(&tools.qemu, &machine, &log(context, job.name))?;
+    let limit = if tools.debug { job.limit * 8 } else { job.limit };
+    let mut outcome = session::follow_job(&mut running, limit, |_| ())?;
+    if outcome.problem.is_none() {
+        running.monitor()?.wait_for_power_off()?;
+        let scanned = outcome.facts.at_the_end(&mut running, job.file);
+        outcome.cases.push(scanned);
+    }
+    Ok(cases(context, job.name, &outcome))
 }
 
 /// Every case of the piece that documents name has been reported.
