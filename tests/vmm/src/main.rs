@@ -101,6 +101,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   gmem-stress [SECONDS [SEED]]  all of it at once
   gmem-kernel   what the kernel does with pages by itself, and for others
   gmem-offline  memory that the kernel would take offline
+  gmem-numa     a machine of two nodes
   gmem-wide     what is touched while a window of the driver is held open
   gmem-planted  the same, of a driver that lets its lock go in it
   gmem-pressure  a machine that is short of memory keeps its guests
@@ -202,6 +203,7 @@ fn main() {
         "gmem-lives" => or_report(guest_memfd::STEP.0, guest_memfd::lives::all()),
         "gmem-kernel" => or_report(guest_memfd::STEP.0, guest_memfd::kernel::all()),
         "gmem-offline" => or_report(guest_memfd::STEP.0, guest_memfd::kernel::offline()),
+        "gmem-numa" => or_report(guest_memfd::STEP.0, guest_memfd::numa::all()),
         "gmem-wide" => or_report(guest_memfd::STEP.0, guest_memfd::wide::all()),
         "gmem-planted" => or_report(guest_memfd::STEP.0, guest_memfd::wide::planted()),
         "gmem-pressure" => or_report(guest_memfd::STEP.0, guest_memfd::pressure::all()),

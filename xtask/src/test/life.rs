@@ -31,6 +31,8 @@ pub(super) struct Job {
     no_map: bool,
     /// With memory for tags (MTE).
     tags: bool,
+    /// Its memory and its CPUs are two nodes.
+    nodes: bool,
     /// With what the host goes on as by kexec.
     successor: bool,
     /// More of the command line.
@@ -61,11 +63,23 @@ impl Job {
         if self.tags {
             machine.extra.extend(["-M", "mte=on"].map(str::to_owned));
         }
+        if self.nodes {
+            machine.extra.extend(two_nodes(machine.memory));
+        }
         if !self.no_map {
             return Ok(machine);
         }
         machine.with_no_map(&tools.qemu, &context.env.out.join(format!("{}.dtb", self.file)))
     }
+}
+
+/// QEMU's arguments for two nodes, each with half of the memory and of the four CPUs.
+fn two_nodes(memory: u32) -> impl Iterator<Item = String> {
+    [("0", "0-1"), ("1", "2-3")].into_iter().flat_map(move |(node, cpus)| {
+        let backend = format!("memory-backend-ram,id=node{node},size={}M", memory / 2);
+        let node = format!("node,nodeid={node},cpus={cpus},memdev=node{node}");
+        ["-object".to_owned(), backend, "-numa".to_owned(), node]
+    })
 }
 
 const fn job(name: &'static str, file: &'static str) -> Job {
@@ -76,6 +90,7 @@ const fn job(name: &'static str, file: &'static str) -> Job {
         stock: None,
         no_map: false,
         tags: false,
+        nodes: false,
         successor: false,
         append: "",
         limit: LIMIT,
@@ -132,10 +147,11 @@ const JOBS: [Job; 26] = [
 const RESETS: [Job; 2] = [job("life/reset", "reset"), Job { limit: LINUX, long: true, ..job("life/reboot", "reboot") }];
 
 /// Jobs of the suite `guest-memfd`.
-const GUEST_MEMFD: [Job; 7] = [
+const GUEST_MEMFD: [Job; 8] = [
     job("guest-memfd/files", "gmem-convert"),
     job("guest-memfd/holders", "gmem-holders"),
     Job { append: " mem=1024M", ..job("guest-memfd/offline", "gmem-offline") },
+    Job { nodes: true, ..job("guest-memfd/numa", "gmem-numa") },
     // Windows that stay open take time, and more on a machine that is busy.
     Job { limit: LINUX, ..job("guest-memfd/wide", "gmem-wide") },
     Job { kernels: Kernels::Debug, ..job("guest-memfd/starved", "gmem-starved") },

@@ -13,6 +13,7 @@ pub(crate) mod kernel;
 mod limits;
 pub(crate) mod lives;
 pub(crate) mod mappings;
+pub(crate) mod numa;
 pub(crate) mod populate;
 pub(crate) mod pressure;
 mod rig;
