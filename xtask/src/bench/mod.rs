@@ -50,9 +50,9 @@ pub(crate) struct BenchArgs {
     /// Only this CPU
     #[arg(long, value_name = "CPU", value_parser = CPUS)]
     cpu: Option<String>,
-    /// Where EL2's instructions of a row go, by function: the row's number in tests/guest/src/rows.rs
-    #[arg(long, value_name = "ROW")]
-    profile: Option<u64>,
+    /// Where EL2's instructions of rows go, by function: the rows' numbers in tests/guest/src/rows.rs
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    profile: Vec<u64>,
     /// Fails if a row is more than 2 % worse than docs/performance-baseline.json, and does not look at targets
     #[arg(long)]
     check: bool,
@@ -96,8 +96,8 @@ pub(crate) fn run(env: &Env, args: &BenchArgs) -> Result<ExitCode> {
     let plugin = ui::stage("build count", |_| builds::counter(env))?;
     let bench = Bench { env, tools: &tools, parts: &parts, plugin };
     let cpu = args.cpu.as_deref();
-    if let Some(row) = args.profile {
-        return bench.profile(row, cpu.unwrap_or(CPUS[0]));
+    if !args.profile.is_empty() {
+        return bench.profile(&args.profile, cpu.unwrap_or(CPUS[0]));
     }
     let mut columns = Vec::new();
     for cpu in CPUS.into_iter().filter(|name| cpu.is_none_or(|wanted| wanted == *name)) {
@@ -179,16 +179,22 @@ impl Bench<'_> {
         Ok(marks)
     }
 
-    fn profile(&self, row: u64, cpu: &str) -> Result<ExitCode> {
-        let label = rows::marked::end(row);
-        let cpus = if row == rows::marked::IPI { 2 } else { 1 };
-        let marks = self.boot(Subject::Freehold, cpu, &[label], cpus)?;
-        let rounds = marks.rounds(row).len() as u64;
-        if rounds == 0 {
-            bail!(Usage(format!("--profile {row}: no such row")));
+    /// All of them in one run; the IPI's, which takes two CPUs, has its own.
+    fn profile(&self, rows: &[u64], cpu: &str) -> Result<ExitCode> {
+        let (pairs, alone): (Vec<u64>, Vec<u64>) = rows.iter().partition(|row| **row == rows::marked::IPI);
+        for (rows, cpus) in [(alone, 1), (pairs, 2)].into_iter().filter(|(rows, _)| !rows.is_empty()) {
+            let labels: Vec<u64> = rows.iter().map(|row| rows::marked::end(*row)).collect();
+            let marks = self.boot(Subject::Freehold, cpu, &labels, cpus)?;
+            for (row, label) in rows.iter().zip(labels) {
+                let rounds = marks.rounds(*row).len() as u64;
+                if rounds == 0 {
+                    bail!(Usage(format!("--profile {row}: no such row")));
+                }
+                let profile = marks.profile.get(&label).context("EL2 takes no part in it")?;
+                let shown = profile::shown(&std::fs::read(builds::el2_elf(self.env)?)?, profile, rounds)?;
+                print!("row {row}: {shown}");
+            }
         }
-        let profile = marks.profile.get(&label).context("EL2 takes no part in it")?;
-        print!("{}", profile::shown(&std::fs::read(builds::el2_elf(self.env)?)?, profile, rounds)?);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -218,7 +224,7 @@ impl Bench<'_> {
         let mut marks = Marks::parse(&text).with_context(|| name)?;
         if subject == Subject::Freehold {
             let elf = std::fs::read(builds::el2_elf(self.env)?)?;
-            for (label, profile) in &marks.profile {
+            for (label, profile) in marks.profile.iter().filter(|(label, _)| LEAN.contains(label)) {
                 let rounds = marks.rounds(label >> 1).len() as u64;
                 marks.lean.insert(*label, profile::lean(&elf, profile, rounds)?);
             }
