@@ -24,6 +24,8 @@ const ROUNDS: usize = 20;
 /// So late half of the sleeps of a round may end; the guest would not let go for ever.
 const LATE: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// So long after its handler has run a signal has brought nobody out.
+const LOST: Duration = Duration::from_secs(2);
 
 /// Times that the handler ran.
 static HANDLED: AtomicU32 = AtomicU32::new(0);
@@ -201,14 +203,18 @@ fn watch(thread: libc::pid_t, stack: &Mapping, came: &AtomicUsize, looked: &Atom
             }
             std::thread::yield_now();
         }
-        let (before, start) = (came.load(Ordering::SeqCst), Instant::now());
+        let (before, mut start) = (came.load(Ordering::SeqCst), Instant::now());
+        let (mut handled, first) = (HANDLED.load(Ordering::SeqCst), start);
         signal(thread);
         while came.load(Ordering::SeqCst) == before {
-            if start.elapsed() > PATIENCE {
+            if first.elapsed() > PATIENCE {
                 return Err("a signal that brings nobody out".to_owned());
             }
-            // The first may come before the guest runs, and is lost on a thread that is between two runs.
-            if turn == 0 {
+            // The first may come before the guest runs. On a machine that is short of CPUs a later one, too, can meet the
+            // thread between two runs: its handler has run, and it brings nobody out.
+            let is_lost = start.elapsed() > LOST && HANDLED.load(Ordering::SeqCst) != handled;
+            if turn == 0 || is_lost {
+                (start, handled) = (Instant::now(), HANDLED.load(Ordering::SeqCst));
                 signal(thread);
             }
             std::thread::yield_now();
