@@ -75,45 +75,36 @@ impl<K> El2<K> {
     pub const HERE: Self = Self(PhantomData);
 }
 
-/// A claimed vCPU on this CPU.
-pub struct Here<'a>(vcpu::Loaded<'a>);
-
-impl core::fmt::Debug for Here<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Here")
-    }
-}
-
-impl<'a> Loaded<'a> for Here<'a> {
+impl<'a> Loaded<'a> for vcpu::Loaded<'a> {
     type Registers = GuestContext;
     type Regime = Regime;
 
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
-        self.0.claim()
+        self.claim()
     }
 
     fn parts(&mut self) -> (&mut GuestContext, &mut Vcpu) {
-        self.0.parts()
+        self.parts()
     }
 
     fn reset(&mut self) {
-        self.0.reset();
+        self.reset();
     }
 
     fn timer(&self) -> Timer {
-        self.0.timer()
+        self.timer()
     }
 
     fn leave(&mut self) {
-        self.0.leave();
+        self.leave();
     }
 
     fn lists(&mut self) -> &mut Lists {
-        self.0.lists()
+        self.lists()
     }
 
     fn run(&mut self, regime: &Regime, has_gic: bool, answer: impl Answer<GuestContext>) -> Stop {
-        self.0.run(regime, has_gic, answer)
+        self.run(regime, has_gic, answer)
     }
 }
 
@@ -123,7 +114,7 @@ impl<K: Kind> Platform for El2<K> {
     type GuestLock = K::GuestLock;
     type BoardLock = Ticket<Board>;
     type Regime = Regime;
-    type Loaded<'a> = Here<'a>;
+    type Loaded<'a> = vcpu::Loaded<'a>;
 
     fn machine(&self) -> K::Machine {
         K::MACHINE
@@ -189,8 +180,8 @@ impl<K: Kind> Platform for El2<K> {
         vcpu::create(frame)
     }
 
-    fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Here<'a> {
-        Here(vcpu::Loaded::open(claim))
+    fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> vcpu::Loaded<'a> {
+        vcpu::Loaded::open(claim)
     }
 
     fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Regime {

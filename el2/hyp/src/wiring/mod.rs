@@ -13,7 +13,7 @@ mod power;
 mod statics;
 pub mod trap;
 
-pub use hypercalls::{El2, Here};
+pub use hypercalls::El2;
 pub use statics::Home;
 
 use crate::calls::{GuestSlot, Platform};
