@@ -43,7 +43,8 @@ impl Generation {
     }
 }
 
-/// The place of a VM among all VMs.
+/// The place of a VM among all VMs. Confined when it is made, as is [`VcpuIndex`]: that changes nothing but what a CPU
+/// that speculates past a check can reach with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(u8);
 
@@ -51,13 +52,13 @@ impl Slot {
     /// Slot number `index`, if there is one.
     #[must_use]
     pub const fn new(index: usize) -> Option<Self> {
-        if index < MAX_VMS { Some(Self(index as u8)) } else { None }
+        if index < MAX_VMS { Some(Self(confine(index, MAX_VMS) as u8)) } else { None }
     }
 
-    /// The number, confined: that changes nothing but what a CPU that speculates past a check can reach.
+    /// The number.
     #[must_use]
     pub const fn index(self) -> usize {
-        confine(self.0 as usize, MAX_VMS)
+        self.0 as usize
     }
 
     /// The number, as the ledger records it.
@@ -126,23 +127,20 @@ impl VcpuIndex {
     /// # Errors
     /// `WrongVcpu` for one that no VM can have.
     pub fn decode(word: u64) -> Result<Self, Refused> {
-        match u8::try_from(word) {
-            Ok(index) if usize::from(index) < MAX_VCPUS => Ok(Self(index)),
-            Ok(_) | Err(_) => Err(Refused::WrongVcpu),
-        }
+        Self::existing(word, MAX_VCPUS).ok_or(Refused::WrongVcpu)
     }
 
     /// The vCPU of this number in a VM that has `vcpus`.
     #[must_use]
     pub fn existing(number: u64, vcpus: usize) -> Option<Self> {
-        let index = u8::try_from(number).ok()?;
-        (usize::from(index) < vcpus.min(MAX_VCPUS)).then_some(Self(index))
+        let index = usize::try_from(number).ok()?;
+        (index < vcpus.min(MAX_VCPUS)).then_some(Self(confine(index, MAX_VCPUS) as u8))
     }
 
-    /// The number, confined as [`Slot::index`] is.
+    /// The number.
     #[must_use]
     pub const fn index(self) -> usize {
-        confine(self.0 as usize, MAX_VCPUS)
+        self.0 as usize
     }
 
     /// It alone, in a word with a bit for each.
