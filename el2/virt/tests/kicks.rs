@@ -148,8 +148,9 @@ fn no_kick_outlives_the_stay_in_the_guest_that_it_was_for() {
     assert_ne!(outlives(false), 0, "without the lock some do");
 }
 
-/// vCPU 0 has an SPI in a list register that is being moved to vCPU 1.
-fn moves(wait: fn(&Machine, u64)) {
+/// vCPU 0 has an SPI in a list register that is being moved to vCPU 1. It comes out for that, or for something else and
+/// then stays out with what it had.
+fn moves(comes_out_for_it: bool, wait: fn(&Machine, u64)) {
     let waits: &AtomicUsize = Box::leak(Box::default());
     loom::model(move || {
         let machine = Machine::new(waits);
@@ -160,7 +161,10 @@ fn moves(wait: fn(&Machine, u64)) {
         let receiver = thread::spawn(move || wait(&other, 40));
         let other = Arc::clone(&machine);
         let holder = thread::spawn(move || {
-            other.interrupts[0].wait();
+            if comes_out_for_it {
+                other.interrupts[0].wait();
+            }
+            lists.note(OPEN, 0, true);
             other.change(|vgic| vgic.save(vcpu(0), &mut lists));
         });
         machine.change(|vgic| vgic.write(Frame::Distributor, 0x6140, Width::Double, 1, 2));
@@ -182,10 +186,12 @@ fn an_sgi_reaches_a_vcpu_that_goes_to_sleep() {
 
 #[test]
 fn an_spi_that_moves_reaches_a_vcpu_that_enters_its_guest() {
-    moves(Machine::spin_for);
+    moves(true, Machine::spin_for);
+    moves(false, Machine::spin_for);
 }
 
 #[test]
 fn an_spi_that_moves_reaches_a_vcpu_that_goes_to_sleep() {
-    moves(Machine::wait_for);
+    moves(true, Machine::wait_for);
+    moves(false, Machine::wait_for);
 }

@@ -29,11 +29,13 @@ macro_rules! numbered {
             write_sysreg!($register, *value);)+
         }
 
-        /// Takes the values of the first registers, and leaves zeros.
-        fn $take(values: &mut [u64]) {
-            $(let Some(value) = values.get_mut($n) else { return };
-            *value = read_sysreg!($register);
+        /// Takes the values of the first registers, and leaves zeros; the bits that are others than before.
+        fn $take(values: &mut [u64]) -> u64 {
+            let mut others = 0;
+            $(let Some(value) = values.get_mut($n) else { return others };
+            others |= core::mem::replace(value, read_sysreg!($register)) ^ *value;
             write_sysreg!($register, 0);)+
+            others
         }
     };
 }
@@ -104,13 +106,13 @@ impl GuestGic {
         let ends = read_sysreg!("s3_4_c12_c11_0") >> 27 & 0x1f;
         write_sysreg!("s3_4_c12_c11_0", 0);
         barrier::registers_in_effect();
-        take_lists(lists.entries());
+        let is_same = take_lists(lists.entries()) == 0;
         let groups = priority_registers();
         take_group0(self.group0.get_mut(..groups).unwrap_or_default());
         take_group1(self.group1.get_mut(..groups).unwrap_or_default());
         self.vmcr = read_sysreg!("s3_4_c12_c11_7");
         write_sysreg!("s3_4_c12_c11_7", 0);
-        lists.note(self.vmcr, ends as u32);
+        lists.note(self.vmcr, ends as u32, is_same);
         if lists.holds_timer() {
             gicr::release_timer();
         }

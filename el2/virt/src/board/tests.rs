@@ -288,10 +288,10 @@ fn a_stay_ends_with_the_physical_timer_and_nothing_of_it_is_in_the_next_one() {
         assert_eq!(lists.deadline(), deadline, "{cntv:?} {cntp:?}");
         let numbers: Vec<u32> = lists.entries().iter().map(|entry| *entry as u32).collect();
         assert_eq!(numbers, loaded, "{cntv:?} {cntp:?}");
-        lists.note(OPEN, 0);
+        lists.note(OPEN, 0, false);
         assert_eq!(lists.vmcr(), OPEN);
         assert_eq!(board.leave(vcpu(0), &mut lists), Kicks::NONE);
-        lists.note(0, 0);
+        lists.note(0, 0, false);
         assert_eq!(lists, Lists::EMPTY, "but for the masks");
     }
 }

@@ -168,18 +168,25 @@ impl Bank {
 
     /// Takes `bit` back out of a list register that holds it in this state.
     pub(super) fn release(&mut self, bit: u32, pending: bool, active: bool) {
-        if pending {
-            // Of a wire that was high nothing stays but the wire.
-            self.latch |= self.held_latch & bit;
-        } else if !active {
-            self.end(bit);
+        if !pending {
+            self.held_latch &= !bit;
+            if !active {
+                self.end(bit);
+            }
         }
         if self.forced & bit == 0 {
             self.active = if active { self.active | bit } else { self.active & !bit };
         }
-        self.held &= !bit;
-        self.held_latch &= !bit;
-        self.forced &= !bit;
+        self.take_back(bit);
+    }
+
+    /// Takes these back out of list registers that hold them as they were loaded.
+    pub(super) fn take_back(&mut self, bits: u32) {
+        // Of a wire that was high nothing stays but the wire.
+        self.latch |= self.held_latch & bits;
+        self.held &= !bits;
+        self.held_latch &= !bits;
+        self.forced &= !bits;
     }
 
     /// The guest is done with these.

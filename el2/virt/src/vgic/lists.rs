@@ -4,10 +4,10 @@
 //! What is pending goes first, by priority, so that a maintenance interrupt for "none pending" is never raised by list
 //! registers that are all active: each entry after one brings something pending. Active interrupts take what room is
 //! left; the end of one that found none is counted by the CPU and comes out too. An interrupt is in one list register
-//! of one vCPU at most, which `held` sees to.
+//! of one vCPU at most, which `held` sees to. Where the guest changed nothing, and nobody is told of anything before it
+//! enters again, nothing is folded, and it is loaded with the same.
 
-use super::bank::Bank;
-use super::{At, Candidate, Intid, Kicks, Place, Vgic, Want};
+use super::{At, Candidate, Intid, Kicks, Local, Place, Vgic, Want};
 use crate::handle::VcpuIndex;
 
 /// Most list registers that a CPU can have.
@@ -40,12 +40,21 @@ pub struct Lists {
     deadline: Option<u64>,
     vmcr: u64,
     ends: u32,
+    is_same: bool,
 }
 
 impl Lists {
     /// Nothing loaded.
-    pub const EMPTY: Self =
-        Self { entries: [0; MAX_LISTS], used: 0, control: 0, holds_timer: false, deadline: None, vmcr: 0, ends: 0 };
+    pub const EMPTY: Self = Self {
+        entries: [0; MAX_LISTS],
+        used: 0,
+        control: 0,
+        holds_timer: false,
+        deadline: None,
+        vmcr: 0,
+        ends: 0,
+        is_same: false,
+    };
 
     /// The `ICH_LR<n>_EL2` in use. The CPU writes back what became of them.
     pub fn entries(&mut self) -> &mut [u64] {
@@ -75,9 +84,10 @@ impl Lists {
         self.deadline = deadline;
     }
 
-    /// Notes what else the CPU says at an exit: `ICH_VMCR_EL2`, and `ICH_HCR_EL2.EOIcount`.
-    pub fn note(&mut self, vmcr: u64, ends: u32) {
-        (self.vmcr, self.ends) = (vmcr, ends);
+    /// Notes what else the CPU says at an exit: `ICH_VMCR_EL2`, `ICH_HCR_EL2.EOIcount`, and whether each list register is
+    /// as it was loaded.
+    pub fn note(&mut self, vmcr: u64, ends: u32, is_same: bool) {
+        (self.vmcr, self.ends, self.is_same) = (vmcr, ends, is_same);
     }
 
     /// `ICH_VMCR_EL2` at the last exit.
@@ -86,11 +96,16 @@ impl Lists {
         self.vmcr
     }
 
-    /// Nothing loaded any more; the masks stay known. Most often few are, and it is done at each exit.
+    /// Nothing loaded any more; the masks stay known.
     fn clear(&mut self) {
         self.entries().fill(core::hint::black_box(0));
-        let Self { entries: _, used, control, holds_timer, deadline, vmcr: _, ends } = self;
-        (*used, *control, *holds_timer, *deadline, *ends) = (0, 0, false, None, 0);
+        let Self { entries: _, used, control, holds_timer, deadline, vmcr: _, ends, is_same } = self;
+        (*used, *control, *holds_timer, *deadline, *ends, *is_same) = (0, 0, false, None, 0, false);
+    }
+
+    /// Whether the guest has changed nothing, and nothing was left over that waits for more.
+    const fn may_stay(&self) -> bool {
+        self.is_same && self.ends == 0 && self.control == 0
     }
 
     fn push(&mut self, entry: u64) {
@@ -102,8 +117,8 @@ impl Lists {
 }
 
 impl Vgic {
-    /// Fills the empty `lists` of a vCPU that enters its guest on CPU number `cpu`, which has `room` of them. Whoever
-    /// causes something for it from here on gets that CPU as a kick.
+    /// Fills the `lists` of a vCPU that enters its guest on CPU number `cpu`, which has `room` of them, unless it has kept
+    /// what it needs. Whoever causes something for it from here on gets that CPU as a kick.
     ///
     /// What is of a group that the guest has switched off in its CPU interface comes last, by the masks of the last exit:
     /// it would wait in a list register for ever. If these are others by now and something is left over, the guest comes
@@ -111,11 +126,16 @@ impl Vgic {
     pub fn load(&mut self, vcpu: VcpuIndex, cpu: u8, room: usize, lists: &mut Lists) {
         let me = vcpu.index();
         let room = room.min(MAX_LISTS);
-        self.put(vcpu, Place::In(cpu));
-        let is_busy = self.banks(me).any(Bank::is_busy);
+        if let Some(local) = self.locals.get_mut(me).filter(|local| local.place == Place::Kept && lists.used <= room) {
+            local.place = Place::In(cpu);
+            return;
+        }
+        lists.clear();
+        self.put(me, Place::In(cpu));
         let switched = GROUP0_ON << (lists.vmcr & 1) | GROUP1_ON << (lists.vmcr >> 1 & 1);
         for (want, full) in [(Want::Ready, NONE_PENDING | switched), (Want::Stranded, MISSING)] {
-            let mut left = is_busy;
+            let mut left =
+                self.banks(me).any(|bank| if want == Want::Ready { bank.is_busy() } else { bank.stranded() != 0 });
             while left && let Some((candidate, is_last)) = self.first(me, want, lists.vmcr) {
                 if lists.used == room {
                     lists.control |= full;
@@ -130,12 +150,18 @@ impl Vgic {
             self.locals.get(me).is_some_and(|l| (l.bank.line | l.bank.active | l.bank.held) & timer != 0);
     }
 
-    /// Folds the list registers back, as the CPU left them. The vCPU is out. What it gives up may be another one's
-    /// by now.
+    /// Folds the list registers back, as the CPU left them, or keeps them. The vCPU is out. What it gives up may be
+    /// another one's by now.
     pub fn save(&mut self, vcpu: VcpuIndex, lists: &mut Lists) -> Kicks {
         let me = vcpu.index();
+        if let Some(Local { place: place @ Place::In(_), .. }) = self.locals.get_mut(me)
+            && lists.may_stay()
+        {
+            *place = Place::Kept;
+            return Kicks::NONE;
+        }
         let mut kicks = Kicks::NONE;
-        self.put(vcpu, Place::Out);
+        self.put(me, Place::Out);
         // Only these can have been ended without a list register. The last one acknowledged is the first one ended.
         for _ in 0..lists.ends.min(31) {
             let Some((ended, _)) = self.first(me, Want::Stranded, lists.vmcr) else { break };

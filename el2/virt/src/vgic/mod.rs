@@ -2,11 +2,12 @@
 //! The interrupt controller of a VM: a GICv3 distributor and a redistributor per vCPU, as plain data (D10).
 //!
 //! One security state, affinity routing always on, no LPIs, no 1-of-N delivery, 224 SPIs. All of it lies under the VM's
-//! lock: a vCPU's list registers are filled from it before each entry and folded back after each exit, so that while
-//! EL2 acts for a vCPU nothing of that vCPU is anywhere else. What another vCPU has in its list registers is known as
-//! it was loaded; who reads or changes it makes that vCPU come out, so that it takes effect in finite time, as the
-//! architecture asks. Nothing that becomes deliverable waits for an accident: whoever causes it gets [`Kicks`], and
-//! gives them before the lock is let go. The host raises SPIs only, and reads nothing. It knows no register of a CPU.
+//! lock: a vCPU's list registers are filled from it before each entry and folded back after each exit, or kept, as they
+//! were loaded, until somebody is to tell it something: then they are known without it. What a vCPU in its guest has in
+//! its list registers is known as it was loaded; who reads or changes it makes that vCPU come out, so that it takes effect
+//! in finite time, as the architecture asks. Nothing that becomes deliverable waits for an accident: whoever causes it
+//! gets [`Kicks`], and gives them before the lock is let go. The host raises SPIs only, and reads nothing. It knows no
+//! register of a CPU.
 //! Keeps I7: all of it is bounded by arrays. Source: Arm IHI 0069 (`GICv3`).
 
 mod bank;
@@ -35,6 +36,8 @@ const TIMERS: u32 = Intid::VIRTUAL_TIMER.bit() | Intid::PHYSICAL_TIMER.bit();
 enum Place {
     /// Not in its guest: who enters looks first.
     Out,
+    /// Not in its guest, and nothing is new since it was: its list registers, taken off, hold what they were loaded with.
+    Kept,
     /// Its thread sleeps in the host until it is woken.
     Asleep,
     /// In its guest on this CPU.
@@ -151,8 +154,10 @@ impl Vgic {
 
     /// Sets the wire of a PPI of a vCPU that is out: a timer's, for EL2 knows no other.
     pub fn set_timer(&mut self, vcpu: VcpuIndex, timer: Intid, high: bool) {
-        if let Some(local) = self.locals.get_mut(vcpu.index()) {
+        let Some(local) = self.locals.get_mut(vcpu.index()) else { return };
+        if (local.bank.line & timer.bit() != 0) != high {
             local.bank.set_line(timer.bit(), high);
+            self.take_back(vcpu.index());
         }
     }
 
@@ -195,7 +200,8 @@ impl Vgic {
 
     /// Whether something would end the vCPU's WFI: it is deliverable, and passes the mask in its `ICH_VMCR_EL2`.
     #[must_use]
-    pub fn wakes(&self, vcpu: VcpuIndex, vmcr: u64) -> bool {
+    pub fn wakes(&mut self, vcpu: VcpuIndex, vmcr: u64) -> bool {
+        self.take_back(vcpu.index());
         let mut wakes = false;
         self.candidates(vcpu.index(), Want::Ready, |candidate| {
             wakes |= candidate.is_on(vmcr) && u64::from(candidate.priority) < vmcr >> 24 & 0xff;
@@ -205,7 +211,7 @@ impl Vgic {
 
     /// Notes that the vCPU's thread goes to sleep in the host: from now on it is among the sleepers to be told.
     pub fn sleeps(&mut self, vcpu: VcpuIndex) {
-        self.put(vcpu, Place::Asleep);
+        self.put(vcpu.index(), Place::Asleep);
     }
 
     /// Wakes a vCPU's thread if it sleeps, and makes it come out of its guest if it is there.
@@ -217,13 +223,25 @@ impl Vgic {
     pub fn kick(&mut self, vcpu: VcpuIndex) -> Kicks {
         match self.locals.get(vcpu.index()).map(|local| local.place) {
             Some(Place::In(_)) => self.tell(vcpu.index()),
-            Some(Place::Out | Place::Asleep | Place::Leaving) | None => Kicks::NONE,
+            Some(Place::Out | Place::Kept | Place::Asleep | Place::Leaving) | None => Kicks::NONE,
         }
     }
 
-    fn put(&mut self, vcpu: VcpuIndex, place: Place) {
-        if let Some(local) = self.locals.get_mut(vcpu.index()) {
+    fn put(&mut self, vcpu: usize, place: Place) {
+        self.take_back(vcpu);
+        if let Some(local) = self.locals.get_mut(vcpu) {
             local.place = place;
+        }
+    }
+
+    /// Has a vCPU that is out keep nothing in list registers: they were as they had been loaded.
+    fn take_back(&mut self, vcpu: usize) {
+        let Some(local) = self.locals.get_mut(vcpu).filter(|local| local.place == Place::Kept) else { return };
+        local.place = Place::Out;
+        local.bank.take_back(u32::MAX);
+        for (mine, bank) in local.mine.iter_mut().zip(&mut self.spis) {
+            bank.take_back(*mine);
+            *mine &= bank.active;
         }
     }
 
@@ -232,6 +250,10 @@ impl Vgic {
         let Some(local) = self.locals.get_mut(vcpu) else { return Kicks::NONE };
         match local.place {
             Place::Out | Place::Leaving => Kicks::NONE,
+            Place::Kept => {
+                self.take_back(vcpu);
+                Kicks::NONE
+            }
             Place::In(cpu) => {
                 local.place = Place::Leaving;
                 Kicks { cpus: 1u32.unbounded_shl(cpu.into()), sleepers: 0 }
@@ -261,47 +283,55 @@ impl Vgic {
     fn change(&mut self, at: At, touched: u32, change: impl FnOnce(&mut Bank)) -> Kicks {
         let groups = self.groups;
         let Some(bank) = self.bank_mut(at) else { return Kicks::NONE };
-        let before = bank.ready(groups);
+        let (before, active) = (bank.ready(groups), bank.active);
         change(bank);
-        let fresh = bank.ready(groups) & !before;
-        if let At::Shared(n) = at {
-            self.settle(n);
-        }
-        let told = self.announce(at, fresh, touched);
+        let (fresh, active) = (bank.ready(groups) & !before, bank.active & !active);
+        let told = match at {
+            At::Local(vcpu) if active != 0 => self.tell(vcpu),
+            At::Local(_) => Kicks::NONE,
+            At::Shared(n) => self.settle(n),
+        };
+        let told = told.and(self.announce(at, fresh, touched));
         let At::Local(vcpu) = at else { return told };
         // How long it sleeps was decided by what its timers could raise.
         if touched & TIMERS != 0 { told.and(self.tell(vcpu)) } else { told }
     }
 
-    /// Tells whoever is to get what is ready of `fresh`, and whoever holds what was `touched`.
+    /// Tells whoever holds what was `touched`, and whoever is to get what is ready of `fresh` then.
     fn announce(&mut self, at: At, fresh: u32, touched: u32) -> Kicks {
         let groups = self.groups;
-        let (fresh, held) = self.bank(at).map_or((0, 0), |bank| (bank.ready(groups) & fresh, bank.held & touched));
+        let ready = |bank: &Bank| bank.ready(groups) & fresh;
+        let (found, held) = self.bank(at).map_or((0, 0), |bank| (ready(bank), bank.held & touched));
         match at {
-            _ if fresh | held == 0 => Kicks::NONE,
+            _ if found | held == 0 => Kicks::NONE,
             At::Local(vcpu) => self.tell(vcpu),
-            At::Shared(n) => (0..MAX_VCPUS).fold(Kicks::NONE, |kicks, vcpu| {
-                let holds = self.mine(vcpu, n) & held != 0;
-                let gets = Bits(fresh).any(|bit| self.target(n, bit) == Some(vcpu));
-                if holds || gets { kicks.and(self.tell(vcpu)) } else { kicks }
-            }),
+            At::Shared(n) => {
+                let holders = (0..MAX_VCPUS).filter(|vcpu| self.mine(*vcpu, n) & held != 0);
+                let holders = holders.fold(0, |all, vcpu| all | 1u32.unbounded_shl(vcpu as u32));
+                let told = Bits(holders).fold(Kicks::NONE, |kicks, vcpu| kicks.and(self.tell(vcpu as usize)));
+                Bits(self.bank(at).map_or(0, ready)).fold(told, |kicks, bit| match self.target(n, bit) {
+                    Some(vcpu) => kicks.and(self.tell(vcpu)),
+                    None => kicks,
+                })
+            }
         }
     }
 
-    /// Makes every active SPI belong to one vCPU, if its route names one.
-    fn settle(&mut self, n: usize) {
-        let Some(bank) = self.spis.get(n) else { return };
+    /// Makes every active SPI belong to one vCPU, if its route names one, and tells those that get one.
+    fn settle(&mut self, n: usize) -> Kicks {
+        let Some(bank) = self.spis.get(n) else { return Kicks::NONE };
         let (alive, mut free) = (bank.active | bank.held, bank.active);
         for mine in self.locals.iter_mut().filter_map(|local| local.mine.get_mut(n)) {
             *mine &= alive;
             free &= !*mine;
         }
-        for bit in Bits(free) {
-            let target = self.target(n, bit).and_then(|vcpu| self.locals.get_mut(vcpu)?.mine.get_mut(n));
-            if let Some(mine) = target {
+        Bits(free).fold(Kicks::NONE, |kicks, bit| {
+            let Some(vcpu) = self.target(n, bit) else { return kicks };
+            if let Some(mine) = self.locals.get_mut(vcpu).and_then(|local| local.mine.get_mut(n)) {
                 *mine |= 1u32.unbounded_shl(bit);
             }
-        }
+            kicks.and(self.tell(vcpu))
+        })
     }
 
     fn mine(&self, vcpu: usize, n: usize) -> u32 {

@@ -145,9 +145,9 @@ impl Vgic {
         if let Some(route) = self.routes.get_mut(n).and_then(|bank| bank.get_mut(bit as usize)) {
             *route = word & 0xff_ffff;
         }
-        self.settle(n);
+        let told = self.settle(n);
         let bit = 1u32.unbounded_shl(bit);
-        self.announce(At::Shared(n), bit, bit)
+        told.and(self.announce(At::Shared(n), bit, bit))
     }
 }
 

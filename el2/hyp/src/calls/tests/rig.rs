@@ -410,7 +410,7 @@ impl<'a> Loaded<'a> for Open<'a> {
             self.rig.lists.lock().unwrap().push(lists.entries().to_vec());
             // The guest ends whatever it is given at once.
             lists.entries().iter_mut().for_each(|entry| *entry &= !(3 << 62));
-            lists.note(self.rig.masks.load(Ordering::Relaxed), 0);
+            lists.note(self.rig.masks.load(Ordering::Relaxed), 0, false);
         }
         self.rig.regimes.lock().unwrap().push(*sibling);
         loop {

@@ -529,9 +529,78 @@ fn at_most_as_many_list_registers_are_used_as_there_are() {
         }
         let mut lists: Lists = loaded(&mut rig.vgic, vcpu(0), 0, room);
         assert_eq!(lists.entries().len(), room.min(16));
-        lists.note(0, u32::MAX);
+        lists.note(0, u32::MAX, true);
         let _ = rig.vgic.save(vcpu(0), &mut lists);
         assert_eq!(lists, Lists::EMPTY, "nothing stays for the next one");
+    }
+}
+
+#[test]
+fn what_a_guest_left_alone_stays_until_somebody_is_told_of_something() {
+    let mut rig = Rig::new(2, 2);
+    for n in [40, 41] {
+        rig.bit(0, ENABLE, n);
+        rig.wire(n, true);
+    }
+    let cpu = 0;
+    let mut kept = rig.cpus[cpu].lists;
+    assert_eq!(kept.entries().len(), 2);
+    rig.leave(cpu);
+    assert_eq!(rig.cpus[cpu].lists.entries(), kept.entries(), "it is out");
+    rig.enter(cpu);
+    assert_eq!(rig.cpus[cpu].lists.entries(), kept.entries(), "the same");
+    // Each of these is noticed while it is out.
+    let acts: [fn(&mut Rig); 8] = [
+        |rig| rig.wire(40, false),
+        |rig| rig.bit(1, DISABLE, 40),
+        |rig| rig.route(40, 1),
+        |rig| rig.prioritize(1, 41, 0x80),
+        |rig| rig.sgi(1, 1),
+        |rig| rig.store(Frame::Distributor, 0, 1),
+        |rig| rig.store(Frame::Control(vcpu(0)), 0x14, 2),
+        |rig| rig.vgic.sleeps(vcpu(0)),
+    ];
+    for (n, act) in acts.into_iter().enumerate() {
+        let mut rig = rig.clone();
+        rig.bit(0, ENABLE, 0);
+        rig.leave(cpu);
+        let mut before = rig.cpus[cpu].lists;
+        assert_eq!(before.entries().len(), 2, "act {n}: it had something");
+        act(&mut rig);
+        assert_eq!(rig.vgic.wakes(vcpu(0), 0xff00_0003), !matches!(n, 5 | 6), "act {n}");
+        rig.enter(cpu);
+        assert_eq!(rig.cpus[cpu].lists.entries() == before.entries(), n == 7, "act {n}");
+        assert_eq!(rig.cpus[1].offers(), (n == 2).then_some(40), "act {n}: it went to another one");
+    }
+    // A CPU that has fewer takes what fits.
+    rig.leave(cpu);
+    rig.room = 1;
+    rig.enter(cpu);
+    assert_eq!(rig.cpus[cpu].lists.entries().len(), 1);
+}
+
+#[test]
+fn what_is_kept_wakes_whose_it_is() {
+    let mut rig = Rig::new(1, 2);
+    rig.bit(0, ENABLE, 40);
+    rig.wire(40, true);
+    rig.leave(0);
+    assert_eq!(rig.cpus[0].lists.entries().len(), 1);
+    assert!(rig.vgic.wakes(vcpu(0), 0xff00_0003), "a WFI goes on");
+    rig.vgic.sleeps(vcpu(0));
+    rig.wire(40, false);
+    assert!(!rig.vgic.wakes(vcpu(0), 0xff00_0003));
+}
+
+#[test]
+fn the_timer_of_a_vcpu_that_is_out_reaches_it_whatever_it_has_kept() {
+    let mut rig = Rig::new(1, 4);
+    rig.bit(0, ENABLE, 27);
+    for high in [true, false] {
+        rig.leave(0);
+        rig.vgic.set_timer(vcpu(0), Intid::VIRTUAL_TIMER, high);
+        rig.enter(0);
+        assert_eq!(rig.cpus[0].offers(), high.then_some(27));
     }
 }
 

@@ -36,6 +36,9 @@ pub(super) fn loaded(vgic: &mut Vgic, vcpu: VcpuIndex, cpu: u8, room: usize) -> 
 #[derive(Clone, Debug)]
 pub(super) struct Cpu {
     pub(super) lists: Lists,
+    /// What they were when it entered, and how often something was in them and stayed while it was out.
+    before: Vec<u64>,
+    pub(super) kept: u32,
     pub(super) ends: u32,
     /// `ICC_IGRPEN0_EL1` and `ICC_IGRPEN1_EL1`.
     pub(super) groups: u64,
@@ -117,7 +120,16 @@ pub(super) struct Rig {
 impl Rig {
     /// Everybody in the guest, groups open, redistributors awake, nothing enabled.
     pub(super) fn new(vcpus: usize, room: usize) -> Self {
-        let cpu = Cpu { lists: Lists::EMPTY, ends: 0, groups: 3, inside: false, running: Vec::new(), maintenance: 0 };
+        let cpu = Cpu {
+            lists: Lists::EMPTY,
+            before: Vec::new(),
+            kept: 0,
+            ends: 0,
+            groups: 3,
+            inside: false,
+            running: Vec::new(),
+            maintenance: 0,
+        };
         let mut rig = Self { vgic: Vgic::new(), cpus: vec![cpu; vcpus], room, woken: 0 };
         rig.store(Frame::Distributor, 0, 3);
         for n in 0..vcpus {
@@ -135,7 +147,9 @@ impl Rig {
         assert!(!self.cpus[n].inside);
         // What was noted at the last exit is still known.
         self.vgic.load(vcpu(n), u8::try_from(n).unwrap(), self.room, &mut self.cpus[n].lists);
-        self.cpus[n].inside = true;
+        let cpu = &mut self.cpus[n];
+        cpu.before = cpu.lists.entries().to_vec();
+        cpu.inside = true;
         self.check_unique();
     }
 
@@ -143,8 +157,10 @@ impl Rig {
         let cpu = &mut self.cpus[n];
         assert!(cpu.inside);
         cpu.inside = false;
-        cpu.lists.note(0xff00_0000 | cpu.groups, core::mem::take(&mut cpu.ends));
+        let is_same = cpu.lists.entries() == cpu.before;
+        cpu.lists.note(0xff00_0000 | cpu.groups, core::mem::take(&mut cpu.ends), is_same);
         let kicks = self.vgic.save(vcpu(n), &mut cpu.lists);
+        cpu.kept += u32::from(!cpu.lists.entries().is_empty());
         assert_eq!(kicks.cpus >> n & 1, 0, "nobody is told of what he does himself");
         self.give(kicks);
     }
@@ -174,7 +190,7 @@ impl Rig {
     /// No interrupt of the VM is in two list registers.
     fn check_unique(&mut self) {
         let mut seen = std::collections::BTreeSet::new();
-        for (n, cpu) in self.cpus.iter_mut().enumerate() {
+        for (n, cpu) in self.cpus.iter_mut().enumerate().filter(|(_, cpu)| cpu.inside) {
             for entry in cpu.lists.entries() {
                 let owner = if number(*entry) < 32 { n } else { usize::MAX };
                 assert!(seen.insert((owner, number(*entry))), "{} is in two list registers", number(*entry));
