@@ -22,7 +22,9 @@ pub(super) fn at_memory(step: Step, process: u32, masked: &str) -> Result<(), St
         line(&format!("{{\"unreachable\":\"{}\"}}", part.join(",")));
     }
     by_kernel(step, &hostile, &foreign);
-    by_mapping(step, process)?;
+    let (pages, control) = by_mapping(process)?;
+    step.same("tools: proc-mem-reads-the-vmm", true, control);
+    step.judged("proc-mem-reads-guest-memory", "no page", pages, pages.are_closed());
     line(&format!("{{\"scan\":\"alive\",\"step\":\"{}\"}}", step.0));
     hold_still();
     Ok(())
@@ -43,11 +45,36 @@ fn by_kernel(step: Step, hostile: &Hostile, foreign: &[u64]) {
     step.judged("kernel-reads-guest-memory", "every load EFAULT, each a fault that el2 took", seen, held);
 }
 
-/// The VMM's mapping of its guest's memory, from another process: no page of it.
-fn by_mapping(step: Step, process: u32) -> Result<(), String> {
+/// Pages of a guest's memory that its VMM's mapping gave to another process, and that it did not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pages {
+    read: usize,
+    refused: usize,
+}
+
+impl Pages {
+    /// As of a protected guest: none.
+    pub(super) const fn are_closed(self) -> bool {
+        self.read == 0 && self.refused >= TRIES
+    }
+
+    /// As of an ordinary one: all.
+    pub(super) const fn are_open(self) -> bool {
+        self.refused == 0 && self.read >= TRIES
+    }
+}
+
+impl std::fmt::Display for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} pages read, {} refused", self.read, self.refused)
+    }
+}
+
+/// The VMM's mapping of its guest's memory, from another process; and whether that can read the VMM's own.
+pub(super) fn by_mapping(process: u32) -> Result<(Pages, bool), String> {
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).map_err(|e| e.to_string())?;
     let memory = std::fs::File::open(format!("/proc/{process}/mem")).map_err(|e| e.to_string())?;
-    let (mut refused, mut read, mut control) = (0, 0, false);
+    let (mut pages, mut control) = (Pages::default(), false);
     for map in maps.lines() {
         let Some((start, end)) = map.split(' ').next().and_then(|range| range.split_once('-')) else { continue };
         let number = |text| u64::from_str_radix(text, 16).map_err(|e| e.to_string());
@@ -58,17 +85,10 @@ fn by_mapping(step: Step, process: u32) -> Result<(), String> {
         }
         for page in (start..end).step_by(usize::try_from((end - start) / TRIES as u64).map_err(|e| e.to_string())?) {
             match memory.read_at(&mut [0; 8], page) {
-                Ok(_) => read += 1,
-                Err(_) => refused += 1,
+                Ok(_) => pages.read += 1,
+                Err(_) => pages.refused += 1,
             }
         }
     }
-    step.same("tools: proc-mem-reads-the-vmm", true, control);
-    step.judged(
-        "proc-mem-reads-guest-memory",
-        "no page",
-        format!("{read} pages read, {refused} refused"),
-        read == 0 && refused >= TRIES,
-    );
-    Ok(())
+    Ok((pages, control))
 }

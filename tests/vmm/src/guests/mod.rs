@@ -11,6 +11,9 @@ mod terminal;
 
 use std::time::{Duration, Instant};
 
+use freehold_uapi::hvc;
+use kvm_ioctls::VcpuExit;
+
 use crate::report::Step;
 use child::{Child, Read};
 use drift::Stamps;
@@ -106,6 +109,7 @@ pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
                 let wanted = std::env::var(RELEASE).unwrap_or_default();
                 let held = release.contains("+deb") && release.starts_with(&format!("{wanted}."));
                 step.judged(&case("userspace"), &format!("Debian's {wanted}"), release, held);
+                whose(plan, child.id())?;
             }
             Some((check, outcome)) => {
                 let held = outcome.split(' ').next() == Some("pass");
@@ -133,6 +137,15 @@ pub(crate) fn linux(plan: &Plan) -> Result<(), String> {
     if let Some(terminal) = terminal {
         step.same(&case("its terminal is a user's again"), false, terminal.manner().is_raw());
     }
+    Ok(())
+}
+
+/// The guest is of the kind that was asked for: a process of the host's reads all of its memory, or none.
+fn whose(plan: &Plan, process: u32) -> Result<(), String> {
+    let (pages, _) = look::by_mapping(process)?;
+    let (expected, held) =
+        if plan.protected { ("no page is read", pages.are_closed()) } else { ("all are read", pages.are_open()) };
+    plan.step.judged(&format!("{}whose its memory is", plan.prefix), expected, pages, held);
     Ok(())
 }
 
@@ -197,6 +210,16 @@ fn refused(step: Step) -> Result<(), String> {
         let lines = said.lines().count();
         let held = ended == Some(status) && said.contains(says) && lines == 1;
         step.judged(case, &format!("status {status}, one line: {says}"), format!("status {ended:?}: {said}"), held);
+    }
+    for (case, exit, says) in [
+        (
+            "a run that el2 refuses",
+            VcpuExit::FailEntry(hvc::WRONG_STATE as u64, 0),
+            "1: the VM can not be run on; vCPU 1: el2 refuses to run it: WRONG_STATE",
+        ),
+        ("an exit that nobody knows", VcpuExit::Hlt, "11: the guest crashed: vCPU 1: Hlt"),
+    ] {
+        step.same(case, says, crate::run::would_say(&exit));
     }
     std::fs::remove_file(cut).map_err(|e| e.to_string())
 }

@@ -66,9 +66,23 @@ fn boot(args: &Args) -> Result<End, Refusal> {
     // At once: others may write to the same place.
     let summary = format!("freehold-vmm: {}, after {seconds:.1} s\n{}\n", said(&end), Summary(&tallies));
     let _ = std::io::stderr().write_all(summary.as_bytes());
+    judged(end)
+}
+
+fn judged(end: vcpu::Ended) -> Result<End, Refusal> {
     match end {
         vcpu::Ended::By(end, _) => Ok(end),
         vcpu::Ended::Failed(why) => Err(Refusal(FAILED, why)),
+    }
+}
+
+/// What a user would read, and the status, if this exit of vCPU 1 ended a VM: for what no guest can bring about.
+pub(crate) fn would_say(exit: &kvm_ioctls::VcpuExit<'_>) -> String {
+    let end = vcpu::broken(1, exit);
+    let line = said(&end);
+    match judged(end) {
+        Ok(end) => format!("{}: {line}", end.status()),
+        Err(Refusal(status, why)) => format!("{status}: {line}; {why}"),
     }
 }
 

@@ -149,19 +149,27 @@ fn run(index: usize, mut vcpu: VcpuFd, shared: &Shared) -> Tally {
 
 /// Enters the guest once and serves what it came out for.
 fn step(index: usize, vcpu: &mut VcpuFd, shared: &Shared) -> (Exit, Option<Ended>) {
-    let failed = |why: &str| Some(Ended::Failed(format!("vCPU {index}: {why}")));
     match vcpu.run() {
         Ok(VcpuExit::MmioRead(address, data)) => (Exit::Load, refused(shared.console().load(address, data))),
         Ok(VcpuExit::MmioWrite(address, data)) => (Exit::Store, shared.store(address, data)),
         Ok(VcpuExit::SystemEvent(kind, data)) => (Exit::Event, Some(event(index, kind, data))),
         Ok(VcpuExit::Intr) => (Exit::Signal, None),
-        Ok(VcpuExit::FailEntry(status, _)) => {
-            (Exit::Broken, failed(&format!("el2 refuses to run it: {}", status_name(status.cast_signed()))))
-        }
-        Ok(other) => (Exit::Broken, Some(Ended::By(End::Crash, format!("vCPU {index}: {other:?}")))),
+        Ok(other) => (Exit::Broken, Some(broken(index, &other))),
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => (Exit::Signal, None),
-        Err(error) => (Exit::Broken, failed(&format!("KVM_RUN: {}", errno_name(error.errno())))),
+        Err(error) => {
+            let why = format!("vCPU {index}: KVM_RUN: {}", errno_name(error.errno()));
+            (Exit::Broken, Some(Ended::Failed(why)))
+        }
     }
+}
+
+/// What ends a VM that no guest asked for: `el2` refuses to run it, or an exit that nobody here knows.
+pub(super) fn broken(index: usize, exit: &VcpuExit<'_>) -> Ended {
+    if let VcpuExit::FailEntry(status, _) = exit {
+        let why = status_name(status.cast_signed());
+        return Ended::Failed(format!("vCPU {index}: el2 refuses to run it: {why}"));
+    }
+    Ended::By(End::Crash, format!("vCPU {index}: {exit:?}"))
 }
 
 fn refused(done: Result<(), Wrong>) -> Option<Ended> {
