@@ -4,8 +4,8 @@
 use crate::proto::*;
 use crate::sysreg::counter;
 use crate::{
-    bench, cpus, device, fp, gic, hidden, hypercall, ids, interrupts, last, memory, mmio, secret, state, sweep, trap,
-    undescribed,
+    bench, cpus, device, extremes, fp, gic, hidden, hypercall, ids, interrupts, last, memory, mmio, secret, state,
+    storm, sweep, trap, undescribed,
 };
 use core::arch::asm;
 
@@ -118,7 +118,10 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
             fp::leave_full(seed);
             [0; 3]
         }
+        CMD_LAST if a >= LAST_LEVEL => storm::begin(a),
         CMD_LAST => last::act(a),
+        CMD_TIMERS => extremes::all(),
+        CMD_FLOOD => cpus::flood(a, b),
         CMD_ALL => cpus::all(a, b, [c, PERIOD]),
         CMD_BENCH => bench::run(a, b, c),
         CMD_TOGETHER => cpus::together(a, b, c),

@@ -5,7 +5,7 @@
 
 use crate::proto::*;
 use crate::sysreg::counter;
-use crate::{fp, hypercall, interrupts, memory, mmu, trap};
+use crate::{fp, hypercall, interrupts, memory, mmu, storm, trap};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -151,6 +151,13 @@ fn add_to_each(me: usize, address: u64, granules: u64) -> [u64; 3] {
     [0; 3]
 }
 
+/// This CPU and another one send each other SGIs for so many ticks.
+pub(crate) fn flood(cpu: u64, ticks: u64) -> [u64; 3] {
+    storm::prepare();
+    let Some(desk) = post(cpu, JOB_FLOOD, [cpu, ticks]) else { return [u64::MAX; 3] };
+    storm::here(cpu, ticks, || desk.results.each_ref().map(|result| result.load(Ordering::Acquire)))
+}
+
 /// Gives a CPU nothing to do, so many times.
 pub(crate) fn ping(cpu: u64, times: u64) -> [u64; 3] {
     let start = counter();
@@ -240,6 +247,7 @@ extern "C" fn guest_other(context: u64) -> ! {
             JOB_QUARREL => lend_and_take(a, b),
             JOB_ANSWER => answer(a),
             JOB_TOGETHER => add_to_each(1, a, b),
+            JOB_FLOOD => storm::there(a, b),
             JOB_HOLD => [interrupts::held(a, b), 0, 0],
             JOB_OFF => {
                 hypercall::hvc(CPU_OFF, [0; 3]);

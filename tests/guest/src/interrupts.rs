@@ -130,6 +130,11 @@ pub(crate) fn set_up_here(cpu: u64) {
     write!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
 }
 
+/// Sends an SGI to a CPU.
+pub(crate) fn send_sgi(sgi: u64, cpu: u64) {
+    write!("s3_0_c12_c11_5", sgi << 24 | 1 << cpu);
+}
+
 /// Sends the SGI to another CPU, with what was stored before.
 pub(crate) fn send(cpu: u64) {
     // SAFETY: it only orders.

@@ -208,6 +208,11 @@ pub const CMD_DEBUG: u64 = 47;
 /// vectors, fetches, walks, at EL1 and at EL0. r0 = those that did not meet an external abort as the architecture has it, or
 /// changed something, r1 = index of the first such one, r2 = how many were tried.
 pub const CMD_UNDESCRIBED: u64 = 48;
+/// Holds both timers against the ends of what their comparators hold. r0 = a bit for each rule that does not hold, r1 = how
+/// many there are.
+pub const CMD_TIMERS: u64 = 49;
+/// This CPU and CPU arg0 send each other SGIs for arg1 ticks, and until 20 came to both. r0 = what went wrong, r1 = how many were sent, r2 = how many came.
+pub const CMD_FLOOD: u64 = 50;
 /// [`CMD_LAST`]: PSCI `SYSTEM_OFF`, its arguments the canary.
 pub const LAST_OFF: u64 = 0;
 /// [`CMD_LAST`]: PSCI `SYSTEM_RESET`.
@@ -220,6 +225,12 @@ pub const LAST_STORE: u64 = 3;
 pub const LAST_WALK: u64 = 4;
 /// [`CMD_LAST`]: spins for ever, with interrupts masked and no exit.
 pub const LAST_SPIN: u64 = 5;
+/// [`CMD_LAST`]: takes SPI [`SPI`] again and again, whose level never falls.
+pub const LAST_LEVEL: u64 = 6;
+/// [`CMD_LAST`]: sends itself SGIs for ever.
+pub const LAST_SGI: u64 = 7;
+/// [`CMD_LAST`]: every fetch of it is one from the interrupt controller, that of its vectors too.
+pub const LAST_ABORT: u64 = 8;
 /// [`CMD_CPU`]: the first argument comes back as r1. r0 = 0.
 pub const JOB_ECHO: u64 = 0;
 /// [`CMD_CPU`]: arg2 periods of 1 ms at 62.5 MHz of its virtual timer, as [`CMD_TICKS`].
@@ -236,6 +247,8 @@ pub const JOB_OFF: u64 = 5;
 pub const JOB_QUARREL: u64 = 6;
 /// Of [`CMD_TOGETHER`]: the other CPU's half.
 pub const JOB_TOGETHER: u64 = 7;
+/// Of [`CMD_FLOOD`]: the other CPU's half.
+pub const JOB_FLOOD: u64 = 10;
 /// Takes SGIs without waiting for them, as many as its first argument says; "how many came with something else".
 pub const JOB_ANSWER: u64 = 8;
 /// [`CMD_CPU`]: [`CANARY`] in every general and vector register that is free: stores to the device, spins arg2 ticks, waits for its virtual timer. r0 = 0 if that came.

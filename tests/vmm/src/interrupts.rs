@@ -100,7 +100,9 @@ fn as_specified(bench: &mut Bench<'_>) -> Result<usize, String> {
     let [_, _, tried] =
         bench.clean("what is no load or store of the frames meets an external abort", CMD_UNDESCRIBED, [0; 3])?;
     STEP.judged("ways to reach for them tried", "at least 46", tried, tried >= 46);
-    Ok(rounds + 3)
+    let [_, rules, _] = bench.clean("timers at the ends of what their comparators hold", CMD_TIMERS, [0; 3])?;
+    STEP.judged("rules of timers looked at", "34", rules, rules == 34);
+    Ok(rounds + 4)
 }
 
 /// Has the guest do something that makes no exit by itself, and for which it needs EL2's own interrupts so many times.

@@ -8,6 +8,7 @@
 mod attack;
 mod attest;
 mod away;
+mod beats;
 mod bench;
 mod compat;
 mod counters;

@@ -8,6 +8,7 @@
 mod counted;
 mod ends;
 mod exits;
+mod storms;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -426,6 +427,8 @@ pub(crate) fn all() -> Result<(), String> {
     wide(&hostile)?;
     interrupts::all(&hostile)?;
     ends::all(&hostile)?;
+    storms::kicks(&hostile)?;
+    storms::storms(&hostile)?;
     settle(STEP, "counters at rest", &hostile, &before);
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use freehold_uapi::guest;
 use freehold_uapi::hvc::*;
 
+use crate::beats::beating;
 use crate::hostile::Hostile;
 use crate::proto::*;
 use crate::raw::{resting, settle, status_name};
@@ -289,6 +290,7 @@ fn commands(bench: &mut Bench<'_>) -> Result<(), String> {
     for cpu in 1..VCPUS {
         bench.clean(&format!("CPU {cpu} is woken beside the others"), CMD_CPU_PING, [cpu, 100, 0])?;
     }
+    flood(bench)?;
     bench.wakes.resamples.store(true, Ordering::SeqCst);
     bench.raises = true;
     let [got, after, _] = bench.command(CMD_CPU, [1, JOB_SPI, 0])?;
@@ -301,6 +303,20 @@ fn commands(bench: &mut Bench<'_>) -> Result<(), String> {
     random(bench)?;
     let [wrong, ..] = bench.command(CMD_CPU_ON, [VCPUS, 0, 0])?;
     STEP.same("a CPU that there is not does not start", guest::INVALID_PARAMETERS, wrong.cast_signed());
+    Ok(())
+}
+
+/// Two CPUs send each other SGIs as fast as they can, and every CPU of the host answers meanwhile.
+fn flood(bench: &mut Bench<'_>) -> Result<(), String> {
+    /// A second at 62.5 MHz.
+    const TICKS: u64 = 62_500_000;
+    let (done, beats) = beating(|| bench.clean("two CPUs flood each other with SGIs", CMD_FLOOD, [1, TICKS, 0]));
+    let [_, sent, got] = done?;
+    let held = (40..=sent).contains(&got);
+    STEP.judged("SGIs of the flood", "40 or more taken, of more", format!("{sent} sent, {got} taken"), held);
+    let seen = format!("{:?}, at the latest after {:?}", beats.counts, beats.longest);
+    let held = beats.are_there() && beats.are_prompt();
+    STEP.judged("every CPU of the host answers beside the flood", "each, and none after 10 s only", seen, held);
     Ok(())
 }
 

@@ -236,6 +236,7 @@ fn serves(machine: &mut Machine) -> Result<(), String> {
     ] {
         clean(machine, case, CMD_TICKS, [20, frequency() / 1000, how])?;
     }
+    clean(machine, "timers at the ends of what their comparators hold", CMD_TIMERS, [0; 3])?;
     Ok(())
 }
 

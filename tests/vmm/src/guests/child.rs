@@ -41,6 +41,19 @@ pub(super) fn refused(arguments: &[&str]) -> Result<(Option<i32>, String), Strin
     Ok((out.status.code(), String::from_utf8_lossy(&out.stderr).trim_end().to_owned()))
 }
 
+/// A VMM whose output is piped, and what a user types on.
+fn begun(arguments: &[String], terminal: Option<&Terminal>) -> Result<(std::process::Child, Box<dyn Write>), String> {
+    let mut command = command(arguments)?;
+    command.stdin(terminal.map_or(Ok(Stdio::piped()), Terminal::input)?);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().map_err(|e| format!("spawn: {e}"))?;
+    let input: Box<dyn Write> = match (terminal, process.stdin.take()) {
+        (Some(terminal), _) => Box::new(terminal.keys()?),
+        (None, input) => Box::new(input.ok_or("no pipe")?),
+    };
+    Ok((process, input))
+}
+
 /// Collects what is said on standard error, and says it too.
 fn listen(err: ChildStderr) -> JoinHandle<String> {
     std::thread::spawn(move || {
@@ -70,12 +83,9 @@ impl Unread {
 }
 
 impl Child {
-    /// Starts it, and reads nothing of what it prints.
-    pub(super) fn unheard(arguments: &[String]) -> Result<(Self, Unread), String> {
-        let mut command = command(arguments)?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().map_err(|e| format!("spawn: {e}"))?;
-        let input = Box::new(process.stdin.take().ok_or("no pipe")?);
+    /// Starts it, perhaps with its input at a terminal, and reads nothing of what it prints.
+    pub(super) fn unheard(arguments: &[String], terminal: Option<&Terminal>) -> Result<(Self, Unread), String> {
+        let (mut process, input) = begun(arguments, terminal)?;
         let unread = Unread(process.stdout.take().ok_or("no pipe")?);
         // SAFETY: plain numbers.
         unsafe { libc::fcntl(unread.0.as_raw_fd(), libc::F_SETPIPE_SZ, Unread::ROOM) };
@@ -92,14 +102,7 @@ impl Child {
 
     /// The same, with its input at a terminal.
     pub(super) fn at(arguments: &[String], terminal: Option<&Terminal>) -> Result<Self, String> {
-        let mut command = command(arguments)?;
-        command.stdin(terminal.map_or(Ok(Stdio::piped()), Terminal::input)?);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().map_err(|e| format!("spawn: {e}"))?;
-        let input: Box<dyn Write> = match (terminal, process.stdin.take()) {
-            (Some(terminal), _) => Box::new(terminal.keys()?),
-            (None, input) => Box::new(input.ok_or("no pipe")?),
-        };
+        let (mut process, input) = begun(arguments, terminal)?;
         let err = process.stderr.take().ok_or("no pipe")?;
         let said = listen(err);
         let out = process.stdout.take().ok_or("no pipe")?;

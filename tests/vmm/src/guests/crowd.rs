@@ -5,13 +5,14 @@
 //! The guests' program is an arm64 Image of a page, so that `freehold-vmm run` boots it as any kernel.
 
 use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use freehold_vmm_boot::layout;
 
 use super::child::{Child, Read};
-use super::{debugger, terminal};
+use super::debugger;
+use super::terminal::{self, Terminal};
+use crate::beats::{BEAT, beating};
 use crate::proto::CANARY;
 use crate::report::Step;
 use crate::sys;
@@ -21,15 +22,9 @@ const IMAGE: &str = "/tmp/crowd";
 /// Guests that do their work.
 const WORKERS: usize = 5;
 const LIMIT: Duration = Duration::from_secs(300);
-/// A thread on each host CPU wakes so often,
-const BEAT: Duration = Duration::from_millis(20);
-/// and at least once in so many beats, on average. A CPU that a guest keeps for itself never beats.
-const SLOW: u64 = 20;
 
 /// From the program's start on, where the CPUs of those that do not end count.
 const COUNTS: u64 = 4 << 20;
-/// Nobody on a CPU of the host's waits for longer, on whatever machine.
-const LONGEST: Duration = Duration::from_secs(10);
 /// CPUs of the host.
 const CPUS: usize = 4;
 
@@ -217,35 +212,6 @@ fn arguments(file: &str) -> [String; 7] {
     ["--kernel", file, "--mem", "36M", "--cpus", "2", "--protected"].map(str::to_owned)
 }
 
-/// A host CPU's heart: a thread that sleeps and counts.
-fn beats<T>(work: impl FnOnce() -> T) -> (T, Vec<u64>, Vec<Duration>, Duration) {
-    let counts: Vec<AtomicU64> = (0..sys::cpus()).map(|_| AtomicU64::new(0)).collect();
-    let longest: Vec<AtomicU64> = (0..sys::cpus()).map(|_| AtomicU64::new(0)).collect();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for (cpu, (count, longest)) in counts.iter().zip(&longest).enumerate() {
-            let stop = &stop;
-            scope.spawn(move || {
-                sys::pin_to(cpu);
-                while !stop.load(Ordering::Relaxed) {
-                    let begin = Instant::now();
-                    std::thread::sleep(BEAT);
-                    let took = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    longest.fetch_max(took, Ordering::Relaxed);
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        let begin = Instant::now();
-        let done = work();
-        let took = begin.elapsed();
-        let beaten = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-        let longest = longest.iter().map(|longest| Duration::from_micros(longest.load(Ordering::Relaxed))).collect();
-        stop.store(true, Ordering::Relaxed);
-        (done, beaten, longest, took)
-    })
-}
-
 /// How far each CPU of a guest has counted, in the page that it has lent to the host.
 fn counted(process: u32) -> Result<[u64; 2], String> {
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).map_err(|e| e.to_string())?;
@@ -282,11 +248,13 @@ fn ended(child: Child, deadline: Instant) -> (String, String) {
     }
 }
 
-/// A VMM whose output nobody reads, with a guest that prints for ever and a user who types, is ended by a signal.
-fn unheard() -> Result<(), String> {
-    let file = format!("{IMAGE}-unheard");
+/// A VMM whose output nobody reads, with a guest that prints for ever and a user who types, is ended by a signal; and by the
+/// key, which the user has at a terminal.
+fn unheard(by_key: bool) -> Result<(), String> {
+    let file = format!("{IMAGE}-unheard-{by_key}");
     std::fs::write(&file, image(Role::Print)).map_err(|e| format!("{file}: {e}"))?;
-    let (mut child, unread) = Child::unheard(&arguments(&file))?;
+    let terminal = by_key.then(Terminal::new).transpose()?;
+    let (mut child, unread) = Child::unheard(&arguments(&file), terminal.as_ref())?;
     let deadline = Instant::now() + LIMIT;
     // Its pipe is full, and its guest does not go on.
     let mut before = counted(child.id());
@@ -301,11 +269,15 @@ fn unheard() -> Result<(), String> {
         }
     }
     child.type_in("keys\n");
-    child.end();
+    let (who, how) = if by_key { ("Ctrl-]", "ended by Ctrl-]") } else { ("a signal", "ended by signal 15") };
+    if by_key {
+        child.type_in(terminal::QUIT);
+    } else {
+        child.end();
+    }
     let (status, said) = child.ended();
-    STEP.same("crowd: a signal ends a VMM whose output nobody takes", "12", status);
-    let held = terminal::summary(&said, "ended by signal 15", 2);
-    STEP.judged("crowd: and it says so, with its exits", "ended by signal 15", &said, held);
+    STEP.same(&format!("crowd: {who} ends a VMM whose output nobody takes"), "12", status);
+    STEP.judged("crowd: and it says so, with its exits", how, &said, terminal::summary(&said, how, 2));
     Ok(())
 }
 
@@ -329,7 +301,7 @@ pub(crate) fn all() -> Result<(), String> {
     let seen = format!("{waiting} wait, 2 count, {run} run");
     STEP.same("crowd: all eight live at once", format!("{} wait, 2 count, {} run", WORKERS + 1, WORKERS + 3), seen);
     let deadline = Instant::now() + LIMIT;
-    let ((statuses, crashed), counts, longest, took) = beats(|| {
+    let ((statuses, crashed), beats) = beating(|| {
         workers.iter_mut().chain([&mut crash]).for_each(|child| child.type_in("k\n"));
         let statuses: Vec<String> = workers.into_iter().map(|worker| ended(worker, deadline).0).collect();
         (statuses, ended(crash, deadline))
@@ -340,12 +312,11 @@ pub(crate) fn all() -> Result<(), String> {
     let held = said.contains("the guest crashed: vCPU 0: CRASH_NO_SYNDROME");
     STEP.judged("crowd: and which CPU of it, and why", "vCPU 0: CRASH_NO_SYNDROME", &said, held);
     STEP.same("crowd: those that spin and flood run on", "true, true", format!("{}, {}", spin.runs(), flood.runs()));
-    let least = u64::try_from(took.as_millis() / BEAT.as_millis()).unwrap_or(0) / SLOW;
-    let seen = format!("{counts:?} in {} ms", took.as_millis());
-    let alive = least > 0 && counts.iter().all(|count| *count >= least);
-    STEP.judged("crowd: every host CPU answers", &format!("at least {least} times each"), seen, alive);
-    let seen = format!("{longest:?}");
-    STEP.judged("crowd: nobody on any of them waits long", "10 s at most", seen, longest.iter().all(|l| *l < LONGEST));
+    let seen = format!("{:?} in {} ms", beats.counts, beats.took.as_millis());
+    let least = format!("at least {} times each", beats.least());
+    STEP.judged("crowd: every host CPU answers", &least, seen, beats.are_enough());
+    let seen = format!("{:?}", beats.longest);
+    STEP.judged("crowd: nobody on any of them waits long", "10 s at most", seen, beats.are_prompt());
     debugger::looks(STEP, spin.id())?;
     for (who, child, before) in [("spins", &spin, before[0]), ("floods", &flood, before[1])] {
         let now = counted(child.id())?;
@@ -364,7 +335,8 @@ pub(crate) fn all() -> Result<(), String> {
         let held = stores >= exits && (exits > 0 || stores < 1000);
         STEP.judged(&format!("crowd: exits of the one that {who}"), "1000 or more of who floods", stores, held);
     }
-    unheard()
+    unheard(false)?;
+    unheard(true)
 }
 
 /// Stores to devices, as the VMM's summary says.

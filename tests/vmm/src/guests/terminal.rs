@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const AGAIN: Duration = Duration::from_secs(10);
 /// Ctrl-C, and the key that ends the VMM.
 const INTERRUPT: &str = "\x03";
-const QUIT: &str = "\x1d";
+pub(super) const QUIT: &str = "\x1d";
 
 /// The terminal: what the user holds, and what a program finds as its input.
 pub(super) struct Terminal {

@@ -1,29 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Exits that end a VM, what a VM leaves behind on its CPU, calls to a firmware that there is not, and kicks.
-
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+//! Exits that end a VM, what a VM leaves behind on its CPU, and calls to a firmware that there is not.
 
 use freehold_uapi::{guest, hvc::*};
 
-use super::{Bench, MOST_EXITS, STEP, Stopped, exits};
+use super::{Bench, STEP, Stopped, exits};
 use crate::hostile::Hostile;
 use crate::proto::*;
-use crate::raw::status_name;
 use crate::sys;
-use crate::vcpus::PATIENCE;
-
-/// Kicks at least, and at most until one of them was not disturbed.
-const KICKS: usize = 20;
-const MOST_KICKS: usize = 10_000;
 
 /// Runs the cases that need VMs of their own.
 pub(super) fn all(hostile: &Hostile) -> Result<(), String> {
     exits::controls();
     last_exits(hostile)?;
     left_behind(hostile)?;
-    addresses(hostile)?;
-    kicks(hostile)
+    addresses(hostile)
 }
 
 /// A guest ends with the canary in every register that its way out leaves free.
@@ -164,83 +154,4 @@ pub(super) fn vectors(compared: u32) -> Result<&'static str, String> {
     };
     STEP.same("all vectors that this CPU has were compared", all, what);
     Ok(what)
-}
-
-/// A vCPU that makes no exit, with interrupts masked, is kicked from another CPU: it comes out, and no tick of the host's
-/// is needed for that.
-fn kicks(hostile: &Hostile) -> Result<(), String> {
-    let mut bench = Bench::new(hostile, false)?;
-    let handle = bench.handle;
-    bench.arguments = [LAST_SPIN, 0, 0];
-    bench.answer = CMD_LAST;
-    let (kicked, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let kicker = || {
-        sys::pin_to(0);
-        let (mut least, mut longest) = (usize::MAX, std::time::Duration::ZERO);
-        for done in 0..MOST_KICKS {
-            if done >= KICKS && least == 0 {
-                break;
-            }
-            let ticks = ticks_of(1)?;
-            let (before, start) = (kicked.load(Ordering::SeqCst), Instant::now());
-            let status = hostile.call(VCPU_KICK, &[handle, 0]);
-            if status != SUCCESS {
-                return Err(format!("VCPU_KICK: {}", status_name(status)));
-            }
-            while kicked.load(Ordering::SeqCst) == before {
-                if start.elapsed() > PATIENCE {
-                    return Err("a kick that brings nobody out".to_owned());
-                }
-                std::hint::spin_loop();
-            }
-            longest = longest.max(start.elapsed());
-            least = least.min(ticks_of(1)?.saturating_sub(ticks));
-        }
-        Ok((least, longest))
-    };
-    let (seen, ran) = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let seen = kicker();
-            over.store(true, Ordering::SeqCst);
-            seen
-        });
-        sys::pin_to(1);
-        let ran = spins(&mut bench, &kicked, &over);
-        (thread.join().unwrap_or_else(|_| Err("panicked".to_owned())), ran)
-    });
-    ran?;
-    let (least, longest) = seen?;
-    let kicked = kicked.load(Ordering::SeqCst);
-    STEP.judged("a vCPU that spins comes out for each kick from another CPU", "20 or more", kicked, kicked >= KICKS);
-    STEP.same("and shows nothing of its registers", 0, bench.leaked);
-    let seen = format!("{least} ticks; the longest took {longest:?}");
-    STEP.judged("a kick needs no tick of the host's", "some kick without a tick of that CPU", seen, least == 0);
-    bench.close();
-    Ok(())
-}
-
-/// Runs a guest that spins until it is over, and counts how often it was kicked out.
-fn spins(bench: &mut Bench<'_>, kicked: &AtomicUsize, over: &AtomicBool) -> Result<(), String> {
-    for _ in 0..MOST_EXITS {
-        if over.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let x = bench.run_once(0)?;
-        match (x[0], x[1]) {
-            (0, EXIT_KICKED) => drop(kicked.fetch_add(1, Ordering::SeqCst)),
-            (0, EXIT_IRQ) => {}
-            // The three arguments of the command.
-            (0, EXIT_MMIO) => drop(bench.device(x[2], x[3], x[4])),
-            _ => return Err(format!("a guest that spins left: {:x?}", &x[..5])),
-        }
-    }
-    Err("too many exits of a guest that spins".to_owned())
-}
-
-/// The host's timer interrupts on a CPU so far.
-fn ticks_of(cpu: usize) -> Result<usize, String> {
-    let text = std::fs::read_to_string("/proc/interrupts").map_err(|e| e.to_string())?;
-    let counts = text.lines().filter(|line| line.contains("arch_timer"));
-    let here = counts.filter_map(|line| line.split_whitespace().nth(cpu + 1)?.parse::<usize>().ok());
-    here.reduce(|sum, one| sum + one).ok_or_else(|| "no arch_timer in /proc/interrupts".to_owned())
 }
