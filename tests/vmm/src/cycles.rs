@@ -175,7 +175,7 @@ fn orders(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Result<(), String>
 
 /// A VMM is killed at each stage of its VM's life.
 fn stages(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Result<(), String> {
-    for stage in ["created", "converted", "booted", "unsharing"] {
+    for stage in ["created", "converted", "booted", "unsharing", "touching"] {
         let (mut child, said) = at_stage(stage)?;
         STEP.same(&format!("{stage}: got there"), stage, said.trim());
         let _ = child.kill();
@@ -199,7 +199,7 @@ pub(crate) fn at_stage(stage: &str) -> Result<(Child, String), String> {
 
 /// A VMM that stops at a stage and waits to be killed.
 pub(crate) fn stage(name: &str) -> Result<(), String> {
-    let mut machine = Machine::new(Plan::default())?;
+    let mut machine = Machine::new(Plan { bytes: 2 * proto::RAM_MIN, ..Plan::default() })?;
     let say = || -> ! {
         println!("{name}");
         loop {
@@ -212,18 +212,25 @@ pub(crate) fn stage(name: &str) -> Result<(), String> {
             return Err(converted(result));
         }
     }
-    if matches!(name, "booted" | "unsharing") {
+    if matches!(name, "booted" | "unsharing" | "touching") {
         machine.boot()?;
     }
-    if name == "unsharing" {
+    // What its guest wants back, or for the first time, while the host holds it.
+    let wanted = match name {
+        "unsharing" => Some((proto::CMD_UNSHARE, proto::SHARE_BASE)),
+        "touching" => Some((proto::CMD_LOAD, proto::RAM_BASE + proto::RAM_MIN)),
+        _ => None,
+    };
+    if let Some((command, page)) = wanted {
         let (_reader, writer) = sys::pipe();
-        let held = sys::vmsplice(&writer, machine.ram.at(offset(proto::SHARE_BASE)), 4096);
+        machine.ram.store(offset(page), 1);
+        let held = sys::vmsplice(&writer, machine.ram.at(offset(page)), 4096);
         if held.is_err() {
             return Err(outcome(held));
         }
         let gmem = std::sync::Arc::clone(&machine.gmem);
         std::thread::scope(|scope| {
-            scope.spawn(|| machine.command(proto::CMD_UNSHARE, [proto::SHARE_BASE, 1, 0]));
+            scope.spawn(|| machine.command(command, [page, 1, 0]));
             while gmem.pending().is_ok_and(|state| state.pending == 0) {
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }

@@ -130,7 +130,8 @@ impl Mapping {
         Self::mapped(bytes, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_HUGETLB, -1)
     }
 
-    fn mapped(bytes: usize, how: i32, fd: i32) -> Result<Self, i32> {
+    /// Maps `bytes` as `how` says, of a file or, with -1, of none.
+    pub(crate) fn mapped(bytes: usize, how: i32, fd: i32) -> Result<Self, i32> {
         let read_write = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, read_write, how, fd, 0) };

@@ -27,7 +27,8 @@ pub(crate) fn all() -> Result<(), String> {
     epoll("epoll", 0)?;
     epoll("epoll, by edges", libc::EPOLLET)?;
     a_vcpu_waits()?;
-    attributes_end()
+    attributes_end()?;
+    super::running::all()
 }
 
 /// The first page of four drains, and everything else that a file is for goes on.
@@ -95,7 +96,7 @@ fn others(rig: &Rig) -> Result<(), String> {
 }
 
 /// The first word of the page in a pipe.
-fn read_out(reader: &OwnedFd) -> Result<u64, String> {
+pub(super) fn read_out(reader: &OwnedFd) -> Result<u64, String> {
     let mut out = [0u8; PAGE_BYTES];
     sys::read_to(reader, out.as_mut_ptr(), out.len()).map_err(errno_name)?;
     out[..8].try_into().map(u64::from_le_bytes).map_err(|_| "8 bytes".to_owned())
@@ -179,7 +180,7 @@ fn a_vcpu_waits() -> Result<(), String> {
 }
 
 /// What `act` comes to in a thread of its own, beside which `look` knows the thread, and whether it is through.
-fn beside<T: Send>(act: impl FnOnce() -> T + Send, look: impl FnOnce(libc::pid_t, &AtomicBool)) -> T {
+pub(super) fn beside<T: Send>(act: impl FnOnce() -> T + Send, look: impl FnOnce(libc::pid_t, &AtomicBool)) -> T {
     let (ended, (tell, told)) = (AtomicBool::new(false), mpsc::channel());
     std::thread::scope(|scope| {
         let actor = scope.spawn(|| {

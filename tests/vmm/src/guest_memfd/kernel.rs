@@ -2,16 +2,21 @@
 //! What the kernel itself does with addresses that a process once gave it, when the page behind them has become private
 //! (B8, B9); who holds pages from inside the kernel for somebody else's sake (FUSE), and who only looks (DAMON, vhost).
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use freehold_uapi::ioctl::{GUEST_MEMFD_FLAG_MMAP, Populate};
 
 use super::STEP;
 use super::calls::{self, call, fd, forked, tell, told};
 use super::fuse::Fuse;
 use super::holders::blocks;
-use super::rig::{PAGE, PAGE_BYTES, PATIENCE, Rig, STILL, bytes, word};
+use super::lives::wait_for;
+use super::rig::{PAGE, PAGE_BYTES, PATIENCE, Rig, STILL, bytes, new_vm, open_attempts, word};
 use crate::gmem::converted;
 use crate::hostile::Hostile;
+use crate::machine::make_gmem;
 use crate::sys::{self, errno_name, outcome};
 
 /// Page that is held, of a file of 4.
@@ -22,6 +27,7 @@ pub(crate) fn all() -> Result<(), String> {
     left_with_the_kernel()?;
     physical()?;
     fuse()?;
+    populate_from_fuse()?;
     damon()?;
     vhost()
 }
@@ -145,6 +151,37 @@ fn fuse() -> Result<(), String> {
         STEP.same(&format!("{case}: of a private page"), "EFAULT", outcome(call(number, &[fd(&file), at, PAGE, 0])));
         STEP.same(&format!("{case}: to shared"), "0", converted(rig.gmem.to_shared(0, rig.size())));
     }
+    Ok(())
+}
+
+/// A populate whose source a process serves takes its time: its pages are nobody's meanwhile. Who is killed then ends when the
+/// kernel lets it, which is with the answer once a request is with the server, and has brought nothing.
+fn populate_from_fuse() -> Result<(), String> {
+    let vm = new_vm()?;
+    let size = 4 * PAGE;
+    let gmem = make_gmem(&vm, size, GUEST_MEMFD_FLAG_MMAP).map_err(errno_name)?;
+    let fuse = Fuse::new(word(HELD).to_le_bytes().to_vec())?;
+    let file = fuse.open()?;
+    // The kernel asks for the size when it is asked.
+    let seen = file.try_clone().map(std::fs::File::from).and_then(|file| file.metadata()).map_or(0, |seen| seen.len());
+    STEP.judged("populate from FUSE: the file's size", "four pages or more", seen, seen >= size);
+    let source = sys::Mapping::mapped(bytes(4), libc::MAP_PRIVATE, file.as_raw_fd()).map_err(errno_name)?;
+    let ask = Populate { offset: 0, size, source: source.at(0) as u64, error_offset: 0, reserved: [0; 4] };
+    fuse.hold(true);
+    let child = forked(|| u8::from(gmem.populate(ask).is_ok()));
+    let in_flight = fuse.in_flight();
+    STEP.judged("populate from FUSE: in flight", "1 or more", in_flight, in_flight >= 1);
+    STEP.same("populate from FUSE: it has begun", "1 of some", open_attempts(&gmem));
+    STEP.same("populate from FUSE: sharing meanwhile", "EAGAIN at 0x0", converted(gmem.to_shared(0, PAGE)));
+    STEP.same("populate from FUSE: another one meanwhile", "EAGAIN at 0x0", converted(gmem.populate(ask)));
+    child.signal(libc::SIGKILL);
+    fuse.hold(false);
+    STEP.same("populate from FUSE: kill -9", "signal 9", child.end());
+    STEP.same("populate from FUSE: its attempt is over", true, wait_for(|| open_attempts(&gmem) == "0 of some"));
+    STEP.same("populate from FUSE: served", "0", converted(gmem.populate(ask)));
+    STEP.same("populate from FUSE: back", "0", converted(gmem.to_shared(0, size)));
+    let map = gmem.map(bytes(4)).map_err(errno_name)?;
+    STEP.same("populate from FUSE: what came", word(HELD), map.load(bytes(3)));
     Ok(())
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod numa;
 pub(crate) mod populate;
 pub(crate) mod pressure;
 mod rig;
+mod running;
 pub(crate) mod starved;
 pub(crate) mod stress;
 mod waits;
