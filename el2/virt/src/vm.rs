@@ -65,8 +65,9 @@ impl Word {
     }
 }
 
-/// What a vCPU is doing.
+/// What a vCPU is doing. As wide as what stands beside it in a claim, which is moved in words then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum VcpuPhase {
     /// It was not created.
     Absent,
