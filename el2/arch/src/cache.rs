@@ -22,12 +22,12 @@ fn zero_size() -> Option<usize> {
     (kind & 1 << 4 == 0).then(|| 4 << (kind & 0xf))
 }
 
-/// Does something to each `step` bytes of `[start, start + len)`, eight at a time: most often it is a frame.
+/// Does something to each `step` bytes of `[start, start + len)`, sixteen at a time: most often it is a frame.
 #[inline(always)]
 fn each(start: usize, len: usize, step: usize, what: impl Fn(usize)) {
     let (mut at, end) = (start & !step.wrapping_sub(1), start.saturating_add(len));
-    while end.saturating_sub(at) >= step.wrapping_mul(8) {
-        for _ in 0..8 {
+    while end.saturating_sub(at) >= step.wrapping_mul(16) {
+        for _ in 0..16 {
             what(at);
             at = at.wrapping_add(step);
         }

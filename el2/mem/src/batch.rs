@@ -78,6 +78,12 @@ impl<'b> Granules<'b> {
         self.0.iter().map(|word| Granule::unpack(*word))
     }
 
+    /// The first of those that follow each other with the same `part`.
+    pub(crate) fn one_of_each(&self, part: fn(Pfn) -> u64) -> impl Iterator<Item = Granule> + use<'b> {
+        let mut last = None;
+        self.iter().filter(move |granule| last.replace(part(granule.pfn())) != Some(part(granule.pfn())))
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> u64 {
         self.0.len() as u64

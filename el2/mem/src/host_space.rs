@@ -78,8 +78,12 @@ impl HostSpace<'_> {
 
     /// Takes frames of RAM, all of them mapped, out of the host's reach.
     pub(crate) fn unmap<'b>(&mut self, lost: Granules<'b>, m: &mut impl Machine) -> Debt<'b, OfHost> {
+        let mut last = None;
         for granule in lost.iter() {
-            self.unmap_one(granule.pfn(), m);
+            let (pfn, block) = (granule.pfn(), block_of(granule.pfn()));
+            let table = last.filter(|(of, _)| *of == block).map_or_else(|| self.broken_up(pfn, m), |(_, table)| table);
+            last = Some((block, table));
+            self.unmap_one(table, pfn, m);
         }
         Debt::owe(lost)
     }
@@ -87,7 +91,7 @@ impl HostSpace<'_> {
     /// Pays: one broadcast, then the blocks that were broken stand again as tables.
     pub(crate) fn settle<'b>(&mut self, debt: Debt<'b, OfHost>, m: &mut impl Machine) -> Settled<'b> {
         self.broadcast(m);
-        for granule in debt.granules().iter() {
+        for granule in debt.granules().one_of_each(block_of) {
             let at = self.level2(granule.pfn(), m);
             if let Form::Splitting(table) = pte::form(m.load(at)) {
                 m.store(at, pte::table(table));
@@ -105,20 +109,24 @@ impl HostSpace<'_> {
         }
         if broken {
             self.broadcast(m);
-            for granule in back.iter() {
+            for granule in back.one_of_each(block_of) {
                 self.make_block(granule.pfn(), m);
             }
         }
         m.publish_tables();
     }
 
-    fn unmap_one(&mut self, pfn: Pfn, m: &mut impl Machine) {
+    /// The table of a frame's block, which is broken if it is one.
+    fn broken_up(&mut self, pfn: Pfn, m: &mut impl Machine) -> Pfn {
         let at = self.level2(pfn, m);
-        let table = match pte::form(m.load(at)) {
+        match pte::form(m.load(at)) {
             Form::Block => self.break_block(at, pfn, m),
             Form::Table(table) | Form::Splitting(table) => table,
             Form::Empty | Form::Joining | Form::Unknown => m.fatal(Broken::OneOwner),
-        };
+        }
+    }
+
+    fn unmap_one(&mut self, table: Pfn, pfn: Pfn, m: &mut impl Machine) {
         let leaf = Entry::of(table, pfn.raw());
         match pte::leaf(m.load(leaf)) {
             Leaf::Page(mapped) if mapped == pfn => m.store(leaf, 0),

@@ -14,7 +14,7 @@ pub trait TableMemory {
     /// Writes a descriptor, in one single-copy atomic access that table walkers may see at any time.
     fn store(&mut self, at: Entry, descriptor: u64);
 
-    /// Zeroes a whole frame that is about to become a table or a record of `el2`.
+    /// Zeroes a whole frame that is about to become a table or a record of `el2`, or that is settled for a guest next.
     fn clear(&mut self, frame: Pfn);
 
     /// Makes every earlier [`store`](Self::store) and [`clear`](Self::clear) visible to all table

@@ -40,6 +40,7 @@ impl<M: Machine, E: Ears> TableMemory for Ports<M, E> {
 
     fn clear(&mut self, frame: Pfn) {
         self.machine.clear(frame);
+        self.ears.scrubbed(frame);
     }
 
     fn publish_tables(&mut self) {

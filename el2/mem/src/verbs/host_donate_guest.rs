@@ -92,9 +92,9 @@ impl Checked<'_, '_> {
             }
             let (pfn, gfn) = (granule.pfn(), granule.gfn());
             if zero {
-                m.scrub(pfn);
+                m.clear(pfn);
             }
-            // Before `measure`: a clean cache line may hide what the host wrote past the cache, and what
+            // What was zeroed goes to memory with it. Before `measure`: a clean cache line may hide what the host wrote past the cache, and what
             // is measured must be what the guest will find.
             m.settle_for_guest(pfn);
             if !zero {
