@@ -61,6 +61,8 @@ struct Machine {
     guest: Mutex<Option<u64>>,
     /// The glue owes it, for the lock is still held.
     owes: AtomicBool,
+    /// Pages that came back from being frozen; nobody in the model decides by it.
+    thawed: std::sync::atomic::AtomicU64,
     /// Counts what a sleeper may wait for.
     events: Mutex<u64>,
     wake: Condvar,
@@ -79,6 +81,7 @@ impl Machine {
             host: Mutex::new(None),
             guest: Mutex::new(None),
             owes: AtomicBool::new(false),
+            thawed: std::sync::atomic::AtomicU64::new(0),
             events: Mutex::new(0),
             wake: Condvar::new(),
             slip,
@@ -248,6 +251,7 @@ impl File for Machine {
     fn thaw(&self, _: u64) {
         let refs = self.refs(self.current().unwrap());
         assert_eq!(refs.swap(1, Ordering::AcqRel), 0, "thawed what was not frozen");
+        self.thawed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn shut(&self, _: Span) {
@@ -452,6 +456,24 @@ fn sharing_again_beside_a_touch_is_refused_or_comes_before_it() {
         let shared = to_shared(&*machine, page()).map_err(|stopped| stopped.error);
         guest.join().unwrap();
         assert!(matches!(shared, Ok(()) | Err(Error::Again | Error::Denied)), "{shared:?}");
+        assert_eq!(machine.settled(), Page::Given);
+    });
+}
+
+/// What says that a private page is the host's again has made it so, whatever became of it since.
+#[test]
+fn a_private_page_is_shared_again_before_a_touch_or_that_is_refused() {
+    bounded(4, || {
+        let machine = Machine::new(Slip::None);
+        assert_eq!(converts(&machine), Ok(true));
+        let guest = beside(&machine, touches);
+        let shared = to_shared(&*machine, page()).map_err(|stopped| stopped.error);
+        guest.join().unwrap();
+        let thawed = machine.thawed.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(
+            matches!((shared, thawed), (Ok(()), 1) | (Err(Error::Again | Error::Denied), 0)),
+            "{shared:?} {thawed}"
+        );
         assert_eq!(machine.settled(), Page::Given);
     });
 }
