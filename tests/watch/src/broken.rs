@@ -7,7 +7,7 @@ mod symbols;
 
 /// Once a few VMs live.
 #[cfg(target_os = "none")]
-const FAULT: freehold_el2_watch::watcher::Fault = freehold_el2_watch::watcher::Fault::LostStore(500);
+const FAULT: freehold_el2_watch::fault::Fault = freehold_el2_watch::fault::Fault::LostStore(500);
 
 /// On the development machine there is nothing to run.
 #[cfg(not(target_os = "none"))]

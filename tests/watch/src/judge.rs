@@ -14,7 +14,7 @@ use freehold_uapi::hvc;
 use freehold_virt::handle::MAX_VMS;
 
 use crate::cpu::{Books, Cpu, Verdict};
-use crate::shadow::Shadow;
+use crate::shadow::{Shadow, Word};
 use crate::spec::{View, Vms};
 use crate::turn::{self, Stopped};
 
@@ -111,6 +111,38 @@ pub fn slot_of(vms: &Vms, id: u32, x: [u64; 5]) -> Option<u8> {
 #[must_use]
 pub const fn claims(id: u32) -> bool {
     matches!(id, hvc::VCPU_RUN | hvc::VCPU_SET_REG | hvc::VCPU_GET_REG | hvc::GUEST_ACCEPT)
+}
+
+/// Guest frames that a call is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Places {
+    /// None.
+    None,
+    /// A run: its first and how many.
+    Run((u64, u64)),
+    /// Those of the list that el2 has copied.
+    List,
+}
+
+/// The guest frames of this CPU's call, by the records as they are before it is judged.
+#[must_use]
+pub fn places(cpu: &Cpu, vms: &Vms, pages: &Shadow, slot: u8) -> Places {
+    use crate::cpu::Trap;
+    let run = |first, count| if count <= hvc::MAX_RUN { Places::Run((first, count)) } else { Places::None };
+    match cpu.trap {
+        Trap::Call { id: hvc::MEM_DONATE | hvc::MEM_SHARE, x } => run(x[2], x[3]),
+        Trap::Call { id: hvc::MEM_UNSHARE, x } => run(x[1], x[2]),
+        Trap::Call { id: hvc::MEM_DONATE_LIST, x: _ } => Places::List,
+        Trap::Call { id: hvc::GUEST_ACCEPT, x } => match vms.vcpu(slot, x[1]).pending {
+            Pending::Request { gfn, count, kind: _ } => run(gfn.into(), count.into()),
+            Pending::None | Pending::Load { .. } | Pending::Answer { .. } => Places::None,
+        },
+        Trap::Abort { page, kernel: _ } => match pages.word(page >> 12).and_then(Word::place) {
+            Some((of, gfn)) if of == slot => run(gfn, 1),
+            Some(_) | None => Places::None,
+        },
+        Trap::Call { .. } | Trap::Other => Places::None,
+    }
 }
 
 /// A VM's lock is about to be let go, its books having been `then` and being `now`.

@@ -11,6 +11,7 @@
 
 pub mod board;
 pub mod cpu;
+pub mod fault;
 pub mod judge;
 pub mod lock;
 pub mod marks;
@@ -19,6 +20,7 @@ pub mod ports;
 pub mod ring;
 pub mod shadow;
 pub mod spec;
+pub mod stage2;
 pub mod turn;
 pub mod watcher;
 

@@ -7,7 +7,7 @@ mod symbols;
 
 /// Nothing is wrong.
 #[cfg(target_os = "none")]
-const FAULT: freehold_el2_watch::watcher::Fault = freehold_el2_watch::watcher::Fault::None;
+const FAULT: freehold_el2_watch::fault::Fault = freehold_el2_watch::fault::Fault::None;
 
 /// On the development machine there is nothing to run.
 #[cfg(not(target_os = "none"))]

@@ -8,8 +8,8 @@ use freehold_mem::{Entry, Machine, Pfn, Vmid};
 pub trait Ears {
     /// el2 has copied the first words of a frame of the host's.
     fn copied(&self, frame: Pfn, words: &[u64]);
-    /// Whether this store is to be lost: a fault planted to see that it is found. Never, but in a control.
-    fn loses(&self, at: Entry, descriptor: u64) -> bool;
+    /// What is stored instead of this, if anything: a fault planted to see that it is found. The same, but in a control.
+    fn stores(&self, at: Entry, descriptor: u64) -> Option<u64>;
     /// el2 has zeroed a frame.
     fn scrubbed(&self, frame: Pfn);
     /// Whether this zeroing is to be lost. Never, but in a control.
@@ -33,7 +33,7 @@ impl<M: Machine, E: Ears> TableMemory for Ports<M, E> {
     }
 
     fn store(&mut self, at: Entry, descriptor: u64) {
-        if !self.ears.loses(at, descriptor) {
+        if let Some(descriptor) = self.ears.stores(at, descriptor) {
             self.machine.store(at, descriptor);
         }
     }

@@ -82,7 +82,8 @@ impl Word {
     }
 
     /// Where the VM sees it, if it backs a guest frame.
-    const fn place(self) -> Option<(u8, u64)> {
+    #[must_use]
+    pub const fn place(self) -> Option<(u8, u64)> {
         if self.tag() >= Self::PRIVATE { Some((self.vm(), self.payload())) } else { None }
     }
 }

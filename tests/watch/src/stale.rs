@@ -7,7 +7,7 @@ mod symbols;
 
 /// Among the first VMs.
 #[cfg(target_os = "none")]
-const FAULT: freehold_el2_watch::watcher::Fault = freehold_el2_watch::watcher::Fault::LostInvalidation(20);
+const FAULT: freehold_el2_watch::fault::Fault = freehold_el2_watch::fault::Fault::LostInvalidation(20);
 
 /// On the development machine there is nothing to run.
 #[cfg(not(target_os = "none"))]

@@ -5,7 +5,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use freehold_el2::calls::{GuestSlot, MAX_CPUS, Stop};
 use freehold_mem::{Entry, Host, HostView, Ipa, Life, Machine, Pfn, State, VmSlot};
-use freehold_oracle::{Done, Kind, Power, VcpuLife};
+use freehold_oracle::{Done, Kind, Power, State as _, VcpuLife};
 use freehold_trace::record::{Event, HOST};
 use freehold_trace::traced::{self, Loan, Sink};
 use freehold_uapi::hvc;
@@ -16,13 +16,15 @@ use spin::mutex::SpinMutex;
 
 use crate::board::Told;
 use crate::cpu::{Books, Cpu, Trap};
-use crate::judge::{self, Difference};
+use crate::fault::Fault;
+use crate::judge::{self, Difference, Places};
 use crate::lock::Observer;
 use crate::platform::Listener;
 use crate::ports::Ears;
 use crate::ring::Ring;
 use crate::shadow::{Shadow, Word};
-use crate::spec::Vms;
+use crate::spec::{View, Vms};
+use crate::stage2::{Walker, Wrong};
 use crate::turn::{self, Seen, Stopped};
 
 /// Frames of the touched blocks that are compared at each call besides those that it names.
@@ -50,20 +52,6 @@ pub trait Ground: Copy {
     }
 }
 
-/// A planted fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// None.
-    None,
-    /// From this step on, a store that takes a frame out of the host's tables is lost, once.
-    LostStore(u64),
-    /// From this step on, an invalidation of the host's translations is lost, once. Nothing that is compared while the
-    /// machine runs shows it: the trace must.
-    LostInvalidation(u64),
-    /// From this step on, a scrub is lost, once.
-    LostScrub(u64),
-}
-
 /// Everything that is watched.
 #[derive(Debug)]
 pub struct Watcher<G, const RECORDS: usize> {
@@ -73,6 +61,7 @@ pub struct Watcher<G, const RECORDS: usize> {
     shadow: SpinMutex<Shadow>,
     cpus: [SpinMutex<Cpu>; MAX_CPUS],
     books: [SpinMutex<Books>; MAX_VMS],
+    tables: SpinMutex<Walker>,
     vms: Vms,
     /// Per slot: calls that name its VM, begun and ended; and those of them that claim a vCPU.
     calls: [[AtomicU64; 4]; MAX_VMS],
@@ -93,6 +82,7 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
             shadow: SpinMutex::new(Shadow::new()),
             cpus: [const { SpinMutex::new(Cpu::new()) }; MAX_CPUS],
             books: [const { SpinMutex::new(Books::NONE) }; MAX_VMS],
+            tables: SpinMutex::new(Walker::new()),
             vms: Vms::new(),
             calls: [const { [const { AtomicU64::new(0) }; 4] }; MAX_VMS],
             steps: AtomicU64::new(0),
@@ -255,6 +245,36 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         wrong
     }
 
+    /// Compares a VM's tables: of the guest frames that its call is about, and when it ends all of them.
+    fn maps(
+        &self,
+        view: &View<'_>,
+        slot: u8,
+        (then, now): (&Books, &Books),
+        places: Places,
+        cpu: &Cpu,
+    ) -> Result<(), Wrong> {
+        let ports = &self.ground.ports();
+        let run = |root, run| self.tables.lock().run(view, slot, root, run, ports);
+        match (then.root, now.root) {
+            (_, Some(root)) => match places {
+                Places::None => Ok(()),
+                Places::Run(places) => run(root, places),
+                Places::List => {
+                    // A list of more is refused.
+                    let total: u64 = cpu.records().iter().map(|record| record.count()).sum();
+                    let records = if total > hvc::MAX_RUN { &[] } else { cpu.records() };
+                    records.iter().try_for_each(|record| run(root, (record.gfn(), record.count())))
+                }
+            },
+            (Some(root), None) if now.life == Life::Dying => {
+                let vm = view.vm(slot);
+                self.tables.lock().all(view, slot, root, u64::from(vm.guest) + u64::from(vm.borrowed), ports)
+            }
+            (_, None) => Ok(()),
+        }
+    }
+
     /// A frame of RAM that the ledger and the host's tables do not agree on.
     fn check_tables(&self, host: &Host<'_>, pfn: Pfn, ports: &impl Machine) {
         let Some(state) = host.ledger().state(pfn) else { return };
@@ -363,16 +383,20 @@ impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
         self.here(|cpu| cpu.copied(frame, words));
     }
 
-    fn loses(&self, at: Entry, descriptor: u64) -> bool {
+    fn stores(&self, at: Entry, descriptor: u64) -> Option<u64> {
+        // The host's tables are el2's own frames, a guest's are of its pool.
+        let is_of = |tag| self.shadow.lock().word(at.table().raw()).is_some_and(|word| word.tag() == tag);
+        let first = || !self.lost.swap(true, Ordering::Relaxed);
         match self.ground.fault() {
-            Fault::None | Fault::LostInvalidation(_) | Fault::LostScrub(_) => false,
+            Fault::None | Fault::LostInvalidation(_) | Fault::LostScrub(_) => Some(descriptor),
             Fault::LostStore(step) => {
-                descriptor == 0
-                    && self.here(|cpu| cpu.step >= step && cpu.holds_host)
-                    // The host's tables are el2's own frames, a guest's are of its pool.
-                    && self.shadow.lock().word(at.table().raw()).is_some_and(|word| word.tag() == Word::EL2)
-                    && !self.lost.swap(true, Ordering::Relaxed)
+                let here = descriptor == 0 && self.here(|cpu| cpu.step >= step && cpu.holds_host);
+                (!(here && is_of(Word::EL2) && first())).then_some(descriptor)
             }
+            Fault::GuestLeaf(twist) => match twist.of(descriptor) {
+                Some(instead) if is_of(Word::POOL) && first() => instead,
+                Some(_) | None => Some(descriptor),
+            },
         }
     }
 
@@ -386,14 +410,14 @@ impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
 
     fn leaves(&self) -> bool {
         match self.ground.fault() {
-            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) => false,
+            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) | Fault::GuestLeaf(_) => false,
             Fault::LostScrub(step) => self.here(|cpu| cpu.step >= step) && !self.lost.swap(true, Ordering::Relaxed),
         }
     }
 
     fn forgets(&self) -> bool {
         match self.ground.fault() {
-            Fault::None | Fault::LostStore(_) | Fault::LostScrub(_) => false,
+            Fault::None | Fault::LostStore(_) | Fault::LostScrub(_) | Fault::GuestLeaf(_) => false,
             Fault::LostInvalidation(step) => {
                 self.here(|cpu| cpu.step >= step && cpu.holds_host) && !self.lost.swap(true, Ordering::Relaxed)
             }
@@ -497,12 +521,18 @@ impl<G: Ground, const RECORDS: usize> Observer<GuestSlot> for &'static Watcher<G
         let now = Books::of(&slot.memory);
         if let Some(books) = self.books.get(usize::from(vm.raw())) {
             let then = core::mem::replace(&mut *books.lock(), now);
-            let judged = self.here(|cpu| {
+            let (judged, mapped) = self.here(|cpu| {
                 let mut shadow = self.shadow.lock();
-                judge::guest(cpu, &self.vms, &mut shadow, vm.raw(), &then, &now)
+                let places = judge::places(cpu, &self.vms, &shadow, vm.raw());
+                let judged = judge::guest(cpu, &self.vms, &mut shadow, vm.raw(), &then, &now);
+                let view = View { pages: Some(&mut shadow), vms: &self.vms, runs: None };
+                (judged, self.maps(&view, vm.raw(), (&then, &now), places, cpu))
             });
             if let Err(difference) = judged {
                 self.diverged(format_args!("{difference:?}"));
+            }
+            if let Err(wrong) = mapped {
+                self.diverged(format_args!("the tables of slot {}: {wrong:x?}", vm.raw()));
             }
             if now.life == Life::Free && then.life != Life::Free {
                 let left = self.shadow.lock().of_vm(vm.raw());

@@ -13,9 +13,9 @@ use freehold_virt::vcpu;
 use super::rig::{GUEST_RAM, RAM, Rig};
 use super::storm::{Random, one};
 use crate::cpu::Trap;
+use crate::fault::{Fault, Twist};
 use crate::platform::Listener as _;
 use crate::turn::Seen;
-use crate::watcher::Fault;
 
 /// What the watcher said.
 fn said(rig: &Rig, what: impl FnOnce(&Rig)) -> String {
@@ -34,6 +34,52 @@ fn a_lost_store_is_found_by_the_call_that_lost_it() {
     });
     assert!(line.starts_with("watch: divergence at step "), "{line}");
     assert_eq!(line.lines().count(), 1);
+}
+
+/// A guest's tables are compared when a call is over that is about the guest frame; nothing else looks at a leaf's words.
+#[test]
+fn a_guests_leaf_that_is_otherwise_than_it_must_be_is_found() {
+    for (twist, step) in [
+        (Twist::Writable, 4),
+        (Twist::Executable, 4),
+        (Twist::Elsewhere, 3),
+        (Twist::Device, 3),
+        (Twist::Missing, 3),
+        (Twist::Stays, 5),
+        (Twist::Forgotten, 9),
+    ] {
+        let rig = Rig::new(Fault::GuestLeaf(twist));
+        let line = said(&rig, |rig| {
+            let lends = rig.call(VM_CREATE, &[0, 40, RAM, 8])[1];
+            rig.call(VM_RANGE, &[lends, GUEST_RAM, 64]);
+            rig.call(MEM_SHARE, &[lends, RAM + 16, GUEST_RAM, 2, SHARE_WRITE | SHARE_EXEC]);
+            rig.call(MEM_SHARE, &[lends, RAM + 18, GUEST_RAM + 2, 1, 0]);
+            rig.call(MEM_UNSHARE, &[lends, GUEST_RAM, 1]);
+            let owns = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM + 32, 8])[1];
+            rig.call(VM_RANGE, &[owns, GUEST_RAM, 64]);
+            rig.call(MEM_DONATE, &[owns, RAM + 48, GUEST_RAM, 2, DONATE_REVOCABLE]);
+            rig.touch(RAM + 49, true);
+        });
+        assert!(
+            line.contains(&std::format!("at step {step} ")) && line.contains("the tables of slot "),
+            "{twist:?}: {line}"
+        );
+    }
+}
+
+/// What no call is about any more is found when the VM ends: a page too many, and one too few.
+#[test]
+fn a_leaf_that_changed_behind_its_calls_is_found_when_the_vm_ends() {
+    for (gfn, descriptor) in [(GUEST_RAM + 5, (RAM + 99) << 12 | 0x7ff), (GUEST_RAM, 0)] {
+        let rig = Rig::new(Fault::None);
+        let vm = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8])[1];
+        rig.call(VM_RANGE, &[vm, GUEST_RAM, 64]);
+        assert_eq!(rig.call(MEM_DONATE, &[vm, RAM + 16, GUEST_RAM, 2, 0])[..2], [0, 2]);
+        let table = rig.level3_of(GUEST_RAM, RAM + 16).expect("a leaf that maps the frame");
+        rig.board.memory.write(table, gfn & 511, descriptor);
+        let line = said(&rig, |rig| _ = rig.call(VM_DESTROY, &[vm]));
+        assert!(line.contains("the tables of slot 0"), "{line}");
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
 use super::rig::{Fake, GUEST_RAM, RAM, Rig, be};
+use crate::fault::Fault;
 use crate::turn;
-use crate::watcher::Fault;
 
 const DATA: u64 = 0x24 << 26;
 const FETCH: u64 = 0x20 << 26;

@@ -6,7 +6,7 @@ use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
 use super::rig::{GUEST_RAM, RAM, Rig};
-use crate::watcher::Fault;
+use crate::fault::Fault;
 
 /// A VM of two vCPUs that has not run.
 fn pair(rig: &Rig) -> u64 {

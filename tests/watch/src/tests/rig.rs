@@ -26,10 +26,11 @@ use freehold_virt::vm::{Claimed, VmCell, Vms};
 
 use crate::board::Last;
 use crate::cpu::Trap;
+use crate::fault::Fault;
 use crate::lock::Lock;
 use crate::platform::Watched;
 use crate::ports::Ports;
-use crate::watcher::{Fault, Ground, Watcher};
+use crate::watcher::{Ground, Watcher};
 
 pub(super) const RAM: u64 = 0x4_0000;
 const RAM_FRAMES: u64 = 8 * 512;
@@ -94,9 +95,11 @@ impl Frames for Memory {
     fn settle_for_guest(&mut self, _: Pfn) {}
     fn settle_instructions(&mut self) {}
     fn copy_words(&self, frame: Pfn, into: &mut [u64]) {
-        let words = self.words();
-        for (index, word) in (0..).zip(into) {
-            *word = words.get(&(frame.pa().raw() + 8 * index)).copied().unwrap_or(0);
+        let start = frame.pa().raw();
+        let end = start + 8 * into.len() as u64;
+        into.fill(0);
+        for (at, word) in self.words().range(start..end) {
+            into[usize::try_from((at - start) / 8).unwrap()] = *word;
         }
     }
 }
@@ -430,6 +433,16 @@ impl Rig {
     /// What is decided of a touch, for whoever begins and ends it himself.
     pub(super) fn platform_retries(&self, pfn: u64) -> bool {
         calls::host_may_retry(&self.platform, pfn << 12, false)
+    }
+
+    /// The table of level 3, in the first pool frames of RAM, that maps a frame at a guest frame.
+    pub(super) fn level3_of(&self, gfn: u64, pfn: u64) -> Option<u64> {
+        let words = self.board.memory.words();
+        let maps = |table: &u64| {
+            let leaf = words.get(&(table * PAGE_SIZE + 8 * (gfn & 511)));
+            leaf.is_some_and(|leaf| leaf & 0xffff_ffff_f401 == pfn << 12 | 0x401)
+        };
+        (RAM..RAM + 16).find(maps)
     }
 
     pub(super) fn handles(&self) -> Vec<u64> {

@@ -9,7 +9,7 @@ use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
 use super::rig::{CARVE_OUT, Fake, GUEST_RAM, NO_MAP, RAM, Rig, be};
-use crate::watcher::Fault;
+use crate::fault::Fault;
 
 pub(super) struct Random(pub(super) u64);
 

@@ -5,7 +5,7 @@ use freehold_trace::check::{Checker, RULES, Report, Rule};
 
 use super::rig::Rig;
 use super::storm::{Random, one};
-use crate::watcher::Fault;
+use crate::fault::Fault;
 
 /// Records that are judged.
 const RECORDS: u64 = 1 << 17;
