@@ -7,7 +7,7 @@ use freehold_uapi::hvc::*;
 use freehold_virt::timer::{Register, Timer};
 use freehold_virt::vcpu::Trap;
 
-use super::rig::{Fake, GUEST_RAM, RAM, Rig};
+use super::rig::{Fake, GUEST_RAM, RAM, Rig, When};
 use crate::calls::Stop;
 
 const DISTRIBUTOR: u64 = 0x1000;
@@ -223,6 +223,22 @@ fn each_stay_in_the_guest_ends_with_its_kicks_taken_back() {
     rig.yes(VCPU_KICK, &[vm, 0]);
     assert_eq!(rig.run(vm, 0)[0], EXIT_KICKED, "it was known to be in, and never got there");
     assert_eq!(forgotten(), 1);
+}
+
+/// Who sends finds the vCPU out before its kicks are taken back: what came later would be the host's.
+#[test]
+fn no_kick_comes_behind_the_moment_when_they_are_taken_back() {
+    for (when, kicks) in [(When::InTheGuest, 1), (When::TakenBack, 0)] {
+        let rig = Rig::new();
+        let vm = vm(&rig);
+        rig.interrupted.store(0, Ordering::Relaxed);
+        rig.elsewhere(when, VM_IRQ, &[vm, 40, IRQ_HIGH]);
+        assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+        assert_eq!(rig.interrupted.load(Ordering::Relaxed), kicks, "{when:?}");
+        assert_eq!(rig.pending.load(Ordering::Relaxed), 0, "{when:?}: the host meets a kick");
+        rig.run(vm, 0);
+        assert_eq!(loaded(&rig), [40], "{when:?}: it was sent");
+    }
 }
 
 #[test]

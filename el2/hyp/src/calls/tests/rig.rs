@@ -210,6 +210,14 @@ impl Block {
 /// What a vCPU does before it stops.
 type Act = Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
 
+/// When another CPU does something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    InTheGuest,
+    /// Right after this CPU took its pending kick back.
+    TakenBack,
+}
+
 /// The machine.
 pub(super) struct Rig {
     pub(super) memory: Memory,
@@ -233,8 +241,10 @@ pub(super) struct Rig {
     pub(super) masks: AtomicU64,
     /// CPUs that were interrupted.
     pub(super) interrupted: AtomicU64,
-    /// How often an interrupt of that kind was taken back.
+    /// How often an interrupt of that kind was taken back, and the CPUs where one is pending.
     pub(super) forgotten: AtomicU64,
+    pub(super) pending: AtomicU64,
+    elsewhere: Std<Option<(When, u32, Vec<u64>)>>,
     pub(super) has_random: AtomicBool,
 }
 
@@ -280,6 +290,8 @@ impl Rig {
             masks: AtomicU64::new(0),
             interrupted: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
+            elsewhere: Std::default(),
             has_random: AtomicBool::new(false),
         };
         // A slot's word is zero until somebody looked at it: let that be over, so that words can be compared.
@@ -296,6 +308,18 @@ impl Rig {
     /// Lets something happen while the next who wants the host's lock waits for it.
     pub(super) fn before_host_lock(&self, what: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some(Box::new(what));
+    }
+
+    /// Lets another CPU make a call, which succeeds, while a vCPU runs here.
+    pub(super) fn elsewhere(&self, when: When, id: u32, arguments: &[u64]) {
+        *self.elsewhere.lock().unwrap() = Some((when, id, arguments.to_vec()));
+    }
+
+    fn now_is(&self, when: When) {
+        let call = self.elsewhere.lock().unwrap().take_if(|(then, ..)| *then == when);
+        if let Some((_, id, arguments)) = call {
+            self.yes(id, &arguments);
+        }
     }
 
     /// Makes a call: x0 and x1–x5.
@@ -405,6 +429,7 @@ impl<'a> Loaded<'a> for Open<'a> {
     }
     fn run(&mut self, sibling: &bool, has_gic: bool, mut answer: impl Answer<Fake>) -> Stop {
         GUEST_IS_HERE.set(false);
+        self.rig.now_is(When::InTheGuest);
         if has_gic {
             let lists = &mut self.lists;
             self.rig.lists.lock().unwrap().push(lists.entries().to_vec());
@@ -467,9 +492,12 @@ impl Platform for Rig {
         // Else it might come when its guest is out, and be the host's.
         assert!(self.boards.iter().any(|board| board.value.try_lock().is_err()), "a kick without its board's lock");
         self.interrupted.fetch_or(cpus.into(), Ordering::Relaxed);
+        self.pending.fetch_or(cpus.into(), Ordering::Relaxed);
     }
     fn forget_interrupt(&self) {
         self.forgotten.fetch_add(1, Ordering::Relaxed);
+        self.pending.fetch_and(!(1 << self.cpu.load(Ordering::Relaxed)), Ordering::Relaxed);
+        self.now_is(When::TakenBack);
     }
     fn serves_vms(&self) -> bool {
         self.serves_vms.load(Ordering::Relaxed)
