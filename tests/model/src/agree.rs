@@ -110,7 +110,9 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
     if !view.ram.iter().copied().eq(declared()) {
         return Err(format!("RAM: el2 {:x?}, oracle {:x?}", view.ram, declared().collect::<Vec<_>>()));
     }
-    vcpu_agrees(view.vcpu.as_ref(), &world.vcpu(slot, 0))?;
+    for (vcpu, index) in view.vcpus.iter().zip(0..) {
+        vcpu_agrees(vcpu.as_ref(), &world.vcpu(slot, index))?;
+    }
     let places = view.gfns.iter().zip(&view.reaches).zip(&view.rights);
     for (gfn, ((found, reaches), rights)) in picture.places.iter().copied().zip(places) {
         let is_ram = declared().any(|(first, count)| gfn.checked_sub(first).is_some_and(|at| at < count));

@@ -2,12 +2,13 @@
 //! The cases of the suite `model`, each with the numbers that it must come to: a world that shrank is a finding.
 
 use freehold_oracle::{Call, Done, Env, Op as Said, Outcome, Statuses, decide};
-use freehold_uapi::hvc;
+use freehold_uapi::{guest, hvc};
 
 use crate::board::Fault;
 use crate::cells;
 use crate::large;
 use crate::lockstep::Decide;
+use crate::pair::{self, Pair};
 use crate::races::{self, Depth};
 use crate::search::Report;
 use crate::small::{self, Lattice, Shape, Small};
@@ -43,12 +44,17 @@ pub const CASES: &[Case] = &[
     Case {
         name: "ordinary-1x1x2",
         what: "one page, one VM of either kind, two guest frames: loans, what is done with them, and what is refused",
-        run: || expect(small::exhaust::<8, 1, 2>(ordinary(1, 1, 2), Fault::None, decide)?, [442, 25_058, 85]),
+        run: || expect(small::exhaust::<8, 1, 2>(ordinary(1, 1, 2), Fault::None, decide)?, [737, 51_402, 100]),
     },
     Case {
         name: "ordinary-2x2x1",
         what: "two pages, two VMs of either kind, one guest frame: the same",
         run: || expect(small::exhaust::<13, 2, 1>(ordinary(2, 2, 1), Fault::None, decide)?, [49_195, 4_953_634, 96]),
+    },
+    Case {
+        name: "pair-1x1x1",
+        what: "one page, one VM of two vCPUs, one guest frame: each starts and stops the other, and both ask",
+        run: || expect(pair::exhaust::<9>(pair::PAIR, decide)?, [5_066, 197_466, 69]),
     },
     Case {
         name: "apart-1x2x1",
@@ -159,6 +165,7 @@ fn cells() -> Result<String, String> {
     tally.add(&small::exhaust::<12, 2, 1>(owners(1, 2, 1), Fault::None, decide)?.tally);
     tally.add(&small::exhaust::<12, 2, 1>(ordinary(1, 2, 1), Fault::None, decide)?.tally);
     tally.add(&small::exhaust::<8, 1, 1>(apart(1, 1, 1), Fault::None, decide)?.tally);
+    tally.add(&pair::exhaust::<9>(pair::PAIR, decide)?.tally);
     cells::judge(&tally)
 }
 
@@ -182,6 +189,10 @@ fn controls() -> Result<String, String> {
         find("an oracle that takes frames of a living VM back", Fault::None, reclaims_alive)?,
         find("an oracle that never takes a revocable frame", Fault::None, never_revokes)?,
         find("an oracle that lets a mapped guest frame be backed", Fault::None, maps_twice)?,
+        match pair::exhaust::<9>(pair::PAIR, starts_twice) {
+            Ok(report) => return Err(format!("two starts: not found in {} transitions", report.tally.transitions)),
+            Err(found) => format!("an oracle that lets a vCPU be started that is on: after {found}"),
+        },
     ];
     match races::exhaust::<8, 1, 1>(racing(1, 1, 1), Depth::Twice, false) {
         Ok(seen) => Err(format!("calls in each other's way: not found in {} interleavings", seen.runs)),
@@ -209,6 +220,15 @@ fn reclaims_alive(world: &Tiny, op: &Said, env: &Env<'_>) -> Outcome {
 fn never_revokes(world: &Tiny, op: &Said, env: &Env<'_>) -> Outcome {
     let outcome = decide(world, op, env);
     if outcome.done == Some(Done::Revoked) { Outcome::done(Done::Injected) } else { outcome }
+}
+
+fn starts_twice(world: &Pair<9>, op: &Said, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    if outcome.refused.has(guest::ALREADY_ON) {
+        Outcome::done(Done::Answered([freehold_oracle::Value::Is(0); 4]))
+    } else {
+        outcome
+    }
 }
 
 fn maps_twice(world: &Tiny, op: &Said, env: &Env<'_>) -> Outcome {

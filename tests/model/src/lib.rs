@@ -22,6 +22,7 @@ mod odd;
 mod op;
 mod ordinary;
 mod owners;
+mod pair;
 mod picture;
 mod platform;
 mod ports;

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use freehold_oracle::{Act, Call, Done, Env, Op as Said, Outcome, World, apply, decide};
 use freehold_oracle::{Life, Owner, Pending, State, Stray, Value, VcpuLife, Who};
+use freehold_uapi::guest;
 use freehold_uapi::hvc::{self, Record};
 
 use crate::agree::agree;
@@ -113,7 +114,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         let carved = (P as u64).checked_sub(layout.frames).expect("a page for each frame");
         let mut world = World::new(self.rig.first_frame() - carved, layout.gfns.first().copied().unwrap_or_default());
         world.machine.ordinary = true;
-        assert!(carved != 0 && layout.vms == V && U == 1, "the world is the machine's");
+        assert!(carved != 0 && layout.vms == V && U <= 2, "the world is the machine's");
         world.pages.iter_mut().take(usize::try_from(carved).expect("few")).for_each(|page| page.owner = Owner::El2);
         for page in world.pages.iter_mut().rev().take(usize::try_from(layout.no_map).expect("few")) {
             page.owner = Owner::NoMap;
@@ -483,7 +484,13 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         let said = Said::Guest { cpu, act };
         let outcome = (self.decide)(world, &said, &env);
         let what = act_name(act);
-        let goes_on = answer.x == [hvc::EXIT_IRQ, 0, 0, 0];
+        // Whom to wake is not specified; it can only be one whom this call started.
+        let wakes = matches!(act, Act::Call { id: guest::PSCI_CPU_ON | guest::PSCI_CPU_ON_64, .. });
+        let goes_on = match answer.x {
+            [hvc::EXIT_IRQ, 0, 0, 0] => true,
+            [hvc::EXIT_WAKE, 0, 0, 0] => wakes && outcome.done.is_some(),
+            _ => false,
+        };
         if let Some(Done::Exit(_)) = outcome.done
             && outcome.permits(0, answer.x)
         {
@@ -498,7 +505,10 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         let answers = |values: [Value; 4]| registers.is_none_or(|x| values.iter().zip(x).all(|(v, x)| v.permits(x)));
         let outcome = match outcome.done {
             _ if refused && !outcome.refused.is_empty() => "refused",
-            Some(Done::Answered(values)) if answers(values) => "answered",
+            Some(Done::Answered(values)) if answers(values) => {
+                apply(world, &said, &env);
+                "answered"
+            }
             Some(Done::Allowed) => {
                 apply(world, &said, &env);
                 "goes through"
@@ -510,8 +520,8 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     }
 
     pub(crate) fn registers(&self, call: Call) -> Option<[u64; 4]> {
-        let slot = vm_of(&call)?;
-        self.rig.guest_registers(self.handle(Who::Slot(slot)))
+        let Call::VcpuRun { vm, vcpu, mmio: _ } = call else { return None };
+        self.rig.guest_registers(self.handle(vm), vcpu)
     }
 }
 
@@ -548,7 +558,8 @@ fn need<const P: usize, const V: usize, const U: usize, const G: usize, const C:
         Call::MemDonate { .. } | Call::MemDonateList { .. } | Call::MemShare { .. } => {
             let Some(slot) = vm_of(call) else { return 0 };
             let vm = world.vm(slot);
-            let root_and_vcpus = 1 + u32::from(world.vcpu(slot, 0).life != VcpuLife::Absent);
+            let vcpus = world.vcpus[usize::from(slot)].iter().filter(|vcpu| vcpu.life != VcpuLife::Absent);
+            let root_and_vcpus = 1 + u32::try_from(vcpus.count()).expect("few");
             if vm.pool.saturating_sub(vm.free) > root_and_vcpus { 0 } else { 2 }
         }
         _ => 0,

@@ -41,6 +41,10 @@ impl Shape {
             }
         }
         calls.extend((GFN..GFN + self.gfns).map(|gfn| unshare(gfn, 1)));
+        // No call of these moves a page: a world with one VM is enough.
+        if self.vms == 1 {
+            calls.extend(registers(vm));
+        }
         let run = |act| Op::Run { who: vm, vcpu: 0, mmio: 0, act };
         let mut ops: Vec<Op> = calls.into_iter().map(Op::Host).collect();
         ops.push(Op::List { who: vm, frame: self.list(), list: 4, records: 1, flags: 0 });
@@ -76,4 +80,16 @@ impl Shape {
         }
         ops
     }
+}
+
+/// What is asked of a vCPU: an ordinary VM's host may all of it, before the first run and after.
+fn registers(vm: Who) -> Vec<Call> {
+    let vcpu = 0;
+    let mut calls = vec![Call::VcpuKick { vm, vcpu }];
+    for reg in [hvc::REG_PC, hvc::REG_MPIDR, hvc::REG_X30, hvc::REG_EL1, hvc::REG_EXIT_FAR, hvc::REG_EXIT_FAR + 1] {
+        calls.push(Call::VcpuGetReg { vm, vcpu, reg });
+        // No start of a protected VM's.
+        calls.push(Call::VcpuSetReg { vm, vcpu, reg, value: 2 });
+    }
+    calls
 }

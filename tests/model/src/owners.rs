@@ -156,8 +156,8 @@ fn is_unusual(vcpu: &Vcpu) -> bool {
 }
 
 /// What can be tried in a world.
-pub(crate) fn possible<const P: usize, const V: usize, const G: usize, const C: usize>(
-    world: &World<P, V, 1, G, C>,
+pub(crate) fn possible<const P: usize, const V: usize, const U: usize, const G: usize, const C: usize>(
+    world: &World<P, V, U, G, C>,
     anywhere: &[Op],
     of_vms: &[Vec<Op>],
 ) -> Vec<Op> {

@@ -57,8 +57,8 @@ pub struct VmView {
     pub borrowed: u64,
     /// Whether it has an interrupt controller.
     pub gic: bool,
-    /// Its vCPU 0; none if it was not created, or if the VM is dying.
-    pub vcpu: Option<VcpuView>,
+    /// Its first vCPUs; none that were not created, and none if the VM is dying.
+    pub vcpus: [Option<VcpuView>; 2],
     /// What it finds at each watched guest frame.
     pub gfns: Vec<GuestView>,
     /// Which watched frames it may still reach there, on some CPU.
@@ -132,7 +132,7 @@ impl Rig {
             owned: memory.frames().0,
             borrowed: memory.frames().1,
             gic: self.boards[slot].acquire().vgic().is_some(),
-            vcpu: self.vcpu_view(handle),
+            vcpus: [0, 1].map(|index| self.vcpu_view(handle, VcpuIndex::existing(index, 2)?)),
             gfns: self.board.layout.gfns.iter().map(at).collect(),
             reaches: (0..self.board.layout.gfns.len()).map(|place| tlb.guest(slot, place)).collect(),
             rights: self.board.layout.gfns.iter().map(rights).collect(),
@@ -140,9 +140,9 @@ impl Rig {
     }
 
     /// The phase shows in who may claim the vCPU; each claim is given up as it was.
-    fn vcpu_view(&self, handle: Handle) -> Option<VcpuView> {
+    fn vcpu_view(&self, handle: Handle, index: VcpuIndex) -> Option<VcpuView> {
         let vms = self.board.vms();
-        let claim = |purpose| vms.claim(handle, VcpuIndex::BOOT, purpose);
+        let claim = |purpose| vms.claim(handle, index, purpose);
         let (phase, claim) = match claim(Purpose::Answer) {
             Ok(claim) => (VcpuPhase::Parked, claim),
             Err(Refused::NoRequest) => (VcpuPhase::Ready, claim(Purpose::Registers).ok()?),
@@ -158,7 +158,7 @@ impl Rig {
         let frame = claim.block();
         drop(claim);
         if kicked {
-            let _ = vms.kick(handle, VcpuIndex::BOOT);
+            let _ = vms.kick(handle, index);
         }
         let pending = self.board.blocks().iter().find(|(at, _)| *at == frame).map(|(_, block)| block.vcpu.pending());
         Some(VcpuView { phase, pending: pending?, kicked })

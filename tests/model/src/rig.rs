@@ -320,10 +320,10 @@ impl Rig {
 
     /// x0–x3 of a VM's vCPU 0, as its guest will find them.
     #[must_use]
-    pub fn guest_registers(&self, vm: u64) -> Option<[u64; 4]> {
+    pub fn guest_registers(&self, vm: u64, vcpu: u64) -> Option<[u64; 4]> {
         let handle = Handle::decode(vm).ok()?;
         let vms = self.board.vms();
-        let claim = vms.claim(handle, VcpuIndex::BOOT, Purpose::Answer).ok()?;
+        let claim = vms.claim(handle, VcpuIndex::decode(vcpu).ok()?, Purpose::Answer).ok()?;
         let frame = claim.block();
         let blocks = self.board.blocks();
         let block = blocks.iter().find(|(at, _)| *at == frame).map(|(_, block)| &block.registers.x)?;

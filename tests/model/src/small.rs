@@ -53,12 +53,19 @@ pub enum Lattice {
     Apart,
     /// VMs of both kinds: what lends pages, what gives them away, and what is refused about it.
     Ordinary,
+    /// A VM of two vCPUs.
+    Pair,
 }
 
 impl Shape {
     /// Frames behind the carve-out.
     const fn frames(&self) -> u64 {
-        self.pages + 1 + POOL * self.vms as u64 + 1
+        self.pages + 1 + self.room() * self.vms as u64 + 1
+    }
+
+    /// Frames of a VM's pool.
+    pub(crate) const fn room(&self) -> u64 {
+        POOL + matches!(self.lattice, Lattice::Pair) as u64
     }
 
     pub(crate) const fn page(&self, number: u64) -> u64 {
@@ -70,7 +77,7 @@ impl Shape {
     }
 
     pub(crate) const fn pool(&self, slot: u8) -> u64 {
-        Board::HOST + self.pages + 1 + POOL * slot as u64
+        Board::HOST + self.pages + 1 + self.room() * slot as u64
     }
 
     pub(crate) const fn no_map(&self) -> u64 {
@@ -106,9 +113,10 @@ impl Shape {
                 for (page, at) in pages.iter().enumerate() {
                     to[page + 1] = at + 1;
                 }
-                let pool = |slot: usize| usize::try_from(self.pool(0) - Board::HOST).expect("few") + 1 + 4 * slot;
+                let room = usize::try_from(self.room()).expect("few");
+                let pool = |slot: usize| usize::try_from(self.pool(0) - Board::HOST).expect("few") + 1 + room * slot;
                 for (slot, at) in slots.iter().enumerate() {
-                    (0..4).for_each(|n| to[pool(slot) + n] = pool(*at) + n);
+                    (0..room).for_each(|n| to[pool(slot) + n] = pool(*at) + n);
                 }
                 let slots = slots.iter().map(|slot| u8::try_from(*slot).expect("few")).collect();
                 all.push(Renaming { pages: to, slots });
@@ -393,14 +401,14 @@ pub fn exhaust<const P: usize, const V: usize, const G: usize>(
 
 impl Shape {
     /// Visits every state, and shows each with the shortest way to it.
-    pub(crate) fn visit<const P: usize, const V: usize, const G: usize, const C: usize>(
+    pub(crate) fn visit<const P: usize, const V: usize, const U: usize, const G: usize, const C: usize>(
         &self,
-        both: &Lockstep<'_, World<P, V, 1, G, C>>,
-        visit: impl FnMut(&[Op], &World<P, V, 1, G, C>),
+        both: &Lockstep<'_, World<P, V, U, G, C>>,
+        visit: impl FnMut(&[Op], &World<P, V, U, G, C>),
     ) -> Result<Report, String> {
         both.warm_up(self.pool(0))?;
         let (anywhere, of_vms) = self.ops();
-        let ops = |world: &World<P, V, 1, G, C>| possible(world, &anywhere, &of_vms);
+        let ops = |world: &World<P, V, U, G, C>| possible(world, &anywhere, &of_vms);
         search::exhaust(both, &self.renamings(), ops, visit)
     }
 
@@ -412,12 +420,14 @@ impl Shape {
             Lattice::Races => self.races_of_vm(slot),
             Lattice::Apart => self.apart_of_vm(slot),
             Lattice::Ordinary => self.ordinary_of_vm(slot),
+            Lattice::Pair => self.pair_of_vm(slot),
         };
         let anywhere = match self.lattice {
             Lattice::Full => self.anywhere(),
             Lattice::Owners | Lattice::Vcpus | Lattice::Apart => self.owners_anywhere(),
             Lattice::Races => self.races_anywhere(),
             Lattice::Ordinary => self.ordinary_anywhere(),
+            Lattice::Pair => self.pair_anywhere(),
         };
         (anywhere, (0..self.vms).map(of_vm).collect())
     }

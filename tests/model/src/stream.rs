@@ -195,7 +195,7 @@ impl<'r, const P: usize, const V: usize, const G: usize> Stream<'r, P, V, G> {
     fn adopt(&mut self, call: &Call, after: &Picture) -> Result<(), String> {
         let slot = vm_of(call).ok_or("a VM that ran")?;
         let view =
-            after.vms.get(usize::from(slot)).and_then(|vm| vm.as_ref()?.vcpu.as_ref()).ok_or("a vCPU that ran")?;
+            after.vms.get(usize::from(slot)).and_then(|vm| vm.as_ref()?.vcpus[0].as_ref()).ok_or("a vCPU that ran")?;
         let old = self.world.vcpu(slot, 0);
         let vcpu = freehold_oracle::Vcpu {
             life: life_of(view.phase).ok_or("a vCPU that runs on")?,

@@ -11,6 +11,8 @@ pub(crate) struct Registers {
     pub(crate) pc: u64,
     pub(crate) pstate: u64,
     pub(crate) injected: u64,
+    /// Stands for each of the others.
+    pub(crate) kept: u64,
 }
 
 impl registers::Registers for Registers {
@@ -34,9 +36,8 @@ impl registers::Registers for Registers {
     fn set_pstate(&mut self, pstate: u64) {
         self.pstate = pstate;
     }
-    // No VM of a model is ordinary, or a register of EL1's named: one word is as good as many.
     fn kept(&mut self, _: usize) -> Option<&mut u64> {
-        None
+        Some(&mut self.kept)
     }
     fn inject(&mut self, _: u64, _: Option<u64>) {
         self.injected += 1;
@@ -53,6 +54,6 @@ pub(crate) struct Block {
 impl Block {
     /// As after a reset.
     pub(crate) const fn new() -> Self {
-        Self { registers: Registers { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0 }, vcpu: Vcpu::new() }
+        Self { registers: Registers { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0, kept: 0 }, vcpu: Vcpu::new() }
     }
 }

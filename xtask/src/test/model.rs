@@ -11,7 +11,7 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 15] = [
+const CASES: [&str; 16] = [
     "lockstep-2x2x2",
     "lockstep-2x1x2",
     "ordinary-2x2x1",
@@ -20,6 +20,7 @@ const CASES: [&str; 15] = [
     "interleavings-2x1x1",
     "cells",
     "apart-1x2x1",
+    "pair-1x1x1",
     "lockstep-1x1x2",
     "ordinary-1x1x2",
     "idle-vcpus",

@@ -120,6 +120,8 @@ fn vcpus(l: &Lattice, s: &impl State, vm: Who, f: &mut impl FnMut(&Play<'_>)) {
     if l.part.wrong {
         let over = u64::from(s.machine().vcpus);
         [over, 512, u64::MAX].iter().for_each(|v| wrong_vcpu(s, vm, *v, f));
+    }
+    if l.part.wrong || l.part.ordinary {
         let set = |reg, value| Call::VcpuSetReg { vm, vcpu: 0, reg, value };
         let values = [(0, 7), (3, 7), (4, 7), (32, 8), (32, 7), (33, 0x3c5), (33, 0x3c9), (34, 0), (u64::MAX, 0)];
         values.iter().for_each(|(reg, value)| play(s, f, set(*reg, *value), Env::CALM));

@@ -101,8 +101,8 @@ pub(crate) const ALL: &[Small] = &[
     },
     Small {
         name: "ordinary-1x1x2",
-        run: |cells| run::<6, 1, 1>(1, WHOLE, Part { raw: true, ordinary: true, ..NONE }, cells),
-        expected: [1_266, 119_014],
+        run: |cells| run::<6, 1, 1>(1, WHOLE, Part { raw: true, ordinary: true, vcpus: true, ..NONE }, cells),
+        expected: [3_228, 374_182],
     },
 ];
 
