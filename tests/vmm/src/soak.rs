@@ -439,9 +439,11 @@ pub(crate) fn all(seed: Option<u64>, seconds: Option<u64>) -> Result<(), String>
     if seconds >= LONG {
         STEP.judged("calls a second", &format!("{RATE} or more"), rate, rate >= RATE);
     }
+    // It takes a guest that got far, and a host that was quick enough: a minute of a loaded machine may have none.
+    let rare = |id| id == GUEST_ACCEPT && seconds < LONG;
     let silent = |call: &&freehold_uapi::table::Call| {
         let times = soak.each.get(call.id.wrapping_sub(BASE) as usize);
-        times.is_none_or(|times| times.load(Ordering::Relaxed) == 0)
+        !rare(call.id) && times.is_none_or(|times| times.load(Ordering::Relaxed) == 0)
     };
     let never: Vec<&str> = hvc::CALLS.iter().filter(silent).map(|call| call.name).collect();
     STEP.same("calls that never succeeded", "", never.join(", "));
