@@ -681,6 +681,67 @@ static int walk_nofault(struct fh_access *ask)
 	return result;
 }
 
+/* Pages of a mapping that has all addresses of at least one level-3 table. */
+#define WHOLE		(2 * PMD_SIZE / PAGE_SIZE)
+#define TABLE_FRAME	GENMASK_ULL(47, 12)
+
+/* The kernel's own level-2 entry for an address of its half. */
+static u64 *level2_of(u64 at)
+{
+	unsigned int bits = 64 - (read_sysreg(tcr_el1) >> 16 & 0x3f);
+	unsigned int shift = PAGE_SHIFT + (DIV_ROUND_UP(bits - PAGE_SHIFT, 9) - 1) * 9;
+	u64 *table = phys_to_virt(read_sysreg(ttbr1_el1) & GENMASK_ULL(47, 6));
+
+	table += at >> shift & (BIT_ULL(bits - shift) - 1);
+	for (; shift > PMD_SHIFT; shift -= 9) {
+		if ((READ_ONCE(*table) & 3) != 3)
+			return NULL;
+		table = phys_to_virt(READ_ONCE(*table) & TABLE_FRAME);
+		table += at >> (shift - 9) & 511;
+	}
+	return (READ_ONCE(*table) & 3) == 3 ? table : NULL;
+}
+
+static void put_entry(u64 *entry, u64 descriptor)
+{
+	WRITE_ONCE(*entry, descriptor);
+	dsb(ishst);
+	isb();
+	flush_here();
+}
+
+/* An address of the kernel's half, for a moment by a level-3 table that is the frame. */
+static int kernel_walk_nofault(struct fh_access *ask)
+{
+	struct page **pages = kcalloc(WHOLE, sizeof(*pages), GFP_KERNEL);
+	unsigned long flags, i;
+	int result = -ENOMEM;
+	u64 *entry, *page, kept;
+	void *area;
+
+	if (!pages)
+		return result;
+	for (i = 0; i < WHOLE; i++)
+		pages[i] = pfn_to_page(ask->pfn);
+	area = vmap(pages, WHOLE, VM_MAP, PAGE_KERNEL);
+	kfree(pages);
+	if (!area)
+		return result;
+	page = PTR_ALIGN(area, PMD_SIZE);
+	result = -ENXIO;
+	entry = level2_of((u64)page);
+	if (entry) {
+		kept = READ_ONCE(*entry);
+		local_irq_save(flags);
+		put_entry(entry, (kept & ~TABLE_FRAME) | PFN_PHYS(ask->pfn));
+		result = copy_from_kernel_nofault(&ask->value, page, sizeof(*page));
+		put_entry(entry, kept);
+		local_irq_restore(flags);
+	}
+	vunmap(area);
+	return result;
+}
+
 #define MEMTAG ".arch armv8.5-a\n.arch_extension memtag\n"
 
 /* A register with this tag, for an instruction that stores it. */
@@ -751,6 +812,8 @@ static int access_nofault(u64 *at, struct fh_access *ask)
 {
 	if (ask->write == FH_DO_WALK || ask->write == FH_DO_TRANSLATE)
 		return walk_nofault(ask);
+	if (ask->write == FH_DO_KERNEL_WALK)
+		return kernel_walk_nofault(ask);
 	if (ask->write > FH_DO_STORE)
 		return odd_nofault(at, ask);
 	if (ask->write)

@@ -12,6 +12,7 @@ use crate::hostile::{Hostile, How, Odd};
 use crate::machine::{Machine, Plan};
 use crate::probe::{Access, probe, probe_here};
 use crate::proto;
+use crate::raw::{Arena, end, resting, settle, status_name};
 use crate::report::Step;
 use crate::sys::{self, outcome};
 
@@ -116,6 +117,41 @@ fn through_tags(hostile: &Hostile, frame: u64) -> String {
 fn through_tables(hostile: &Hostile, frame: u64) -> String {
     let [load, translated] = [Odd::Walk, Odd::Translate].map(|what| hostile.walk(frame, what).0);
     format!("load {load}, AT {translated}")
+}
+
+/// A table of the kernel's half lies in a frame that a load of the kernel's would take from its VM: a walk does not.
+fn through_kernels_tables(hostile: &Hostile) -> Result<(), String> {
+    const GFN: u64 = proto::RAM_BASE >> 12;
+    let before = resting(hostile);
+    let (pool, frames) = (Arena::new(hostile, 4)?, Arena::new(hostile, 1)?);
+    let [walked, loaded] = [frames.first, frames.first + 1];
+    // Not for processes: the kernel may not touch what is.
+    let page = own_table(walked) & !(1 << 6);
+    let _ = hostile.fill(walked, &[page; 512]);
+    let (how, word) = hostile.walk(walked, Odd::KernelWalk);
+    STEP.same("tools: kernel walk", format!("done {page:#x}"), format!("{how} {word:#x}"));
+    let vm = hostile.raw(hvc::VM_CREATE.into(), &[hvc::VM_PROTECTED, 40, pool.first, pool.frames])[1];
+    let donated = [
+        hostile.call(hvc::VM_RANGE, &[vm, GFN, 2]),
+        hostile.call(hvc::MEM_DONATE, &[vm, walked, GFN, 2, hvc::DONATE_REVOCABLE]),
+    ];
+    STEP.same("kernel-tables: revocable frames", "[0, 0]", format!("{donated:?}"));
+    counted(hostile, "kernel-tables-in-it", "EFAULT", 1, || hostile.walk(walked, Odd::KernelWalk).0);
+    STEP.same("kernel-tables: a load of the kernel's", "done", hostile.access(loaded, How::Linear, None).0);
+    let _ = hostile.call(hvc::VM_DESTROY, &[vm]);
+    for (case, frame, expected) in [("after a walk", walked, hvc::SUCCESS), ("after a load", loaded, hvc::HOST_OWNED)] {
+        let status = hostile.call(hvc::VM_RECLAIM, &[vm, frame, 1]);
+        STEP.same(
+            &format!("kernel-tables: the VM gives its frame back {case}"),
+            status_name(expected),
+            status_name(status),
+        );
+    }
+    STEP.same("kernel-tables: pool frames that stay", 0, end(hostile, vm, &pool.all().collect::<Vec<_>>()));
+    settle(STEP, "kernel-tables: back as before", hostile, &before);
+    let freed = [pool, frames].iter().filter(|arena| hostile.free(arena.first).is_ok()).count();
+    STEP.same("kernel-tables: frames are the host's again", 2, freed);
+    Ok(())
 }
 
 /// A descriptor that makes its own frame a table of each level, and at the last the page behind address 0: accessed,
@@ -306,6 +342,7 @@ pub(crate) fn attack() -> Result<(), String> {
     counted(&hostile, "linear-map-plain", THREAD, 2, || through_kernel(&hostile, frame, How::Thread));
     counted(&hostile, "odd-ways", ODD_WAYS, 3, || through_odd_ways(&hostile, frame));
     counted(&hostile, "own-tables-in-it", TABLES, 2, || through_tables(&hostile, frame));
+    through_kernels_tables(&hostile)?;
     // A frame of the VM's pool, which is neither the guest's nor the host's.
     let pool: Vec<u64> = hostile.unreachable().into_iter().filter(|pfn| !target.frames.contains(pfn)).collect();
     if STEP.judged("pool-found", "some frames", pool.len(), !pool.is_empty()) {

@@ -145,6 +145,8 @@ pub(crate) enum Odd {
     ZeroTag = 10,
     /// `DC GZVA`.
     BlockTag = 11,
+    /// `LDR` of an address of the kernel's half, by a level-3 table that is the frame.
+    KernelWalk = 12,
 }
 
 /// The module's device.
