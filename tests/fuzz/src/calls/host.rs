@@ -88,11 +88,11 @@ fn without_vm(court: &mut Court<'_>, picture: &Picture, step: Step) -> bool {
 fn wants(verb: u8) -> Option<fn(&VmView) -> bool> {
     Some(match verb {
         0 | 3 => building,
-        4 | 5 => |vm| alive(vm) && vm.vcpu.is_none(),
+        4 | 5 => |vm| alive(vm) && vm.vcpus[0].is_none(),
         14..=16 => dying,
-        11 | 12 => |vm| alive(vm) && vm.vcpu.is_some_and(|vcpu| vcpu.phase != VcpuPhase::Crashed),
+        11 | 12 => |vm| alive(vm) && vm.vcpus[0].is_some_and(|vcpu| vcpu.phase != VcpuPhase::Crashed),
         1 | 2 | 6..=10 | 13 => alive,
-        17..=19 => |vm| vm.vcpu.is_some_and(|vcpu| matches!(vcpu.pending, freehold_virt::vcpu::Pending::Request(_))),
+        17..=19 => |vm| vm.vcpus[0].is_some_and(|vcpu| matches!(vcpu.pending, freehold_virt::vcpu::Pending::Request(_))),
         _ => return None,
     })
 }
