@@ -92,7 +92,9 @@ fn wants(verb: u8) -> Option<fn(&VmView) -> bool> {
         14..=16 => dying,
         11 | 12 => |vm| alive(vm) && vm.vcpus[0].is_some_and(|vcpu| vcpu.phase != VcpuPhase::Crashed),
         1 | 2 | 6..=10 | 13 => alive,
-        17..=19 => |vm| vm.vcpus[0].is_some_and(|vcpu| matches!(vcpu.pending, freehold_virt::vcpu::Pending::Request(_))),
+        17..=19 => {
+            |vm| vm.vcpus[0].is_some_and(|vcpu| matches!(vcpu.pending, freehold_virt::vcpu::Pending::Request(_)))
+        }
         _ => return None,
     })
 }
