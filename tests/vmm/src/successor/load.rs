@@ -36,10 +36,14 @@ fn handover(tree: u64, kernel: u64) -> Vec<u8> {
     code.into_iter().flat_map(u32::to_le_bytes).chain(addresses).collect()
 }
 
-/// Loads what comes next when it is asked for, anywhere; see [`load`].
+/// Loads what comes next when it is asked for; see [`load`].
+///
+/// Into the upper half of memory: an interrupt controller whose LPIs are on keeps its tables where this kernel had them, and
+/// the next one writes to them there.
 pub(super) fn next(from: &str, into: &str) -> Result<(), String> {
     let tree = fs::read("/sys/firmware/fdt").map_err(|e| format!("the device tree: {e}"))?;
-    let rooms = ram().into_iter().map(|(first, frames)| (first << 12, frames << 12)).collect();
+    let upper = |(first, frames): (u64, u64)| ((first + frames / 2) << 12, (frames - frames / 2) << 12);
+    let rooms = ram().into_iter().map(upper).collect();
     load(tree, rooms, AARCH64, from, into)
 }
 
