@@ -187,7 +187,7 @@ impl Rig {
     /// Makes a call, while another CPU may be in one.
     pub(crate) fn call_only(&self, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
         self.board.lends.store(id == hvc::MEM_SHARE, Ordering::Relaxed);
-        let [x0, x @ .., _] = calls::serve(&self.cpu(cpu), id, x).registers();
+        let [x0, x @ .., _] = calls::serve(&self.cpu(cpu), id, || x).registers();
         Answer { status: x0.cast_signed(), x }
     }
 

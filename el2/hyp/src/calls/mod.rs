@@ -173,14 +173,14 @@ pub trait Platform {
     fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64>;
 }
 
-/// Serves the call `id` with x1–x5.
+/// Serves the call `id` with x1–x5, which are taken if they are needed.
 #[inline(always)]
-pub fn serve(platform: &impl Platform, id: u32, arguments: [u64; 5]) -> Reply {
+pub fn serve(platform: &impl Platform, id: u32, arguments: impl FnOnce() -> [u64; 5]) -> Reply {
     // The one call of which nothing is decoded.
     if id == hvc::VERSION {
         return version(platform);
     }
-    Call::decode(id, arguments).and_then(|call| dispatch(platform, call)).into()
+    Call::decode(id, arguments()).and_then(|call| dispatch(platform, call)).into()
 }
 
 fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {

@@ -36,7 +36,7 @@ pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
     if id == hvc::CALL_UID {
         return uid(frame);
     }
-    let reply = calls::serve(&K::PLATFORM, id, core::array::from_fn(|n| frame.x(n + 1)));
+    let reply = calls::serve(&K::PLATFORM, id, || core::array::from_fn(|n| frame.x(n + 1)));
     // A run leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
     let [x0, x1, x2, x3, x4, x5] = reply.registers();
     frame.set_first([x0, x1, x2, x3, x4, x5, 0, 0]);

@@ -411,7 +411,7 @@ impl Rig {
         let mut x = [0; 5];
         x[..arguments.len()].copy_from_slice(arguments);
         self.eye.begin(Trap::Call { id, x });
-        let [x @ .., _] = calls::serve(&self.platform, id, x).registers();
+        let [x @ .., _] = calls::serve(&self.platform, id, || x).registers();
         then(x);
         self.eye.end(x, false);
         if id == VCPU_RUN && x[0] == 0 {

@@ -326,7 +326,7 @@ impl Rig {
     pub(super) fn call(&self, id: u32, arguments: &[u64]) -> (i64, [u64; 5]) {
         let mut x = [0; 5];
         x[..arguments.len()].copy_from_slice(arguments);
-        let [x0, results @ ..] = calls::serve(self, id, x).registers();
+        let [x0, results @ ..] = calls::serve(self, id, || x).registers();
         (x0.cast_signed(), results)
     }
 
