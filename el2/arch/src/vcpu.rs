@@ -24,7 +24,7 @@ use spin::mutex::SpinMutex;
 struct Block {
     context: GuestContext,
     vcpu: Vcpu,
-    /// What its list registers are loaded with while it runs; empty when it is out.
+    /// What its list registers are loaded with while it runs, or keeps while it is out.
     lists: Lists,
 }
 

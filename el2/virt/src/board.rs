@@ -127,7 +127,7 @@ impl Board {
     }
 
     /// What the virtual interface of CPU number `cpu`, which has `room` list registers, is loaded with for a vCPU that
-    /// enters its guest, in the empty `lists`. It does not enter before the host has heard of every end that it asked for.
+    /// enters its guest, in `lists`. It does not enter before the host has heard of every end that it asked for.
     ///
     /// # Errors
     /// How the vCPU leaves instead.

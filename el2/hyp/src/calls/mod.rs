@@ -98,7 +98,7 @@ pub trait Loaded<'a> {
     fn reset(&mut self);
     /// Its virtual timer, as it was when it stopped.
     fn timer(&self) -> Timer;
-    /// What its list registers are loaded with while it runs; empty when it is out.
+    /// What its list registers are loaded with while it runs, or keeps while it is out.
     fn lists(&mut self) -> &mut Lists;
     /// Runs it until it stops, with its list registers if its VM has an interrupt controller. A trap that `answer`
     /// answers is none: it says whether the guest goes on at once.

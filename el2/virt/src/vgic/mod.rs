@@ -297,11 +297,11 @@ impl Vgic {
         if touched & TIMERS != 0 { told.and(self.tell(vcpu)) } else { told }
     }
 
-    /// Tells whoever holds what was `touched`, and whoever is to get what is ready of `fresh` then.
+    /// Tells whoever holds what was `touched`, and whoever is to get what is ready then of `fresh`, or of what was held.
     fn announce(&mut self, at: At, fresh: u32, touched: u32) -> Kicks {
         let groups = self.groups;
-        let ready = |bank: &Bank| bank.ready(groups) & fresh;
-        let (found, held) = self.bank(at).map_or((0, 0), |bank| (ready(bank), bank.held & touched));
+        let ready = |bank: &Bank, of| bank.ready(groups) & of;
+        let (found, held) = self.bank(at).map_or((0, 0), |bank| (ready(bank, fresh), bank.held & touched));
         match at {
             _ if found | held == 0 => Kicks::NONE,
             At::Local(vcpu) => self.tell(vcpu),
@@ -309,7 +309,8 @@ impl Vgic {
                 let holders = (0..MAX_VCPUS).filter(|vcpu| self.mine(*vcpu, n) & held != 0);
                 let holders = holders.fold(0, |all, vcpu| all | 1u32.unbounded_shl(vcpu as u32));
                 let told = Bits(holders).fold(Kicks::NONE, |kicks, vcpu| kicks.and(self.tell(vcpu as usize)));
-                Bits(self.bank(at).map_or(0, ready)).fold(told, |kicks, bit| match self.target(n, bit) {
+                let ready = self.bank(at).map_or(0, |bank| ready(bank, fresh | held));
+                Bits(ready).fold(told, |kicks, bit| match self.target(n, bit) {
                     Some(vcpu) => kicks.and(self.tell(vcpu)),
                     None => kicks,
                 })
@@ -341,7 +342,7 @@ impl Vgic {
     /// The vCPU that an SPI is routed to.
     fn target(&self, n: usize, bit: u32) -> Option<usize> {
         let route = *self.routes.get(n)?.get(bit as usize)?;
-        usize::try_from(route).ok().filter(|vcpu| *vcpu < MAX_VCPUS)
+        VcpuIndex::existing(route.into(), MAX_VCPUS).map(VcpuIndex::index)
     }
 
     /// Takes everything that is ready for the vCPU, or that it has acknowledged and that is in no list register.

@@ -593,6 +593,34 @@ fn what_is_kept_wakes_whose_it_is() {
 }
 
 #[test]
+fn what_was_kept_goes_to_another_one_that_it_is_routed_to() {
+    for (is_in, is_asleep) in [(true, false), (false, false), (false, true)] {
+        let mut rig = Rig::new(2, 4);
+        rig.bit(0, ENABLE, 40);
+        rig.wire(40, true);
+        assert_eq!(rig.acknowledge(0), Some(40));
+        if !is_in {
+            rig.leave(1);
+        }
+        if is_asleep {
+            rig.vgic.sleeps(vcpu(1));
+        }
+        rig.route(40, 1);
+        rig.leave(0);
+        rig.enter(0);
+        rig.leave(0);
+        assert_eq!(rig.cpus[0].lists.entries().len(), 1, "vCPU 0 has it, and is out");
+        let kicks = rig.vgic.deactivate(vcpu(1), 40);
+        rig.give(kicks);
+        assert_eq!(rig.woken, u8::from(is_asleep) << 1);
+        if !is_in {
+            rig.enter(1);
+        }
+        assert_eq!(rig.cpus[1].offers(), Some(40), "{is_in} {is_asleep}");
+    }
+}
+
+#[test]
 fn the_timer_of_a_vcpu_that_is_out_reaches_it_whatever_it_has_kept() {
     let mut rig = Rig::new(1, 4);
     rig.bit(0, ENABLE, 27);
