@@ -4,7 +4,7 @@
 //! `no-panic`: nothing that the host or a guest can do reaches a panic of Rust. `barriers` and `maintenance`: what must
 //! stand behind exception returns, at entries, and around TLB and cache maintenance. `ports`: what `mem` relies on does
 //! what it is called for. `controls`: the same audit finds each fault that is patched into a copy of the image. `size`:
-//! what is loaded stays small. `observers`: a switch stops what could watch a guest, and forgets where it was. `stops`: each
+//! what is loaded stays small. `random`: guests' random numbers are the CPU's. `observers`: a switch stops what could watch a guest, and forgets where it was. `stops`: each
 //! place of the source that may stop the machine has its reason.
 
 mod code;
@@ -12,6 +12,7 @@ mod graph;
 mod observers;
 mod order;
 mod ports;
+mod random;
 mod stops;
 mod value;
 
@@ -48,6 +49,7 @@ pub(crate) fn works() -> Vec<Work> {
         case("image/maintenance-is-waited-for", maintenance),
         case("image/ports-do-what-they-say", ports::judge),
         case("image/observers-stand-still", observers::judge),
+        case("image/random-numbers-are-the-cpus", random::judge),
         case("image/controls", controls),
         Work::new("image/stops-have-reasons", |context| {
             let found = stops::reasons(context.env)?;
@@ -71,8 +73,15 @@ pub(crate) fn works() -> Vec<Work> {
 /// If it is none, or lacks what every image has.
 pub(crate) fn judge(elf: &[u8]) -> Result<Vec<String>> {
     let code = Code::read(elf)?;
-    Ok([no_panic(&code)?, barriers(&code)?, maintenance(&code)?, ports::judge(&code)?, observers::judge(&code)?]
-        .concat())
+    let found = [
+        no_panic(&code)?,
+        barriers(&code)?,
+        maintenance(&code)?,
+        ports::judge(&code)?,
+        observers::judge(&code)?,
+        random::judge(&code)?,
+    ];
+    Ok(found.concat())
 }
 
 fn image(context: &Context<'_>) -> Result<Code> {
@@ -153,6 +162,7 @@ fn controls(code: &Code) -> Result<Vec<String>> {
         ("a clean that nobody waits for", behind(clean).map(|at| (at, NOP)).collect(), maintenance),
     ];
     faults.extend(of_ports(code)?);
+    faults.extend(of_random(code, eret)?);
     let mut missed = Vec::new();
     for (what, patches, judge) in faults {
         let mut copy = code.clone();
@@ -162,6 +172,20 @@ fn controls(code: &Code) -> Result<Vec<String>> {
         }
     }
     Ok(missed)
+}
+
+/// Faults in the random numbers; `elsewhere` is no place for them.
+fn of_random(code: &Code, elsewhere: u64) -> Result<Vec<Fault<'_>>> {
+    let reads = random::places(code, random::READ_SEEDED);
+    let first = *reads.first().context("no random number")?;
+    let judge = random::judge;
+    Ok(vec![
+        ("no random number of the CPU's", reads.iter().map(|at| (*at, NOP)).collect(), judge),
+        ("a random number that is not seeded anew", vec![(first, random::READ)], judge),
+        ("a random number that is taken where there is none", vec![(first + 4, NOP)], judge),
+        ("a random number whose lack leads nowhere", vec![(first + 8, NOP)], judge),
+        ("a random number elsewhere", vec![(elsewhere, random::READ_SEEDED)], judge),
+    ])
 }
 
 /// Faults in the ports. A branch on a bit becomes its opposite by bit 24.
