@@ -80,6 +80,12 @@ struct fh_vectors {
 	__u64 cycles;
 	__u64 own_ticks;
 	__u64 own_cycles;
+	/*
+	 * out: a bit for each register of EL1, in the order of look_at_el1(): it had a value of its own before the call; it
+	 * was not the same after it. From bit 48 on, x18 to x30. Both 0 by FH_COUNTING.
+	 */
+	__u64 el1_set;
+	__u64 el1_differ;
 };
 
 /*

@@ -114,9 +114,9 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_QUARREL => cpus::quarrel(a, b, c),
         CMD_FULL => {
             let seed = counter() | 1;
-            state::leave_full(seed);
+            let is_full = state::leave_full(seed);
             fp::leave_full(seed);
-            [0; 3]
+            [u64::from(!is_full), 0, 0]
         }
         CMD_LAST if a >= LAST_LEVEL => storm::begin(a),
         CMD_LAST => last::act(a),

@@ -53,6 +53,12 @@ pub(crate) fn try_all() -> (u64, u64, u64) {
         ".inst 0x04bf5000",       // 27 RDVL x0, #0: SVE
         ".inst 0xd503477f",       // 28 SMSTART
         ".inst 0x00000000",       // 29 UDF
+        "mrs x0, s3_3_c13_c0_7",  // 30 SCXTNUM_EL0
+        "msr s3_3_c13_c0_7, x0",  // 31
+        "mrs x0, s3_0_c13_c0_7",  // 32 SCXTNUM_EL1
+        "msr s3_0_c13_c0_7, x0",  // 33
+        "mrs x0, s3_0_c5_c6_0",   // 34 TFSR_EL1
+        "mrs x0, s3_0_c1_c0_5",   // 35 RGSR_EL1
     ];
     let mut result = (0, 0, probes.len() as u64);
     // Each probe finds registers that were written since the last exit, and the exception leaves them as they are.

@@ -94,11 +94,40 @@ pub(crate) fn running() -> u64 {
     read!("s3_0_c12_c11_3")
 }
 
-/// Leaves an SGI active and two pending behind it, or ends all three.
+/// The SGI of group 0 that is held below the others, and its priority.
+const BELOW: u64 = SGI + 3;
+const LOW: u64 = 0x80;
+
+/// Lets the SGI of group 0 through and leaves it active; whether it came.
+fn hold_group0() -> bool {
+    store(SGI_FRAME + 0x80, !(1 << BELOW));
+    store_byte(SGI_FRAME + 0x400 + BELOW, LOW);
+    store(SGI_FRAME + 0x100, 1 << BELOW);
+    store(GICD, 3);
+    write!("s3_0_c12_c12_6", 1); // ICC_IGRPEN0_EL1
+    write!("s3_0_c12_c11_7", BELOW << 24 | 1); // ICC_SGI0R_EL1
+    let got = read!("s3_0_c12_c8_0"); // ICC_IAR0_EL1
+    got == BELOW && running() == LOW && read!("s3_0_c12_c8_4") != 0
+}
+
+/// Ends it, and has no group 0 any more; whether it was what was running.
+fn end_group0() -> bool {
+    let was = running();
+    write!("s3_0_c12_c8_1", BELOW); // ICC_EOIR0_EL1
+    write!("s3_0_c12_c12_6", 0);
+    store(GICD, 2);
+    store(SGI_FRAME + 0x180, 1 << BELOW);
+    store_byte(SGI_FRAME + 0x400 + BELOW, 0);
+    store(SGI_FRAME + 0x80, u64::MAX);
+    was == LOW
+}
+
+/// Leaves an SGI of either group active and two pending behind them, or ends all four.
 pub(crate) fn hold(holds: bool) -> [u64; 3] {
     const WAITING: [u64; 2] = [SGI + 1, SGI + 2];
     const BITS: u64 = 3 << (SGI + 1);
     if holds {
+        let below = hold_group0();
         write!("s3_0_c12_c11_5", SGI << 24 | 1);
         let got = acknowledge();
         store(SGI_FRAME + 0x100, BITS);
@@ -106,17 +135,18 @@ pub(crate) fn hold(holds: bool) -> [u64; 3] {
             write!("s3_0_c12_c11_5", sgi << 24 | 1);
         }
         let pending = load(SGI_FRAME + 0x200) & BITS == BITS;
-        return [u64::from(got != SGI || running() == IDLE || !pending), running(), 0];
+        return [u64::from(!below || got != SGI || running() != 0 || !pending), running(), 0];
     }
     let was = running();
     end(SGI);
+    let below = end_group0();
     let came = WAITING.map(|_| {
         let got = acknowledge();
         end(got);
         got
     });
     store(SGI_FRAME + 0x180, BITS);
-    [u64::from(was == IDLE || running() != IDLE || came != WAITING), was, 0]
+    [u64::from(was != 0 || !below || running() != IDLE || came != WAITING), was, 0]
 }
 
 /// The part of it that each CPU does for itself.

@@ -47,7 +47,7 @@ extern "C" fn guest_main(flags: u64, entropy: u64, general: u64) -> ! {
     trap::install();
     mmu::enable();
     fp::enable();
-    let fresh = system && fp::is_reset();
+    let fresh = system && fp::is_reset() && state::nothing_is_deferred();
     device::write64(REG_BOOT_HASH, hash);
     device::write64(REG_BOOT_HASH_OK, u64::from(hash == memory::header_hash()));
     device::write64(REG_BOOT_FACTS, facts() | if fresh { BOOT_FRESH } else { 0 });

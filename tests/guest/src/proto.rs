@@ -175,7 +175,7 @@ pub const CMD_CPU_ON: u64 = 30;
 pub const CMD_CPU: u64 = 31;
 /// Wakes CPU arg0 by an SGI, and is woken by its answer, arg1 times. r0 = what went wrong, r1 = ticks that all took.
 pub const CMD_CPU_PING: u64 = 32;
-/// arg0 = 1: sends itself three SGIs, acknowledges one and leaves it active, the others pending; 0: ends all three. r0 = priority or order are not what they must be, r1 = the running priority.
+/// arg0 = 1: sends itself an SGI of group 0 and three of group 1, acknowledges that and one of these and leaves both active, the others pending; 0: ends all four. r0 = priority or order are not what they must be, r1 = the running priority.
 pub const CMD_HOLD: u64 = 33;
 /// Together with CPU arg0: arg2 times each, MEM_SHARE and MEM_UNSHARE of the granule at arg1. r0 = answers that no such race
 /// may have, r1 and r2 = calls of either kind that were served.
@@ -196,7 +196,7 @@ pub const CMD_LEVEL: u64 = 39;
 pub const CMD_SWEEP: u64 = 42;
 /// [`CMD_CHECK`] with debug exceptions unmasked. r0 = words that differ, r1 = `ESR_EL1` of an exception or 0.
 pub const CMD_UNMASKED: u64 = 43;
-/// Fills every register that the payload can do without, FP, keys and both timers' among them, and leaves it so. r0 = 0.
+/// Fills every register that the payload can do without, FP, keys and both timers' among them, and leaves it so. r0 = 0, or 1 if DISR_EL1 is there and does not hold what was written.
 pub const CMD_FULL: u64 = 44;
 /// Fills every general and vector register with [`CANARY`] and does its last: arg0, one of `LAST_*`. No result.
 pub const CMD_LAST: u64 = 45;

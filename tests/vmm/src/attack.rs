@@ -320,6 +320,16 @@ pub(crate) fn tags() -> Result<(), String> {
     }
     let after = target.machine.command(proto::CMD_HASH, [0; 3])?;
     STEP.same("guest-hash", format!("{:#x}", before[0]), format!("{:#x}", after[0]));
+    let [shown, first, tried] = target.machine.command(proto::CMD_HIDDEN, [0; 3])?;
+    let held = shown == 0 && tried >= 36;
+    STEP.judged(
+        "hidden registers are UNDEFINED where the CPU has tags",
+        "none of 36 is there",
+        format!("{shown} of {tried}, {first} the first"),
+        held,
+    );
+    let promised = target.machine.command(proto::CMD_ID, [0; 3])?[0];
+    STEP.same("ID registers show nothing hidden where the CPU has tags", 0, promised);
     Ok(())
 }
 

@@ -75,6 +75,21 @@ struct Vectors {
     control_differ: u32,
     timer_shown: u32,
     counted: Counted,
+    el1: El1,
+}
+
+/// Registers of EL1, a bit each: those that had values of their own before a call, and those that were not the same after it;
+/// from bit 48 on, x18 to x30.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct El1 {
+    pub(crate) set: u64,
+    pub(crate) differ: u64,
+}
+
+impl El1 {
+    /// FAR, ESR, ELR, SPSR, PAR, CONTEXTIDR, TPIDRRO, TPIDR_EL0 and DISR, which no kernel needs during a call.
+    pub(crate) const OWN: u64 = 0x4ff;
 }
 
 /// What the host's cycle counter counted in a call, and, for comparison, in the host itself in about the same time.
@@ -101,6 +116,8 @@ pub(crate) struct Compared {
     pub(crate) timer: u32,
     /// By [`COUNTING`].
     pub(crate) counted: Counted,
+    /// Its registers of EL1.
+    pub(crate) el1: El1,
 }
 
 #[repr(C)]
@@ -261,8 +278,8 @@ impl Hostile {
         sys::ioctl(self, number::<Vectors>(READ_WRITE, 8), &mut ask)?;
         let debug = (ask.debug_set, ask.debug_differ);
         let (control, timer) = (ask.control_differ, ask.timer_shown);
-        let (kinds, differ, counted) = (ask.compared, ask.differ, ask.counted);
-        Ok((ask.x, Compared { kinds, differ, debug, control, timer, counted }))
+        let (kinds, differ, counted, el1) = (ask.compared, ask.differ, ask.counted, ask.el1);
+        Ok((ask.x, Compared { kinds, differ, debug, control, timer, counted, el1 }))
     }
 
     /// Whether the watchpoint of [`WATCHING`] stops the host's own load from an address of this process.

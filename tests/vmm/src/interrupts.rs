@@ -77,11 +77,11 @@ fn beside_another(hostile: &Hostile, bench: &mut Bench<'_>) -> Result<(), String
     sys::pin_to(0);
     bench.clean("its vectors are full", CMD_FP, [1, 0, 0])?;
     bench.clean("and its system registers", CMD_STATE, [1, 0, 0])?;
-    bench.clean("an interrupt is left active, and two pending", CMD_HOLD, [1, 0, 0])?;
+    bench.clean("an interrupt of either group is left active, and two pending", CMD_HOLD, [1, 0, 0])?;
     let mut other = Bench::new(hostile, true)?;
     other.clean("another guest on that CPU finds nothing of it", CMD_GIC, [0; 3])?;
     other.clean("and takes its own", CMD_IPI, [10, 0, 0])?;
-    bench.clean("the first one finds it again and ends it", CMD_HOLD, [0; 3])?;
+    bench.clean("the first one finds them again and ends them", CMD_HOLD, [0; 3])?;
     let mut plain = Bench::new(hostile, false)?;
     plain.clean("one without a controller looks at its timer, on that CPU too", CMD_POLL_TIMER, [PERIOD, 1000, 0])?;
     plain.close();

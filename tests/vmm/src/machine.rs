@@ -92,6 +92,8 @@ pub(crate) struct Machine {
     pub(crate) vcpu: VcpuFd,
     /// The other vCPUs, in order.
     pub(crate) others: Vec<VcpuFd>,
+    /// Its interrupt controller, where it was made with one.
+    pub(crate) gic: Option<Gic>,
     pub(crate) gmem: Arc<Gmem>,
     pub(crate) ram: Arc<Mapping>,
     pub(crate) program: Vec<u8>,
@@ -271,7 +273,7 @@ impl Machine {
         }
         let run_bytes = kvm.get_vcpu_mmap_size().map_err(|e| err("GET_VCPU_MMAP_SIZE", e.errno()))?;
         let run_page = Mapping::new(&vcpu, 0, run_bytes, libc::PROT_READ).map_err(|e| err("mmap of the vCPU", e))?;
-        Ok(Self { others, program, x1, ..Self::around(vm, vcpu, gmem, ram, (run_page, run_bytes)) })
+        Ok(Self { others, gic, program, x1, ..Self::around(vm, vcpu, gmem, ram, (run_page, run_bytes)) })
     }
 
     /// What drives a program on a VM that is there already, with its registers as they are.
@@ -286,6 +288,7 @@ impl Machine {
             vm,
             vcpu,
             others: Vec::new(),
+            gic: None,
             gmem,
             ram,
             program: Vec::new(),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use freehold_uapi::hvc::*;
 
-use crate::hostile::{COUNTING, Counted, Hostile, STREAMING, WATCHING};
+use crate::hostile::{COUNTING, Counted, El1, Hostile, STREAMING, WATCHING};
 use crate::interrupts;
 use crate::proto::{self, *};
 use crate::raw::{Arena, end, resting, settle, status_name};
@@ -78,6 +78,8 @@ pub(crate) struct Bench<'h> {
     /// How many of FPCR and FPSR of the host runs changed, and of its virtual timer's registers showed a guest's.
     control_differ: u32,
     timer_shown: u32,
+    /// Registers of EL1 in which the host had values of its own at the last run, and those that runs changed.
+    el1: El1,
     /// Registers beyond an exit's payload that were not zero.
     stray: Vec<String>,
     /// Registers that held the canary.
@@ -162,6 +164,7 @@ impl<'h> Bench<'h> {
             debug_differ: 0,
             control_differ: 0,
             timer_shown: 0,
+            el1: El1::default(),
             stray: Vec::new(),
             leaked: 0,
         };
@@ -228,6 +231,7 @@ impl<'h> Bench<'h> {
         self.debug_differ += compared.debug.1;
         self.control_differ += compared.control;
         self.timer_shown += compared.timer;
+        self.el1 = El1 { set: compared.el1.set, differ: self.el1.differ | compared.el1.differ };
         if manner == COUNTING {
             self.counted.push(compared.counted);
         }
@@ -345,6 +349,8 @@ impl<'h> Bench<'h> {
         STEP.same(&case.replace("every frame comes back", "exits show nothing beside their payload"), "[]", stray);
         STEP.same(&case.replace("every frame comes back", "the host's vectors survive its runs"), 0, self.differ);
         STEP.same(&case.replace("every frame comes back", "so do FPCR and FPSR"), 0, self.control_differ);
+        let differ = format!("{:#x}", self.el1.differ);
+        STEP.same(&case.replace("every frame comes back", "so do the host's EL1 registers"), "0x0", differ);
         let timer = case.replace("every frame comes back", "its virtual timer is shown to nobody");
         STEP.same(&timer, 0, self.timer_shown);
         for arena in self.more.iter().chain([&self.memory, &self.pool]) {
@@ -385,7 +391,7 @@ pub(crate) fn all() -> Result<(), String> {
     bench.clean("vectors of the guest survive 100 exits", CMD_FP, [100, 0, 0])?;
     bench.clean("registers of the guest survive 100 exits", CMD_STATE, [100, 0, 0])?;
     let tried = bench.clean("hidden registers are UNDEFINED", CMD_HIDDEN, [0; 3])?[2];
-    STEP.judged("hidden registers tried", "at least 30", tried, tried >= 30);
+    STEP.judged("hidden registers tried", "at least 36", tried, tried >= 36);
     bench.clean("ID registers show nothing hidden", CMD_ID, [0; 3])?;
     bench.clean("MMIO loads of every width and sign", CMD_MMIO, [0; 3])?;
     spin(&mut bench)?;
@@ -412,6 +418,13 @@ pub(crate) fn all() -> Result<(), String> {
     );
     STEP.same("the host's FPCR and FPSR survive", 0, bench.control_differ);
     STEP.same("the host reads nothing of a guest's virtual timer", 0, bench.timer_shown);
+    let El1 { set, differ } = bench.el1;
+    STEP.judged(
+        "the host's EL1 registers survive",
+        "none differs of all, with own values in nine, beside x18 to x30",
+        format!("{differ:#x} differ, own values in {set:#x}"),
+        differ == 0 && set & El1::OWN == El1::OWN,
+    );
     bench.arguments = [1 << 38, 0, 0];
     bench.answer = CMD_LOAD_PAIR;
     let ended = bench.go()?;

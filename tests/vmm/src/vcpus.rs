@@ -20,6 +20,7 @@ use crate::raw::{resting, settle, status_name};
 use crate::report::Step;
 use crate::switch::{Bench, Makeup, leaked};
 use crate::sys;
+use crate::vgic::frequency;
 
 const STEP: Step = Step("vcpus");
 const VCPUS: u64 = 3;
@@ -43,6 +44,8 @@ pub(crate) struct Wakes {
     /// It rises again after so many ends.
     pub(crate) again: AtomicUsize,
     pub(crate) ended: AtomicUsize,
+    /// How often each vCPU's thread went on elsewhere after an interrupt of the host's had preempted it.
+    carried: [AtomicUsize; MOST as usize],
 }
 
 /// The counter, which guests read too.
@@ -84,6 +87,10 @@ impl Wakes {
         self.wake(hostile.raw(VM_IRQ.into(), &[handle, intid, flags])[1]);
     }
 
+    fn carried(&self, vcpu: u64) -> Option<&AtomicUsize> {
+        self.carried.get(usize::try_from(vcpu).ok()?)
+    }
+
     /// Nothing runs any more.
     fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
@@ -123,11 +130,14 @@ struct Runs {
 }
 
 impl Runs {
-    fn begins(&mut self, last: &mut usize) {
+    /// A run begins; whether on another CPU than the last.
+    fn begins(&mut self, last: &mut usize) -> bool {
         let here = sys::here();
-        self.moves += usize::from(*last != here);
+        let moved = *last != here;
+        self.moves += usize::from(moved);
         self.places.insert(here);
         *last = here;
+        moved
     }
 
     fn ends(&mut self, makeup: Makeup, x: &[u64; 18]) {
@@ -149,7 +159,7 @@ fn nothing_shown(prefix: &str, runs: &[Result<Runs, String>]) {
 /// Runs one of so many vCPUs until nothing runs any more.
 fn run(hostile: &Hostile, handle: u64, [vcpu, vcpus]: [u64; 2], wakes: &Wakes) -> Result<Runs, String> {
     let mut seen = Runs::default();
-    let (mut answer, mut last) = (0, usize::MAX);
+    let (mut answer, mut last, mut preempted) = (0, usize::MAX, false);
     for runs in 0usize.. {
         if wakes.over.load(Ordering::SeqCst) {
             break;
@@ -158,13 +168,17 @@ fn run(hostile: &Hostile, handle: u64, [vcpu, vcpus]: [u64; 2], wakes: &Wakes) -
             sys::pin_to((runs / STAY + usize::try_from(vcpu).unwrap_or(0)) % sys::cpus());
         }
         wakes.runs(vcpu);
-        seen.begins(&mut last);
+        let moved = seen.begins(&mut last);
+        if let Some(count) = wakes.carried(vcpu).filter(|_| moved && preempted) {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
         // The host's leftovers must not come back.
         let mut arguments = [0x5ca1_ab1e; 17];
         arguments[..3].copy_from_slice(&[handle, vcpu, answer]);
         let x = hostile.raw(VCPU_RUN.into(), &arguments);
         wakes.wake(x[5]);
         answer = u64::MAX;
+        preempted = x[1] == EXIT_IRQ;
         if x[0] != 0 {
             return Err(format!("VCPU_RUN of {vcpu}: {}", status_name(x[0].cast_signed())));
         }
@@ -308,9 +322,8 @@ fn commands(bench: &mut Bench<'_>) -> Result<(), String> {
 
 /// Two CPUs send each other SGIs as fast as they can, and every CPU of the host answers meanwhile.
 fn flood(bench: &mut Bench<'_>) -> Result<(), String> {
-    /// A second at 62.5 MHz.
-    const TICKS: u64 = 62_500_000;
-    let (done, beats) = beating(|| bench.clean("two CPUs flood each other with SGIs", CMD_FLOOD, [1, TICKS, 0]));
+    let second = frequency();
+    let (done, beats) = beating(|| bench.clean("two CPUs flood each other with SGIs", CMD_FLOOD, [1, second, 0]));
     let [_, sent, got] = done?;
     let held = (40..=sent).contains(&got);
     STEP.judged("SGIs of the flood", "40 or more taken, of more", format!("{sent} sent, {got} taken"), held);
@@ -351,8 +364,29 @@ fn work(bench: &mut Bench<'_>, cpu: u64) -> Result<(), String> {
         format!("{SPI}, then {NO_INTERRUPT}"),
         format!("{got}, then {after}"),
     );
-    bench.clean(&format!("vectors of CPU {cpu} survive preemption"), CMD_CPU, [cpu, JOB_FP, 10_000_000])?;
+    held_elsewhere(bench, cpu)?;
     bench.clean(&format!("CPU {cpu} holds the canary, and exits"), CMD_CPU, [cpu, JOB_HOLD, 1_000_000])?;
+    Ok(())
+}
+
+/// A CPU holds full vectors while its thread is preempted and goes on elsewhere, twice: as long apart as that is, both fall
+/// into the time that it holds them.
+fn held_elsewhere(bench: &mut Bench<'_>, cpu: u64) -> Result<(), String> {
+    const ROUNDS: usize = 32;
+    let ticks = frequency() * 16 / 100;
+    let carried = |bench: &Bench<'_>| bench.wakes.carried(cpu).map_or(0, |count| count.load(Ordering::SeqCst));
+    let (mut wrong, mut moves) = (Vec::new(), 0);
+    for _ in 0..ROUNDS {
+        let before = carried(bench);
+        wrong.push(bench.command(CMD_CPU, [cpu, JOB_FP, ticks])?[0]);
+        moves = carried(bench) - before;
+        if moves >= 2 {
+            break;
+        }
+    }
+    let held = moves >= 2 && wrong.iter().all(|wrong| *wrong == 0);
+    let seen = format!("{wrong:?} wrong, {moves} moves in the last round");
+    STEP.judged(&format!("vectors of CPU {cpu} survive preemption"), "0 wrong, 2 moves or more", seen, held);
     Ok(())
 }
 

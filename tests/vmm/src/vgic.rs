@@ -123,7 +123,7 @@ pub(crate) fn refusals() -> Result<(), String> {
     STEP.same("attribute: bad address", "EFAULT", outcome(ioctl_value(&gic.0, KVM_SET_DEVICE_ATTR, 8)));
     let seen = outcome(gic.attr(KVM_SET_DEVICE_ATTR, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, 8));
     STEP.same("value: bad address", "EFAULT", seen);
-    hidden(&gic);
+    hidden(&gic, "");
     let addr = KVM_DEV_ARM_VGIC_GRP_ADDR;
     let set = |case: &str, expected: &str, attr: u64, value: u64| {
         STEP.same(case, expected, outcome(gic.set(addr, attr, value)));
@@ -148,7 +148,7 @@ pub(crate) fn refusals() -> Result<(), String> {
 
 /// What a VMM of an ordinary machine saves and restores: here it is the guest's. Every attribute of every group is
 /// tried, by each of the three calls.
-fn hidden(gic: &Gic) {
+fn hidden(gic: &Gic, when: &str) {
     for (name, group, attrs) in [
         ("GICv2 distributor", 1, [0, 4, 0x80]),
         ("GICv2 CPU interface", 2, [0, 4, 0x10]),
@@ -165,7 +165,7 @@ fn hidden(gic: &Gic) {
                 let mut word = 0u64;
                 outcome(gic.attr(request, group, attr, (&raw mut word) as u64))
             });
-            let case = format!("not served: {name}, {attr:#x}");
+            let case = format!("{when}not served: {name}, {attr:#x}");
             STEP.same(&case, "ENXIO, ENXIO, ENXIO", seen.join(", "));
         }
     }
@@ -176,7 +176,7 @@ fn hidden(gic: &Gic) {
         ("interrupts", KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0),
         ("completion", KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT),
     ] {
-        STEP.same(&format!("served: {name}"), "0", outcome(gic.attr(KVM_HAS_DEVICE_ATTR, group, attr, 0)));
+        STEP.same(&format!("{when}served: {name}"), "0", outcome(gic.attr(KVM_HAS_DEVICE_ATTR, group, attr, 0)));
     }
 }
 
@@ -204,6 +204,9 @@ pub(crate) fn completion() -> Result<(), String> {
 /// What is refused of a VM that runs.
 fn late(machine: &Machine) {
     let vm = &machine.vm;
+    if let Some(gic) = &machine.gic {
+        hidden(gic, "a VM that ran: ");
+    }
     let made = outcome(Gic::create(vm, KVM_DEV_TYPE_ARM_VGIC_V3, 0).map(|_| 0));
     STEP.same("a VM that runs gets no other controller", "EEXIST", made);
     for (name, kind, expected) in [("SGI", 1, "EINVAL"), ("PPI", 2, "EINVAL"), ("CPU", 0, "ENXIO"), ("?", 3, "EINVAL")]
@@ -240,7 +243,8 @@ fn serves(machine: &mut Machine) -> Result<(), String> {
     Ok(())
 }
 
-fn frequency() -> u64 {
+/// Ticks of a second.
+pub(crate) fn frequency() -> u64 {
     let frequency: u64;
     // SAFETY: reads a register that every process may read.
     unsafe { std::arch::asm!("mrs {}, cntfrq_el0", out(reg) frequency, options(nomem, nostack)) };
