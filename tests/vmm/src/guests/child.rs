@@ -2,13 +2,16 @@
 //! `freehold-vmm run` as a child: its output line by line, its input, its end.
 
 use std::io::{BufRead as _, BufReader, Write};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{ChildStderr, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::heard::{Heard, Open};
 use super::terminal::Terminal;
+use crate::sys;
 
 /// What reading a line came to.
 pub(super) enum Read {
@@ -23,6 +26,7 @@ pub(super) enum Read {
 pub(super) struct Child {
     process: std::process::Child,
     lines: Receiver<String>,
+    open: Arc<Open>,
     input: Box<dyn Write>,
     /// What it says on standard error, until that is closed.
     said: Option<JoinHandle<String>>,
@@ -41,17 +45,28 @@ pub(super) fn refused(arguments: &[&str]) -> Result<(Option<i32>, String), Strin
     Ok((out.status.code(), String::from_utf8_lossy(&out.stderr).trim_end().to_owned()))
 }
 
-/// A VMM whose output is piped, and what a user types on.
-fn begun(arguments: &[String], terminal: Option<&Terminal>) -> Result<(std::process::Child, Box<dyn Write>), String> {
+/// A VMM that prints there, and what a user types on.
+fn begun(
+    arguments: &[String],
+    terminal: Option<&Terminal>,
+    out: Stdio,
+) -> Result<(std::process::Child, Box<dyn Write>), String> {
     let mut command = command(arguments)?;
-    command.stdin(terminal.map_or(Ok(Stdio::piped()), Terminal::input)?);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(terminal.map_or(Ok(Stdio::piped()), Terminal::program)?);
+    command.stdout(out).stderr(Stdio::piped());
     let mut process = command.spawn().map_err(|e| format!("spawn: {e}"))?;
     let input: Box<dyn Write> = match (terminal, process.stdin.take()) {
         (Some(terminal), _) => Box::new(terminal.keys()?),
         (None, input) => Box::new(input.ok_or("no pipe")?),
     };
     Ok((process, input))
+}
+
+/// A descriptor that can be read once the process has ended.
+fn descriptor(process: &std::process::Child) -> Result<OwnedFd, String> {
+    // SAFETY: takes numbers and returns a new descriptor; nobody has waited for the process.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.id(), 0) };
+    if fd < 0 { Err(format!("pidfd_open: {}", sys::errno_name(sys::last_errno()))) } else { Ok(sys::owned(fd)) }
 }
 
 /// Collects what is said on standard error, and says it too.
@@ -85,14 +100,14 @@ impl Unread {
 impl Child {
     /// Starts it, perhaps with its input at a terminal, and reads nothing of what it prints.
     pub(super) fn unheard(arguments: &[String], terminal: Option<&Terminal>) -> Result<(Self, Unread), String> {
-        let (mut process, input) = begun(arguments, terminal)?;
+        let (mut process, input) = begun(arguments, terminal, Stdio::piped())?;
         let unread = Unread(process.stdout.take().ok_or("no pipe")?);
         // SAFETY: plain numbers.
         unsafe { libc::fcntl(unread.0.as_raw_fd(), libc::F_SETPIPE_SZ, Unread::ROOM) };
         let said = listen(process.stderr.take().ok_or("no pipe")?);
         // No line ever comes.
-        let lines = channel().1;
-        Ok((Self { process, lines, input, said: Some(said) }, unread))
+        let (lines, open) = (channel().1, Arc::default());
+        Ok((Self { process, lines, open, input, said: Some(said) }, unread))
     }
 
     /// Starts it; what it prints goes to our own output too, marked as the guest's.
@@ -100,26 +115,28 @@ impl Child {
         Self::at(arguments, None)
     }
 
-    /// The same, with its input at a terminal.
+    /// The same, at a terminal: its input and its output are that.
     pub(super) fn at(arguments: &[String], terminal: Option<&Terminal>) -> Result<Self, String> {
-        let (mut process, input) = begun(arguments, terminal)?;
-        let err = process.stderr.take().ok_or("no pipe")?;
-        let said = listen(err);
-        let out = process.stdout.take().ok_or("no pipe")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                // Stamps are for us alone.
-                if !line.contains("fh-guest: stamp ") {
-                    println!("guest| {line}");
-                }
-                if sender.send(line).is_err() {
-                    return;
-                }
+        let out = terminal.map_or(Ok(Stdio::piped()), Terminal::program)?;
+        let (mut process, input) = begun(arguments, terminal, out)?;
+        let said = listen(process.stderr.take().ok_or("no pipe")?);
+        let (heard, lines, open) = Heard::new();
+        match (terminal, process.stdout.take()) {
+            (Some(terminal), _) => {
+                let (user, ended) = (terminal.keys()?, descriptor(&process)?);
+                std::thread::spawn(move || heard.take_terminal(user, &ended));
             }
-        });
-        Ok(Self { process, lines, input, said: Some(said) })
+            (None, out) => {
+                let out = out.ok_or("no pipe")?;
+                std::thread::spawn(move || heard.take_pipe(out));
+            }
+        }
+        Ok(Self { process, lines, open, input, said: Some(said) })
+    }
+
+    /// Waits until it has printed this since its last line's end; what it has printed since then.
+    pub(super) fn shows(&self, what: &str, deadline: Instant) -> String {
+        self.open.shows(what, deadline)
     }
 
     /// The next line.

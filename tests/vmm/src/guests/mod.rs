@@ -6,6 +6,7 @@ mod child;
 pub(crate) mod crowd;
 mod debugger;
 mod drift;
+mod heard;
 mod look;
 mod terminal;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A user at a real terminal: a pseudo terminal whose other end is a VMM's standard input.
+//! A user at a real terminal: a pseudo terminal whose other end is a VMM's standard input and output.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -17,9 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const AGAIN: Duration = Duration::from_secs(10);
 /// Ctrl-C, and the key that ends the VMM.
 const INTERRUPT: &str = "\x03";
+/// How a shell of root's asks for a command: not by a line.
+const PROMPT: &str = "/ # ";
 pub(super) const QUIT: &str = "\x1d";
 
-/// The terminal: what the user holds, and what a program finds as its input.
+/// The terminal: what the user holds, and what a program finds as its input and output.
 pub(super) struct Terminal {
     user: File,
     program: OwnedFd,
@@ -61,7 +63,7 @@ impl Terminal {
     }
 
     /// The program's end.
-    pub(super) fn input(&self) -> Result<Stdio, String> {
+    pub(super) fn program(&self) -> Result<Stdio, String> {
         self.program.try_clone().map(Stdio::from).map_err(|e| e.to_string())
     }
 
@@ -89,6 +91,8 @@ pub(super) fn use_shell(step: Step, child: &mut Child, terminal: &Terminal, end:
         format!("{raw:?}"),
         raw.is_raw(),
     );
+    let prompt = child.shows(PROMPT, Instant::now() + PATIENCE);
+    step.judged(&case("a prompt that ends no line is shown"), PROMPT, &prompt, prompt.contains(PROMPT));
     let long = "x".repeat(200);
     for (what, keys, answer) in [
         ("typed keys reach the guest's shell", "echo $((6*7))-typed\r", "42-typed"),
