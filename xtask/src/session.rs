@@ -81,6 +81,8 @@ pub(crate) struct Outcome {
     pub el2: Vec<String>,
     /// What its job told of a guest's secret.
     pub facts: scan::Facts,
+    /// Guests of whose console the line was shown that says that their userspace runs.
+    pub shown: usize,
 }
 
 impl Outcome {
@@ -106,6 +108,9 @@ const FATAL: [&str; 3] = ["freehold: stop:", "freehold: panic:", "Kernel panic -
 
 /// The case in which a job's end says that the kernel complained of nothing; no job ends without it.
 pub(crate) const KERNEL_LOG: &str = "kernel-log-clean";
+
+/// The case that a guest's console was shown to whoever watches.
+pub(crate) const CONSOLE_SHOWN: &str = "its console is shown";
 
 /// Follows `machine` until its job is done and it has ended, it fails, or `limit` has passed.
 ///
@@ -146,7 +151,13 @@ pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut show: impl 
                 outcome.cases.push(case);
             }
             Some(Report::Stage) => outcome.stage = outcome.stage.max(Stage::Userspace),
-            Some(Report::Done) => outcome.stage = Stage::Done,
+            Some(Report::Done) => {
+                outcome.stage = Stage::Done;
+                if let Some(case) = viewed(&outcome) {
+                    show(Heard::Case(&case));
+                    outcome.cases.push(case);
+                }
+            }
             Some(Report::Other(value)) => {
                 if let Some(case) = outcome.facts.take(&value, machine)? {
                     show(Heard::Case(&case));
@@ -156,13 +167,32 @@ pub(crate) fn follow_job(machine: &mut Running, limit: Duration, mut show: impl 
             Some(Report::Unreadable) => outcome.problem = Some(format!("an unreadable result: {line}")),
             // What a guest says is judged by the job that runs it, and by nobody else.
             None => match line.strip_prefix("guest| ") {
-                Some(said) => show(Heard::Guest(said)),
+                Some(said) => {
+                    show(Heard::Guest(said));
+                    outcome.shown += usize::from(said.contains(SAYS_USERSPACE));
+                }
                 None => plain_line(&line, &mut outcome),
             },
         }
     }
     outcome.problem = outcome.problem.or_else(|| unjudged(&outcome.cases, outcome.stage));
     Ok(outcome)
+}
+
+/// What a Linux guest says when its first program runs.
+const SAYS_USERSPACE: &str = "fh-guest: userspace ";
+
+/// The case that whoever watches the scene of step 9 sees its guest, of a job that plays it.
+fn viewed(outcome: &Outcome) -> Option<Case> {
+    let plays = outcome.cases.iter().any(|case| case.step == "9");
+    plays.then(|| Case {
+        step: "9".to_owned(),
+        case: CONSOLE_SHOWN.to_owned(),
+        expected: "of one guest, whose userspace runs".to_owned(),
+        seen: format!("of {}", outcome.shown),
+        held: outcome.shown == 1,
+        at: 0.0,
+    })
 }
 
 /// A job that ended although nobody looked at the kernel's log.
@@ -241,6 +271,17 @@ mod tests {
         assert!(unjudged(&[case("other")], Stage::Done).is_some());
         assert_eq!(unjudged(&[case("other"), case(KERNEL_LOG)], Stage::Done), None);
         assert_eq!(unjudged(&[], Stage::Kernel), None);
+    }
+
+    #[test]
+    fn a_scene_whose_guest_nobody_sees_does_not_hold() {
+        let step = |step: &str| Case { step: step.to_owned(), held: true, ..Case::default() };
+        let outcome = |cases: &[Case], shown| Outcome { cases: cases.to_vec(), shown, ..Outcome::default() };
+        let viewed = |shown| viewed(&outcome(&[step("8"), step("9")], shown)).map(|case| (case.step, case.held));
+        assert_eq!(viewed(0), Some(("9".to_owned(), false)));
+        assert_eq!(viewed(1), Some(("9".to_owned(), true)));
+        assert_eq!(viewed(2), Some(("9".to_owned(), false)));
+        assert_eq!(super::viewed(&outcome(&[step("8")], 0)), None, "no scene, nothing to see");
     }
 
     #[test]

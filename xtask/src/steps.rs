@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::session::{Case, KERNEL_LOG, Outcome, Stage};
+use crate::session::{CONSOLE_SHOWN, Case, KERNEL_LOG, Outcome, Stage};
 
 /// One step of the main job, as the user reads it.
 pub(crate) struct Step {
@@ -112,6 +112,7 @@ pub(crate) const STEPS: [Step; 9] = [
         title: "an unmodified Debian is a protected guest",
         needs: &[
             "userspace",
+            CONSOLE_SHOWN,
             "cpus-online",
             "timers-on-every-cpu",
             "ipis-between-cpus",
