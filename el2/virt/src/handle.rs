@@ -44,7 +44,7 @@ impl Generation {
 }
 
 /// The place of a VM among all VMs. Confined when it is made, as is [`VcpuIndex`]: that changes nothing but what a CPU
-/// that speculates past a check can reach with it.
+/// that speculates past a check can reach with it. What a CPU guesses to be one, of a word in memory, is not covered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(u8);
 

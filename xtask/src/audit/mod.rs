@@ -30,7 +30,7 @@ use ports::Port;
 const RETURNS: usize = 4;
 /// Maintenance instructions, at least: four TLBI broadcasts with their repeats, DC CVAC and CIVAC, IC IALLUIS.
 const MAINTENANCE: usize = 11;
-/// Index masks ([`freehold_mem::confine`]), at least: one per use in the source.
+/// Index masks ([`freehold_mem::confine`]), at least: that some are there, not which.
 const MASKS: usize = 4;
 
 /// Bytes of code and data that a boot loader copies, at most.

@@ -94,8 +94,8 @@ impl Checked<'_, '_> {
             if zero {
                 m.clear(pfn);
             }
-            // What was zeroed goes to memory with it. Before `measure`: a clean cache line may hide what the host wrote past the cache, and what
-            // is measured must be what the guest will find.
+            // What was zeroed goes to memory with it. Before `measure`: a clean cache line may hide what the host wrote
+            // past the cache, and what is measured must be what the guest will find.
             m.settle_for_guest(pfn);
             if !zero {
                 measure(gfn, pfn);
