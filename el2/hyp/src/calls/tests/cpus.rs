@@ -22,6 +22,15 @@ fn hvc(id: u32, x: [u64; 3]) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static 
     }
 }
 
+/// A store of a word of x5.
+fn store(address: u64, value: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
+    move |registers| {
+        registers.x[5] = value;
+        let iss = 1 << 24 | 2 << 22 | 5 << 16 | 1 << 6 | 7;
+        Stop::Trap(Trap { esr: 0x24 << 26 | iss, far: address & 0xfff, hpfar: address >> 12 << 4 })
+    }
+}
+
 fn wfi(_: &mut Fake) -> Stop {
     Stop::Trap(Trap { esr: 1 << 26, far: 0, hpfar: 0 })
 }
@@ -50,11 +59,7 @@ fn vm_with_gic(rig: &Rig) -> u64 {
     let stores = [(0x100_0000, 3), (0x100_0104, 1 << 8)].into_iter();
     let each = (0..3).flat_map(|n: u64| [(0x200_0014 + (n << 17), 0), (0x201_0100 + (n << 17), 0xffff)]);
     for (address, value) in stores.chain(each) {
-        rig.next(move |registers: &mut Fake| {
-            registers.x[5] = value;
-            let iss = 1 << 24 | 2 << 22 | 5 << 16 | 1 << 6 | 7;
-            Stop::Trap(Trap { esr: 0x24 << 26 | iss, far: address & 0xfff, hpfar: address >> 12 << 4 })
-        });
+        rig.next(store(address, value));
     }
     assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
     vm
@@ -181,6 +186,47 @@ fn an_interrupt_for_a_sleeping_vcpu_brings_its_sender_out_to_have_it_woken() {
     assert_eq!(rig.run(vm, 0)[0], EXIT_WAKE);
     rig.next(sees(|registers| assert_eq!(registers.x[0], 0)));
     let _ = rig.run_of(vm, 1, 0);
+}
+
+#[test]
+fn a_store_to_the_controller_has_the_sleeper_woken_that_it_concerns() {
+    let rig = Rig::new();
+    let vm = vm_with_gic(&rig);
+    rig.next(hvc(guest::PSCI_CPU_ON_64, [1, ENTRY, 0]));
+    let _ = rig.run(vm, 0);
+    rig.next(wfi);
+    assert_eq!(rig.run_of(vm, 1, 0), [EXIT_WFI, 0, 0, 0, 0]);
+    let (route, pend) = (0x100_6000 + 40 * 8, 0x100_0204);
+    rig.next(store(route, 1));
+    assert_eq!(rig.run(vm, 0), [EXIT_IRQ, 0, 0, 0, 0], "nothing is pending");
+    rig.next(store(pend, 1 << 8));
+    assert_eq!(rig.run(vm, 0), [EXIT_WAKE, 0, 0, 0, 2]);
+    rig.lists.lock().unwrap().clear();
+    assert_eq!(rig.run_of(vm, 1, 0)[0], EXIT_IRQ);
+    assert_eq!(rig.lists.lock().unwrap()[0][0] as u32, 40);
+}
+
+#[test]
+fn a_vcpu_that_comes_out_has_the_sleeper_woken_whom_its_interrupt_goes_to_next() {
+    let rig = Arc::new(Rig::new());
+    let vm = vm_with_gic(&rig);
+    for sleeper in [1, 2] {
+        rig.next(hvc(guest::PSCI_CPU_ON_64, [sleeper, ENTRY, 0]));
+        let _ = rig.run(vm, 0);
+        rig.next(wfi);
+        assert_eq!(rig.run_of(vm, sleeper, 0), [EXIT_WFI, 0, 0, 0, 0]);
+    }
+    rig.yes(VM_IRQ, &[vm, 40, 1]);
+    let other = Arc::clone(&rig);
+    rig.next(move |_| {
+        // Meanwhile on CPU 3: the line stays high, and its interrupt is for vCPU 1 from now on.
+        other.cpu.store(3, Ordering::Relaxed);
+        other.next(store(0x100_6000 + 40 * 8, 1));
+        assert_eq!(other.run_of(vm, 2, 0), [EXIT_IRQ, 0, 0, 0, 0], "vCPU 0 has it, so nobody is to be woken yet");
+        Stop::Own
+    });
+    rig.cpu.store(2, Ordering::Relaxed);
+    assert_eq!(rig.run(vm, 0), [EXIT_WAKE, 0, 0, 0, 2]);
 }
 
 #[test]
