@@ -216,8 +216,6 @@ items! {
     EXIT_SYSTEM = 8;
     /// The guest did what can not be served, and this vCPU can not go on. x2: `CRASH_*`.
     EXIT_CRASH = 9;
-    /// The VM's pool is short. x2: frames needed.
-    EXIT_NEED_PAGES = 10;
     /// [`VCPU_KICK`] was called for this vCPU. No payload.
     EXIT_KICKED = 11;
     /// Another vCPU is to be woken, which x5 names. No payload of its own.

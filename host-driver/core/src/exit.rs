@@ -43,11 +43,6 @@ pub enum Exit {
         /// One of `CRASH_*`.
         code: u64,
     },
-    /// The pool is short of frames.
-    NeedPages {
-        /// How many.
-        count: u64,
-    },
 }
 
 /// How a guest ends its VM.
@@ -114,7 +109,6 @@ impl Exit {
                 _ => Power::Reset,
             })),
             hvc::EXIT_CRASH => Some(Self::Crash { code: a }),
-            hvc::EXIT_NEED_PAGES => Some(Self::NeedPages { count: a }),
             _ => None,
         }
     }
@@ -131,6 +125,7 @@ mod tests {
             assert!(Exit::decode(answer).is_some(), "{}", item.name);
         }
         assert_eq!(Exit::decode([0, 0, 0, 0]), None);
+        assert_eq!(Exit::decode([10, 0, 0, 0]), None, "a number that no reason has");
         assert_eq!(Exit::decode([99, 0, 0, 0]), None);
     }
 

@@ -73,8 +73,6 @@ pub trait Machine: Registers {
     fn touch(&self, gfn: u64) -> Result<Served, Error>;
     /// Serves a request to move memory.
     fn request(&self, kind: Request, gfn: u64, count: u64) -> Result<Served, Error>;
-    /// Tops the VM's pool up.
-    fn grow(&self, count: u64) -> Result<(), Error>;
     /// Whether a signal is pending, or `immediate_exit` is set.
     fn interrupted(&self) -> bool;
     /// Whether the kernel has work for this thread on its way to the VMM. If so, it is made to go there.
@@ -170,7 +168,6 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             Exit::Off => rest(machine, Wait::Power).map(|()| Served::Done),
             Exit::MemFault { gfn } => machine.touch(gfn),
             Exit::Request { kind, gfn, count } => machine.request(kind, gfn, count),
-            Exit::NeedPages { count } => machine.grow(count).map(|()| Served::Done),
             Exit::Ended { intid } => {
                 machine.ended(intid);
                 Ok(Served::Done)
@@ -320,10 +317,6 @@ mod tests {
             self.note(format!("{kind:?}({gfn},{count})"));
             Ok(Served::Done)
         }
-        fn grow(&self, count: u64) -> Result<(), Error> {
-            self.note(format!("grow({count})"));
-            Ok(())
-        }
         fn interrupted(&self) -> bool {
             match self.signal_after.get() {
                 Some(0) => true,
@@ -385,15 +378,14 @@ mod tests {
             [hvc::EXIT_MEM_FAULT, 7, 0, 0],
             [hvc::EXIT_WFI, 0, 0, 0],
             [hvc::EXIT_WFI, 77, 0, 0],
-            [hvc::EXIT_NEED_PAGES, 3, 0, 0],
             [hvc::EXIT_UNSHARE, 5, 2, 0],
             OFF,
         ]);
         run(&script, &mut Memory::default()).unwrap();
         assert_eq!(
             script.log(),
-            "Nothing enter(0) enter(0) touch(7) enter(0) sleep(0) enter(0) sleep(77) enter(0) grow(3) enter(0) \
-             Unshare(5,2) enter(0) end Ended(Off)"
+            "Nothing enter(0) enter(0) touch(7) enter(0) sleep(0) enter(0) sleep(77) enter(0) Unshare(5,2) \
+             enter(0) end Ended(Off)"
         );
     }
 

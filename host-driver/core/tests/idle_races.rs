@@ -188,10 +188,6 @@ impl Machine for Vcpu {
         unreachable!()
     }
 
-    fn grow(&self, _: u64) -> Result<(), Error> {
-        unreachable!()
-    }
-
     fn interrupted(&self) -> bool {
         Bell::interrupted(self)
     }

@@ -17,7 +17,6 @@ use freehold_driver_core::file::{Thread, Wake};
 use freehold_driver_core::guest::{self, NotYet};
 use freehold_driver_core::idle::{self, Bell, Slept};
 use freehold_driver_core::page::Span;
-use freehold_driver_core::pool;
 use freehold_driver_core::registers::{self, Entry, Register};
 use freehold_driver_core::run::{self, Machine, Memory, Served, Told, Wait};
 use freehold_driver_core::status::Refused;
@@ -215,10 +214,6 @@ impl Machine for Running {
             }
         }
         Ok(Served::Done)
-    }
-
-    fn grow(&self, count: u64) -> Result<(), Error> {
-        pool::grow(&EL2, &self.vm, self.vm.handle(), count)
     }
 
     fn interrupted(&self) -> bool {

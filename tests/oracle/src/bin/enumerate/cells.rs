@@ -53,7 +53,6 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
     ("ATTEST", "success", "it answers alike in every state; `tests/errors`"),
     ("GUEST_ACCEPT", "GFN_NOT_MAPPED", "a request is for what is there, and there is one vCPU"),
     ("GUEST_ACCEPT", "SHARED", "a request is for what is there, and there is one vCPU"),
-    ("VCPU_RUN", "EXIT_NEED_PAGES", "nothing in the specification ends so"),
     ("MEM_SHARE", "FOREIGN", "there is one ordinary VM, and no other beside it: tests/oracle/tests/errors"),
     ("VCPU_RUN", "EXIT_WAKE", "whom to wake is not specified"),
     ("VCPU_RUN", "EXIT_EOI", "which interrupts a guest ends is not specified"),
