@@ -7,7 +7,7 @@
 use crate::Refused;
 use freehold_mem::confine;
 
-/// VM slots.
+/// VM slots. A power of two, as [`MAX_VCPUS`].
 pub const MAX_VMS: usize = 64;
 
 /// vCPUs that a VM may have.
@@ -43,8 +43,8 @@ impl Generation {
     }
 }
 
-/// The place of a VM among all VMs. Confined when it is made, as is [`VcpuIndex`]: that changes nothing but what a CPU
-/// that speculates past a check can reach with it. What a CPU guesses to be one, of a word in memory, is not covered.
+/// The place of a VM among all VMs. Confined when it is made, as is [`VcpuIndex`], and cut where it is used: neither changes
+/// anything but what a CPU can reach that speculates past a check, or takes another word of a call's for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(u8);
 
@@ -58,7 +58,7 @@ impl Slot {
     /// The number.
     #[must_use]
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0 as usize & (MAX_VMS - 1)
     }
 
     /// The number, as the ledger records it.
@@ -140,7 +140,7 @@ impl VcpuIndex {
     /// The number.
     #[must_use]
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0 as usize & (MAX_VCPUS - 1)
     }
 
     /// It alone, in a word with a bit for each.

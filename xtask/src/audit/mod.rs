@@ -4,11 +4,12 @@
 //! `no-panic`: nothing that the host or a guest can do reaches a panic of Rust. `barriers` and `maintenance`: what must
 //! stand behind exception returns, at entries, and around TLB and cache maintenance. `ports`: what `mem` relies on does
 //! what it is called for. `controls`: the same audit finds each fault that is patched into a copy of the image. `size`:
-//! what is loaded stays small. `random`: guests' random numbers are the CPU's. `observers`: a switch stops what could watch a guest, and forgets where it was. `stops`: each
+//! what is loaded stays small. `masks`: indices of a lower level's are confined where they are taken. `random`: guests' random numbers are the CPU's. `observers`: a switch stops what could watch a guest, and forgets where it was. `stops`: each
 //! place of the source that may stop the machine has its reason.
 
 mod code;
 mod graph;
+mod masks;
 mod observers;
 mod order;
 mod ports;
@@ -30,8 +31,6 @@ use ports::Port;
 const RETURNS: usize = 4;
 /// Maintenance instructions, at least: four TLBI broadcasts with their repeats, DC CVAC and CIVAC, IC IALLUIS.
 const MAINTENANCE: usize = 11;
-/// Index masks ([`freehold_mem::confine`]), at least: that some are there, not which.
-const MASKS: usize = 4;
 
 /// Bytes of code and data that a boot loader copies, at most.
 const SIZE: usize = 256 << 10;
@@ -46,6 +45,7 @@ pub(crate) fn works() -> Vec<Work> {
     vec![
         case("image/no-panic-from-a-lower-level", no_panic),
         case("image/speculation-barriers", barriers),
+        case("image/indices-are-confined", masks::judge),
         case("image/maintenance-is-waited-for", maintenance),
         case("image/ports-do-what-they-say", ports::judge),
         case("image/observers-stand-still", observers::judge),
@@ -76,6 +76,7 @@ pub(crate) fn judge(elf: &[u8]) -> Result<Vec<String>> {
     let found = [
         no_panic(&code)?,
         barriers(&code)?,
+        masks::judge(&code)?,
         maintenance(&code)?,
         ports::judge(&code)?,
         observers::judge(&code)?,
@@ -109,10 +110,6 @@ fn barriers(code: &Code) -> Result<Vec<String>> {
     let returns = order::exception_returns(code, &mut found);
     ensure!(returns >= RETURNS, "only {returns} exception returns");
     order::forgets_branches(code, &exceptions(code)?, code.label("freehold_forget_branches")?, &mut found);
-    let masks = code.all().filter(|(_, does)| *does == Does::SignMask).count();
-    if masks < MASKS {
-        found.push(format!("only {masks} masks of indices that a lower level chose"));
-    }
     Ok(found)
 }
 
@@ -141,7 +138,6 @@ fn controls(code: &Code) -> Result<Vec<String>> {
     let vectors = code.label("freehold_guest_vectors")? + 0x400;
     let forget = code.label("freehold_forget_branches")?;
     let of = |wanted: fn(&Does) -> bool| code.all().filter(move |(_, does)| wanted(does)).map(|(at, _)| at);
-    let every = |wanted: fn(&Does) -> bool| of(wanted).map(|at| (at, NOP)).collect::<Vec<_>>();
     let tlbi = of(|does| *does == Does::Tlbi { broadcast: true }).collect::<BTreeSet<_>>();
     let behind = |at: u64| (1..40).map(move |n| at + 4 * n).filter(|at| matches!(code.does(*at), Some(Does::Dsb(_))));
     let before = |at: u64| (1..8).map(move |n| at - 4 * n).filter(|at| matches!(code.does(*at), Some(Does::Dsb(_))));
@@ -155,12 +151,14 @@ fn controls(code: &Code) -> Result<Vec<String>> {
         ("an ERET without an ISB behind it", vec![(eret + 8, NOP)], barriers),
         ("a return in front of the branch history", vec![(vectors, RETURN)], barriers),
         ("no CLRBHB", (0..16).map(|n| (forget + 4 * n, NOP)).collect(), barriers),
-        ("no masks", every(|does| *does == Does::SignMask), barriers),
         ("a TLBI that nobody waits for", behind(tlbi).map(|at| (at, NOP)).collect(), maintenance),
         ("a wait that is not repeated", vec![(again, NOP)], maintenance),
         ("a TLBI before the stores", before(tlbi).map(|at| (at, NOP)).collect(), maintenance),
         ("a clean that nobody waits for", behind(clean).map(|at| (at, NOP)).collect(), maintenance),
     ];
+    let unmasked =
+        |all: Vec<u64>| ("no masks in a function", all.into_iter().map(|at| (at, NOP)).collect(), masks::judge as _);
+    faults.extend(masks::all(code).into_iter().map(unmasked));
     faults.extend(of_ports(code)?);
     faults.extend(of_random(code, eret)?);
     let mut missed = Vec::new();
