@@ -126,7 +126,9 @@ impl Vgic {
     pub fn load(&mut self, vcpu: VcpuIndex, cpu: u8, room: usize, lists: &mut Lists) {
         let me = vcpu.index();
         let room = room.min(MAX_LISTS);
-        if let Some(local) = self.locals.get_mut(me).filter(|local| local.place == Place::Kept && lists.used <= room) {
+        // Lists that were reset meanwhile hold nothing of what was kept: it is taken back and given anew.
+        let may_stay = lists.is_same && lists.used <= room;
+        if let Some(local) = self.locals.get_mut(me).filter(|local| local.place == Place::Kept && may_stay) {
             local.place = Place::In(cpu);
             return;
         }

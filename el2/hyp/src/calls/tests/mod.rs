@@ -3,6 +3,7 @@
 
 mod cpus;
 mod interrupts;
+mod kept;
 mod measure;
 mod ordinary;
 mod refusals;

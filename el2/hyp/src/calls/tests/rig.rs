@@ -199,11 +199,12 @@ impl Registers for Fake {
 pub(super) struct Block {
     pub(super) registers: Fake,
     pub(super) vcpu: Vcpu,
+    pub(super) lists: Lists,
 }
 
 impl Block {
     fn new() -> Self {
-        Self { registers: Fake::new(), vcpu: Vcpu::new() }
+        Self { registers: Fake::new(), vcpu: Vcpu::new(), lists: Lists::EMPTY }
     }
 }
 
@@ -239,6 +240,8 @@ pub(super) struct Rig {
     /// List registers of each entry of a VM with an interrupt controller, and the masks of its interface.
     pub(super) lists: Std<Vec<Vec<u64>>>,
     pub(super) masks: AtomicU64,
+    /// Guests leave their list registers as they are; else they end whatever they are given.
+    pub(super) keeps: AtomicBool,
     /// CPUs that were interrupted.
     pub(super) interrupted: AtomicU64,
     /// How often an interrupt of that kind was taken back, and the CPUs where one is pending.
@@ -288,6 +291,7 @@ impl Rig {
             timer: Std::default(),
             lists: Std::default(),
             masks: AtomicU64::new(0),
+            keeps: AtomicBool::new(false),
             interrupted: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             pending: AtomicU64::new(0),
@@ -406,7 +410,6 @@ pub(super) struct Open<'a> {
     claim: Claimed<'a, AtomicU64>,
     key: u64,
     block: Block,
-    lists: Lists,
 }
 
 impl<'a> Loaded<'a> for Open<'a> {
@@ -425,17 +428,19 @@ impl<'a> Loaded<'a> for Open<'a> {
         *self.rig.timer.lock().unwrap()
     }
     fn lists(&mut self) -> &mut Lists {
-        &mut self.lists
+        &mut self.block.lists
     }
     fn run(&mut self, sibling: &bool, has_gic: bool, mut answer: impl Answer<Fake>) -> Stop {
         GUEST_IS_HERE.set(false);
         self.rig.now_is(When::InTheGuest);
         if has_gic {
-            let lists = &mut self.lists;
+            let (lists, keeps) = (&mut self.block.lists, self.rig.keeps.load(Ordering::Relaxed));
             self.rig.lists.lock().unwrap().push(lists.entries().to_vec());
-            // The guest ends whatever it is given at once.
-            lists.entries().iter_mut().for_each(|entry| *entry &= !(3 << 62));
-            lists.note(self.rig.masks.load(Ordering::Relaxed), 0, false);
+            if !keeps {
+                // The guest ends whatever it is given at once.
+                lists.entries().iter_mut().for_each(|entry| *entry &= !(3 << 62));
+            }
+            lists.note(self.rig.masks.load(Ordering::Relaxed), 0, keeps);
         }
         self.rig.regimes.lock().unwrap().push(*sibling);
         loop {
@@ -529,7 +534,7 @@ impl Platform for Rig {
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Open<'a> {
         let key = claim.block();
         let block = self.blocks.lock().unwrap().get(&key).cloned().expect("a created vCPU");
-        Open { rig: self, claim, key, block, lists: Lists::EMPTY }
+        Open { rig: self, claim, key, block }
     }
     fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, sibling: bool) -> bool {
         sibling

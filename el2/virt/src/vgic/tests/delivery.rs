@@ -572,6 +572,11 @@ fn what_a_guest_left_alone_stays_until_somebody_is_told_of_something() {
         assert_eq!(rig.cpus[cpu].lists.entries() == before.entries(), n == 7, "act {n}");
         assert_eq!(rig.cpus[1].offers(), (n == 2).then_some(40), "act {n}: it went to another one");
     }
+    // What its block lost, its controller did not.
+    rig.leave(cpu);
+    rig.cpus[cpu].lists = Lists::EMPTY;
+    rig.enter(cpu);
+    assert_eq!(rig.cpus[cpu].lists.entries(), kept.entries(), "its list registers were reset");
     // A CPU that has fewer takes what fits.
     rig.leave(cpu);
     rig.room = 1;
