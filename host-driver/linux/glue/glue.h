@@ -40,6 +40,8 @@ struct file;
 
 /* vCPUs of a VM, at most. */
 #define FH_VCPUS 64
+/* Threads whose faults on one file wait for more than one attempt, at most. */
+#define FH_FAULTERS 64
 /* Pages of a plain slot that are looked up at once, at most. */
 #define FH_AROUND 16
 
@@ -76,6 +78,12 @@ struct fh_vcpu {
 	struct fh_vcpu_state *state;
 };
 
+/* A thread whose fault waits, and until when it may. */
+struct fh_faulter {
+	struct task_struct *task;
+	unsigned long until;
+};
+
 /* A guest_memfd. */
 struct fh_file {
 	struct file *file;		/* its own; not a reference */
@@ -83,6 +91,8 @@ struct fh_file {
 	u64 pages;
 	bool mappable;
 	unsigned long since;		/* jiffies at the start of the latest attempt */
+	spinlock_t faulters_lock;	/* no other is taken under it */
+	struct fh_faulter faulters[FH_FAULTERS];
 	bool outcome;			/* poll has something to say */
 	struct delayed_work drive;	/* looks at the conversion that nobody waits for */
 	wait_queue_head_t wait;		/* for an attempt's outcome */

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A fault of the host's that meets a page on its way waits for the outcome: not much longer than a second, and killable.
+//! A fault of the host's that meets a page on its way waits for the outcome: not much longer than a second for one attempt,
+//! for any number of short ones, and killable.
 //!
 //! Time is measured from before the conversion begins, and the best of a few tries counts: a machine that is busy makes a
 //! wait longer, and none makes it shorter.
 
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::STEP;
-use super::calls::{Child, forked};
-use super::rig::{Rig, bytes, in_pipe, until_pending};
+use super::calls::{Child, call, fd, forked};
+use super::rig::{PAGE, Rig, bytes, in_pipe, open_attempts, until_pending};
 use crate::probe::{Access, probe};
+use crate::sys;
 
 const TRIES: u32 = 10;
 /// What a fault waits for at most, counted from the latest attempt.
@@ -18,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Runs every part.
 pub(crate) fn all() -> Result<(), String> {
     bounded()?;
-    killed()
+    killed()?;
+    beside_attempts_that_end()
 }
 
 /// What `act` comes to while a conversion waits for a page that nobody lets go, and how long after its begin.
@@ -90,4 +95,55 @@ fn killed() -> Result<(), String> {
     }
     STEP.judged("a fault that waits: is killed", "in the fault, signal 9, within 1 s", seen, false);
     Ok(())
+}
+
+/// How long conversions that must not wait follow each other, at least, and how many there are.
+const STORM: Duration = Duration::from_secs(4);
+const STORM_ROUNDS: u64 = 300;
+
+/// A conversion of four pages that must not wait is repeated in a loop, and finds the second held each time. The others stay
+/// the host's all along: whoever loads or stores there, or has the kernel read there, is served, however many attempts pass
+/// it by.
+fn beside_attempts_that_end() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let pipe = in_pipe(rig.map.at(bytes(1)));
+    let file = sys::owned(sys::memfd(PAGE).map_err(sys::errno_name)?.into());
+    let (stop, rounds, odd) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let children: Vec<_> = [0, 2, 3].map(|page| forked(|| touches(&rig, page, &file))).into();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                // At the page in the pipe, or at one that somebody touches at this moment.
+                let held = matches!(rig.gmem.to_private_now(0, rig.size()), Err((libc::EAGAIN, _)));
+                odd.fetch_add(u64::from(!held), Ordering::Relaxed);
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for (who, child) in ["first", "third", "fourth"].into_iter().zip(children) {
+            STEP.same(&format!("attempts that end, in a loop: the {who} page is served"), "exit 9", child.end());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let rounds = rounds.load(Ordering::Relaxed);
+    let (least, enough) = (format!("{STORM_ROUNDS} or more"), rounds >= STORM_ROUNDS);
+    STEP.judged("attempts that end, in a loop: how many there were", &least, rounds, enough);
+    STEP.same("attempts that end, in a loop: that found no page busy", 0, odd.load(Ordering::Relaxed));
+    STEP.same("attempts that end, in a loop: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
+    drop(pipe);
+    STEP.same("attempts that end, in a loop: nothing has changed", "[]", format!("{:?}", rig.damaged()));
+    Ok(())
+}
+
+/// Touches a page for as long as the storm lasts: by a load, a store of what is there, and a system call that reads there. A
+/// signal ends it; 9: all went through.
+fn touches(rig: &Rig, page: u64, to: &OwnedFd) -> u8 {
+    let begin = Instant::now();
+    while begin.elapsed() < STORM {
+        let word = rig.map.load(bytes(page));
+        rig.map.store(bytes(page), word);
+        if call(libc::SYS_pwrite64, &[fd(to), rig.map.at(bytes(page)) as u64, 8, 0]) != Ok(8) {
+            return 8;
+        }
+    }
+    9
 }
