@@ -20,9 +20,11 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/notifier.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
+#include <linux/suspend.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 #include <linux/version.h>
@@ -1215,9 +1217,34 @@ static struct miscdevice hostile_misc = {
 	.mode = 0600,
 };
 
+static bool hold_sleep;
+module_param(hold_sleep, bool, 0600);
+MODULE_PARM_DESC(hold_sleep, "the machine's sleep waits, once everybody else has been asked, and is refused in the end");
+
+static unsigned int sleeps_held;
+module_param(sleeps_held, uint, 0400);
+MODULE_PARM_DESC(sleeps_held, "how often it has");
+
+static int on_sleep(struct notifier_block *block, unsigned long action, void *data)
+{
+	if (!READ_ONCE(hold_sleep) || (action != PM_HIBERNATION_PREPARE && action != PM_SUSPEND_PREPARE))
+		return NOTIFY_DONE;
+	WRITE_ONCE(sleeps_held, sleeps_held + 1);
+	while (READ_ONCE(hold_sleep) && !signal_pending(current))
+		msleep_interruptible(5);
+	return notifier_from_errno(-EAGAIN);
+}
+
+/* Behind the others. */
+static struct notifier_block sleep_block = {
+	.notifier_call = on_sleep,
+	.priority = -1,
+};
+
 static int __init hostile_init(void)
 {
 	struct arm_smccc_1_2_regs in = { .a0 = CALL_UID }, out = { 0 };
+	int err;
 
 	conduit = arm_smccc_1_1_get_conduit();
 	if (conduit == SMCCC_CONDUIT_NONE)
@@ -1226,7 +1253,13 @@ static int __init hostile_init(void)
 	if (lower_32_bits(out.a0) != UID_0 || lower_32_bits(out.a1) != UID_1 ||
 	    lower_32_bits(out.a2) != UID_2 || lower_32_bits(out.a3) != UID_3)
 		return -ENODEV;
-	return misc_register(&hostile_misc);
+	err = register_pm_notifier(&sleep_block);
+	if (err)
+		return err;
+	err = misc_register(&hostile_misc);
+	if (err)
+		unregister_pm_notifier(&sleep_block);
+	return err;
 }
 
 static void __exit hostile_exit(void)
@@ -1235,6 +1268,7 @@ static void __exit hostile_exit(void)
 	unsigned long kept = 0;
 
 	misc_deregister(&hostile_misc);
+	unregister_pm_notifier(&sleep_block);
 	list_for_each_entry_safe(block, next, &blocks, list) {
 		if (!release(block))
 			kept++;

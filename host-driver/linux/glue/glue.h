@@ -107,6 +107,7 @@ FH_RUST(bool, fh_vm_halt, struct fh_vm *vm, struct fh_vm_state *state, u64 until
 FH_C(struct fh_vm *, fhc_vm_find, u64 id);
 FH_C(bool, fhc_vm_alive, u64 id);
 unsigned int fh_vms(void);
+void fh_vms_stay_away(bool stay);
 void fh_vms_halt(void);
 
 /* sys.c */

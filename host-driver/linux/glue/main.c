@@ -76,12 +76,26 @@ static struct notifier_block reboot_block = {
 	.notifier_call = on_reboot,
 };
 
-/* A hibernation image would lack what the guests own, and what is frozen for a guest to come. */
+/*
+ * A hibernation image would lack what the guests own, and what is frozen for a guest to come. Between the question and the
+ * image nobody stops a process, so from the question on no VM is opened, and without one no file is made.
+ */
 static int on_sleep(struct notifier_block *block, unsigned long action, void *data)
 {
-	if ((action == PM_HIBERNATION_PREPARE || action == PM_RESTORE_PREPARE) && (atomic_read(&fh_files) || fh_vms())) {
+	switch (action) {
+	case PM_HIBERNATION_PREPARE:
+	case PM_RESTORE_PREPARE:
+		fh_vms_stay_away(true);
+		if (!atomic_read(&fh_files) && !fh_vms())
+			break;
+		/* Who says no is not asked again when it is over. */
+		fh_vms_stay_away(false);
 		pr_warn("freehold: no hibernation while protected VMs or their memory live\n");
 		return notifier_from_errno(-EBUSY);
+	case PM_POST_HIBERNATION:
+	case PM_POST_RESTORE:
+		fh_vms_stay_away(false);
+		break;
 	}
 	return NOTIFY_DONE;
 }

@@ -15,6 +15,8 @@ static DEFINE_SPINLOCK(all_vms_lock);
 static u64 next_id = 1;
 /* The machine goes down: no VM is created any more. */
 static bool halted;
+/* The machine's memory may be put to disk: no VM is opened meanwhile. */
+static bool away;
 /* A VM has left the list. */
 static DECLARE_WAIT_QUEUE_HEAD(left);
 
@@ -166,6 +168,13 @@ void fh_vms_halt(void)
 		pr_err("freehold: the machine goes down over VMs that have not ended\n");
 }
 
+/* One that is being opened is on the list before it looks here, and is counted behind this. */
+void fh_vms_stay_away(bool stay)
+{
+	WRITE_ONCE(away, stay);
+	smp_mb(); /* with the one in fhc_vm_open */
+}
+
 u64 fhc_vm_id(struct fh_vm *vm)
 {
 	return vm->id;
@@ -263,9 +272,11 @@ int fhc_vm_open(struct fh_vm *vm, struct fh_vm_state *state)
 
 	/* What the state holds is written before others find it by the VM's number. */
 	smp_store_release(&vm->state, state);
-	smp_mb(); /* with the one in fh_vms_halt */
+	smp_mb(); /* with those in fh_vms_halt and fh_vms_stay_away */
 	if (READ_ONCE(halted))
 		return -ESHUTDOWN;
+	if (READ_ONCE(away))
+		return -EBUSY;
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0)
 		return fd;

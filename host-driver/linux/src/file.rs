@@ -78,6 +78,7 @@ pub(crate) fn open(new: abi::NewFile, vm: u64) -> Result<i64, Error> {
 pub(crate) const fn from_errno(errno: i32) -> Error {
     match errno {
         -12 => Error::NoMemory,
+        -16 => Error::Busy,
         -22 => Error::Invalid,
         // EMFILE, ENFILE: no room for a descriptor.
         -23 | -24 => Error::NoSpace,

@@ -26,12 +26,13 @@ pub(crate) fn all() -> Result<(), String> {
     super::charges::all()?;
     super::limits::all()?;
     super::waits::all()?;
+    super::sleeps::all()?;
     core_dump()?;
     scanners()
 }
 
 /// A child that waits for a page which this process, and not the child, holds by a pipe.
-fn waiting(rig: &Rig, pipe: &(OwnedFd, OwnedFd), timeout_ms: u64) -> Child {
+pub(super) fn waiting(rig: &Rig, pipe: &(OwnedFd, OwnedFd), timeout_ms: u64) -> Child {
     let child = forked(|| {
         for end in [fd(&pipe.0), fd(&pipe.1)] {
             let _ = call(libc::SYS_close, &[end]);
@@ -51,7 +52,7 @@ fn waits(rig: &Rig, timeout_ms: u64) -> u8 {
 }
 
 /// The waiter is gone: its attempt is over, and the file is as it was.
-fn undone(case: &str, rig: &Rig) {
+pub(super) fn undone(case: &str, rig: &Rig) {
     let start = Instant::now();
     while open_attempts(&rig.gmem) != "0 of some" && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(2));

@@ -18,6 +18,7 @@ pub(crate) mod populate;
 pub(crate) mod pressure;
 mod rig;
 mod running;
+mod sleeps;
 pub(crate) mod starved;
 pub(crate) mod stress;
 mod waits;
