@@ -829,6 +829,33 @@ static long do_pfn(void __user *arg)
 	return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
 }
 
+static long do_hold(void __user *arg)
+{
+	struct fh_hold ask;
+	struct page *page;
+
+	if (copy_from_user(&ask, arg, sizeof(ask)))
+		return -EFAULT;
+	if (!pfn_valid(ask.pfn))
+		return -EINVAL;
+	page = pfn_to_page(ask.pfn);
+	switch (ask.what) {
+	case FH_HOLD_TAKE:
+		ask.answer = get_page_unless_zero(page);
+		break;
+	case FH_HOLD_DROP:
+		put_page(page);
+		ask.answer = 1;
+		break;
+	case FH_HOLD_COUNT:
+		ask.answer = page_count(page);
+		break;
+	default:
+		return -EINVAL;
+	}
+	return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
+}
+
 /* copy_to_kernel_nofault() is not exported; this is its one instruction. */
 static int store_nofault(u64 *to, u64 value)
 {
@@ -1180,6 +1207,8 @@ static long hostile_ioctl(struct file *file, unsigned int cmd, unsigned long p)
 		return do_add_memory(arg);
 	case FH_WATCHED:
 		return do_watched(arg);
+	case FH_HOLD:
+		return do_hold(arg);
 	default:
 		return -ENOTTY;
 	}

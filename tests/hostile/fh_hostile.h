@@ -107,6 +107,17 @@ struct fh_memory {
 #define FH_HAS_SVE	2	/* Z, P and FFR */
 #define FH_HAS_ZA	4
 
+/* A reference to a frame, taken as whoever walks frames by their numbers takes one. */
+struct fh_hold {
+	__u64 pfn;
+	__u32 what;	/* FH_HOLD_* */
+	__u32 answer;	/* out: 1 if it was taken or dropped; its references */
+};
+
+#define FH_HOLD_TAKE	0	/* unless it has none */
+#define FH_HOLD_DROP	1
+#define FH_HOLD_COUNT	2
+
 /* What is done; beyond load and store by FH_HOW_LINEAR and FH_HOW_FRESH only. */
 #define FH_DO_LOAD	0
 #define FH_DO_STORE	1
@@ -141,5 +152,6 @@ struct fh_memory {
 #define FH_VECTORS	_IOWR(FH_MAGIC, 8, struct fh_vectors)
 #define FH_ADD_MEMORY	_IOW(FH_MAGIC, 9, struct fh_memory)
 #define FH_WATCHED	_IOWR(FH_MAGIC, 10, struct fh_watched)
+#define FH_HOLD		_IOWR(FH_MAGIC, 11, struct fh_hold)
 
 #endif

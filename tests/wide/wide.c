@@ -9,6 +9,8 @@
 #include <linux/jiffies.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/page-flags.h>
+#include <linux/page_ref.h>
 #include <linux/random.h>
 #include <linux/rwsem.h>
 #include <linux/sched.h>
@@ -28,6 +30,11 @@
 #define WINDOW_RECALL	BIT(4)
 /* A fault of the host's has its page, locked, and has not mapped it. The file's lock is free. */
 #define WINDOW_FAULT	BIT(5)
+
+/* A page is about to be frozen: its references have not been looked at, or, where it is compared first, they have. */
+#define WINDOW_FREEZE	BIT(6)
+/* A page has just been frozen. */
+#define WINDOW_FROZEN	BIT(7)
 
 static unsigned int windows;
 module_param(windows, uint, 0600);
@@ -49,6 +56,10 @@ static bool unlocked;
 module_param(unlocked, bool, 0600);
 MODULE_PARM_DESC(unlocked, "planted: mappings go without a look at faults that are on their way");
 
+static bool compares;
+module_param(compares, bool, 0600);
+MODULE_PARM_DESC(compares, "planted: a page's references are compared with one, and what was seen is taken for what is");
+
 static atomic_t open_now = ATOMIC_INIT(0);
 module_param_named(open, open_now.counter, int, 0400);
 MODULE_PARM_DESC(open, "how many are open");
@@ -68,6 +79,8 @@ void __real_fhc_file_release(struct fh_file *f, u64 index);
 void __wrap_fhc_file_release(struct fh_file *f, u64 index);
 void __real_fhc_file_unlock(struct fh_file *f);
 void __wrap_fhc_file_unlock(struct fh_file *f);
+int __real_fhc_file_freeze(struct fh_file *f, u64 index);
+int __wrap_fhc_file_freeze(struct fh_file *f, u64 index);
 void __real_fhc_el2_call(u64 *regs);
 void __wrap_fhc_el2_call(u64 *regs);
 int __real_fh_file_fault(struct fh_file_state *state, u64 page);
@@ -126,6 +139,30 @@ void __wrap_fhc_file_unlock(struct fh_file *f)
 	/* Another file's thread may have taken its place: that one's window stays narrow. */
 	if (cmpxchg(&shutter, current, NULL) == current)
 		look(WINDOW_DRAIN, NULL);
+}
+
+/* As if nobody could come between a look and what follows from it. */
+static int freeze_by_comparing(struct page *page)
+{
+	if (!page || page_count(page) != 1)
+		return 1;
+	look(WINDOW_FREEZE, NULL);
+	set_page_count(page, 0);
+	__SetPageOffline(page);
+	return 0;
+}
+
+int __wrap_fhc_file_freeze(struct fh_file *f, u64 index)
+{
+	int answer;
+
+	if (compares)
+		return freeze_by_comparing(fhc_file_frame(f, index) == U64_MAX ? NULL : f->frames[index]);
+	look(WINDOW_FREEZE, NULL);
+	answer = __real_fhc_file_freeze(f, index);
+	if (!answer)
+		look(WINDOW_FROZEN, NULL);
+	return answer;
 }
 
 void __wrap_fhc_el2_call(u64 *regs)

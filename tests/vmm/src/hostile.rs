@@ -49,6 +49,13 @@ struct Fill {
 }
 
 #[repr(C)]
+struct Hold {
+    pfn: u64,
+    what: u32,
+    answer: u32,
+}
+
+#[repr(C)]
 struct Sweep {
     first: u64,
     count: u64,
@@ -287,6 +294,28 @@ impl Hostile {
         let mut ask = Watched { addr: at as u64, stopped: 0 };
         sys::ioctl(self, number::<Watched>(READ_WRITE, 10), &mut ask)?;
         Ok(ask.stopped == 1)
+    }
+
+    /// Takes a reference to a frame as whoever walks frames by their numbers does; whether there was one to add to.
+    pub(crate) fn take(&self, pfn: u64) -> bool {
+        self.hold(pfn, 0) == Ok(1)
+    }
+
+    /// Drops what [`Hostile::take`] took.
+    pub(crate) fn drop_taken(&self, pfn: u64) {
+        let dropped = self.hold(pfn, 1);
+        assert_eq!(dropped, Ok(1), "a reference that was taken");
+    }
+
+    /// References of a frame.
+    pub(crate) fn references(&self, pfn: u64) -> Result<u32, i32> {
+        self.hold(pfn, 2)
+    }
+
+    fn hold(&self, pfn: u64, what: u32) -> Result<u32, i32> {
+        let mut ask = Hold { pfn, what, answer: 0 };
+        sys::ioctl(self, number::<Hold>(READ_WRITE, 11), &mut ask)?;
+        Ok(ask.answer)
     }
 
     /// Has the kernel use memory that it was told nothing of.

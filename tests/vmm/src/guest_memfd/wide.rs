@@ -24,6 +24,8 @@ const DRAIN: u32 = 4;
 const DONATE: u32 = 8;
 const RECALL: u32 = 16;
 const FAULT: u32 = 32;
+const FREEZE: u32 = 64;
+const FROZEN: u32 = 128;
 /// How long a window stays open: long enough for a guest on a loaded machine to run into it.
 const LONG: u32 = 1500;
 /// Well within the time that a fault of the host's waits for an outcome, a second.
@@ -101,7 +103,9 @@ pub(crate) fn all() -> Result<(), String> {
     let rest = resting(&hostile);
     set("fault", "N");
     set("unlocked", "N");
+    set("compares", "N");
     conversions()?;
+    a_reference_comes(&hostile)?;
     a_fault_returns("0, after it", "zero")?;
     a_guest_touches()?;
     holes()?;
@@ -124,7 +128,45 @@ pub(crate) fn planted() -> Result<(), String> {
     set("unlocked", "Y");
     let seen = a_fault_returns("EAGAIN at 0x0, in it", "what was punched out");
     set("unlocked", "N");
-    seen
+    seen?;
+    // What somebody took between a look at a page's references and its freezing is not seen.
+    set("compares", "Y");
+    let seen = taken_in(&Hostile::open()?, FREEZE);
+    set("compares", "N");
+    STEP.same("planted, compared: taken, and private beside it", "taken in it: 0, 0 references", seen?.0);
+    Ok(())
+}
+
+/// Somebody takes a reference to a page by its number while it is on its way (requirements 53, 55 and 57): before it is frozen,
+/// and the page waits for them; after it, and there is none to take.
+fn a_reference_comes(hostile: &Hostile) -> Result<(), String> {
+    let (seen, rig, pfn) = taken_in(hostile, FREEZE)?;
+    STEP.same("a reference, before a page is frozen", "taken in it: EAGAIN at 0x0, 2 references", seen);
+    STEP.same("a reference, before a page is frozen: nothing has changed", "[]", format!("{:?}", rig.damaged()));
+    hostile.drop_taken(pfn);
+    STEP.same("a reference that went", "0", converted(rig.gmem.to_private_now(0, PAGE)));
+    STEP.same("a reference that went: another one", false, hostile.take(pfn));
+    let (seen, rig, pfn) = taken_in(hostile, FROZEN)?;
+    STEP.same("a reference, after a page was frozen", "not taken in it: 0, 0 references", seen);
+    STEP.same("a reference, after a page was frozen: later", false, hostile.take(pfn));
+    STEP.same("a reference, after a page was frozen: back", "0", converted(rig.gmem.to_shared(0, PAGE)));
+    // Control: what can be taken is.
+    STEP.same("a reference to a page that is the host's", true, hostile.take(pfn));
+    hostile.drop_taken(pfn);
+    STEP.same("a reference, after a page was frozen: contents are kept", "[]", format!("{:?}", rig.damaged()));
+    Ok(())
+}
+
+/// A page is converted, and somebody would have a reference to it while `window` is open: whether they got one, what the
+/// conversion came to, and the page's references after it. The file, and the page's number.
+fn taken_in(hostile: &Hostile, window: u32) -> Result<(String, Rig, u64), String> {
+    let rig = Rig::new(1)?;
+    let pfn = hostile.pfn_of(rig.map.at(0)).map_err(errno_name)?;
+    let now = || converted(rig.gmem.to_private_now(0, PAGE));
+    let (done, taken) = held_until_asked(window, now, || hostile.take(pfn));
+    let references = hostile.references(pfn).map_or_else(errno_name, |count| count.to_string());
+    let taken = if taken { "taken" } else { "not taken" };
+    Ok((format!("{taken} in it: {done}, {references} references"), rig, pfn))
 }
 
 fn shown(seen: u64, early: bool) -> String {
