@@ -367,10 +367,11 @@ impl Attempt {
         })
     }
 
-    /// Tries to freeze `page`; where somebody holds it, once more after the source of its references was armed.
+    /// Tries to freeze `page`; where somebody holds it, once more after the source of its references was armed, each time
+    /// anew: what it was armed for before may be the reason for this look, and another reference has come since.
     fn freeze<F: File>(&mut self, file: &F, page: u64) -> Freeze {
         let mut seen = file.freeze(page);
-        if seen == Freeze::Busy && self.armed != Some(page) {
+        if seen == Freeze::Busy {
             self.disarm(file);
             file.arm(page);
             self.armed = Some(page);

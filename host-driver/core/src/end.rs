@@ -106,7 +106,9 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
             let taken = Span::new(first, run.count)?;
             // A page that the host had borrowed is unmapped before its frame goes; a private one has no mapping.
             if taken.pages().any(|page| book.page(page) == Page::Lent) {
+                book.report.begun = book.report.begun.saturating_add(1);
                 file.shut(taken);
+                book.report.ended = book.report.ended.saturating_add(1);
             }
             for (at, page) in taken.pages().enumerate() {
                 if u64::try_from(at).is_ok_and(|at| at < back) {

@@ -172,7 +172,7 @@ pub struct Report {
     pub tries: u64,
     /// Conversions to private that have completed.
     pub completed: u64,
-    /// Times that mappings were to go (attempts and punches) that have begun.
+    /// Times that mappings were to go (attempts, punches, and the end of a VM that had lent pages) that have begun.
     pub begun: u64,
     /// And that have ended: as many, when nothing is under way.
     pub ended: u64,
@@ -246,8 +246,9 @@ pub trait File {
     fn tell(&self, outcome: bool);
 
     /// Asks the source of the page's references to say when the last of them has gone, by ending a pause early. It is
-    /// called before the page is tried once more, so that what went in between is not missed; the event may come at any
-    /// time, and more than once. Ordinary pages have no such source: trying again is all there is.
+    /// called before the page is tried once more, so that what went in between is not missed, and again before each wait:
+    /// one event for each time that it is called is enough. The event may come at any time, and more than once. Ordinary
+    /// pages have no such source: trying again is all there is.
     fn arm(&self, _page: u64) {}
 
     /// Withdraws [`File::arm`]; an event may still be on its way.

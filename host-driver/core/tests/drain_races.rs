@@ -31,8 +31,12 @@ fn may_sleep() {
 /// What the source of references is like.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// Its handler wakes whoever waits.
+    /// Its handler wakes whoever waits, as often as the last reference goes.
     Wakes,
+    /// Its handler wakes once for each time that it is armed.
+    WakesOnce,
+    /// It can not be armed a second time: a control, which is what one that wakes once would be if it were not.
+    WakesOnceForAll,
     /// It is never armed: a control.
     Deaf,
     /// Its handler looks after the page itself, with the file's lock: a control.
@@ -54,6 +58,10 @@ struct OnePage {
     /// References; the driver's own is one of them.
     refs: AtomicU32,
     armed: AtomicBool,
+    /// The same of a source that wakes once, whose own lock orders arming and events.
+    once: Mutex<bool>,
+    /// Times that it was armed; nobody in the model decides by it.
+    arms: std::sync::atomic::AtomicU32,
     event: Notify,
     source: Source,
 }
@@ -64,6 +72,8 @@ impl OnePage {
             inside: Mutex::new(Inside { pages: vec![Page::Host], ..Inside::default() }),
             refs: AtomicU32::new(1 + holders),
             armed: AtomicBool::new(false),
+            once: Mutex::new(false),
+            arms: std::sync::atomic::AtomicU32::new(0),
             event: Notify::new(),
             source,
         })
@@ -83,7 +93,11 @@ impl OnePage {
     fn put(&self) {
         let left = self.refs.fetch_sub(1, Ordering::AcqRel) - 1;
         fence(Ordering::SeqCst);
-        if left == 1 && self.armed.load(Ordering::Relaxed) {
+        let fires = match self.source {
+            Source::WakesOnce | Source::WakesOnceForAll => left == 1 && std::mem::take(&mut *self.once.lock().unwrap()),
+            Source::Wakes | Source::Deaf | Source::TakesTheLock => left == 1 && self.armed.load(Ordering::Relaxed),
+        };
+        if fires {
             self.fire();
         }
     }
@@ -151,14 +165,25 @@ impl File for OnePage {
     fn tell(&self, _: bool) {}
 
     fn arm(&self, _: u64) {
-        if self.source != Source::Deaf {
-            self.armed.store(true, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
+        let before = self.arms.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        match self.source {
+            Source::Deaf => {}
+            Source::WakesOnce => *self.once.lock().unwrap() = true,
+            Source::WakesOnceForAll => *self.once.lock().unwrap() |= before == 0,
+            Source::Wakes | Source::TakesTheLock => {
+                self.armed.store(true, Ordering::Relaxed);
+                fence(Ordering::SeqCst);
+            }
         }
     }
 
     fn disarm(&self, _: u64) {
-        self.armed.store(false, Ordering::Relaxed);
+        match self.source {
+            Source::WakesOnce => *self.once.lock().unwrap() = false,
+            // What was armed once for all is not disarmed: it would be the end of it.
+            Source::WakesOnceForAll => {}
+            Source::Wakes | Source::Deaf | Source::TakesTheLock => self.armed.store(false, Ordering::Relaxed),
+        }
     }
 }
 
@@ -239,10 +264,9 @@ fn a_source_that_is_never_armed_is_noticed() {
     });
 }
 
-#[test]
-fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
-    bounded(2, || {
-        let file = OnePage::held(1, Source::Wakes);
+fn beside_a_speculative_holder(source: Source) {
+    bounded(2, move || {
+        let file = OnePage::held(1, source);
         let holder = lets_go(&file);
         let scanner = {
             let file = Arc::clone(&file);
@@ -258,6 +282,24 @@ fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
         scanner.join().unwrap();
         assert_eq!((file.state(), file.refs.load(Ordering::Relaxed)), (Page::Held, 0));
     });
+}
+
+#[test]
+fn a_speculative_holder_delays_and_is_never_beside_the_guest() {
+    beside_a_speculative_holder(Source::Wakes);
+}
+
+/// The event that woke it is spent, and the page is held again: what it waits for next is an event of its own.
+#[test]
+fn a_source_that_wakes_once_is_armed_for_each_wait() {
+    beside_a_speculative_holder(Source::WakesOnce);
+}
+
+/// The control: were it armed for a page's first wait only, the speculative reference would be the last that is heard of.
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_source_that_is_armed_for_one_wait_only_is_noticed() {
+    beside_a_speculative_holder(Source::WakesOnceForAll);
 }
 
 #[test]

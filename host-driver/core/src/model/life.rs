@@ -400,6 +400,26 @@ fn a_vm_that_el2_would_not_end_loses_every_frame_and_frees_none() {
 }
 
 #[test]
+fn mappings_that_go_with_their_vm_are_counted() {
+    for lends in [false, true] {
+        let world = world();
+        let below = el2(&world);
+        let file = if lends { lent(&world, 4) } else { private(&world, 4) };
+        if lends {
+            assert_eq!(file.store(1), HostFault::Map);
+        }
+        let before = file.report.get();
+        doom(&below, VM).unwrap();
+        assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()), 0);
+        let after = file.report.get();
+        let more = (after.begun - before.begun, after.ended - before.ended);
+        // Each run of frames by itself; what was private had no mapping.
+        assert_eq!(more, if lends { (4, 4) } else { (0, 0) });
+        file.check();
+    }
+}
+
+#[test]
 fn an_end_during_a_conversion_takes_what_is_settled_and_comes_back_for_the_rest() {
     let world = world();
     let below = el2(&world);
