@@ -28,6 +28,8 @@ pub(crate) fn all() -> Result<(), String> {
     epoll("epoll, by edges", libc::EPOLLET)?;
     a_vcpu_waits()?;
     attributes_end()?;
+    its_vm_ends()?;
+    who_asked_executes()?;
     super::running::all()
 }
 
@@ -221,5 +223,87 @@ fn attributes_end() -> Result<(), String> {
     drop(pipe);
     STEP.same("attributes, repeated", "0", all());
     STEP.same("attributes, repeated: the held page", "SIGBUS", probe(maps[1].at(bytes(1)), Access::Load));
+    Ok(())
+}
+
+/// A VM ends, and with it what its VMM asked for of pages that are the host's, though the file lives on: they are the host's
+/// as before, and another VM may have them.
+fn its_vm_ends() -> Result<(), String> {
+    for case in ["notify", "wait"] {
+        let rig = Rig::new(4)?;
+        set_slot(&rig.vm, 0, proto::RAM_BASE, rig.size(), &rig.gmem, 0).map_err(errno_name)?;
+        let pipe = in_pipe(rig.map.at(bytes(2)));
+        let Rig { vm, gmem, map, pages } = rig;
+        let size = pages * PAGE;
+        let done = if case == "notify" {
+            STEP.same(
+                "its VM ends, notify: begun",
+                "EINPROGRESS at 0x2000",
+                converted(gmem.to_private_notify(0, size, 0)),
+            );
+            drop(vm);
+            STEP.same("its VM ends, notify: poll", true, gmem.polls_in(60_000));
+            shown(&gmem).replace("0x0+0x4000: ", "")
+        } else {
+            beside(
+                || converted(gmem.to_private(0, size, 0)),
+                |_, _| {
+                    STEP.same("its VM ends, wait: begun", "pending at 0x2000", until_pending(&gmem));
+                    drop(vm);
+                },
+            )
+        };
+        STEP.same(&format!("its VM ends, {case}: the conversion"), "ECANCELED at 0x2000", done);
+        STEP.same(&format!("its VM ends, {case}: as many have ended as begun"), "0 of some", open_attempts(&gmem));
+        let other = super::rig::new_vm()?;
+        let rig = Rig { vm: other, gmem, map, pages };
+        STEP.same(&format!("its VM ends, {case}: a load"), "done", probe(rig.map.at(0), Access::Load));
+        STEP.same(&format!("its VM ends, {case}: nothing has changed"), "[]", format!("{:?}", rig.damaged()));
+        drop(pipe);
+        set_slot(&rig.vm, 0, proto::RAM_BASE, size, &rig.gmem, 0).map_err(errno_name)?;
+        let again = converted(rig.gmem.to_private(0, size, 60_000));
+        STEP.same(&format!("its VM ends, {case}: another VM converts"), "0", again);
+    }
+    Ok(())
+}
+
+/// Starts another program, if it is there.
+fn execute() -> u8 {
+    let arguments = [c"busybox".as_ptr(), c"true".as_ptr(), std::ptr::null()];
+    // SAFETY: a valid path, and valid arguments with an end.
+    unsafe { libc::execv(c"/bin/busybox".as_ptr(), arguments.as_ptr()) };
+    12
+}
+
+/// A process executes another program while it waits for a page: the wait goes with the thread that had it. A conversion
+/// that nobody waits for goes on.
+fn who_asked_executes() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let pipe = in_pipe(rig.map.at(bytes(2)));
+    let child = forked(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| rig.gmem.to_private(0, rig.size(), 0));
+            while rig.gmem.pending().is_ok_and(|p| p.pending == 0) {
+                std::thread::yield_now();
+            }
+            // The other thread ends with it.
+            let failed = execute();
+            // SAFETY: ends every thread of the child.
+            unsafe { libc::_exit(failed.into()) }
+        })
+    });
+    STEP.same("exec over a wait: the new program", "exit 0", child.end());
+    let over = super::lives::wait_for(|| open_attempts(&rig.gmem) == "0 of some");
+    STEP.same("exec over a wait: its attempt is over", true, over);
+    STEP.same("exec over a wait: every page is as before", "[]", format!("{:?}", rig.damaged()));
+    let child = forked(|| match rig.gmem.to_private_notify(0, rig.size(), 0) {
+        Err((libc::EINPROGRESS, _)) => execute(),
+        _ => 13,
+    });
+    STEP.same("exec over a notified conversion: the new program", "exit 0", child.end());
+    STEP.same("exec over a notified conversion: it goes on", "pending at 0x2000", until_pending(&rig.gmem));
+    drop(pipe);
+    STEP.same("exec over a notified conversion: poll", true, rig.gmem.polls_in(60_000));
+    STEP.same("exec over a notified conversion: the outcome", "0x0+0x4000: 0 at 0x0", shown(&rig.gmem));
     Ok(())
 }
