@@ -136,6 +136,8 @@ pub(crate) struct Watched {
     pub sound: PathBuf,
     /// With a fault that must be found while it runs.
     pub broken: PathBuf,
+    /// With another one, in a guest's tables.
+    pub leaf: PathBuf,
     /// With a fault that its trace alone shows.
     pub stale: PathBuf,
 }
@@ -147,7 +149,12 @@ pub(crate) struct Watched {
 pub(crate) fn all_watched(env: &Env, tools: &Tools) -> Result<Watched> {
     ui::stage("build el2-watch", |_| {
         let one = |name| watched(env, tools, name);
-        Ok(Watched { sound: one("el2-watch")?, broken: one("el2-watch-broken")?, stale: one("el2-watch-stale")? })
+        Ok(Watched {
+            sound: one("el2-watch")?,
+            broken: one("el2-watch-broken")?,
+            leaf: one("el2-watch-leaf")?,
+            stale: one("el2-watch-stale")?,
+        })
     })
 }
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The debug el2, which judges itself while a hostile host hammers it; and one with a fault, which must be found.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::boot::log;
 use super::{Context, Item, Work, life, trace};
+use crate::builds::Watched;
 use crate::qemu::{Machine, Running};
 use crate::session::{self, Outcome};
 
@@ -26,7 +27,12 @@ pub(super) fn works() -> Vec<Work> {
     vec![
         Work::new("watch/soak", traced_soak).with_inner_filter(),
         Work::new("watch/soak-long", long_soak).with_inner_filter().only_long(),
-        Work::new("watch/planted-fault-is-found", planted),
+        Work::new("watch/planted-fault-is-found", |context| {
+            planted(context, "watch/planted-fault-is-found", |watched| &watched.broken, "frame ")
+        }),
+        Work::new("watch/planted-leaf-is-found", |context| {
+            planted(context, "watch/planted-leaf-is-found", |watched| &watched.leaf, "the tables of slot ")
+        }),
     ]
     .into_iter()
     .chain(trace::works())
@@ -104,16 +110,17 @@ fn cases(context: &Context<'_>, name: &str, outcome: &Outcome) -> Vec<Item> {
     life::cases(context, name, outcome)
 }
 
-fn planted(context: &Context<'_>) -> Result<Vec<Item>> {
-    let name = "watch/planted-fault-is-found";
+/// Boots one with a fault, which must stop over `what`.
+fn planted(context: &Context<'_>, name: &str, image: fn(&Watched) -> &PathBuf, what: &str) -> Result<Vec<Item>> {
     let watched = context.watched.as_ref().context("the debug el2 was not built")?;
-    let outcome = boot(context, name, &watched.broken, SHORT)?;
+    let outcome = boot(context, name, image(watched), SHORT)?;
     let at = context.env.shown(&log(context, name));
     let problem = match &outcome.problem {
-        Some(line) if line.starts_with(FOUND) && line.contains("(soak: seed 0x") => None,
-        Some(line) if line.starts_with(FOUND) => Some(format!("found, without the seed: {line}\nconsole log: {at}")),
-        Some(other) => Some(format!("another end: {other}\nconsole log: {at}")),
-        None => Some(format!("a lost store was not found\nconsole log: {at}")),
+        Some(line) if !line.starts_with(FOUND) => Some(format!("another end: {line}\nconsole log: {at}")),
+        Some(line) if !line.contains(what) => Some(format!("another fault was found: {line}\nconsole log: {at}")),
+        Some(line) if !line.contains("(soak: seed 0x") => Some(format!("without the seed: {line}\nconsole log: {at}")),
+        Some(_) => None,
+        None => Some(format!("it was not found\nconsole log: {at}")),
     };
     Ok(vec![Item::new(name, problem)])
 }
