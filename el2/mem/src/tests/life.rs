@@ -6,7 +6,7 @@ use std::vec::Vec;
 use super::fake::{HOST_DATA, SECRET};
 use super::rig::{GUEST_RAM, RAM, Rig, gfn, pfn};
 use crate::pte::Leaf;
-use crate::{Claim, Entry, GuestView, HostView, Ipa, Kind, Life, Lot, State, VmSlot};
+use crate::{Claim, Entry, GuestView, HostView, Ipa, Kind, Life, Lot, Refused, State, VmSlot};
 
 const POOL: u64 = RAM;
 const FREE: u64 = RAM + 512;
@@ -316,6 +316,44 @@ fn a_vm_with_two_root_tables_lives() {
     rig.guests[0].begin_death(&mut rig.m).unwrap();
     assert_eq!(rig.reclaim(0, FREE, 2), Ok(2));
     assert_eq!(rig.return_pool(0, POOL + 1, 10), Ok((10, true)));
+    assert_eq!(rig.rest(), before);
+}
+
+/// The dearest VM that there is: each page has two tables of its own, and may not take what is not there.
+#[test]
+fn ranges_run_out_and_a_page_in_every_gigabyte_costs_its_own_tables() {
+    let mut rig = Rig::of(40);
+    let before = rig.rest();
+    rig.birth(0, POOL, 2, Kind::Protected, 40).unwrap();
+    let places: Vec<u64> = (0..=8).map(|n| n << 18 | n).collect();
+    let (last, held) = places.split_last().unwrap();
+    let declares = |rig: &mut Rig, at| rig.guests[0].declare_ram(Claim::new(crate::GfnRun::decode(at, 1).unwrap()));
+    for at in held {
+        assert_eq!(declares(&mut rig, *at), Ok(()));
+    }
+    assert_eq!(declares(&mut rig, *last), Err(Refused::TooManyRanges));
+    for (n, at) in (0..).zip(held) {
+        for short in [2, 1, 0] {
+            // The rig's own walk covers four gigabytes.
+            let Rig { host, guests, m } = &mut rig;
+            let lot = Claim::new(Lot::decode(FREE + n, *at, 1).unwrap());
+            let free = guests[0].pool_free();
+            match crate::verbs::host_donate_guest::check(host, &mut guests[0], lot, false, m) {
+                Ok(checked) => assert_eq!((short, checked.commit(m, &mut || false, &mut |_, _| {})), (0, 1)),
+                Err(refused) => {
+                    assert_eq!(refused, Refused::NeedPages(short));
+                    assert_eq!(guests[0].pool_free(), free, "a refusal keeps none");
+                    let more = crate::PfnRun::decode(POOL + 2 + 2 * n + u64::from(2 - short), 1).unwrap();
+                    let more = crate::verbs::host_donate_el2::check(host, &mut guests[0], Claim::new(more)).unwrap();
+                    assert_eq!(more.commit(m), 3 - short);
+                }
+            }
+        }
+        assert_eq!((guest_view(&rig, *at), rig.guests[0].pool_free()), (GuestView::Mapped(pfn(FREE + n)), 0));
+    }
+    rig.guests[0].begin_death(&mut rig.m).unwrap();
+    assert_eq!(rig.reclaim(0, FREE, 8), Ok(8));
+    assert_eq!(rig.return_pool(0, POOL, 18), Ok((18, true)));
     assert_eq!(rig.rest(), before);
 }
 
