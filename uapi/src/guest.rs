@@ -38,8 +38,12 @@ items! {
 /// Words of the pKVM vendor-hypervisor UID 28b46fb6-2ec5-11e9-a9ca-4b564d003a74, as `CALL_UID` returns them.
 pub const PKVM_UID: [u32; 4] = [0xb66f_b428, 0xe911_c52e, 0x564b_caa9, 0x743a_004d];
 
-/// Features word 0 that a protected guest sees: bits 0 (features), 2 (meminfo), 3 (share), 4 (unshare), 9 (relinquish).
-pub const FEATURES: u32 = 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9;
+/// Features word 0 that a protected guest sees: bits 0 (features), 2 (meminfo), 3 (share), 4 (unshare), 5 to 8 (MMIO
+/// guard), 9 (relinquish).
+pub const FEATURES: u32 = 1 | 1 << 2 | 1 << 3 | 1 << 4 | 0xf << 5 | 1 << 9;
+
+/// Runs of granules that a guest may have open by [`MMIO_GUARD_MAP`]; granules that touch are one run.
+pub const MMIO_RUNS: u64 = 32;
 
 /// Features word 3 that a protected guest sees: bit 16 ([`ATTEST`] is function 112).
 pub const FEATURES_3: u32 = 1 << 16;
@@ -99,6 +103,33 @@ calls! {
     MEM_UNSHARE = 0xC600_0004;
     args("ipa": "first granule, aligned", "count": "granules, 0 means 1", "x3": "0");
     rets("done": "granules private again, maybe fewer than asked");
+    errors(INVALID_PARAMETER);
+    when("protected guest");
+    /// Bytes of a granule of the MMIO guard, in x0.
+    MMIO_GUARD_INFO = 0xC600_0005;
+    args("x1": "0", "x2": "0", "x3": "0");
+    rets("granule": "in x0: 4096");
+    errors(INVALID_PARAMETER);
+    when("protected guest");
+    /// From here on an access outside RAM that `MMIO_GUARD_MAP` has not opened is an external abort in the guest, whether a
+    /// load, a store, a fetch or a walk: the host does not learn of it. The frames of the VM's interrupt controller are
+    /// `el2`'s, and stay. Nothing takes it back.
+    MMIO_GUARD_ENROLL = 0xC600_0006;
+    args("x1": "0", "x2": "0", "x3": "0");
+    rets();
+    errors(INVALID_PARAMETER);
+    when("protected guest");
+    /// Opens a granule outside RAM: the host emulates what is there. It may be said before `MMIO_GUARD_ENROLL`, and again.
+    /// More than `MMIO_RUNS` runs of granules are refused.
+    MMIO_GUARD_MAP = 0xC600_0007;
+    args("ipa": "granule, aligned", "x2": "0", "x3": "0");
+    rets();
+    errors(INVALID_PARAMETER);
+    when("protected guest");
+    /// Shuts a granule outside RAM, open or not. One in the middle of a run is refused if that makes too many runs.
+    MMIO_GUARD_UNMAP = 0xC600_0008;
+    args("ipa": "granule, aligned", "x2": "0", "x3": "0");
+    rets();
     errors(INVALID_PARAMETER);
     when("protected guest");
     /// Gives a granule back to the host, zeroed. It must be private; RAM that is not backed is nothing to give, and fine.

@@ -6,6 +6,7 @@
 //! that a slot is free again only when the VM's last frame went back (I8). It does not know vCPUs:
 //! that none is loaded when a VM begins to die is the caller's to ensure.
 
+use crate::devices::Devices;
 use crate::few::Few;
 use crate::guest_space::GuestSpace;
 use crate::pool::Pool;
@@ -60,6 +61,7 @@ pub(crate) struct Body {
     pub(crate) space: GuestSpace,
     pub(crate) pool: Pool,
     ram: Few<GfnRun, MAX_RANGES>,
+    pub(crate) devices: Devices,
     /// Frames that the VM owns, private or shared.
     pub(crate) owned: u64,
     /// Frames that the VM borrows.
@@ -133,7 +135,7 @@ impl Guest {
         if run.end() > 1_u64.unbounded_shl(body.space.ipa_bits().saturating_sub(12)) {
             return Err(Refused::GfnOutOfRange);
         }
-        if body.ram.iter().any(|other| other.meets(&run)) {
+        if body.meets_ram(run) {
             return Err(Refused::RamOverlap);
         }
         if body.ram.push(run) { Ok(()) } else { Err(Refused::TooManyRanges) }
@@ -207,12 +209,26 @@ impl Guest {
 impl Body {
     /// A VM that has nothing yet but a root table and the rest of its first run of frames.
     pub(crate) const fn new(kind: Kind, space: GuestSpace, pool: Pool) -> Self {
-        Self { life: Life::Building, kind, space, pool, ram: Few::new(), owned: 0, borrowed: 0 }
+        Self {
+            life: Life::Building,
+            kind,
+            space,
+            pool,
+            ram: Few::new(),
+            devices: Devices::new(),
+            owned: 0,
+            borrowed: 0,
+        }
     }
 
     /// Whether the guest frame was declared as RAM.
     pub(crate) fn is_ram(&self, gfn: Gfn) -> bool {
         self.ram.iter().any(|run| run.contains(gfn))
+    }
+
+    /// Whether some of the run was.
+    pub(crate) fn meets_ram(&self, run: GfnRun) -> bool {
+        self.ram.iter().any(|other| other.meets(&run))
     }
 
     /// Whether nothing is in the way of mapping something at the guest frame.

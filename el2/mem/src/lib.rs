@@ -41,6 +41,7 @@ mod address;
 mod batch;
 mod confine;
 mod debt;
+mod devices;
 mod few;
 mod guest;
 mod guest_space;
@@ -66,6 +67,7 @@ pub use address::{
 pub use batch::Granule;
 pub use confine::confine;
 pub use debt::{Debt, OfGuest, OfHost, Settled};
+pub use devices::MAX_DEVICES;
 pub use guest::{Guest, GuestView, Kind, Life, MAX_RANGES};
 pub use guest_space::Access;
 pub use host::{Counters, Host, HostView};

@@ -215,14 +215,10 @@ impl Board {
         Some(self.vgic.write(frame, offset, width, data, self.frames()))
     }
 
-    /// Gives the guest an external abort for what it did to the frames, if it was there: an access that its syndrome does
-    /// not describe, a fetch, or a walk. A machine's controller takes none of these.
-    pub fn abort(&self, trap: Trap, registers: &mut impl Registers) -> bool {
-        let is_here = self.window.is_some_and(|window| window.locate(trap.address(), self.frames()).is_some());
-        if is_here {
-            registers.inject_external(trap);
-        }
-        is_here
+    /// Whether one of the frames is at an address.
+    #[must_use]
+    pub fn holds(&self, ipa: u64) -> bool {
+        self.window.is_some_and(|window| window.locate(ipa, self.frames()).is_some())
     }
 
     /// Decides a vCPU's WFI: `None` if it goes on, else how it leaves. From here until it enters again it is woken for

@@ -19,6 +19,7 @@ pub mod board;
 pub mod call;
 pub mod cell;
 pub mod exit;
+pub mod guard;
 pub mod guest_call;
 pub mod guest_power;
 pub mod handle;

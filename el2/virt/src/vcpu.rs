@@ -99,6 +99,12 @@ impl Trap {
         (self.hpfar & 0x0fff_ffff_fff0) << 8 | low
     }
 
+    /// Whether the abort is one of a translation: nothing is mapped there.
+    #[must_use]
+    pub const fn misses(self) -> bool {
+        self.esr & FAULT_STATUS < 8
+    }
+
     /// The load that a translation fault stopped, and its address, if the syndrome describes one.
     #[must_use]
     pub const fn load(self) -> Option<(u64, Load)> {
@@ -295,7 +301,7 @@ impl Vcpu {
         let status = trap.esr & FAULT_STATUS;
         let denied = status & !3 == PERMISSION;
         // Address size, translation and permission faults only: our tables cause no others.
-        if status >= 8 && !denied {
+        if !trap.misses() && !denied {
             return crash(Crash::Abort);
         }
         let (walk, address) = (trap.esr & STAGE1_WALK != 0, trap.address());

@@ -113,14 +113,14 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
     for (vcpu, index) in view.vcpus.iter().zip(0..) {
         vcpu_agrees(vcpu.as_ref(), &world.vcpu(slot, index))?;
     }
-    let places = view.gfns.iter().zip(&view.reaches).zip(&view.rights);
-    for (gfn, ((found, reaches), rights)) in picture.places.iter().copied().zip(places) {
+    let places = view.gfns.iter().zip(&view.reaches).zip(&view.rights).zip(&view.barred);
+    for (gfn, (((found, reaches), rights), barred_there)) in picture.places.iter().copied().zip(places) {
         let is_ram = declared().any(|(first, count)| gfn.checked_sub(first).is_some_and(|at| at < count));
         let backing = world.backing(slot, gfn);
         let all = Rights { write: true, execute: true };
         let lent = match world.mark(slot, gfn) {
             Mark::Borrow { pfn, write, exec } => Some((pfn, Rights { write, execute: exec })),
-            Mark::None | Mark::Poisoned => None,
+            Mark::None | Mark::Poisoned | Mark::Device => None,
         };
         let agrees = match *found {
             GuestView::Device => !is_ram && backing.is_none() && lent.is_none(),
@@ -134,6 +134,8 @@ fn vm_agrees<const P: usize, const V: usize, const U: usize, const G: usize, con
                 "guest frame {gfn:x}: el2 {found:x?} {rights:?}, oracle {backing:x?} {mark:x?}, RAM {is_ram}"
             ));
         }
+        let barred = vm.guarded && !is_ram && world.mark(slot, gfn) != Mark::Device;
+        same("what its guest lets nobody see", *barred_there, barred)?;
         let first = first_of(world);
         let number = |pfn: u64| picture.watched.iter().position(|at| first + at == pfn);
         let set =

@@ -57,6 +57,11 @@ pub const CASES: &[Case] = &[
         run: || expect(pair::exhaust::<9>(pair::PAIR, decide)?, [5_066, 197_466, 69]),
     },
     Case {
+        name: "guarded-1x1x4",
+        what: "one page, one VM of either kind, a guest frame of RAM and three of devices: what a guest lets out",
+        run: || expect(small::exhaust::<8, 1, 4>(GUARDED, Fault::None, decide)?, [460, 24_227, 50]),
+    },
+    Case {
         name: "apart-1x2x1",
         what: "one page, two VMs, one guest frame: pools that grow, requests that wait, kicks, CPU_OFF, in any order",
         run: || expect(small::exhaust::<12, 2, 1>(apart(1, 2, 1), Fault::None, decide)?, [17_784, 1_370_622, 88]),
@@ -125,6 +130,8 @@ const fn ordinary(pages: u64, vms: u8, gfns: u64) -> Shape {
     Shape { pages, vms, gfns, lattice: Lattice::Ordinary }
 }
 
+const GUARDED: Shape = Shape { pages: 1, vms: 1, gfns: 4, lattice: Lattice::Guarded };
+
 const fn vcpus(pages: u64, vms: u8, gfns: u64) -> Shape {
     Shape { pages, vms, gfns, lattice: Lattice::Vcpus }
 }
@@ -164,6 +171,7 @@ fn cells() -> Result<String, String> {
     let mut tally = small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?.tally;
     tally.add(&small::exhaust::<12, 2, 1>(owners(1, 2, 1), Fault::None, decide)?.tally);
     tally.add(&small::exhaust::<12, 2, 1>(ordinary(1, 2, 1), Fault::None, decide)?.tally);
+    tally.add(&small::exhaust::<8, 1, 4>(GUARDED, Fault::None, decide)?.tally);
     tally.add(&small::exhaust::<8, 1, 1>(apart(1, 1, 1), Fault::None, decide)?.tally);
     tally.add(&pair::exhaust::<9>(pair::PAIR, decide)?.tally);
     cells::judge(&tally)

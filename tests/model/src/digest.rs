@@ -105,13 +105,13 @@ fn renamed<const P: usize, const V: usize, const U: usize, const G: usize, const
         new.ranges[at] = world.ranges[old];
         new.marks[at] = world.marks[old].map(|mark| match mark {
             Mark::Borrow { pfn, write, exec } => Mark::Borrow { pfn: frame(pfn), write, exec },
-            Mark::None | Mark::Poisoned => mark,
+            Mark::None | Mark::Poisoned | Mark::Device => mark,
         });
         new.vcpus[at] = world.vcpus[old];
         if world.vms[old].life == Life::Dying {
             // Nobody can see any more what the VM could see; what it borrows is still to be returned.
             let Vm { life, used, protected, pool, guest, borrowed, .. } = new.vms[at];
-            new.vms[at] = Vm { life, used, protected, pool, guest, borrowed, ipa_bits: 0, free: 0, gic: false };
+            new.vms[at] = Vm { life, used, protected, pool, guest, borrowed, ..Vm::default() };
             if borrowed == 0 {
                 new.ranges[at] = [None; RANGES];
                 new.marks[at] = [Mark::None; G];

@@ -14,6 +14,7 @@ mod board;
 mod cases;
 mod cells;
 mod digest;
+mod guarded;
 mod label;
 mod large;
 mod lock;

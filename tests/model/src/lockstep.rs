@@ -438,7 +438,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 return Err(format!("the guest finds {real:x?}, oracle says {x0:x} {x1:x}"));
             }
         }
-        let inner = self.acted(world, 0, self.registers(call), act, answer)?;
+        let inner = self.acted(world, 0, (self.registers(call), self.is_told(call)), act, answer)?;
         let cell = Cell { what: "VCPU_RUN", outcome: exit_name(answer.x[0]) };
         Ok(Taken { cell, inner: Some(inner), done: true })
     }
@@ -471,12 +471,13 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         }
     }
 
-    /// What the guest did once it ran, and how it came out.
+    /// What the guest did once it ran, and how it came out. Known are x0 to x3, if nobody else has run it since, and
+    /// whether it was given an exception.
     pub(crate) fn acted(
         &self,
         world: &mut World<P, V, U, G, C>,
         cpu: u8,
-        registers: Option<[u64; 4]>,
+        (registers, is_told): (Option<[u64; 4]>, bool),
         act: Act,
         answer: Answer,
     ) -> Result<Cell, String> {
@@ -513,10 +514,17 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 apply(world, &said, &env);
                 "goes through"
             }
+            Some(Done::Aborted) if is_told => "is told so itself",
             _ => return Err(format!("{act:x?} returns {registers:x?}, oracle permits {outcome:x?}")),
         };
         apply(world, &Said::Guest { cpu, act: Act::Interrupt }, &env);
         Ok(Cell { what, outcome })
+    }
+
+    /// Whether the vCPU was given an exception since this was asked last.
+    pub(crate) fn is_told(&self, call: Call) -> bool {
+        let Call::VcpuRun { vm, vcpu, mmio: _ } = call else { return false };
+        self.rig.take_injected(self.handle(vm), vcpu) != 0
     }
 
     pub(crate) fn registers(&self, call: Call) -> Option<[u64; 4]> {

@@ -35,7 +35,7 @@ impl<const P: usize, const V: usize, const U: usize, const G: usize, const C: us
             Entry::Runs(_) => {
                 let inner = inner.ok_or("the guest did not run")?;
                 tally.note(self.called(world, call, &[], inner, false)?);
-                self.acted(world, 0, None, Act::Interrupt, run)?.outcome
+                self.acted(world, 0, (None, false), Act::Interrupt, run)?.outcome
             }
         };
         self.compare(world)?;

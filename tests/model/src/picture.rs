@@ -61,6 +61,8 @@ pub struct VmView {
     pub vcpus: [Option<VcpuView>; 2],
     /// What it finds at each watched guest frame.
     pub gfns: Vec<GuestView>,
+    /// Whether its guest lets no access there leave.
+    pub barred: Vec<bool>,
     /// Which watched frames it may still reach there, on some CPU.
     pub reaches: Vec<u64>,
     /// What for, by its tables; none where nothing is mapped, or while it can not run.
@@ -134,6 +136,7 @@ impl Rig {
             gic: self.boards[slot].acquire().vgic().is_some(),
             vcpus: [0, 1].map(|index| self.vcpu_view(handle, VcpuIndex::existing(index, 2)?)),
             gfns: self.board.layout.gfns.iter().map(at).collect(),
+            barred: self.board.layout.gfns.iter().map(|gfn| memory.bars(Gfn::new(*gfn))).collect(),
             reaches: (0..self.board.layout.gfns.len()).map(|place| tlb.guest(slot, place)).collect(),
             rights: self.board.layout.gfns.iter().map(rights).collect(),
         }

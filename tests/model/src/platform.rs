@@ -39,7 +39,7 @@ pub(crate) struct Open<'r> {
     block: Block,
     lists: Lists,
     /// An access that faulted, at which instruction, and how often: it is made again if the guest goes on there.
-    faulted: Option<(Act, u64, u32)>,
+    faulted: Option<(Act, (u64, u64), u32)>,
 }
 
 /// How often a guest's access is made again within one run.
@@ -85,7 +85,8 @@ impl<'r> Loaded<'r> for Open<'r> {
         let rig = self.cpu.rig;
         rig.entered(self.cpu.number, regime.flushes);
         rig.guest_runs(self.cpu.number);
-        let pc = self.block.registers.pc;
+        // Where it is: with an exception that it was given it is elsewhere.
+        let pc = (self.block.registers.pc, self.block.registers.injected);
         let mut again = self.faulted.take().filter(|(_, at, _)| *at == pc).map(|(act, _, times)| (act, times));
         loop {
             let (act, times) = again.take().unwrap_or_else(|| (rig.next_act(self.cpu.number), 0));

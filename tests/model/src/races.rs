@@ -246,7 +246,7 @@ fn advance<const P: usize, const V: usize, const G: usize>(
         (Op::Run { who, vcpu, mmio, act }, _) if world.cpus[cpu].is_some() => {
             let call = Call::VcpuRun { vm: who, vcpu, mmio };
             let registers = if let Op::Run { .. } = ops[1 - cpu] { None } else { both.registers(call) };
-            both.acted(world, number, registers, act, answer).map(|_| ())
+            both.acted(world, number, (registers, false), act, answer).map(|_| ())
         }
         _ => Ok(()),
     }

@@ -330,6 +330,17 @@ impl Rig {
         Some([block[0], block[1], block[2], block[3]])
     }
 
+    /// How many exceptions a vCPU that nobody runs was given since this was asked last.
+    pub fn take_injected(&self, vm: u64, vcpu: u64) -> u64 {
+        let vms = self.board.vms();
+        let index = || Some((Handle::decode(vm).ok()?, VcpuIndex::decode(vcpu).ok()?));
+        let Some(claim) = index().and_then(|(vm, vcpu)| vms.claim(vm, vcpu, Purpose::Answer).ok()) else { return 0 };
+        let frame = claim.block();
+        let mut blocks = self.board.blocks();
+        let block = blocks.iter_mut().find(|(at, _)| *at == frame);
+        block.map_or(0, |(_, block)| core::mem::take(&mut block.registers.injected))
+    }
+
     /// The VMs that live or die: slot and handle.
     pub fn handles(&self) -> impl Iterator<Item = (usize, u64)> {
         self.board.vms().handles().map(|handle| (handle.slot().index(), handle.encode()))

@@ -55,6 +55,8 @@ pub enum Lattice {
     Ordinary,
     /// A VM of two vCPUs.
     Pair,
+    /// A guest that lets its host see some accesses outside RAM only.
+    Guarded,
 }
 
 impl Shape {
@@ -360,7 +362,10 @@ impl Shape {
             acts.push(call(guest::MEM_RELINQUISH, gfn, 0));
         }
         let known = |id| acts.iter().any(|act| matches!(act, Act::Call { id: there, .. } if *there == id));
-        let others = guest::CALLS.iter().map(|call| call.id).filter(|id| !known(*id) && *id != guest::PSCI_CPU_OFF);
+        // Those of devices have a world of their own.
+        let elsewhere =
+            |id| id == guest::PSCI_CPU_OFF || (guest::MMIO_GUARD_INFO..=guest::MMIO_GUARD_UNMAP).contains(&id);
+        let others = guest::CALLS.iter().map(|call| call.id).filter(|id| !known(*id) && !elsewhere(*id));
         let others: Vec<Act> = others.map(|id| Act::Call { id, x: [0; 3] }).collect();
         acts.extend(others);
         acts.push(call(guest::MEM_SHARE, GFN, 2));
@@ -421,6 +426,7 @@ impl Shape {
             Lattice::Apart => self.apart_of_vm(slot),
             Lattice::Ordinary => self.ordinary_of_vm(slot),
             Lattice::Pair => self.pair_of_vm(slot),
+            Lattice::Guarded => self.guarded_of_vm(slot),
         };
         let anywhere = match self.lattice {
             Lattice::Full => self.anywhere(),
@@ -428,6 +434,7 @@ impl Shape {
             Lattice::Races => self.races_anywhere(),
             Lattice::Ordinary => self.ordinary_anywhere(),
             Lattice::Pair => self.pair_anywhere(),
+            Lattice::Guarded => self.guarded_anywhere(),
         };
         (anywhere, (0..self.vms).map(of_vm).collect())
     }

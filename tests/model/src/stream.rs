@@ -158,7 +158,7 @@ impl<'r, const P: usize, const V: usize, const G: usize> Stream<'r, P, V, G> {
             if answered.is_some() && self.both.registers(call) != answered {
                 return Err(format!("the guest finds {:x?}, oracle says {answered:x?}", self.both.registers(call)));
             }
-            return self.both.acted(&mut self.world, 0, None, GuestAct::Interrupt, told).map(|_| ());
+            return self.both.acted(&mut self.world, 0, (None, false), GuestAct::Interrupt, told).map(|_| ());
         };
         for act in before {
             if self.passes(*act)? {
@@ -173,7 +173,7 @@ impl<'r, const P: usize, const V: usize, const G: usize> Stream<'r, P, V, G> {
         let said = Said::Guest { cpu: 0, act: told(act).ok_or("something that is not told, and not at the end")? };
         let outcome = (self.decide)(&self.world, &said, &Env::CALM);
         match outcome.done {
-            Some(Done::Allowed) => apply(&mut *self.world, &said, &Env::CALM),
+            Some(Done::Allowed | Done::Answered(_)) => apply(&mut *self.world, &said, &Env::CALM),
             Some(Done::Exit(_)) => return Ok(true),
             _ => {}
         }
@@ -184,8 +184,8 @@ impl<'r, const P: usize, const V: usize, const G: usize> Stream<'r, P, V, G> {
     fn end(&mut self, call: Call, act: Act, answer: Answer, after: &Picture) -> Result<(), String> {
         match told(act) {
             Some(act) => {
-                let registers = self.both.registers(call);
-                self.both.acted(&mut self.world, 0, registers, act, answer).map(|_| ())
+                let found = (self.both.registers(call), self.both.is_told(call));
+                self.both.acted(&mut self.world, 0, found, act, answer).map(|_| ())
             }
             None => self.adopt(&call, after),
         }

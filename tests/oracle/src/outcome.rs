@@ -93,6 +93,8 @@ pub enum Done {
     Answered([Value; 4]),
     /// An access goes through.
     Allowed,
+    /// A guest's access ends in an external abort of its own.
+    Aborted,
     /// The host's access ends in an alignment fault.
     Injected,
     /// The host's access took the page: it is the host's, zero, and the access goes through.

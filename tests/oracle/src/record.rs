@@ -102,6 +102,8 @@ pub enum Mark {
         /// It may execute.
         exec: bool,
     },
+    /// Outside RAM: its guest has opened it, for the host to emulate what is there.
+    Device,
 }
 
 /// A VM's life.
@@ -139,6 +141,10 @@ pub struct Vm {
     pub borrowed: u32,
     /// It has a `GICv3`. What that does is not specified here.
     pub gic: bool,
+    /// Its guest reaches outside of RAM what it has opened, and nothing else.
+    pub guarded: bool,
+    /// How many runs of guest frames are open.
+    pub windows: u8,
 }
 
 /// A vCPU's life.

@@ -8,6 +8,7 @@
 mod counted;
 mod ends;
 mod exits;
+mod guarded;
 mod storms;
 
 use std::collections::BTreeMap;
@@ -438,6 +439,7 @@ pub(crate) fn all() -> Result<(), String> {
     bench.close();
     rights(&hostile)?;
     wide(&hostile)?;
+    guarded::all(&hostile)?;
     interrupts::all(&hostile)?;
     ends::all(&hostile)?;
     storms::kicks(&hostile)?;

@@ -52,6 +52,8 @@ impl Slot {
             guest: 0,
             borrowed: 0,
             gic: false,
+            guarded: false,
+            windows: 0,
         },
         ranges: [None; RANGES],
         frames: None,

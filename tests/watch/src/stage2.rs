@@ -70,7 +70,7 @@ pub fn must(view: &View<'_>, slot: u8, gfn: u64) -> Must {
         (Some(pfn), _) => Must::Page { pfn, write: true, execute: true },
         (None, Mark::Borrow { pfn, write, exec }) => Must::Page { pfn, write, execute: exec },
         (None, Mark::Poisoned) => Must::Poison,
-        (None, Mark::None) => Must::Nothing,
+        (None, Mark::None | Mark::Device) => Must::Nothing,
     }
 }
 

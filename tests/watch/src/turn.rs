@@ -128,6 +128,11 @@ fn is_of_cpus(id: u32) -> bool {
     guest::CALLS.iter().any(|call| call.id == id && call.name.starts_with("PSCI"))
 }
 
+/// Whether a call says what of its devices a guest lets its host see.
+fn is_of_devices(id: u32) -> bool {
+    matches!(id, guest::MMIO_GUARD_ENROLL | guest::MMIO_GUARD_MAP | guest::MMIO_GUARD_UNMAP)
+}
+
 const fn exits(reason: u64, payload: u64) -> Outcome {
     Outcome::done(Done::Exit([Value::Is(reason), Value::Is(payload), Value::Is(0), Value::Is(0)]))
 }
@@ -149,9 +154,19 @@ impl Stopped {
         Self { reason, deadlines: seen.deadlines, first, looked: None, boards: 0 }
     }
 
-    /// The VM's lock is held for the last moment. Each look counts anew: el2 decides by its last.
-    pub fn look(&mut self, view: &View<'_>) {
-        if !matches!(self.reason, Reason::Act(Act::Call { id, .. }) if is_of_cpus(id)) {
+    /// The VM's lock is held for the last moment. Each look counts anew: el2 decides by its last. A call about devices
+    /// is carried out; twice is as good as once.
+    pub fn look(&mut self, view: &mut View<'_>) {
+        if let Reason::Act(act @ Act::Call { id, .. }) = self.reason
+            && is_of_devices(id)
+        {
+            let op = Op::Guest { cpu: 0, act };
+            let outcome = decide(view, &op, &Env::CALM);
+            if outcome.done.is_some() {
+                apply(view, &op, &Env::CALM);
+            }
+            self.looked = Some(outcome);
+        } else if !matches!(self.reason, Reason::Act(Act::Call { id, .. }) if is_of_cpus(id)) {
             self.looked = Some(self.reason.outcome(view));
         }
     }
@@ -202,7 +217,7 @@ impl Stopped {
         let right = match outcome.done {
             _ if calls && outcome.refused.has(x[0].cast_signed()) => x[1..] == [0; 3],
             Some(Done::Answered(values)) => values.iter().zip(x).all(|(value, x)| value.permits(x)),
-            Some(Done::Allowed | Done::Unsaid) => true,
+            Some(Done::Allowed | Done::Aborted | Done::Unsaid) => true,
             done => match reason_of(done) {
                 Some(hvc::EXIT_WFI) => gic && (!calls || x == [0; 4]),
                 _ => false,
@@ -287,6 +302,7 @@ fn is_of_controller(view: &View<'_>, gfn: u64) -> bool {
 fn is_of_ram(outcome: &Outcome) -> bool {
     match outcome.done {
         Some(Done::Exit([Value::Is(hvc::EXIT_CRASH), why, ..])) => why.permits(hvc::CRASH_POISONED),
+        Some(Done::Aborted) => false,
         done => reason_of(done) != Some(hvc::EXIT_MMIO),
     }
 }

@@ -31,11 +31,11 @@ const TAKES: &[(&str, By, usize)] = &[
     ("ledger::Ledger::write", By::Sign, 1),
     // A guest's: CPUs that it names in PSCI calls, and the frames of their redistributors.
     ("guest_power::Power::serve", By::Sign, 2),
-    ("vgic::window::Window::locate", By::Sign, 1),
+    ("run::board::may_hold", By::Sign, 1),
+    ("board::Board::holds", By::Sign, 1),
     ("board::Board::load", By::Sign, 1),
     ("board::Board::store", By::Sign, 1),
-    ("board::Board::answer_at_once", By::Sign, 1),
-    ("switch::enter", By::Sign, 1),
+    ("switch::enter", By::Sign, 2),
     // What these were made into, in memory since.
     ("calls::dispatch", SLOT, 15),
     ("calls::dispatch", VCPU, 4),

@@ -11,7 +11,7 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 16] = [
+const CASES: [&str; 17] = [
     "lockstep-2x2x2",
     "lockstep-2x1x2",
     "ordinary-2x2x1",
@@ -25,6 +25,7 @@ const CASES: [&str; 16] = [
     "ordinary-1x1x2",
     "idle-vcpus",
     "block",
+    "guarded-1x1x4",
     "no-memory",
     "batches",
     "controls",

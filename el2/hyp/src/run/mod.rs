@@ -10,11 +10,12 @@ mod board;
 mod space;
 
 use crate::calls::{Loaded, Platform, Stop, with_guest};
-use freehold_mem::Life;
 use freehold_mem::lock::{Mutex, Permit};
+use freehold_mem::{Ipa, Life};
 use freehold_virt::Refused;
 use freehold_virt::call::Reply;
 use freehold_virt::exit::{Crash, Exit};
+use freehold_virt::guard;
 use freehold_virt::guest_power::Arrival;
 use freehold_virt::handle::{Handle, VcpuIndex};
 use freehold_virt::measure::Shape;
@@ -167,22 +168,47 @@ impl<'a, P: Platform> Run<'a, P> {
             // It may change tables, and those of the host too.
             self.loaded.leave();
         }
+        match class {
+            CLASS_HVC => self.call(permit, trap, &ids),
+            CLASS_FETCH | CLASS_DATA => self.abort(permit, trap, &ids),
+            _ => {
+                let (registers, vcpu) = self.loaded.parts();
+                Ok(vcpu.handle(trap, registers, &View::nothing(&self.p.machine()), &ids))
+            }
+        }
+    }
+
+    /// A call of the guest's, with all of its memory in view.
+    fn call(&mut self, permit: &mut Permit, trap: Trap, ids: &IdView<'_>) -> Result<Next, Refused> {
         let (registers, vcpu) = self.loaded.parts();
-        let (world, slot, machine) = (self.p.world(), self.vm.slot().index(), self.p.machine());
-        Ok(match class {
-            CLASS_HVC => {
-                let mut both = world.host(permit).with_guest(world, slot).ok_or(Refused::WrongHandle)?;
-                let (host, guest) = both.get();
-                vcpu.handle(trap, registers, &View::owned(host, guest, &machine), &ids)
+        let (world, machine) = (self.p.world(), self.p.machine());
+        let mut both = world.host(permit).with_guest(world, self.vm.slot().index()).ok_or(Refused::WrongHandle)?;
+        let (host, guest) = both.get();
+        let call = [0, 1, 2, 3].map(|n| registers.x(n));
+        let guarded = if trap.esr & 0xffff == 0 { guard::serve(call, &mut guest.memory) } else { None };
+        let Some(code) = guarded else {
+            return Ok(vcpu.handle(trap, registers, &View::owned(host, guest, &machine), ids));
+        };
+        registers.answer([code.cast_unsigned(), 0, 0, 0]);
+        Ok(Next::Resume)
+    }
+
+    /// An abort. What the guest does not let out, and what a machine's controller does not take because no syndrome
+    /// describes it, is an external abort of the guest's.
+    fn abort(&mut self, permit: &mut Permit, trap: Trap, ids: &IdView<'_>) -> Result<Next, Refused> {
+        let (registers, vcpu) = self.loaded.parts();
+        let mut guest = self.p.world().guest(permit, self.vm.slot().index()).ok_or(Refused::WrongHandle)?;
+        let memory = &guest.get().memory;
+        let is_of_controller = || self.p.board(self.vm.slot()).acquire().holds(trap.address());
+        let is_barred = trap.misses() && memory.bars(Ipa::new(trap.address()).and_then(Ipa::gfn));
+        if !is_barred || is_of_controller() {
+            let next = vcpu.handle(trap, registers, &View::mapped(memory, &self.p.machine()), ids);
+            let is_lost = matches!(next, Next::Leave(Exit::Crash(Crash::NoSyndrome | Crash::Walk)));
+            if !is_lost || !is_of_controller() {
+                return Ok(next);
             }
-            CLASS_FETCH | CLASS_DATA => {
-                let mut guest = world.guest(permit, slot).ok_or(Refused::WrongHandle)?;
-                let next = vcpu.handle(trap, registers, &View::mapped(&guest.get().memory, &machine), &ids);
-                let is_lost = matches!(next, Next::Leave(Exit::Crash(Crash::NoSyndrome | Crash::Walk)));
-                let goes_on = is_lost && self.p.board(self.vm.slot()).acquire().abort(trap, registers);
-                if goes_on { Next::Resume } else { next }
-            }
-            _ => vcpu.handle(trap, registers, &View::nothing(&machine), &ids),
-        })
+        }
+        registers.inject_external(trap);
+        Ok(Next::Resume)
     }
 }

@@ -3,6 +3,7 @@
 
 mod broken;
 mod build;
+mod devices;
 mod edges;
 mod fake;
 mod life;

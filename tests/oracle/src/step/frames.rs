@@ -101,6 +101,8 @@ pub(super) fn vacancy(state: &impl State, slot: u8, gfn: u64) -> Statuses {
         Mark::None => Statuses::NONE,
         Mark::Poisoned => Statuses::one(hvc::GFN_POISONED),
         Mark::Borrow { .. } => Statuses::one(hvc::GFN_MAPPED),
+        // No RAM, which is said below.
+        Mark::Device => Statuses::NONE,
     };
     mark.when(state.backing(slot, gfn).is_some(), hvc::GFN_MAPPED)
         .when(!in_ram(state, slot, gfn), hvc::GFN_OUT_OF_RANGE)

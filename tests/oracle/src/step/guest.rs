@@ -4,8 +4,8 @@
 use freehold_uapi::{guest, hvc};
 
 use super::frames::in_ram;
-use super::power;
 use super::vcpu::exit;
+use super::{devices, power};
 use crate::op::Act;
 use crate::outcome::{Done, Outcome, Statuses, Value};
 use crate::record::{Content, Kind, Mark, Page, Pending, Power, Vcpu, VcpuLife};
@@ -23,6 +23,7 @@ pub(super) fn decide(s: &impl State, cpu: u8, act: &Act) -> Outcome {
     Outcome::done(match *act {
         Act::Access { ipa, size, store, described } => access(s, slot, ipa, size, store, described),
         Act::Fetch { ipa } if in_ram(s, slot, ipa / PAGE) => inside(s, slot, ipa / PAGE, Right::Execute),
+        Act::Fetch { ipa } | Act::Walk { ipa } if outside(s, slot, ipa) => Done::Aborted,
         Act::Fetch { .. } => exit_with(hvc::EXIT_CRASH, hvc::CRASH_NO_SYNDROME, 0, 0),
         Act::Walk { ipa } if in_ram(s, slot, ipa / PAGE) => inside(s, slot, ipa / PAGE, Right::Read),
         Act::Walk { .. } => exit_with(hvc::EXIT_CRASH, hvc::CRASH_WALK, 0, 0),
@@ -40,6 +41,9 @@ fn access(s: &impl State, slot: u8, ipa: u64, size: u8, store: Option<u64>, desc
     if in_ram(s, slot, ipa / PAGE) {
         return inside(s, slot, ipa / PAGE, if store.is_some() { Right::Write } else { Right::Read });
     }
+    if devices::bars(s, slot, ipa / PAGE) {
+        return Done::Aborted;
+    }
     if !described {
         return exit_with(hvc::EXIT_CRASH, hvc::CRASH_NO_SYNDROME, 0, 0);
     }
@@ -48,6 +52,11 @@ fn access(s: &impl State, slot: u8, ipa: u64, size: u8, store: Option<u64>, desc
         None => exit_with(hvc::EXIT_MMIO, ipa, size, 0),
         Some(value) => exit_with(hvc::EXIT_MMIO, ipa, size | hvc::MMIO_WRITE, value & mask(size)),
     }
+}
+
+/// Whether an address outside RAM is one that the guest keeps to itself.
+fn outside(s: &impl State, slot: u8, ipa: u64) -> bool {
+    !in_ram(s, slot, ipa / PAGE) && devices::bars(s, slot, ipa / PAGE)
 }
 
 /// The bits of a value of so many bytes.
@@ -74,13 +83,14 @@ fn inside(s: &impl State, slot: u8, gfn: u64, right: Right) -> Done {
         Mark::Poisoned => exit_with(hvc::EXIT_CRASH, hvc::CRASH_POISONED, 0, 0),
         Mark::Borrow { write, exec, .. } if lent(write, exec) => Done::Allowed,
         Mark::None if s.backing(slot, gfn).is_some() => Done::Allowed,
-        Mark::None | Mark::Borrow { .. } => exit_with(hvc::EXIT_MEM_FAULT, gfn, 0, 0),
+        Mark::None | Mark::Borrow { .. } | Mark::Device => exit_with(hvc::EXIT_MEM_FAULT, gfn, 0, 0),
     }
 }
 
 /// A call that is for protected guests alone.
 const fn protected_only(id: u32) -> bool {
-    matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH | guest::ATTEST)
+    let of_memory = matches!(id, guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH);
+    of_memory || matches!(id, guest::MMIO_GUARD_INFO..=guest::MMIO_GUARD_UNMAP | guest::ATTEST)
 }
 
 fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Outcome {
@@ -103,7 +113,8 @@ fn call(s: &impl State, slot: u8, id: u32, x: [u64; 3]) -> Outcome {
         }
         guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH => request(s, slot, id, x),
         guest::HYP_MEMINFO => Outcome::refused(Statuses::one(guest::INVALID_PARAMETER)),
-        _ => power::decide(s, slot, id, x)
+        _ => devices::decide(s, slot, id, x)
+            .or_else(|| power::decide(s, slot, id, x))
             .or_else(|| power::random(id, x))
             .unwrap_or(Outcome::refused(Statuses::one(guest::NOT_SUPPORTED))),
     }
@@ -194,6 +205,7 @@ pub(super) fn apply(s: &mut impl State, cpu: u8, act: &Act) {
         Some(Done::Answered(_)) => {
             if let Act::Call { id, x } = *act {
                 power::start(s, slot, id, x);
+                devices::apply(s, slot, id, x);
             }
         }
         _ => {}
@@ -204,7 +216,7 @@ pub(super) fn apply(s: &mut impl State, cpu: u8, act: &Act) {
 fn store(s: &mut impl State, slot: u8, gfn: u64) {
     let (pfn, shared) = match s.mark(slot, gfn) {
         Mark::Borrow { pfn, .. } => (Some(pfn), Content::Public),
-        Mark::None | Mark::Poisoned => (s.backing(slot, gfn), Content::Shared),
+        Mark::None | Mark::Poisoned | Mark::Device => (s.backing(slot, gfn), Content::Shared),
     };
     if let Some(pfn) = pfn {
         let page = s.page(pfn);

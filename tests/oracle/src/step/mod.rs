@@ -6,6 +6,7 @@
 //! does not name) is left out.
 
 mod change;
+mod devices;
 mod driver;
 mod frames;
 mod guest;

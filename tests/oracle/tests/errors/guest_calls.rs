@@ -15,6 +15,10 @@ const TABLE: &[Row] = &[
     (guest::HYP_MEMINFO, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [0, 0, 1]),
     (guest::MEM_SHARE, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [BEGIN + 8, 1, 0]),
     (guest::MEM_UNSHARE, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [BEGIN, 1, 0]),
+    (guest::MMIO_GUARD_INFO, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [1, 0, 0]),
+    (guest::MMIO_GUARD_ENROLL, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [0, 1, 0]),
+    (guest::MMIO_GUARD_MAP, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [BEGIN, 0, 0]),
+    (guest::MMIO_GUARD_UNMAP, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [0x900_0001, 0, 0]),
     (guest::MEM_RELINQUISH, "INVALID_PARAMETER", guest::INVALID_PARAMETER, [BEGIN, 1, 0]),
     (guest::PSCI_SYSTEM_RESET2, "INVALID_PARAMETERS", guest::INVALID_PARAMETERS, [1, 0, 0]),
     (guest::PSCI_SYSTEM_RESET2_64, "INVALID_PARAMETERS", guest::INVALID_PARAMETERS, [1, 0, 0]),
@@ -75,6 +79,10 @@ fn each_call_is_served_with_other_arguments() {
         (guest::PSCI_AFFINITY_INFO, [1, 0, 0]),
         (guest::PSCI_AFFINITY_INFO_64, [1, 0, 0]),
         (guest::ATTEST, [1, 2, 3]),
+        (guest::MMIO_GUARD_INFO, [0; 3]),
+        (guest::MMIO_GUARD_ENROLL, [0; 3]),
+        (guest::MMIO_GUARD_MAP, [0x900_0000, 0, 0]),
+        (guest::MMIO_GUARD_UNMAP, [0x900_0000, 0, 0]),
     ];
     for (id, x) in good {
         let outcome = called(id, x);

@@ -205,3 +205,32 @@ fn a_wait_ends_when_a_timer_of_its_guest_fires_and_at_no_other_time() {
     ends(&rig, vm, 0, opened.into_iter().chain(armed).collect(), [EXIT_WFI, 0x5_0001, 0, 0]);
     ends(&rig, vm, 0, vec![timer(1, 3), trap(1 << 26, 0)], [EXIT_WFI, 0, 0, 0]);
 }
+
+/// More runs than a guest may have open, each way to reach for what is not, and what is: as the specification says it.
+#[test]
+fn what_a_guest_does_not_let_out_stays_in_it() {
+    let open = |n: u64| call(guest::MMIO_GUARD_MAP, DEVICE + n * 0x2000, 0);
+    let shut = |n: u64| call(guest::MMIO_GUARD_UNMAP, DEVICE + n * 0x2000, 0);
+    let reach = |at: u64| [WORD, WORD | STORE, WORD & !(1 << 24), FETCH | 7, DATA | WALK | 7].map(|esr| trap(esr, at));
+    for gic in [false, true] {
+        let rig = Rig::new(Fault::None);
+        let vm = vm(&rig, gic);
+        let mut acts = vec![call(guest::MMIO_GUARD_ENROLL, 1, 0), call(guest::MMIO_GUARD_ENROLL, 0, 0)];
+        acts.extend((0..guest::MMIO_RUNS + 3).map(open));
+        acts.extend([call(guest::MMIO_GUARD_MAP, GUEST_RAM << 12, 0), call(guest::MMIO_GUARD_MAP, DEVICE + 8, 0)]);
+        // Two runs become one; another one has room then, and the one can not be two again.
+        acts.extend([call(guest::MMIO_GUARD_MAP, DEVICE + 0x1000, 0), open(40)]);
+        acts.extend([call(guest::MMIO_GUARD_UNMAP, DEVICE + 0x1000, 0), shut(40)]);
+        acts.extend([call(guest::MMIO_GUARD_UNMAP, DEVICE + 0x1000, 0), shut(7), shut(7)]);
+        for at in [DEVICE + 7 * 0x2000, DEVICE + 40 * 0x2000, DEVICE - 0x1000, 0] {
+            acts.extend(reach(at));
+        }
+        if gic {
+            // Of a controller the frames, and not what is beside them.
+            acts.extend(reach((FRAMES + 15) << 12).into_iter().chain(reach((FRAMES + 16) << 12)));
+        }
+        acts.push(trap(WORD, DEVICE + 0x1_2004));
+        ends(&rig, vm, 0, acts, [EXIT_MMIO, DEVICE + 0x1_2004, 4, 0]);
+        assert_eq!(rig.call(VM_DESTROY, &[vm])[0], 0);
+    }
+}

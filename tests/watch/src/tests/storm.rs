@@ -70,7 +70,7 @@ impl Random {
 }
 
 /// Guest calls that are about neither memory nor a start.
-const QUICK: [u64; 12] = [
+const QUICK: [u64; 13] = [
     guest::PSCI_CPU_OFF as u64,
     guest::PSCI_CPU_SUSPEND as u64,
     guest::PSCI_SYSTEM_OFF as u64,
@@ -78,6 +78,7 @@ const QUICK: [u64; 12] = [
     guest::PSCI_SYSTEM_RESET2 as u64,
     guest::VENDOR_FEATURES as u64,
     guest::HYP_MEMINFO as u64,
+    guest::MMIO_GUARD_INFO as u64,
     guest::PSCI_VERSION as u64,
     guest::PSCI_FEATURES as u64,
     guest::PSCI_AFFINITY_INFO as u64,
@@ -147,7 +148,16 @@ pub(super) fn one(rig: &Rig, r: &mut Random) -> bool {
             call = QUICK[usize::try_from(far >> 8).unwrap_or(0) % QUICK.len()];
         }
         let of_cpus = call & 0xff00_0000 == 0xC400_0000 || call & 0xff00_0000 == 0x8400_0000;
-        let x1 = if of_cpus { r.below(4) } else { (GUEST_RAM + r.below(if far & 3 == 0 { 64 } else { 6 })) << 12 };
+        if r.below(8) == 0 {
+            call = [0xC600_0006, 0xC600_0007, 0xC600_0008][usize::try_from(r.below(3)).unwrap()];
+        }
+        let x1 = if call == 0xC600_0006 {
+            0
+        } else if of_cpus {
+            r.below(4)
+        } else {
+            (GUEST_RAM + r.below(if far & 3 == 0 { 64 } else { 6 })) << 12
+        };
         let x2 = if of_cpus { 4 * r.below(2) } else { r.below(3) };
         let x = [call | r.below(2) << 16, x1, if r.below(16) == 0 { r.next() } else { x2 }, 0];
         // Further calls of the same turn.

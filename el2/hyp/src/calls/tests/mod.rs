@@ -2,6 +2,7 @@
 //! The calls as the host makes them, on a machine of words in a map.
 
 mod cpus;
+mod guarded;
 mod interrupts;
 mod kept;
 mod measure;

@@ -156,12 +156,14 @@ pub(super) struct Fake {
     pub(super) pstate: u64,
     pub(super) kept: Vec<u64>,
     pub(super) injected: u32,
+    /// What was injected last.
+    pub(super) told: Option<(u64, Option<u64>)>,
 }
 
 impl Fake {
     /// As after a reset.
     pub(super) fn new() -> Self {
-        Self { x: [0; 31], pc: 0, pstate: 0x3c5, kept: vec![0; 90], injected: 0 }
+        Self { x: [0; 31], pc: 0, pstate: 0x3c5, kept: vec![0; 90], injected: 0, told: None }
     }
 }
 
@@ -189,8 +191,9 @@ impl Registers for Fake {
     fn kept(&mut self, n: usize) -> Option<&mut u64> {
         self.kept.get_mut(n)
     }
-    fn inject(&mut self, _: u64, _: Option<u64>) {
+    fn inject(&mut self, esr: u64, far: Option<u64>) {
         self.injected += 1;
+        self.told = Some((esr, far));
     }
 }
 
