@@ -1044,7 +1044,7 @@ static int access_nofault(u64 *at, struct fh_access *ask)
 struct sacrifice {
 	u64 *at;
 	u64 value;
-	bool write;
+	u32 write;
 	bool survived;
 	struct completion go;
 };
@@ -1054,7 +1054,9 @@ static int sacrifice_fn(void *data)
 	struct sacrifice *s = data;
 
 	wait_for_completion(&s->go);
-	if (s->write)
+	if (s->write == FH_DO_FETCH)
+		((void (*)(void))s->at)();
+	else if (s->write)
 		WRITE_ONCE(*s->at, s->value);
 	else
 		s->value = READ_ONCE(*s->at);
@@ -1097,6 +1099,36 @@ static int access_thread(u64 *at, struct fh_access *ask)
 	return result;
 }
 
+/* Lets the kernel execute what is at this address of its own: a page's, which no mapping of a module may be. */
+static int make_executable(void *at)
+{
+	u64 *entry = level2_of((u64)at);
+
+	if (!entry)
+		return -ENXIO;
+	entry = phys_to_virt(READ_ONCE(*entry) & TABLE_FRAME);
+	entry += (u64)at >> PAGE_SHIFT & 511;
+	WRITE_ONCE(*entry, READ_ONCE(*entry) & ~PTE_PXN);
+	asm volatile("dsb ishst\ntlbi vmalle1is\ndsb ish\n"
+		     "ic ialluis\ndsb ish\nisb" ::: "memory");
+	return 0;
+}
+
+static int fetch_thread(struct fh_access *ask)
+{
+	struct page *page = pfn_to_page(ask->pfn);
+	void *at = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	int result;
+
+	if (!at)
+		return -ENOMEM;
+	result = make_executable(at);
+	if (!result)
+		result = access_thread(at, ask);
+	vunmap(at);
+	return result;
+}
+
 static long do_access(void __user *arg)
 {
 	struct fh_access ask;
@@ -1107,6 +1139,10 @@ static long do_access(void __user *arg)
 		return -EFAULT;
 	if (ask.offset > PAGE_SIZE - 8 || ask.offset % 8)
 		return -EINVAL;
+	if (ask.write == FH_DO_FETCH) {
+		ask.result = pfn_valid(ask.pfn) ? fetch_thread(&ask) : -ENXIO;
+		return copy_to_user(arg, &ask, sizeof(ask)) ? -EFAULT : 0;
+	}
 	if (ask.how == FH_HOW_FRESH || ask.how == FH_HOW_FRESH_THREAD) {
 		fresh = memremap(PFN_PHYS(ask.pfn), PAGE_SIZE, MEMREMAP_WB);
 		if (!fresh)

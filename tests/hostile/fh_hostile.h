@@ -133,6 +133,7 @@ struct fh_hold {
 #define FH_DO_ZERO_TAG	10	/* STZG: zeroes a granule and gives it tag 3 */
 #define FH_DO_BLOCK_TAG	11	/* DC GZVA: zeroes a block and gives it a tag */
 #define FH_DO_KERNEL_WALK	12	/* LDR of an address of the kernel's half, by a level-3 table that is the frame */
+#define FH_DO_FETCH	13	/* a call of its first instruction, always in a thread that may die */
 
 #define FH_HOW_LINEAR	0	/* the linear map, nofault helpers */
 #define FH_HOW_FRESH	1	/* a fresh memremap() mapping, nofault helpers */

@@ -78,6 +78,8 @@ const ODD_WAYS: &str = "DC ZVA EFAULT, LDXR EFAULT, CAS EFAULT, PRFM done";
 const TAGS: &str = "DC GZVA EFAULT, STZG EFAULT, STG EFAULT, LDG EFAULT 0";
 const TABLES: &str = "load EFAULT, AT EFAULT";
 const THREAD: &str = "load died, store died";
+/// `RET`.
+const RET: u64 = 0xd65f_03c0;
 
 /// A process touches the frame through a PTE that the kernel made for it.
 fn through_process(hostile: &Hostile, frame: u64) -> String {
@@ -179,6 +181,8 @@ fn tools_work(hostile: &Hostile) {
         format!("done {frame:#x}, 0"),
         format!("{done} {:#x}, {}", par >> 12 & 0xf_ffff_ffff, par & 1),
     );
+    hostile.access(frame, How::Linear, Some(RET));
+    STEP.same("tools: kernel fetch", "done", hostile.odd(frame, Odd::Fetch));
     hostile.access(frame, How::Linear, Some(77));
     STEP.same("tools: plain load", "(\"done\", 77)", format!("{:?}", hostile.access(frame, How::Thread, None)));
     match hostile.map(frame, 1) {
@@ -350,6 +354,8 @@ pub(crate) fn attack() -> Result<(), String> {
     // (c) The kernel itself, by its linear map.
     counted(&hostile, "linear-map", KERNEL, 2, || through_kernel(&hostile, frame, How::Linear));
     counted(&hostile, "linear-map-plain", THREAD, 2, || through_kernel(&hostile, frame, How::Thread));
+    // A fault that el2 injects is an oops of a data abort's kin; an instruction that ran would be one of another name.
+    counted(&hostile, "kernel-fetch", "died", 1, || hostile.odd(frame, Odd::Fetch));
     counted(&hostile, "odd-ways", ODD_WAYS, 3, || through_odd_ways(&hostile, frame));
     counted(&hostile, "own-tables-in-it", TABLES, 2, || through_tables(&hostile, frame));
     through_kernels_tables(&hostile)?;

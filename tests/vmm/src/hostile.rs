@@ -171,6 +171,8 @@ pub(crate) enum Odd {
     BlockTag = 11,
     /// `LDR` of an address of the kernel's half, by a level-3 table that is the frame.
     KernelWalk = 12,
+    /// A call of the frame's first instruction, in a thread of its own.
+    Fetch = 13,
 }
 
 /// The module's device.
