@@ -8,7 +8,7 @@ use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{Book, File, Freeze, Owner as Whose, Pages, Report, Thread, Wake};
 use freehold_driver_core::give::{List, Lists};
 use freehold_driver_core::notify::Notice;
-use freehold_driver_core::page::{Origin, Page, Span};
+use freehold_driver_core::page::{Initial, Origin, Page, Span};
 use freehold_driver_core::pool::Frames;
 use freehold_driver_core::status::Refused;
 use freehold_oracle::{apply, decide, Call, Done, Env, File as Stands, Op, State as _, Value, Who, World};
@@ -59,21 +59,24 @@ pub(super) struct Kernel {
     report: Cell<Report>,
     notice: RefCell<Notice>,
     list: RefCell<Vec<Record>>,
+    /// What each offset of a new file is.
+    pub(super) initial: Initial,
     fault: Fault,
 }
 
 impl Kernel {
     /// The file is new, and `spec` says where the VM stands.
-    pub(super) fn new(spec: Spec, fault: Fault) -> Self {
+    pub(super) fn new(spec: Spec, initial: Initial, fault: Fault) -> Self {
         Self {
             spec: RefCell::new(spec),
             frames: RefCell::default(),
-            pages: RefCell::new([Page::Host; PAGES]),
+            pages: RefCell::new([initial.page(); PAGES]),
             attempts: RefCell::default(),
             next: Cell::default(),
             report: Cell::default(),
             notice: RefCell::default(),
             list: RefCell::default(),
+            initial,
             fault,
         }
     }

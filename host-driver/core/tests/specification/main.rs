@@ -7,6 +7,7 @@
 //! are sequences of moves. Where the two are not asked the same thing, the reason stands at its place in `predict`.
 
 mod kernel;
+mod predict;
 
 use freehold_driver_core::convert::{bereave, empty, populate, punch, to_private, to_shared, Giver, Mode, Nobody};
 use freehold_driver_core::drain::{begin, Aim, Begun, Rest, Step as Tried};
@@ -15,10 +16,10 @@ use freehold_driver_core::file::File;
 use freehold_driver_core::give::ToVm;
 use freehold_driver_core::guest::{relinquish, share, unshare};
 use freehold_driver_core::page::{HostFault, Initial, Page, Span};
-use freehold_oracle::{apply, decide, Act, Call, Env, File as Stands, Kind, Life, Move, Op, Owner, Pending};
-use freehold_oracle::{State as _, Who};
-use freehold_uapi::{guest, hvc};
-use kernel::{el2, Below, Fault, Hurried, Kernel, Spec, FIRST, GFN, PAGES, POOL, VM};
+use freehold_oracle::{Kind, Life, Move, Owner, State as _};
+use freehold_uapi::guest;
+use kernel::{el2, Below, Fault, Hurried, Kernel, FIRST, GFN, PAGES, VM};
+use predict::{ask, first, named, predict, request};
 use std::collections::{BTreeMap, HashSet};
 
 /// What can happen.
@@ -44,6 +45,7 @@ struct Size {
     pages: u64,
     attempts: u8,
     holders: u8,
+    initial: Initial,
 }
 
 /// Whether it was done; `None`: the engine can not be asked.
@@ -55,140 +57,6 @@ fn one(page: u64) -> Span {
 
 fn all() -> Span {
     Span::new(0, PAGES as u64).unwrap()
-}
-
-fn play(spec: &mut Spec, op: Op) -> bool {
-    let done = decide(spec, &op, &Env::CALM).done.is_some();
-    if done {
-        apply(spec, &op, &Env::CALM);
-    }
-    done
-}
-
-fn host(spec: &mut Spec, call: Call) -> bool {
-    play(spec, Op::Host { cpu: 0, call })
-}
-
-fn ask(spec: &mut Spec, id: u32, page: u64) -> bool {
-    let ran = host(spec, Call::VcpuRun { vm: Who::Slot(0), vcpu: 0, mmio: 0 });
-    if ran && spec.cpu(0).is_some() {
-        play(spec, Op::Guest { cpu: 0, act: Act::Call { id, x: [(GFN + page) << 12, 0, 0] } });
-        if spec.cpu(0).is_some() {
-            play(spec, Op::Guest { cpu: 0, act: Act::Interrupt });
-        }
-    }
-    ran
-}
-
-/// The machine in which everything begins: a VM that was declared, and a file without a page.
-fn first() -> Spec {
-    let mut spec = Spec::new(FIRST, GFN);
-    let vm = Who::Slot(0);
-    assert!(host(&mut spec, Call::VmCreate { flags: hvc::VM_PROTECTED, ipa_bits: 40, pfn: POOL, count: 1 }));
-    assert!(host(&mut spec, Call::VmRange { vm, gfn: GFN, count: PAGES as u64 }));
-    assert!(host(&mut spec, Call::VcpuCreate { vm, vcpu: 0 }));
-    spec
-}
-
-/// The page that a move is about, if it names one.
-fn named(step: &Move) -> Option<u64> {
-    match *step {
-        Move::Populate { pfn } | Move::Fill { pfn } | Move::Pin { pfn } | Move::Unpin { pfn } => Some(pfn - FIRST),
-        Move::Drain { pfn, .. } | Move::Freeze { pfn, .. } | Move::Cancel { pfn, .. } => Some(pfn - FIRST),
-        Move::Thaw { pfn } | Move::Donate { pfn, .. } | Move::Punch { pfn } => Some(pfn - FIRST),
-        Move::Close { pfn } | Move::Reclaim { pfn, .. } => Some(pfn - FIRST),
-        Move::Accept { .. } => None,
-    }
-}
-
-/// What the guest waits for, and the page that it is about.
-fn request(spec: &Spec) -> Option<(Kind, u64)> {
-    match spec.vcpu(0, 0).pending {
-        Pending::Request { kind, gfn, .. } => Some((kind, u64::from(gfn) - GFN)),
-        Pending::None | Pending::Load { .. } | Pending::Answer { .. } => None,
-    }
-}
-
-/// All of them, or none.
-fn sequence(spec: &Spec, steps: &[Move]) -> Option<Spec> {
-    let mut after = *spec;
-    steps.iter().all(|step| play(&mut after, Op::Driver(*step))).then_some(after)
-}
-
-/// What the specification says of a step: whether it is done, and what stands then.
-fn predict(kernel: &Kernel, step: &Step) -> (bool, Spec) {
-    let before = kernel.world();
-    let mut after = before;
-    let done = match *step {
-        Step::One(step) => {
-            // Of a frozen page the specification does not know whether an attempt has it still: it is nobody else's then.
-            let has = named(&step).is_some_and(|page| kernel.by(page).is_some());
-            let done = !(has && matches!(step, Move::Punch { .. })) && play(&mut after, Op::Driver(step));
-            // An attempt whose donation is refused is over, and puts its page back.
-            if let (Move::Donate { pfn, .. }, false, true) = (step, done, has) {
-                play(&mut after, Op::Driver(Move::Thaw { pfn }));
-            }
-            done
-        }
-        Step::Convert { give } => return convert(kernel, &before, give),
-        Step::TakeBack(page) => {
-            let (pfn, by) = (FIRST + page, u8::MAX);
-            let steps = [Move::Drain { pfn, by }, Move::Freeze { pfn, by }, Move::Accept { slot: 0, vcpu: 0 }];
-            let is_asked = request(&before) == Some((Kind::Unshare, page)) && before.page(pfn).file == Stands::Lent;
-            let made = is_asked.then(|| sequence(&before, &steps)).flatten();
-            after = made.unwrap_or(before);
-            made.is_some()
-        }
-        Step::Ask(id, page) => ask(&mut after, id, page),
-        Step::End => return end(&before),
-        Step::Close => {
-            for page in 0..PAGES as u64 {
-                play(&mut after, Op::Driver(Move::Close { pfn: FIRST + page }));
-            }
-            true
-        }
-    };
-    (done, after)
-}
-
-/// The whole file is frozen, or nothing of it; and donated in one call, or nothing of it.
-fn convert(kernel: &Kernel, before: &Spec, give: bool) -> (bool, Spec) {
-    let by = u8::MAX;
-    let stands = |page: u64| before.page(FIRST + page).file;
-    let refuses = |page: &u64| kernel.by(*page).is_some() || stands(*page) == Stands::Lent;
-    if (0..PAGES as u64).any(|page| refuses(&page)) {
-        return (false, *before);
-    }
-    let taken: Vec<u64> = (0..PAGES as u64).filter(|page| stands(*page) == Stands::Host).collect();
-    let steps = |make: &dyn Fn(u64) -> Move| taken.iter().map(|page| make(FIRST + page)).collect::<Vec<_>>();
-    let drained = [steps(&|pfn| Move::Drain { pfn, by }), steps(&|pfn| Move::Freeze { pfn, by })].concat();
-    let Some(frozen) = sequence(before, &drained) else { return (false, *before) };
-    let given = steps(&|pfn| Move::Donate { pfn, slot: 0, gfn: GFN + pfn - FIRST });
-    match give.then(|| sequence(&frozen, &given)) {
-        None => (true, frozen),
-        Some(Some(given)) => (true, given),
-        Some(None) => (false, *before),
-    }
-}
-
-fn end(before: &Spec) -> (bool, Spec) {
-    let mut after = *before;
-    for pfn in (0..PAGES as u64).map(|page| FIRST + page) {
-        if let Stands::Draining { by } = after.page(pfn).file {
-            assert!(play(&mut after, Op::Driver(Move::Cancel { pfn, by })));
-        }
-        // What an attempt has frozen, and what is held: the VM that it was for has gone.
-        if after.page(pfn).file == Stands::Frozen {
-            assert!(play(&mut after, Op::Driver(Move::Thaw { pfn })));
-        }
-    }
-    let done = host(&mut after, Call::VmDestroy { vm: Who::Slot(0) });
-    for pfn in (0..PAGES as u64).map(|page| FIRST + page) {
-        if matches!(after.page(pfn).owner, Owner::Guest { .. }) {
-            assert!(play(&mut after, Op::Driver(Move::Reclaim { pfn, slot: 0 })));
-        }
-    }
-    (done, after)
 }
 
 fn giver<'a>(
@@ -228,7 +96,7 @@ fn make(kernel: &Kernel, step: &Step) -> Made {
             // Held pages are new ones then, without a frame: the specification has no move that forgets a frame at an end.
             let held = (0..PAGES as u64).filter(|page| kernel.page(*page) == Page::Held).collect::<Vec<_>>();
             held.into_iter().for_each(|page| to_shared(file, one(page)).unwrap());
-            assert_eq!(reclaim_pages(file, all(), Initial::Host, &below, VM, &Hurried), 0, "lost");
+            assert_eq!(reclaim_pages(file, all(), kernel.initial, &below, VM, &Hurried), 0, "lost");
             Some(done)
         }
         Step::Close => {
@@ -338,7 +206,7 @@ fn accept(kernel: &Kernel) -> Made {
     let accepts = |count| below.guest_accept(VM, 0, count);
     match kind {
         Kind::Share => Some(share(kernel, one(page), accepts).is_ok_and(|count| count > 0)),
-        Kind::Relinquish => Some(relinquish(kernel, one(page), Initial::Host, accepts).is_ok_and(|count| count > 0)),
+        Kind::Relinquish => Some(relinquish(kernel, one(page), kernel.initial, accepts).is_ok_and(|count| count > 0)),
         // Behind an attempt that has frozen the page; `Step::TakeBack` is the whole of it.
         Kind::Unshare => {
             let ready = kernel.at(page).frozen && kernel.by(page).is_some();
@@ -406,8 +274,15 @@ fn name(step: &Step) -> String {
 /// If they differ.
 fn both(kernel: &Kernel, step: &Step) -> Result<Made, String> {
     let (done, after) = predict(kernel, step);
+    let guests = |page: &u64| matches!(kernel.page(*page), Page::Given | Page::Lent);
+    let before: Vec<u64> = (0..PAGES as u64).filter(guests).collect();
     let made = make(kernel, step);
     let is = kernel.world();
+    // The specification does not say who may map a page that there is not: as in a new file.
+    let renewed = |page: &u64| kernel.at(*page).there || kernel.page(*page) == kernel.initial.page();
+    if !matches!(step, Step::Close) && !before.iter().all(renewed) {
+        return Err(format!("{step:?}: what the guest has given back is {:?}", kernel.pages.borrow()));
+    }
     match made {
         Some(made) if made != done => Err(format!("{step:?}: the specification says done {done}, the engine {made}")),
         Some(_) if is != after => Err(format!("{step:?}: it is\n{is:?}\nand should be\n{after:?}")),
@@ -416,7 +291,7 @@ fn both(kernel: &Kernel, step: &Step) -> Result<Made, String> {
 }
 
 fn explore(size: Size, fault: Fault) -> Result<Count, String> {
-    let start = || Kernel::new(first(), fault);
+    let start = || Kernel::new(first(), size.initial, fault);
     let (mut seen, mut ways, mut count) = (HashSet::new(), vec![Vec::new()], Count::default());
     seen.insert((start().world(), start().beside()));
     let mut next = 0;
@@ -468,18 +343,23 @@ fn holds(size: Size, expected: [usize; 2]) {
 
 #[test]
 fn the_engine_moves_a_page_as_the_specification_says() {
-    holds(Size { pages: 1, attempts: 2, holders: 2 }, [424, 6128]);
+    holds(Size { pages: 1, attempts: 2, holders: 2, initial: Initial::Host }, [424, 6128]);
 }
 
 #[test]
 fn the_engine_moves_two_pages_as_the_specification_says() {
-    holds(Size { pages: 2, attempts: 1, holders: 1 }, [4068, 99_992]);
+    holds(Size { pages: 2, attempts: 1, holders: 1, initial: Initial::Host }, [4068, 99_992]);
+}
+
+#[test]
+fn the_engine_moves_a_page_of_a_private_file_as_the_specification_says() {
+    holds(Size { pages: 1, attempts: 2, holders: 1, initial: Initial::Vacant }, [162, 2324]);
 }
 
 /// The controls: a kernel that does something else is found out, by the step that it is about.
 #[test]
 fn a_kernel_that_does_something_else_is_noticed() {
-    let size = Size { pages: 1, attempts: 1, holders: 1 };
+    let size = Size { pages: 1, attempts: 1, holders: 1, initial: Initial::Host };
     for (fault, step) in [
         (Fault::FreezesWhatIsHeld, "Pin { pfn: 262144 }], then Convert"),
         (Fault::LosesDonations, "then Convert"),
