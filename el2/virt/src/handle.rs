@@ -7,11 +7,14 @@
 use crate::Refused;
 use freehold_mem::confine;
 
-/// VM slots. A power of two, as [`MAX_VCPUS`].
+/// VM slots.
 pub const MAX_VMS: usize = 64;
 
 /// vCPUs that a VM may have.
 pub const MAX_VCPUS: usize = 8;
+
+// An index is cut to them by its low bits.
+const _: () = assert!(MAX_VMS.is_power_of_two() && MAX_VCPUS.is_power_of_two());
 
 /// Bits of a generation: more than a machine can use up in a lifetime; see [`Generation::next`].
 const GENERATION_BITS: u32 = 40;
