@@ -2,7 +2,9 @@
 //! The nth allocation of a call fails, for every n: the answer is ENOMEM or a success, what was there is as it was, and
 //! the same call goes through afterwards. Needs a kernel that fails allocations on demand: `--kernel debug`.
 
+use std::cell::{Cell, RefCell};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 
 use freehold_uapi::ioctl::*;
@@ -86,6 +88,24 @@ fn each<S>(
     Ok(())
 }
 
+/// A call that makes no allocation of its own, so that none of them can fail.
+fn needs_none<S>(
+    case: &str,
+    fault: &Fault,
+    mut make: impl FnMut() -> Result<S, String>,
+    mut call: impl FnMut(&mut S) -> String,
+) -> Result<(), String> {
+    let mut subject = make()?;
+    let (answer, injected) = fault.run(1, || call(&mut subject))?;
+    let failed = if injected { "one" } else { "no" };
+    STEP.same(
+        &format!("{case}: needs no memory"),
+        "0, no allocation failed",
+        format!("{answer}, {failed} allocation failed"),
+    );
+    Ok(())
+}
+
 /// Has the file have all of its pages.
 fn reserved(gmem: &Gmem, size: u64) -> String {
     outcome(sys::fallocate(gmem, libc::FALLOC_FL_KEEP_SIZE, 0, size.cast_signed()))
@@ -99,7 +119,10 @@ pub(crate) fn all() -> Result<(), String> {
     creations(&fault)?;
     contents(&fault)?;
     conversions(&fault)?;
+    slots(&fault)?;
+    the_host(&fault)?;
     a_guest(&fault)?;
+    a_running_guest(&fault)?;
     settle(STEP, "starved: all is as before", &hostile, &rest);
     Ok(())
 }
@@ -149,12 +172,100 @@ fn conversions(fault: &Fault) -> Result<(), String> {
     };
     let now = |(_, gmem): &mut (VmFd, Gmem)| converted(gmem.to_private_now(0, size));
     each("starved: convert what a slot has", fault, bound, now, now)?;
+    // Nobody holds a page, so it is given at once.
+    let notify = |(_, gmem): &mut (VmFd, Gmem)| converted(gmem.to_private_notify(0, size, 0));
+    each("starved: notify what a slot has", fault, bound, notify, notify)?;
     let attributes = |(vm, _): &mut (VmFd, Gmem)| {
         let attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE;
         let mut ask = MemoryAttributes { address: proto::RAM_BASE, size, attributes, flags: 0 };
         outcome(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, &mut ask))
     };
     each("starved: attributes", fault, bound, attributes, attributes)
+}
+
+/// Slots of memory that the VMM has, and of a file's pages that are lent.
+fn slots(fault: &Fault) -> Result<(), String> {
+    let memory = sys::Mapping::anonymous(bytes(PAGES), false).map_err(errno_name)?;
+    let plain = |vm: &mut VmFd| {
+        let (guest_phys_addr, memory_size) = (proto::RAM_BASE, PAGES * PAGE);
+        let userspace_addr = memory.at(0) as u64;
+        let mut ask = MemoryRegion { slot: 0, flags: 0, guest_phys_addr, memory_size, userspace_addr };
+        outcome(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &mut ask))
+    };
+    let ordinary = || open()?.create_vm().map_err(|error| errno_name(error.errno()));
+    each("starved: a slot of an ordinary VM", fault, ordinary, plain, plain)?;
+    each("starved: a slot of a protected VM's plain memory", fault, new_vm, plain, plain)?;
+    let file = || {
+        let vm = ordinary()?;
+        let gmem = new_gmem(&vm, PAGES * PAGE).map_err(errno_name)?;
+        Ok((vm, gmem))
+    };
+    let bind = |(vm, gmem): &mut (VmFd, Gmem)| {
+        set_slot(vm, 0, proto::RAM_BASE, PAGES * PAGE, gmem, 0).map_or_else(errno_name, |()| "0".to_owned())
+    };
+    needs_none("starved: a slot of a file that is lent", fault, file, bind)
+}
+
+/// A page of the host's is brought by its first touch: by a system call, which says so where there is no memory, and by a
+/// load, which comes again until there is.
+fn the_host(fault: &Fault) -> Result<(), String> {
+    let vm = new_vm()?;
+    let fresh = || {
+        let gmem = new_gmem(&vm, PAGES * PAGE).map_err(errno_name)?;
+        let map = gmem.map(bytes(PAGES)).map_err(errno_name)?;
+        Ok((sys::pipe(), map))
+    };
+    type Subject = ((OwnedFd, OwnedFd), sys::Mapping);
+    let splice = |((_, writer), map): &mut Subject| {
+        let held = sys::vmsplice(writer, map.at(bytes(1)), bytes(1));
+        if held == Ok(4096) { "0".to_owned() } else { outcome(held) }
+    };
+    each("starved: a system call that touches a page", fault, fresh, splice, splice)?;
+    let load = |(_, map): &mut Subject| outcome(Ok(map.load(bytes(2)).cast_signed()));
+    let (mut nth, mut injected) = (0, true);
+    let mut seen = Vec::new();
+    while injected && nth < MOST {
+        nth += 1;
+        let mut subject = fresh()?;
+        let answer;
+        (answer, injected) = fault.run(nth, || load(&mut subject))?;
+        seen.push(answer);
+    }
+    seen.retain(|answer| answer != "0");
+    STEP.same("starved: a load of a page: what is not zero", "[]", format!("{seen:?}"));
+    STEP.judged("starved: a load of a page: allocations that failed", "1 or more", nth - 1, nth > 1 && nth < MOST);
+    Ok(())
+}
+
+/// What a guest that runs asks for, of pages that it touches and of pages that it has.
+fn a_running_guest(fault: &Fault) -> Result<(), String> {
+    let plan = Plan { bytes: 2 * proto::RAM_MIN, boot: proto::BOOT_NO_SHARE, ..Plan::default() };
+    let machine = RefCell::new(Machine::booted(plan)?.0);
+    let next = Cell::new(proto::RAM_BASE + proto::RAM_MIN);
+    let fresh = || Ok(next.replace(next.get() + PAGE));
+    let said = |expected: &[u64], seen: Result<[u64; 3], String>| match seen {
+        Ok(seen) if seen.starts_with(expected) => "0".to_owned(),
+        Ok(seen) => format!("{seen:x?}"),
+        Err(why) => why,
+    };
+    let ask = |command: u64, page: u64, count: u64| machine.borrow_mut().command(command, [page, count, 0]);
+    let again = || machine.borrow_mut().rest_of_command(|_| ());
+    let lent = [0, 1];
+    let share = |page: &mut u64| said(&lent, ask(proto::CMD_SHARE, *page, 1));
+    each("starved: a share of a page that it touches", fault, fresh, share, |_| said(&lent, again()))?;
+    let shared = || {
+        let page = fresh()?;
+        ask(proto::CMD_SHARE, page, 1).map(|_| page)
+    };
+    let unshare = |page: &mut u64| said(&lent, ask(proto::CMD_UNSHARE, *page, 1));
+    // What it has comes and goes without any.
+    needs_none("starved: an unshare", fault, shared, unshare)?;
+    let touched = || {
+        let page = fresh()?;
+        ask(proto::CMD_LOAD, page, 0).map(|_| page)
+    };
+    let relinquish = |page: &mut u64| said(&[0], ask(proto::CMD_RELINQUISH, *page, 0));
+    needs_none("starved: a relinquish", fault, touched, relinquish)
 }
 
 /// Its first run, and the pages that it touches until it asks for a command.
