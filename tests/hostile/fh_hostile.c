@@ -21,6 +21,8 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/notifier.h>
+#include <linux/platform_device.h>
+#include <linux/pm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
@@ -1306,6 +1308,65 @@ static struct notifier_block sleep_block = {
 	.priority = -1,
 };
 
+static unsigned int awake_at;
+module_param(awake_at, uint, 0600);
+MODULE_PARM_DESC(awake_at, "1: a device refuses to sleep when every process has stopped; 2: when every device sleeps");
+
+static unsigned int sleeps_refused;
+module_param(sleeps_refused, uint, 0400);
+MODULE_PARM_DESC(sleeps_refused, "how often it has");
+
+static int sleep_at(unsigned int stage)
+{
+	if (READ_ONCE(awake_at) != stage)
+		return 0;
+	WRITE_ONCE(sleeps_refused, sleeps_refused + 1);
+	return -EBUSY;
+}
+
+static int awake_prepare(struct device *dev)
+{
+	return sleep_at(1);
+}
+
+static int awake_suspend_late(struct device *dev)
+{
+	return sleep_at(2);
+}
+
+static const struct dev_pm_ops awake_ops = {
+	.prepare = awake_prepare,
+	.suspend_late = awake_suspend_late,
+};
+
+static struct platform_driver awake_driver = {
+	.driver = {
+		.name = "fh_awake",
+		.pm = &awake_ops,
+	},
+};
+
+static struct platform_device *awake_device;
+
+static int awake_init(void)
+{
+	int err = platform_driver_register(&awake_driver);
+
+	if (err)
+		return err;
+	awake_device = platform_device_register_simple("fh_awake", PLATFORM_DEVID_NONE, NULL, 0);
+	err = PTR_ERR_OR_ZERO(awake_device);
+	if (err)
+		platform_driver_unregister(&awake_driver);
+	return err;
+}
+
+static void awake_exit(void)
+{
+	platform_device_unregister(awake_device);
+	platform_driver_unregister(&awake_driver);
+}
+
 static int __init hostile_init(void)
 {
 	struct arm_smccc_1_2_regs in = { .a0 = CALL_UID }, out = { 0 };
@@ -1318,12 +1379,20 @@ static int __init hostile_init(void)
 	if (lower_32_bits(out.a0) != UID_0 || lower_32_bits(out.a1) != UID_1 ||
 	    lower_32_bits(out.a2) != UID_2 || lower_32_bits(out.a3) != UID_3)
 		return -ENODEV;
-	err = register_pm_notifier(&sleep_block);
+	err = awake_init();
 	if (err)
 		return err;
+	err = register_pm_notifier(&sleep_block);
+	if (err)
+		goto no_sleep;
 	err = misc_register(&hostile_misc);
 	if (err)
-		unregister_pm_notifier(&sleep_block);
+		goto no_device;
+	return 0;
+no_device:
+	unregister_pm_notifier(&sleep_block);
+no_sleep:
+	awake_exit();
 	return err;
 }
 
@@ -1334,6 +1403,7 @@ static void __exit hostile_exit(void)
 
 	misc_deregister(&hostile_misc);
 	unregister_pm_notifier(&sleep_block);
+	awake_exit();
 	list_for_each_entry_safe(block, next, &blocks, list) {
 		if (!release(block))
 			kept++;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine goes to sleep over conversions that wait, as far as the kernel can try that (`pm_test`), and no VM begins
-//! while its memory may be put to disk (C13).
+//! The machine goes to sleep over conversions that wait, until a device of the hostile module refuses, and no VM begins while
+//! its memory may be put to disk (C13).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -36,14 +36,13 @@ fn answer(path: &str, value: &str) -> String {
     }
 }
 
-/// Processes stop, and devices too in the second round, over a conversion that waits without an end, one with a deadline,
-/// one that nobody waits for, and a guest that runs.
+/// Processes stop, and devices sleep too in the second round, over a conversion that waits without an end, one with a
+/// deadline, one that nobody waits for, and a guest that runs.
 fn slept() -> Result<(), String> {
-    set("/sys/module/suspend/parameters/pm_test_delay", "1")?;
     let (mut machine, _) = Machine::booted(Plan { boot: proto::BOOT_NO_SHARE, ..Plan::default() })?;
     let area = proto::SHARE_BASE + 8 * proto::GRANULE;
     machine.command(proto::CMD_FILL, [area, proto::GRANULE, 3])?;
-    for level in ["freezer", "devices"] {
+    for (level, stage) in [("processes", "1"), ("devices", "2")] {
         let case = format!("asleep ({level})");
         let (endless, timed, notified) = (Rig::new(4)?, Rig::new(4)?, Rig::new(4)?);
         let [first, second, third] = [&endless, &timed, &notified].map(|rig| in_pipe(rig.map.at(bytes(1))));
@@ -51,7 +50,8 @@ fn slept() -> Result<(), String> {
         let waits_until = waiting(&timed, &second, 100_000);
         let begun = converted(notified.gmem.to_private_notify(0, notified.size(), 0));
         STEP.same(&format!("{case}: notify"), "EINPROGRESS at 0x1000", begun);
-        set("/sys/power/pm_test", level)?;
+        let refused = count("sleeps_refused");
+        set(&format!("{HOSTILE}/awake_at"), stage)?;
         let over = AtomicBool::new(false);
         let (slept, spun) = std::thread::scope(|scope| {
             let runner = scope.spawn(|| {
@@ -66,8 +66,9 @@ fn slept() -> Result<(), String> {
             over.store(true, Ordering::Relaxed);
             (slept, runner.join().unwrap_or_else(|_| Err("died".to_owned())))
         });
-        set("/sys/power/pm_test", "none")?;
-        STEP.same(&format!("{case}: the machine has slept"), "0", slept);
+        set(&format!("{HOSTILE}/awake_at"), "0")?;
+        let slept = format!("{slept}, {} refused", count("sleeps_refused") - refused);
+        STEP.same(&format!("{case}: the machine has slept so far"), "EBUSY, 1 refused", slept);
         STEP.same(&format!("{case}: its guest runs on"), "Ok", spun.map_or_else(|why| why, |_| "Ok".to_owned()));
         let checked = machine.command(proto::CMD_CHECK, [area, proto::GRANULE, 3])?;
         STEP.same(&format!("{case}: the guest's contents"), 0, checked[0]);
@@ -86,10 +87,15 @@ fn slept() -> Result<(), String> {
     Ok(())
 }
 
-/// How often the hostile module's notifier, the last that is asked, has held a sleep that begins.
-fn held() -> u64 {
-    let text = std::fs::read_to_string(format!("{HOSTILE}/sleeps_held")).unwrap_or_default();
+/// A number of the hostile module's.
+fn count(what: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("{HOSTILE}/{what}")).unwrap_or_default();
     text.trim().parse().unwrap_or(0)
+}
+
+/// How often its notifier, the last that is asked, has held a sleep that begins.
+fn held() -> u64 {
+    count("sleeps_held")
 }
 
 fn ordinary_vm() -> Result<VmFd, String> {

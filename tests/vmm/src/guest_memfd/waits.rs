@@ -99,7 +99,7 @@ fn killed() -> Result<(), String> {
 
 /// How long conversions that must not wait follow each other, at least, and how many there are.
 const STORM: Duration = Duration::from_secs(4);
-const STORM_ROUNDS: u64 = 300;
+const STORM_ROUNDS: u64 = 50;
 
 /// A conversion of four pages that must not wait is repeated in a loop, and finds the second held each time. The others stay
 /// the host's all along: whoever loads or stores there, or has the kernel read there, is served, however many attempts pass
