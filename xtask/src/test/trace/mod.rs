@@ -83,21 +83,27 @@ const LEAST: Floors = [
     (Rule::Root, 10),
 ];
 
-/// Jobs that give no guest a frame: nothing has to be cleaned for one.
-const WITHOUT_A_GUESTS_FRAME: [&str; 2] = ["life/rounds", "guest-memfd/holders"];
+/// The same where no guest gets a frame: nothing has to be cleaned for one.
+const NO_GUEST: Floors = lowered(LEAST, Rule::CleanBeforeGuest, 0);
 
-/// The same where no guest gets a frame.
-const LEAST_WITHOUT: Floors = {
-    let mut floors = LEAST;
+/// The same of a job that makes a VM or two and is about its file's memory.
+const ONE_VM: Floors = lowered(lowered(NO_GUEST, Rule::Debt, 30), Rule::Root, 3);
+
+/// Jobs of which less is asked than of others.
+const FEW: [(&str, &Floors); 3] =
+    [("life/rounds", &NO_GUEST), ("guest-memfd/holders", &NO_GUEST), ("guest-memfd/offline", &ONE_VM)];
+
+/// Floors with another one for a rule.
+const fn lowered(mut floors: Floors, rule: Rule, floor: u64) -> Floors {
     let mut i = 0;
     while i < floors.len() {
-        if matches!(floors[i].0, Rule::CleanBeforeGuest) {
-            floors[i].1 = 0;
+        if floors[i].0 as usize == rule as usize {
+            floors[i].1 = floor;
         }
         i += 1;
     }
     floors
-};
+}
 
 /// What is judged in CI, and how much it must have shown.
 const CI: [(&str, &Floors); 2] = [("life/main", &MAIN), ("guest-memfd/files", &FILES)];
@@ -106,9 +112,11 @@ const CI: [(&str, &Floors); 2] = [("life/main", &MAIN), ("guest-memfd/files", &F
 pub(super) fn works() -> Vec<Work> {
     let lost = Work::new("watch/trace-of-a-lost-invalidation", planted);
     let jobs = life::above_el2().map(|job| {
-        let ci = CI.iter().find(|(name, _)| *name == job.name);
-        let least = if WITHOUT_A_GUESTS_FRAME.contains(&job.name) { &LEAST_WITHOUT } else { &LEAST };
-        let (name, floors) = (name_of(&job), ci.map_or(least, |(_, floors)| *floors));
+        let of = |floors: &[(&str, &'static Floors)]| {
+            floors.iter().find(|(name, _)| *name == job.name).map(|(_, floors)| *floors)
+        };
+        let (name, ci) = (name_of(&job), of(&CI));
+        let floors = ci.or_else(|| of(&FEW)).unwrap_or(&LEAST);
         let work = Work::new(name.clone(), move |c| sound(c, &name, &job, floors));
         if ci.is_some() { work } else { work.only_long() }
     });
@@ -239,6 +247,10 @@ mod tests {
         for floors in [MAIN, FILES, SOAK, LEAST] {
             assert_eq!(floors.map(|(rule, _)| rule), check::RULES);
             assert!(floors.iter().all(|(_, floor)| *floor > 0));
+        }
+        for floors in [NO_GUEST, ONE_VM] {
+            let lower: Vec<_> = floors.into_iter().zip(LEAST).filter(|(one, least)| one != least).collect();
+            assert!(!lower.is_empty() && lower.iter().all(|((_, one), (_, least))| one < least), "{lower:?}");
         }
     }
 }
