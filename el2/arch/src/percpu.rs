@@ -74,6 +74,8 @@ pub struct PerCpu {
     pub(crate) redistributor: AtomicUsize,
     /// Branches that the vectors run to overwrite the branch history; 0 where it is not needed.
     pub bhb_loops: AtomicU32,
+    /// What the world switch finds here (`features::Has`).
+    pub(crate) has: AtomicU32,
     /// Events.
     pub counters: Counters,
 }
@@ -87,6 +89,7 @@ impl PerCpu {
             mpidr: AtomicU64::new(NO_CPU),
             redistributor: AtomicUsize::new(0),
             bhb_loops: AtomicU32::new(0),
+            has: AtomicU32::new(0),
             counters: Counters {
                 entries: Counter::new(),
                 hypercalls: Counter::new(),

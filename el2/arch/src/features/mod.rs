@@ -15,6 +15,7 @@ mod limits;
 pub(crate) mod sve;
 mod timer;
 
+pub(crate) use ids::Has;
 pub use ids::Ids;
 
 use crate::barrier;
@@ -50,6 +51,7 @@ pub fn host_hcr() -> u64 {
 
 /// Sets every EL2 register that governs the host, except stage 2 itself.
 pub fn configure_host() {
+    Has::configure();
     sve::configure(&Ids);
     barrier::registers_in_effect();
     sve::configure_lengths(&Ids);

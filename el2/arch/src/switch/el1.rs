@@ -61,26 +61,12 @@ macro_rules! el1_registers {
 
 // The order is that of the host's ABI, from `REG_EL1` on.
 el1_registers! {
-    cpacr = "cpacr_el1",
-    ttbr0 = "ttbr0_el1",
-    ttbr1 = "ttbr1_el1",
-    mair = "mair_el1",
+    cpacr = "cpacr_el1", ttbr0 = "ttbr0_el1", ttbr1 = "ttbr1_el1", mair = "mair_el1",
     amair = "amair_el1",
-    vbar = "vbar_el1",
-    esr = "esr_el1",
-    far = "far_el1",
-    afsr0 = "afsr0_el1",
-    afsr1 = "afsr1_el1",
-    contextidr = "contextidr_el1",
-    par = "par_el1",
-    tpidr0 = "tpidr_el0",
-    tpidrro = "tpidrro_el0",
-    tpidr1 = "tpidr_el1",
-    cntkctl = "cntkctl_el1",
-    sp0 = "sp_el0",
-    sp1 = "sp_el1",
-    elr = "elr_el1",
-    spsr = "spsr_el1",
+    vbar = "vbar_el1", esr = "esr_el1", far = "far_el1", afsr0 = "afsr0_el1",
+    afsr1 = "afsr1_el1", contextidr = "contextidr_el1", par = "par_el1", tpidr0 = "tpidr_el0",
+    tpidrro = "tpidrro_el0", tpidr1 = "tpidr_el1", cntkctl = "cntkctl_el1", sp0 = "sp_el0",
+    sp1 = "sp_el1", elr = "elr_el1", spsr = "spsr_el1",
 }
 
 /// Sets SCTLR_EL1, then lets the walks begin. Stage 2 and the other registers must be this world's

@@ -10,8 +10,8 @@
 
 use super::traps::guest_cptr;
 use crate::barrier;
-use crate::features::Ids;
 use crate::features::sve::host_cptr;
+use crate::features::{Has, Ids};
 use core::arch::global_asm;
 
 /// SVCR: streaming mode is on.
@@ -35,7 +35,7 @@ impl Control {
         Self { fpcr: 0, fpsr: 0, fpmr: 0 }
     }
 
-    fn save(&mut self, ids: &Ids) {
+    fn save(&mut self, ids: Has) {
         self.fpcr = read_sysreg!("s3_3_c4_c4_0");
         self.fpsr = read_sysreg!("s3_3_c4_c4_1");
         if ids.has_fpmr() {
@@ -43,7 +43,7 @@ impl Control {
         }
     }
 
-    fn load(&self, ids: &Ids) {
+    fn load(&self, ids: Has) {
         write_sysreg!("s3_3_c4_c4_0", self.fpcr);
         write_sysreg!("s3_3_c4_c4_1", self.fpsr);
         if ids.has_fpmr() {
@@ -87,8 +87,8 @@ impl HostFp {
     }
 
     /// Saves the host's vectors, loads the guest's, and lets the guest use them.
-    pub(super) fn give_to_guest(&mut self, guest: &GuestFp, ids: &Ids) {
-        open_vectors(host_cptr(ids));
+    pub(super) fn give_to_guest(&mut self, guest: &GuestFp, ids: Has) {
+        open_vectors(host_cptr(&Ids));
         self.control.save(ids);
         if ids.has_sve() {
             // SAFETY: CPTR_EL2 traps no SVE, ZCR_EL2 is the longest length since boot, and the two
@@ -106,7 +106,7 @@ impl HostFp {
     }
 
     /// Saves the guest's vectors and loads the host's. The host's CPTR_EL2 must be in force.
-    pub(super) fn take_from_guest(&mut self, guest: &mut GuestFp, ids: &Ids) {
+    pub(super) fn take_from_guest(&mut self, guest: &mut GuestFp, ids: Has) {
         guest.control.save(ids);
         // SAFETY: the host's CPTR_EL2 traps no FP; the area holds 32 vectors of 16 bytes.
         unsafe { freehold_save_v(guest.v.as_mut_ptr().cast()) };
@@ -123,7 +123,7 @@ impl HostFp {
 }
 
 /// Whether the host left PSTATE.SM set.
-pub(super) fn host_is_streaming(ids: &Ids) -> bool {
+pub(super) fn host_is_streaming(ids: Has) -> bool {
     ids.has_sme() && read_sysreg!("s3_3_c4_c2_2") & SVCR_SM != 0
 }
 

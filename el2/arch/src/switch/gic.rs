@@ -3,7 +3,7 @@
 //! of the host ends the run. A guest without an interrupt controller reaches no register of the interface; for one
 //! that has one, [`super::vgic`] loads it.
 
-use crate::features::Ids;
+use crate::features::Has;
 
 /// ICC_PMR_EL1 that masks nothing.
 const PMR_OPEN: u64 = 0xff;
@@ -23,7 +23,7 @@ impl HostGic {
     }
 
     /// Unmasks all priorities and takes the interface away from EL1, until a guest's is loaded.
-    pub(super) fn open(&mut self, ids: &Ids) {
+    pub(super) fn open(&mut self, ids: Has) {
         if !ids.has_gic_registers() {
             return;
         }
@@ -35,7 +35,7 @@ impl HostGic {
 
     /// Gives the interface back as it was. ICC_SRE_EL1 has no trap of its own while the host keeps
     /// ICC_SRE_EL2.Enable, so a guest may have written it where it is not read-only.
-    pub(super) fn close(&self, ids: &Ids) {
+    pub(super) fn close(&self, ids: Has) {
         if !ids.has_gic_registers() {
             return;
         }

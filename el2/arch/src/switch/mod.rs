@@ -35,7 +35,7 @@ pub use stage2::GuestRegime;
 pub(crate) use stage2::with_other_stage2;
 pub(crate) use vgic::list_registers;
 
-use crate::features::Ids;
+use crate::features::Has;
 use crate::{barrier, gicr, vectors};
 use el1::{start_walks, stop_walks};
 use entry::Cause;
@@ -52,7 +52,7 @@ const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
 /// moves; [`enter`] asks again.
 #[must_use]
 pub fn host_is_busy() -> bool {
-    fp::host_is_streaming(&Ids)
+    fp::host_is_streaming(Has::here())
 }
 
 /// Runs the guest in `ctx` until it exits. [`leave`] must follow before anything else is done for the host, or to tables.
@@ -71,31 +71,32 @@ pub unsafe fn enter(
     mut lists: Option<&mut Lists>,
     answer: impl Answer<GuestContext>,
 ) -> Stop {
+    let ids = Has::here();
     if !ctx.is_servable() {
         return Stop::BadState;
     }
     if !ctx.is_live {
-        if fp::host_is_streaming(&Ids) {
+        if fp::host_is_streaming(ids) {
             return Stop::HostBusy;
         }
-        host.gic.open(&Ids);
+        host.gic.open(ids);
     }
     barrier::registers_in_effect();
     if is_pending() {
         if !ctx.is_live {
-            host.gic.close(&Ids);
+            host.gic.close(ids);
         }
         return Stop::Interrupt;
     }
     if !ctx.is_live {
-        leave_host(host, &Ids);
-        load_guest(ctx, host, regime, &Ids);
+        leave_host(host, ids);
+        load_guest(ctx, host, regime, ids);
         ctx.is_live = true;
     }
     load_interface(ctx, lists.as_deref_mut());
-    let cause = run(ctx, host, &Ids, answer);
+    let cause = run(ctx, host, ids, answer);
     save_interface(ctx, lists);
-    exit_of(cause, ctx, errors::guest_deferred(&Ids))
+    exit_of(cause, ctx, errors::guest_deferred(ids))
 }
 
 /// Whether something is pending for this CPU that no mask of the host's GIC holds back: they are open.
@@ -106,16 +107,17 @@ fn is_pending() -> bool {
 /// Puts the host back after [`enter`], if it was left.
 pub fn leave(ctx: &mut GuestContext, host: &mut HostContext) {
     if core::mem::take(&mut ctx.is_live) {
-        ctx.keys.save(&Ids);
+        let ids = Has::here();
+        ctx.keys.save(ids);
         ctx.el1.save();
-        errors::forget_virtual(&Ids);
-        return_to_host(ctx, host, &Ids);
+        errors::forget_virtual(ids);
+        return_to_host(ctx, host, ids);
     }
 }
 
 /// Saves what the host has, and stops everything that observes execution on its behalf. The DSB that
 /// completes it is that of `stop_walks`, which comes next.
-fn leave_host(host: &mut HostContext, ids: &Ids) {
+fn leave_host(host: &mut HostContext, ids: Has) {
     host.el1.save();
     host.el2.save(ids);
     host.keys.save(ids);
@@ -127,7 +129,7 @@ fn leave_host(host: &mut HostContext, ids: &Ids) {
 
 /// Loads the guest's EL1 state, stage 2 and traps. Its vectors follow when it first asks for them.
 #[inline(never)]
-fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids: &Ids) {
+fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids: Has) {
     stop_walks(ctx.el1.sctlr, ctx.el1.tcr);
     ctx.el1.load_all_but_regime();
     host.el2.apply_guest_traps(ids);
@@ -156,7 +158,7 @@ fn load_interface(ctx: &GuestContext, lists: Option<&mut Lists>) {
 }
 
 /// Runs the guest; gives it the vector registers when it first asks for them.
-fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids, mut answer: impl Answer<GuestContext>) -> Cause {
+fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: Has, mut answer: impl Answer<GuestContext>) -> Cause {
     loop {
         write_sysreg!("vbar_el2", entry::guest_vectors());
         barrier::registers_in_effect();
@@ -212,7 +214,7 @@ fn save_interface(ctx: &mut GuestContext, lists: Option<&mut Lists>) {
 }
 
 /// Puts the host's stage 2, traps, EL1 state and observers back.
-fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: &Ids) {
+fn return_to_host(ctx: &mut GuestContext, host: &mut HostContext, ids: Has) {
     stop_walks(ctx.el1.sctlr, ctx.el1.tcr);
     // Where the guest's last abort was: the exits of another VM, whose host sees it, would carry it on.
     write_sysreg!("far_el2", 0);

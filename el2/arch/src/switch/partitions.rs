@@ -3,8 +3,7 @@
 //!
 //! Source: Arm MPAM specification, MPAM2_EL2 and MPAMHCR_EL2. QEMU has no MPAM: untested there.
 
-use crate::features::Ids;
-use crate::sysreg::field;
+use crate::features::Has;
 
 /// MPAM2_EL2: TIDR, TRAPMPAM0EL1, TRAPMPAM1EL1; EnMPAMSM clear traps MPAMSM_EL1 too.
 const TRAPS: u64 = 1 << 58 | 1 << 49 | 1 << 48;
@@ -25,31 +24,26 @@ impl HostPartitions {
     }
 
     /// Takes the registers away from EL1.
-    pub(super) fn hide(&mut self, ids: &Ids) {
+    pub(super) fn hide(&mut self, ids: Has) {
         if !ids.has_mpam() {
             return;
         }
         self.own = read_sysreg!("s3_4_c10_c5_0"); // MPAM2_EL2
         write_sysreg!("s3_4_c10_c5_0", self.own & !ENABLE_SM | TRAPS);
-        if has_virtualization() {
+        if ids.has_mpam_hcr() {
             self.virtual_ = read_sysreg!("s3_4_c10_c4_0"); // MPAMHCR_EL2
             write_sysreg!("s3_4_c10_c4_0", self.virtual_ | TRAP_IDENTITY);
         }
     }
 
     /// Gives them back.
-    pub(super) fn show(&self, ids: &Ids) {
+    pub(super) fn show(&self, ids: Has) {
         if !ids.has_mpam() {
             return;
         }
         write_sysreg!("s3_4_c10_c5_0", self.own);
-        if has_virtualization() {
+        if ids.has_mpam_hcr() {
             write_sysreg!("s3_4_c10_c4_0", self.virtual_);
         }
     }
-}
-
-/// MPAMIDR_EL1.HAS_HCR.
-fn has_virtualization() -> bool {
-    field(read_sysreg!("s3_0_c10_c4_4"), 17, 1) != 0
 }

@@ -6,8 +6,7 @@
 //! Arm ARM D14.7, TRBE: D6.5). QEMU has none of the three buffers: that part is untested there.
 
 use crate::barrier;
-use crate::features::Ids;
-use crate::sysreg::field;
+use crate::features::Has;
 
 /// PMBLIMITR_EL1.E and TRBLIMITR_EL1.E.
 const BUFFER_ENABLED: u64 = 1;
@@ -30,24 +29,25 @@ impl HostProfiling {
         Self { mdscr: 0, counters: 0, spe_control: 0, spe_limit: 0, trace_filter: 0, trace_limit: 0, branch_control: 0 }
     }
 
-    /// Stops all of them. A DSB must follow before stage 2 changes.
-    pub(super) fn stop(&mut self, ids: &Ids) {
+    /// Stops all of them. A DSB must follow before stage 2 changes. Not in line: the check of the linked image judges it.
+    #[inline(never)]
+    pub(super) fn stop(&mut self, ids: Has) {
         self.mdscr = read_sysreg!("mdscr_el1");
         write_sysreg!("mdscr_el1", 0);
-        if ids.pmu_version() != 0 {
+        if ids.has_pmu() {
             self.counters = read_sysreg!("s3_3_c9_c12_1"); // PMCNTENSET_EL0
             if self.counters != 0 {
                 write_sysreg!("s3_3_c9_c12_2", ALL); // PMCNTENCLR_EL0
             }
         }
-        if has_spe_buffer(ids) {
+        if ids.has_spe_buffer() {
             self.stop_sampling();
         }
         if ids.has_trace_filter() {
             self.trace_filter = read_sysreg!("s3_0_c1_c2_1"); // TRFCR_EL1
             write_sysreg!("s3_0_c1_c2_1", 0);
         }
-        if has_trace_buffer(ids) {
+        if ids.has_trace_buffer() {
             self.stop_tracing();
         }
         if ids.has_brbe() {
@@ -57,17 +57,17 @@ impl HostProfiling {
     }
 
     /// Lets them go on.
-    pub(super) fn resume(&self, ids: &Ids) {
+    pub(super) fn resume(&self, ids: Has) {
         write_sysreg!("mdscr_el1", self.mdscr);
-        if ids.pmu_version() != 0 && self.counters != 0 {
+        if ids.has_pmu() && self.counters != 0 {
             write_sysreg!("s3_3_c9_c12_1", self.counters);
         }
-        if has_spe_buffer(ids) {
+        if ids.has_spe_buffer() {
             write_sysreg!("s3_0_c9_c10_0", self.spe_limit); // PMBLIMITR_EL1
             barrier::registers_in_effect();
             write_sysreg!("s3_0_c9_c9_0", self.spe_control); // PMSCR_EL1
         }
-        if has_trace_buffer(ids) {
+        if ids.has_trace_buffer() {
             write_sysreg!("s3_0_c9_c11_0", self.trace_limit); // TRBLIMITR_EL1
             barrier::registers_in_effect();
         }
@@ -100,14 +100,4 @@ impl HostProfiling {
             barrier::registers_in_effect();
         }
     }
-}
-
-/// SPE is there and its buffer is not another exception level's (PMBIDR_EL1.P).
-fn has_spe_buffer(ids: &Ids) -> bool {
-    ids.spe_version() != 0 && field(read_sysreg!("s3_0_c9_c10_7"), 4, 1) == 0
-}
-
-/// TRBE is there and its buffer is not another exception level's (TRBIDR_EL1.P).
-fn has_trace_buffer(ids: &Ids) -> bool {
-    ids.has_trbe() && field(read_sysreg!("s3_0_c9_c11_7"), 4, 1) == 0
 }

@@ -4,7 +4,7 @@
 //! The guest's follow from deny by default: whatever a protected guest's ID registers do not show,
 //! traps or is UNDEFINED. Enabling bits (HCRX_EL2, the inverted fine-grained traps) are all zero.
 
-use crate::features::Ids;
+use crate::features::{Has, Ids};
 
 const HCR_VM: u64 = 1 << 0;
 const HCR_SWIO: u64 = 1 << 1;
@@ -94,16 +94,16 @@ macro_rules! optional_traps {
                 Self { $($($field: 0,)+)+ }
             }
 
-            fn save(&mut self, ids: &Ids) {
+            fn save(&mut self, ids: Has) {
                 $(if ids.$has() { $(self.$field = read_sysreg!($register);)+ })+
             }
 
-            fn restore(&self, ids: &Ids) {
+            fn restore(&self, ids: Has) {
                 $(if ids.$has() { $(write_sysreg!($register, self.$field);)+ })+
             }
 
             /// All zero: what is enabled by a set bit is off, what has an inverted trap bit traps.
-            fn deny(ids: &Ids) {
+            fn deny(ids: Has) {
                 $(if ids.$has() { $(write_sysreg!($register, 0);)+ })+
             }
         }
@@ -113,17 +113,11 @@ macro_rules! optional_traps {
 optional_traps! {
     extended if has_hcx { hcrx = "s3_4_c1_c2_2" }
     fine if has_fgt {
-        hfgrtr = "s3_4_c1_c1_4",
-        hfgwtr = "s3_4_c1_c1_5",
-        hfgitr = "s3_4_c1_c1_6",
-        hdfgrtr = "s3_4_c3_c1_4",
+        hfgrtr = "s3_4_c1_c1_4", hfgwtr = "s3_4_c1_c1_5", hfgitr = "s3_4_c1_c1_6", hdfgrtr = "s3_4_c3_c1_4",
         hdfgwtr = "s3_4_c3_c1_5",
     }
     fine2 if has_fgt2 {
-        hfgrtr2 = "s3_4_c3_c1_2",
-        hfgwtr2 = "s3_4_c3_c1_3",
-        hfgitr2 = "s3_4_c3_c1_7",
-        hdfgrtr2 = "s3_4_c3_c1_0",
+        hfgrtr2 = "s3_4_c3_c1_2", hfgwtr2 = "s3_4_c3_c1_3", hfgitr2 = "s3_4_c3_c1_7", hdfgrtr2 = "s3_4_c3_c1_0",
         hdfgwtr2 = "s3_4_c3_c1_1",
     }
 }
@@ -166,7 +160,7 @@ impl HostTraps {
         }
     }
 
-    pub(super) fn save(&mut self, ids: &Ids) {
+    pub(super) fn save(&mut self, ids: Has) {
         self.elr = read_sysreg!("elr_el2");
         self.spsr = read_sysreg!("spsr_el2");
         if self.hcr == 0 {
@@ -176,7 +170,7 @@ impl HostTraps {
 
     #[cold]
     #[inline(never)]
-    fn read(&mut self, ids: &Ids) {
+    fn read(&mut self, ids: Has) {
         self.hcr = read_sysreg!("hcr_el2");
         self.cptr = read_sysreg!("cptr_el2");
         self.mdcr = read_sysreg!("mdcr_el2");
@@ -186,11 +180,11 @@ impl HostTraps {
         self.vpidr = read_sysreg!("vpidr_el2");
         self.vmpidr = read_sysreg!("vmpidr_el2");
         self.fine.save(ids);
-        self.guest = [guest_hcr(ids), guest_mdcr(ids, self.mdcr)];
+        self.guest = [guest_hcr(&Ids), guest_mdcr(&Ids, self.mdcr)];
     }
 
     /// Writes the guest's traps. Stage-1 walks must be off; an ISB must follow.
-    pub(super) fn apply_guest_traps(&self, ids: &Ids) {
+    pub(super) fn apply_guest_traps(&self, ids: Has) {
         let [hcr, mdcr] = self.guest;
         write_sysreg!("hcr_el2", hcr);
         write_sysreg!("cptr_el2", guest_cptr(false));
@@ -200,7 +194,7 @@ impl HostTraps {
     }
 
     /// Puts the host's stage 2 and traps back. Stage-1 walks must be off.
-    pub(super) fn restore(&self, ids: &Ids) {
+    pub(super) fn restore(&self, ids: Has) {
         super::stage2::load(self.vtcr, self.vttbr);
         write_sysreg!("hcr_el2", self.hcr);
         write_sysreg!("cptr_el2", self.cptr);
