@@ -41,11 +41,23 @@ pub struct Platform {
     pub vendor_services: bool,
 }
 
+/// Whether the SMC with immediate `imm` and function word `x0` is one of Freehold's own calls: fast, of owner 6, of either
+/// width, with or without the hint, and nothing else in it but the number.
+#[inline]
+#[must_use]
+pub const fn is_own(imm: u16, x0: u64) -> bool {
+    const FREE: u64 = 1 << 30 | SVE_HINT as u64 | 0xffff;
+    imm == 0 && x0 & !FREE == 1 << 31 | 6 << 24
+}
+
 /// Decides what the SMC with immediate `imm` and function word `x0` is.
 #[must_use]
 pub fn classify(imm: u16, x0: u64, platform: Platform) -> Call {
     let Ok(word) = u32::try_from(x0) else { return Call::Denied };
     let id = word & !SVE_HINT;
+    if is_own(imm, x0) {
+        return Call::Vendor(id);
+    }
     let fast = id >> 31 == 1;
     // Bits [23:17] of a fast call must be zero; bit 16 was the hint.
     if imm != 0 || !fast || id & 0x00fe_0000 != 0 {
@@ -60,7 +72,6 @@ pub fn classify(imm: u16, x0: u64, platform: Platform) -> Call {
         // TRNG: version, features, UUID, random bits in registers.
         (4, 0x50..=0x53) => Call::Forward(id),
         (4, 0..=0x1f) => Function::decode(id).map_or(Call::Denied, Call::Psci),
-        (6, _) => Call::Vendor(id),
         _ => Call::Denied,
     }
 }
@@ -140,6 +151,16 @@ mod tests {
         assert_eq!(plain(0x8000_0000), Call::Version);
         for id in [0x8000_0001u32, 0x8000_0002, 0x8000_8000, 0x8000_7FFF, 0x8000_3FFF, 0x8400_0050, 0xC400_0053] {
             assert_eq!(plain(u64::from(id)), Call::Forward(id));
+        }
+    }
+
+    #[test]
+    fn an_own_call_is_fast_of_its_owner_and_has_no_stray_bit() {
+        assert!(is_own(0, 0xC600_0080) && is_own(0, 0x8601_FFFF));
+        assert!(!is_own(1, 0xC600_0080));
+        for bit in (0..64).filter(|bit| !matches!(bit, 0..=16 | 30)) {
+            assert!(!is_own(0, 0xC600_0080 ^ 1 << bit), "bit {bit}");
+            assert!(!matches!(plain(0xC600_0080 ^ 1 << bit), Call::Vendor(_)), "bit {bit}");
         }
     }
 

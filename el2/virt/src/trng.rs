@@ -19,6 +19,7 @@ const BACK_END: [u64; 4] = [0x23f7_81d4, 0x4c1e_90ab, 0x9b4d_6f02, 0x70c5_3e18];
 
 /// Serves the call `id`; `None` if it is none of this interface. Without a source the interface is not there. A source
 /// gives 64 fresh random bits, or none if there are none now.
+#[inline(never)]
 pub fn serve(id: u64, x1: u64, source: Option<impl FnMut() -> Option<u64>>) -> Option<[u64; 4]> {
     if !matches!(id, VERSION | FEATURES | UUID | RND32 | RND64) {
         return None;

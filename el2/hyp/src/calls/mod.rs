@@ -183,6 +183,8 @@ pub fn serve(platform: &impl Platform, id: u32, arguments: impl FnOnce() -> [u64
     Call::decode(id, arguments()).and_then(|call| dispatch(platform, call)).into()
 }
 
+/// Not in line: who answers without a call of these needs none of the stack that they do.
+#[inline(never)]
 fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
     // The one permit of this entry to EL2.
     let permit = &mut Permit::for_this_entry();
@@ -219,7 +221,7 @@ pub const fn clears_all(id: u32) -> bool {
     id == hvc::VCPU_RUN
 }
 
-fn version(p: &impl Platform) -> Reply {
+pub(crate) fn version(p: &impl Platform) -> Reply {
     let slots = if p.serves_vms() { MAX_VMS as u64 } else { 0 };
     Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, MAX_VCPUS as u64])
 }

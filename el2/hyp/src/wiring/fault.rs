@@ -14,6 +14,7 @@ use freehold_arch::percpu::PerCpu;
 use freehold_arch::tlb;
 
 /// Serves a stage-2 abort of the host.
+#[inline(never)]
 pub(crate) fn serve<K: Kind>(cpu: &PerCpu, abort: Abort, syndrome: Syndrome) {
     cpu.counters.faults.bump();
     match Fault::read(syndrome.bits(), inject::is_of_kernel_address()) {

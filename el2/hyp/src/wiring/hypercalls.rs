@@ -17,6 +17,7 @@ use freehold_mem::lock::Permit;
 use freehold_mem::{Pfn, VmSlot, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::board::Board;
+use freehold_virt::call::Reply;
 use freehold_virt::handle::{Slot, VcpuIndex};
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
@@ -33,18 +34,33 @@ const SVE_HINT: u64 = 1 << 16;
 /// Serves one call. The program counter is behind it already.
 pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
     let id = u32::try_from(frame.x(0) & !SVE_HINT).unwrap_or(0);
+    if id == hvc::VERSION {
+        answer(frame, &calls::version(&K::PLATFORM));
+    } else {
+        decode::<K>(frame, id);
+    }
+}
+
+/// Not in line, so that `VERSION`, of which nothing is decoded, needs no stack.
+#[inline(never)]
+fn decode<K: Kind>(frame: &mut HostFrame, id: u32) {
     if id == hvc::CALL_UID {
         return uid(frame);
     }
     let reply = calls::serve(&K::PLATFORM, id, || core::array::from_fn(|n| frame.x(n + 1)));
     // A run leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
-    let [x0, x1, x2, x3, x4, x5] = reply.registers();
-    frame.set_first([x0, x1, x2, x3, x4, x5, 0, 0]);
+    answer(frame, &reply);
     if calls::clears_all(id) {
         // Known to be zero, it would be a call of memset.
         let zero = core::hint::black_box(0);
         (8..=17).for_each(|n| frame.set_x(n, zero));
     }
+}
+
+#[inline(always)]
+fn answer(frame: &mut HostFrame, reply: &Reply) {
+    let [x0, x1, x2, x3, x4, x5] = reply.registers();
+    frame.set_first([x0, x1, x2, x3, x4, x5, 0, 0]);
 }
 
 fn uid(frame: &mut HostFrame) {

@@ -20,6 +20,7 @@ const PSCI_FEATURES: u32 = 0x8400_000a;
 const CPU_SUSPEND_EXTENDED: i64 = 1 << 1;
 
 /// Serves one SMC. The program counter is behind it already.
+#[inline(never)]
 pub(crate) fn smc<K: Kind>(cpu: &PerCpu, immediate: u16, frame: &mut HostFrame) {
     let relay = statics::machine::<K>().relay();
     let arguments = core::array::from_fn(|n| frame.x(n));
