@@ -7,7 +7,11 @@ use crate::barrier;
 
 /// Size in bytes of the smallest data cache line of this system (CTR_EL0.DminLine).
 pub fn line_size() -> usize {
-    4 << crate::sysreg::field(read_sysreg!("ctr_el0"), 16, 4)
+    4 << line_kind()
+}
+
+fn line_kind() -> u64 {
+    crate::sysreg::field(read_sysreg!("ctr_el0"), 16, 4)
 }
 
 /// Whether instruction fetches see data writes without maintenance (CTR_EL0.DIC).
@@ -16,17 +20,11 @@ pub fn instructions_are_coherent() -> bool {
     crate::sysreg::field(read_sysreg!("ctr_el0"), 29, 1) != 0
 }
 
-/// Bytes that one DC ZVA zeroes; none where it is prohibited (DCZID_EL0.BS and DZP).
-fn zero_size() -> Option<usize> {
-    let kind = read_sysreg!("dczid_el0");
-    (kind & 1 << 4 == 0).then(|| 4 << (kind & 0xf))
-}
-
 /// Does something to each `step` bytes of `[start, start + len)`, sixteen at a time: most often it is a frame.
 #[inline(always)]
 fn each(start: usize, len: usize, step: usize, what: impl Fn(usize)) {
-    let (mut at, end) = (start & !step.wrapping_sub(1), start.saturating_add(len));
-    while end.saturating_sub(at) >= step.wrapping_mul(16) {
+    let (mut at, end) = (start & !step.wrapping_sub(1), start.wrapping_add(len));
+    for _ in 0..end.wrapping_sub(at).checked_div(step).unwrap_or(0) / 16 {
         for _ in 0..16 {
             what(at);
             at = at.wrapping_add(step);
@@ -38,39 +36,33 @@ fn each(start: usize, len: usize, step: usize, what: impl Fn(usize)) {
     }
 }
 
-/// Zeroes `[start, start + len)`, a block of the cache at a time; false if this CPU has none that divide it.
+/// Zeroes `[start, start + len)`, cleans and invalidates it to the point of coherency, a line at a time; false, and then
+/// nothing was done, where what this CPU zeroes at once is no line or does not divide it.
 ///
 /// # Safety
 /// It is mapped, normal memory, which no reference leads into.
 #[inline(never)]
-pub unsafe fn zero_blocks(start: usize, len: usize) -> bool {
-    let Some(block) = zero_size().filter(|block| start.is_multiple_of(*block) && len.is_multiple_of(*block)) else {
+pub unsafe fn zero_to_poc(start: usize, len: usize) -> bool {
+    let kind = line_kind();
+    // DCZID_EL0: BS says it as CTR_EL0 does; DZP, the bit above, that there is no DC ZVA.
+    if read_sysreg!("dczid_el0") & 0x1f != kind || (start | len) & ((4 << kind) - 1) != 0 {
         return false;
-    };
-    each(start, len, block, |at| {
-        // SAFETY: the block lies in what the caller names.
-        unsafe { core::arch::asm!("dc zva, {}", in(reg) at, options(nostack)) };
+    }
+    each(start, len, 4 << kind, |at| {
+        // SAFETY: the line lies in what the caller names. Stores and maintenance of one line keep their order (D7.5.9.6).
+        unsafe { core::arch::asm!("dc zva, {0}", "dc civac, {0}", in(reg) at, options(nostack)) };
     });
+    barrier::system_done();
     true
 }
 
-/// Cleans and invalidates `[start, start + len)` to the point of coherency.
+/// Cleans and invalidates `[start, start + len)` to the point of coherency, for an observer with its caches off.
 #[inline(never)]
 pub fn clean_invalidate_to_poc(start: usize, len: usize) {
     each(start, len, line_size(), |at| {
         // SAFETY: DC CIVAC writes back what this or another CPU stored; it never changes what a
         // coherent observer reads. The callers name mapped memory.
         unsafe { core::arch::asm!("dc civac, {}", in(reg) at, options(nostack)) };
-    });
-    barrier::system_done();
-}
-
-/// Cleans `[start, start + len)` to the point of coherency, for an observer with its caches off.
-#[inline(never)]
-pub fn clean_to_poc(start: usize, len: usize) {
-    each(start, len, line_size(), |at| {
-        // SAFETY: DC CVAC only writes back; the callers name mapped memory.
-        unsafe { core::arch::asm!("dc cvac, {}", in(reg) at, options(nostack)) };
     });
     barrier::system_done();
 }

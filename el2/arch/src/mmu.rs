@@ -145,7 +145,7 @@ fn write_registers() {
 /// Makes what this CPU wrote before its caches were on, or what a CPU with its caches off will read,
 /// visible in memory.
 pub fn publish_boot_state() {
-    cache::clean_to_poc(image::rodata_end(), image::stacks_start() - image::rodata_end());
+    cache::clean_invalidate_to_poc(image::rodata_end(), image::stacks_start() - image::rodata_end());
 }
 
 /// Maps `[start, end)` to itself. Bytes that are mapped already keep their mapping.

@@ -39,7 +39,7 @@ impl TableMemory for Hardware {
     }
 
     fn clear(&mut self, frame: Pfn) {
-        zero(frame);
+        self.scrub(frame);
     }
 
     #[inline(never)]
@@ -72,8 +72,15 @@ static EMPTY_ROOT: EmptyRoot = EmptyRoot([0; 2 * WORDS]);
 impl Frames for Hardware {
     #[inline(never)]
     fn scrub(&mut self, frame: Pfn) {
-        zero(frame);
-        cache::clean_to_poc(address(frame), FRAME);
+        let at = address(frame);
+        // SAFETY: `mem` names only frames of RAM that belong to EL2 or are on their way between owners, all mapped;
+        // no reference into them exists.
+        if unsafe { cache::zero_to_poc(at, FRAME) } {
+            return;
+        }
+        // SAFETY: as above.
+        unsafe { (at as *mut u8).write_bytes(0, FRAME) };
+        cache::clean_invalidate_to_poc(at, FRAME);
     }
 
     #[inline(never)]
@@ -123,17 +130,6 @@ impl Fatal for Hardware {
     fn fatal(&self, what: Broken) -> ! {
         fatal::panic(format_args!("broken invariant {what:?}"))
     }
-}
-
-fn zero(frame: Pfn) {
-    let bytes = address(frame) as *mut u8;
-    // SAFETY: `mem` names only frames of RAM that belong to EL2 or are on their way between owners, all mapped;
-    // no reference into them exists.
-    if unsafe { cache::zero_blocks(address(frame), FRAME) } {
-        return;
-    }
-    // SAFETY: as above.
-    unsafe { bytes.write_bytes(0, FRAME) };
 }
 
 /// Lends `len` bytes of memory to read.

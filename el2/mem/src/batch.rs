@@ -78,10 +78,29 @@ impl<'b> Granules<'b> {
         self.0.iter().map(|word| Granule::unpack(*word))
     }
 
-    /// The first of those that follow each other with the same `part`.
-    pub(crate) fn one_of_each(&self, part: fn(Pfn) -> u64) -> impl Iterator<Item = Granule> + use<'b> {
-        let mut last = None;
-        self.iter().filter(move |granule| last.replace(part(granule.pfn())) != Some(part(granule.pfn())))
+    /// Those that follow each other with the same `part`, by turns, and the first of each turn.
+    pub(crate) fn turns(&self, part: impl Fn(Pfn) -> u64) -> impl Iterator<Item = (Granule, Self)> {
+        let part = move |word: u64| part(Granule::unpack(word).pfn());
+        self.parted(move |first, _, next| part(first) == part(next))
+    }
+
+    /// Runs of frames that follow each other, and the first of each run.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (Granule, Self)> {
+        self.parted(|_, last, next| (next >> GFN_BITS).wrapping_sub(last >> GFN_BITS) == 1)
+    }
+
+    /// Parts in which each word follows on the part's first and on the one before it.
+    #[inline]
+    fn parted(&self, follows: impl Fn(u64, u64, u64) -> bool) -> impl Iterator<Item = (Granule, Self)> {
+        let mut rest = self.0;
+        core::iter::from_fn(move || {
+            let (first, others) = rest.split_first()?;
+            let mut last = *first;
+            let end = others.iter().position(|next| !follows(*first, core::mem::replace(&mut last, *next), *next));
+            let (part, after) = rest.split_at_checked(end.unwrap_or(others.len()).saturating_add(1))?;
+            rest = after;
+            Some((Granule::unpack(*first), Self(part)))
+        })
     }
 
     /// How many there are.
@@ -105,6 +124,7 @@ impl<'b> Granules<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec;
 
     #[test]
     fn a_granule_survives_its_word() {
@@ -114,6 +134,23 @@ mod tests {
                 assert_eq!(Granule::unpack(Granule::pack(pfn, gfn)), Granule { pfn, gfn });
             }
         }
+    }
+
+    #[test]
+    fn a_batch_is_parted_into_turns_and_runs_without_losing_a_granule() {
+        let mut words = [0; 8];
+        let mut batch = Batch::new(&mut words);
+        assert_eq!(batch.granules().runs().count(), 0);
+        let pfns = [510, 511, 512, 513, 513, 7, 6, 8];
+        pfns.into_iter().for_each(|pfn| batch.push(Pfn::new(pfn).unwrap(), Gfn::new(3).unwrap()).unwrap());
+        let said = |parts: &mut dyn Iterator<Item = (Granule, Granules<'_>)>| {
+            parts.map(|(first, part)| (first.pfn().raw(), part.iter().map(|g| g.pfn().raw()).collect())).collect()
+        };
+        let runs: vec::Vec<(u64, vec::Vec<u64>)> = said(&mut batch.granules().runs());
+        let expected = [(510, vec![510, 511, 512, 513]), (513, vec![513]), (7, vec![7]), (6, vec![6]), (8, vec![8])];
+        assert_eq!(runs, expected);
+        let turns: vec::Vec<(u64, vec::Vec<u64>)> = said(&mut batch.granules().turns(|pfn| pfn.raw() >> 9));
+        assert_eq!(turns, [(510, vec![510, 511]), (512, vec![512, 513, 513]), (7, vec![7, 6, 8])]);
     }
 
     #[test]

@@ -66,8 +66,13 @@ impl<'b> Settled<'b> {
     }
 
     /// The first `count`.
-    pub(crate) fn first(&self, count: u64) -> Granules<'b> {
-        self.granules.first(count)
+    pub(crate) fn first(&self, count: u64) -> Self {
+        Self { granules: self.granules.first(count) }
+    }
+
+    /// Which they are.
+    pub(crate) const fn granules(&self) -> Granules<'b> {
+        self.granules
     }
 }
 

@@ -8,7 +8,7 @@
 
 use crate::devices::Devices;
 use crate::few::Few;
-use crate::guest_space::GuestSpace;
+use crate::guest_space::{GuestSpace, Near};
 use crate::pool::Pool;
 use crate::pte::Leaf;
 use crate::{Claim, Gfn, GfnRun, Host, Ipa, Machine, Pfn, Refused, VmSlot, Vmid};
@@ -190,7 +190,7 @@ impl Guest {
             // Its tables may be the host's again.
             return GuestView::Absent(gfn);
         }
-        match body.space.leaf(gfn, m) {
+        match body.space.leaf(gfn, &mut Near::default(), m) {
             Leaf::Page(pfn) => GuestView::Mapped(pfn),
             Leaf::Poisoned => GuestView::Poisoned(gfn),
             Leaf::Empty | Leaf::Unknown => GuestView::Absent(gfn),
@@ -222,6 +222,7 @@ impl Body {
     }
 
     /// Whether the guest frame was declared as RAM.
+    #[inline]
     pub(crate) fn is_ram(&self, gfn: Gfn) -> bool {
         self.ram.iter().any(|run| run.contains(gfn))
     }
@@ -232,11 +233,15 @@ impl Body {
     }
 
     /// Whether nothing is in the way of mapping something at the guest frame.
-    pub(crate) fn vacant(&self, gfn: Gfn, m: &impl Machine) -> Result<(), Refused> {
+    #[inline]
+    pub(crate) fn vacant(&self, gfn: Gfn, near: &mut Near, m: &impl Machine) -> Result<(), Refused> {
         if !self.is_ram(gfn) {
             return Err(Refused::GfnOutOfRange);
         }
-        match self.space.leaf(gfn, m) {
+        if near.is_empty(gfn, m) {
+            return Ok(());
+        }
+        match self.space.leaf(gfn, near, m) {
             Leaf::Empty => Ok(()),
             Leaf::Poisoned => Err(Refused::GfnPoisoned),
             Leaf::Page(_) | Leaf::Unknown => Err(Refused::GfnMapped),
@@ -248,7 +253,7 @@ impl Body {
         if !self.is_ram(gfn) {
             return Err(Refused::GfnOutOfRange);
         }
-        match self.space.leaf(gfn, m) {
+        match self.space.leaf(gfn, &mut Near::default(), m) {
             Leaf::Page(pfn) => Ok(pfn),
             Leaf::Poisoned => Err(Refused::GfnPoisoned),
             Leaf::Empty | Leaf::Unknown => Err(Refused::GfnNotMapped),

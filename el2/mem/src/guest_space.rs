@@ -35,6 +35,25 @@ pub(crate) struct GuestSpace {
     pub(crate) broadcasts: u64,
 }
 
+/// The block that a walk came to last, and its level-3 table or where one is missing: the next walk mostly begins there. For
+/// as long as the VM's lock is held; who adds a table forgets it.
+#[derive(Debug, Default)]
+pub(crate) struct Near(Option<(u64, Result<Pfn, Found>)>);
+
+impl Near {
+    #[inline(always)]
+    fn table(&self, gfn: Gfn) -> Option<Result<Pfn, Found>> {
+        self.0.filter(|(block, _)| *block == block_of(gfn)).map(|(_, table)| table)
+    }
+
+    /// Whether nothing stands at a guest frame, which is near the last one.
+    #[inline(always)]
+    pub(crate) fn is_empty(&self, gfn: Gfn, m: &impl Machine) -> bool {
+        let is_empty = |table| pte::leaf(m.load(Entry::of(table, gfn.raw()))) == Leaf::Empty;
+        self.table(gfn).is_some_and(|table| table.map_or(true, is_empty))
+    }
+}
+
 /// Where a walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
@@ -63,8 +82,8 @@ impl GuestSpace {
     }
 
     /// What stands at a guest frame.
-    pub(crate) fn leaf(&self, gfn: Gfn, m: &impl Machine) -> Leaf {
-        match self.walk(gfn, m) {
+    pub(crate) fn leaf(&self, gfn: Gfn, near: &mut Near, m: &impl Machine) -> Leaf {
+        match self.walk(gfn, near, m) {
             Found::Leaf(_, leaf) => leaf,
             Found::NoLevel3(_) | Found::NoLevel2(_) => Leaf::Empty,
         }
@@ -81,7 +100,7 @@ impl GuestSpace {
             }
             let earlier = || wanted.iter().take(index).map(Granule::gfn);
             let counted = |new: u32| if earlier().any(|gfn| block_of(gfn) == block) { 0 } else { new };
-            let new = match self.walk(granule.gfn(), m) {
+            let new = match self.walk(granule.gfn(), &mut Near::default(), m) {
                 Found::Leaf(..) => 0,
                 Found::NoLevel3(_) => counted(1),
                 Found::NoLevel2(_) => {
@@ -96,33 +115,48 @@ impl GuestSpace {
     }
 
     /// Maps one granule; its tables were counted and are in the pool.
+    #[inline]
     pub(crate) fn map(
         &mut self,
         granule: Granule,
         access: Access,
         how: Attributes,
         tables: &mut Tables<'_, '_>,
+        near: &mut Near,
         m: &mut impl Machine,
     ) {
-        let leaf = loop {
-            match self.walk(granule.gfn(), m) {
-                Found::Leaf(entry, Leaf::Empty) => break entry,
+        let gfn = granule.gfn();
+        let leaf = near.table(gfn).and_then(Result::ok).map(|table| Entry::of(table, gfn.raw()));
+        let leaf = leaf.filter(|leaf| pte::leaf(m.load(*leaf)) == Leaf::Empty);
+        let leaf = leaf.unwrap_or_else(|| self.make_room(gfn, tables, near, m));
+        m.store(leaf, pte::guest_page(granule.pfn(), how, access.write, access.execute));
+    }
+
+    /// Finds the place of a guest frame, and adds the tables that are missing. Not in line: most frames are near the last.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&self, gfn: Gfn, tables: &mut Tables<'_, '_>, near: &mut Near, m: &mut impl Machine) -> Entry {
+        loop {
+            match self.walk(gfn, near, m) {
+                Found::Leaf(entry, Leaf::Empty) => return entry,
                 Found::Leaf(_, Leaf::Page(_) | Leaf::Poisoned | Leaf::Unknown) => m.fatal(Broken::OneOwner),
                 Found::NoLevel3(parent) | Found::NoLevel2(parent) => {
                     let table = tables.take(m);
                     m.publish_tables();
                     m.store(parent, pte::table(table));
+                    *near = Near::default();
                 }
             }
-        };
-        m.store(leaf, pte::guest_page(granule.pfn(), how, access.write, access.execute));
+        }
     }
 
-    /// Takes granules, all of them mapped, out of the guest's reach, and leaves nothing or poison.
+    /// Takes granules, all of them mapped, out of the guest's reach, and leaves nothing or poison. Not in line: the check of the
+    /// linked image knows by name who may stop the machine.
+    #[inline(never)]
     pub(crate) fn unmap<'b>(&mut self, lost: Granules<'b>, poison: bool, m: &mut impl Machine) -> Debt<'b, OfGuest> {
-        let left = if poison { pte::poison() } else { 0 };
+        let (left, mut near) = (if poison { pte::poison() } else { 0 }, Near::default());
         for granule in lost.iter() {
-            match self.walk(granule.gfn(), m) {
+            match self.walk(granule.gfn(), &mut near, m) {
                 Found::Leaf(entry, Leaf::Page(pfn)) if pfn == granule.pfn() => m.store(entry, left),
                 Found::Leaf(..) | Found::NoLevel3(_) | Found::NoLevel2(_) => m.fatal(Broken::OneOwner),
             }
@@ -142,18 +176,31 @@ impl GuestSpace {
         self.broadcasts = self.broadcasts.saturating_add(1);
     }
 
-    fn walk(&self, gfn: Gfn, m: &impl Machine) -> Found {
-        let giant = giant_of(gfn);
-        let root = Pfn::from_bits(self.root.raw().saturating_add(giant >> 9));
-        let level1 = Entry::of(root, giant);
-        let Some(table) = table_at(level1, m) else { return Found::NoLevel2(level1) };
-        let level2 = Entry::of(table, block_of(gfn));
-        let Some(table) = table_at(level2, m) else { return Found::NoLevel3(level2) };
+    #[inline(never)]
+    fn walk(&self, gfn: Gfn, near: &mut Near, m: &impl Machine) -> Found {
+        let table = match near.table(gfn).unwrap_or_else(|| self.level3(gfn, near, m)) {
+            Ok(table) => table,
+            Err(missing) => return missing,
+        };
         let level3 = Entry::of(table, gfn.raw());
         match pte::leaf(m.load(level3)) {
             Leaf::Unknown => m.fatal(Broken::TableForm),
             leaf @ (Leaf::Empty | Leaf::Page(_) | Leaf::Poisoned) => Found::Leaf(level3, leaf),
         }
+    }
+
+    /// The level-3 table for a guest frame, or where one is missing. Not in line: most walks begin near the one before.
+    #[cold]
+    #[inline(never)]
+    fn level3(&self, gfn: Gfn, near: &mut Near, m: &impl Machine) -> Result<Pfn, Found> {
+        let giant = giant_of(gfn);
+        let root = Pfn::from_bits(self.root.raw().saturating_add(giant >> 9));
+        let level1 = Entry::of(root, giant);
+        let table = table_at(level1, m).ok_or(Found::NoLevel2(level1)).and_then(|table| {
+            let level2 = Entry::of(table, block_of(gfn));
+            table_at(level2, m).ok_or(Found::NoLevel3(level2))
+        });
+        near.0.insert((block_of(gfn), table)).1
     }
 }
 

@@ -89,17 +89,17 @@ impl<'m> Host<'m> {
             return Err(MapError::WrongStorage);
         }
         let (records, rest) = split(storage, map.ram_frames())?;
-        let (gone, rest) = split(rest, map.spans().blocks())?;
+        let (gone, rest) = split(rest, map.spans().count())?;
         let (batch, rest) = split(rest, MAX_FRAMES)?;
         let (list, _) = split(rest, LIST_WORDS as u64)?;
-        let mut ledger = Ledger::new(records, map.banks());
+        let mut ledger = Ledger::new(records, map.frames());
         for run in map.carve_outs() {
             for pfn in run.frames() {
                 ledger.write(pfn, State::El2, m);
             }
         }
         let space = host_build::build(&map, tables, gone, how, m)?;
-        let tables = map.spans().blocks();
+        let tables = map.spans().count();
         Ok(Self { map, ledger, space, batch: Batch::new(batch), list, tables })
     }
 
@@ -134,7 +134,9 @@ impl<'m> Host<'m> {
         &self.ledger
     }
 
-    /// What the host finds at an address, by a walk of the tables as they stand under the lock (D7).
+    /// What the host finds at an address, by a walk of the tables as they stand under the lock (D7). Not in line, as
+    /// all who may stop the machine.
+    #[inline(never)]
     pub fn view(&self, ipa: Claim<Ipa>, m: &impl Machine) -> HostView {
         let ipa = ipa.examine();
         match self.space.walk(ipa, m) {

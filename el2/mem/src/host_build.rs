@@ -38,7 +38,7 @@ pub(crate) fn build<'m, M: Machine>(
     gone.fill(0);
     // Root, then level 2, then the tables that holes may need, then one level 3 per block of RAM.
     let level2 = tables.raw().saturating_add(map.root_frames());
-    let level3 = end.saturating_sub(spans.blocks());
+    let level3 = end.saturating_sub(spans.count());
     let holes = level3.saturating_sub(map.hole_tables());
     let level3 = Pfn::new(level3).ok_or(MapError::WrongStorage)?;
     let mut space =
@@ -90,7 +90,7 @@ impl<M: Machine> Builder<'_, M> {
         let table = match space.spans.index(block) {
             Some(index) => {
                 self.tally.tables = self.tally.tables.saturating_add(1);
-                space.level3.raw().saturating_add(index)
+                space.level3.raw().saturating_add(index as u64)
             }
             None => {
                 let table = self.next_hole;

@@ -12,7 +12,7 @@ use crate::debt::{Debt, OfHost, Settled};
 use crate::map::{Contents, MemoryMap, Spans};
 use crate::ports::Broken;
 use crate::pte::{self, Attributes, Entry, Form, Leaf};
-use crate::{BLOCK_FRAMES, Ipa, Machine, Pfn};
+use crate::{BLOCK_FRAMES, Granule, Ipa, Machine, Pfn};
 
 /// What the host's tables did since boot, and what stands now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,12 +78,11 @@ impl HostSpace<'_> {
 
     /// Takes frames of RAM, all of them mapped, out of the host's reach.
     pub(crate) fn unmap<'b>(&mut self, lost: Granules<'b>, m: &mut impl Machine) -> Debt<'b, OfHost> {
-        let mut last = None;
-        for granule in lost.iter() {
-            let (pfn, block) = (granule.pfn(), block_of(granule.pfn()));
-            let table = last.filter(|(of, _)| *of == block).map_or_else(|| self.broken_up(pfn, m), |(_, table)| table);
-            last = Some((block, table));
-            self.unmap_one(table, pfn, m);
+        for (first, turn) in lost.turns(block_of) {
+            let table = self.broken_up(first.pfn(), m);
+            turn.iter().for_each(|granule| Self::unmap_one(table, granule.pfn(), m));
+            self.count_gone(first.pfn(), m, |gone| gone.checked_add(turn.len()));
+            self.tally.unmapped = self.tally.unmapped.saturating_add(turn.len());
         }
         Debt::owe(lost)
     }
@@ -91,8 +90,8 @@ impl HostSpace<'_> {
     /// Pays: one broadcast, then the blocks that were broken stand again as tables.
     pub(crate) fn settle<'b>(&mut self, debt: Debt<'b, OfHost>, m: &mut impl Machine) -> Settled<'b> {
         self.broadcast(m);
-        for granule in debt.granules().one_of_each(block_of) {
-            let at = self.level2(granule.pfn(), m);
+        for (first, _) in debt.granules().turns(block_of) {
+            let at = self.level2(first.pfn(), m);
             if let Form::Splitting(table) = pte::form(m.load(at)) {
                 m.store(at, pte::table(table));
             }
@@ -104,13 +103,13 @@ impl HostSpace<'_> {
     /// Maps frames that are the host's again, or lent to it. A frame that is mapped stays so.
     pub(crate) fn map_back(&mut self, back: Granules<'_>, map: &MemoryMap, m: &mut impl Machine) {
         let mut broken = false;
-        for granule in back.iter() {
-            broken |= self.map_one(granule.pfn(), map, m);
+        for (first, turn) in back.turns(block_of) {
+            broken |= self.map_turn(first.pfn(), turn, map, m);
         }
         if broken {
             self.broadcast(m);
-            for granule in back.one_of_each(block_of) {
-                self.make_block(granule.pfn(), m);
+            for (first, _) in back.turns(block_of) {
+                self.make_block(first.pfn(), m);
             }
         }
         m.publish_tables();
@@ -126,14 +125,12 @@ impl HostSpace<'_> {
         }
     }
 
-    fn unmap_one(&mut self, table: Pfn, pfn: Pfn, m: &mut impl Machine) {
+    fn unmap_one(table: Pfn, pfn: Pfn, m: &mut impl Machine) {
         let leaf = Entry::of(table, pfn.raw());
         match pte::leaf(m.load(leaf)) {
             Leaf::Page(mapped) if mapped == pfn => m.store(leaf, 0),
             Leaf::Page(_) | Leaf::Empty | Leaf::Poisoned | Leaf::Unknown => m.fatal(Broken::OneOwner),
         }
-        self.count_gone(pfn, m, |gone| gone.checked_add(1));
-        self.tally.unmapped = self.tally.unmapped.saturating_add(1);
     }
 
     /// Fills a table with what the block maps and leaves the block broken; `settle` makes the table.
@@ -150,23 +147,29 @@ impl HostSpace<'_> {
         table
     }
 
-    /// Maps one frame; says whether its block is now whole and was broken to be joined.
-    fn map_one(&mut self, pfn: Pfn, map: &MemoryMap, m: &mut impl Machine) -> bool {
-        let at = self.level2(pfn, m);
+    /// Maps frames of the block of `first`; says whether it is now whole and was broken to be joined.
+    fn map_turn(&mut self, first: Pfn, turn: Granules<'_>, map: &MemoryMap, m: &mut impl Machine) -> bool {
+        let at = self.level2(first, m);
         let table = match pte::form(m.load(at)) {
             Form::Table(table) => table,
             Form::Block | Form::Joining => return false,
             Form::Empty | Form::Splitting(_) | Form::Unknown => m.fatal(Broken::OneOwner),
         };
-        let leaf = Entry::of(table, pfn.raw());
-        match pte::leaf(m.load(leaf)) {
-            Leaf::Page(mapped) if mapped == pfn => return false,
-            Leaf::Empty => m.store(leaf, pte::host_page(pfn, self.how)),
-            Leaf::Page(_) | Leaf::Poisoned | Leaf::Unknown => m.fatal(Broken::OneOwner),
+        let mut back = 0_u64;
+        for pfn in turn.iter().map(Granule::pfn) {
+            let leaf = Entry::of(table, pfn.raw());
+            match pte::leaf(m.load(leaf)) {
+                Leaf::Page(mapped) if mapped == pfn => {}
+                Leaf::Empty => {
+                    m.store(leaf, pte::host_page(pfn, self.how));
+                    back = back.saturating_add(1);
+                }
+                Leaf::Page(_) | Leaf::Poisoned | Leaf::Unknown => m.fatal(Broken::OneOwner),
+            }
         }
-        self.tally.unmapped = self.tally.unmapped.saturating_sub(1);
-        let gone = self.count_gone(pfn, m, |gone| gone.checked_sub(1));
-        let whole = gone == 0 && map.block(block_of(pfn)) == Contents::Ram;
+        self.tally.unmapped = self.tally.unmapped.saturating_sub(back);
+        let gone = self.count_gone(first, m, |gone| gone.checked_sub(back));
+        let whole = back != 0 && gone == 0 && map.block(block_of(first)) == Contents::Ram;
         if whole {
             m.store(at, pte::joining(table));
         }
@@ -207,15 +210,14 @@ impl HostSpace<'_> {
 
     /// The level-3 table that is kept for a frame's block.
     fn table_of(&self, pfn: Pfn, m: &impl Machine) -> Pfn {
-        match self.spans.index(block_of(pfn)).and_then(|index| self.level3.add(index)) {
+        match self.spans.index(block_of(pfn)).and_then(|index| self.level3.add(index as u64)) {
             Some(table) => table,
             None => m.fatal(Broken::Storage),
         }
     }
 
     fn count_gone(&mut self, pfn: Pfn, m: &impl Machine, step: impl Fn(u64) -> Option<u64>) -> u64 {
-        let index = self.spans.index(block_of(pfn)).and_then(|index| usize::try_from(index).ok());
-        let place = index.and_then(|index| self.gone.get_mut(index));
+        let place = self.spans.index(block_of(pfn)).and_then(|index| self.gone.get_mut(index));
         match place.and_then(|gone| step(*gone).map(|now| (gone, now))) {
             Some((gone, now)) => {
                 *gone = now;

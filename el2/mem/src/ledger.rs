@@ -5,39 +5,43 @@
 //! whose TLB debt is paid ([`Ledger::give`]). It does not know what any table maps, nor what a
 //! state allows: the verbs do. Lives under the host lock.
 
+use crate::batch::Granules;
 use crate::confine::confine;
-use crate::debt::Unreached;
-use crate::map::Banks;
+use crate::debt::{Settled, Unreached};
+use crate::map::Spans;
 use crate::ports::{Broken, Fatal};
-use crate::{Pfn, Refused, State, VmSlot};
+use crate::{Granule, Pfn, Refused, State, VmSlot};
 
 /// The records of all frames of RAM.
 #[derive(Debug)]
 pub struct Ledger<'m> {
     records: &'m mut [u64],
-    banks: Banks,
+    frames: Spans,
 }
 
 impl<'m> Ledger<'m> {
     /// Makes every frame of RAM the host's.
-    pub(crate) fn new(records: &'m mut [u64], banks: Banks) -> Self {
+    pub(crate) fn new(records: &'m mut [u64], frames: Spans) -> Self {
         records.fill(State::Host.encode());
-        Self { records, banks }
+        Self { records, frames }
     }
 
     /// Who has the frame; `None` if it is not RAM.
+    #[inline]
     pub fn state(&self, pfn: Pfn) -> Option<State> {
         self.place(pfn).and_then(|index| self.records.get(index)).map(|word| State::decode(*word))
     }
 
     /// Where the frame's record stands: within the records also for a CPU that only guesses that the
-    /// frame is RAM.
+    /// frame is RAM. Not in line: the check of the linked image asks for its mask by name.
+    #[inline(never)]
     fn place(&self, pfn: Pfn) -> Option<usize> {
-        let index = self.banks.index(pfn).filter(|index| *index < self.records.len())?;
+        let index = self.frames.index(pfn.raw()).filter(|index| *index < self.records.len())?;
         Some(confine(index, self.records.len()))
     }
 
     /// Whether the host alone has the frame, so that `vm` could be given it.
+    #[inline]
     pub(crate) fn host_alone(&self, pfn: Pfn, vm: VmSlot) -> Result<(), Refused> {
         match self.state(pfn).ok_or(Refused::NotMemory)? {
             State::Host => Ok(()),
@@ -48,6 +52,23 @@ impl<'m> Ledger<'m> {
                 Err(if owner == vm { Refused::AlreadyDonated } else { Refused::Foreign })
             }
         }
+    }
+
+    /// Where the records of so many frames from `first` on stand. All of them are RAM if the first and the last are, and
+    /// are as far apart as their numbers; at both ends it is confined.
+    fn run(&self, first: Pfn, count: u64) -> Option<core::ops::RangeInclusive<usize>> {
+        let (further, index) = (count.checked_sub(1)?, self.place(first)?);
+        let last = if further == 0 { index } else { self.place(first.add(further)?)? };
+        (last.checked_sub(index)? as u64 == further).then_some(index..=last)
+    }
+
+    /// Whether each of these frames is RAM and as `wanted`.
+    #[inline]
+    pub(crate) fn all(&self, frames: Granules<'_>, wanted: impl Fn(State) -> bool) -> bool {
+        frames.runs().all(|(first, run)| {
+            let records = self.run(first.pfn(), run.len()).and_then(|range| self.records.get(range));
+            records.is_some_and(|records| records.iter().all(|word| wanted(State::decode(*word))))
+        })
     }
 
     /// Whether the frame is the host's and may be lent once more; `None` if it is not lent yet.
@@ -70,6 +91,17 @@ impl<'m> Ledger<'m> {
     /// Writes the new owner of a frame that nobody can reach.
     pub(crate) fn give(&mut self, frame: &Unreached, state: State, m: &impl Fatal) {
         self.write(frame.granule().pfn(), state, m);
+    }
+
+    /// Writes the new owners of frames that nobody can reach.
+    #[inline]
+    pub(crate) fn give_all(&mut self, frames: &Settled<'_>, owner: impl Fn(Granule) -> State, m: &impl Fatal) {
+        for (first, run) in frames.granules().runs() {
+            match self.run(first.pfn(), run.len()).and_then(|range| self.records.get_mut(range)) {
+                Some(records) => records.iter_mut().zip(run.iter()).for_each(|(word, to)| *word = owner(to).encode()),
+                None => m.fatal(Broken::OneOwner),
+            }
+        }
     }
 
     /// Lends a frame of the host's once more. Nobody loses anything, so there is no debt. Not in line, so that the check
@@ -110,6 +142,63 @@ impl<'m> Ledger<'m> {
 impl Ledger<'_> {
     /// The same over words of its own.
     pub(crate) fn twin(&self) -> Ledger<'static> {
-        Ledger { records: self.records.to_vec().leak(), banks: self.banks }
+        Ledger { records: self.records.to_vec().leak(), frames: self.frames }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Batch;
+    use crate::{Gfn, MemoryMap, PfnRun};
+    use std::vec;
+
+    struct Never;
+    impl Fatal for Never {
+        fn fatal(&self, what: Broken) -> ! {
+            panic!("{what:?}")
+        }
+    }
+
+    /// Two banks, of the frames 8-15 and 20-31, of which one is not the host's.
+    fn ledger() -> Ledger<'static> {
+        let mut map = MemoryMap::new(32).unwrap();
+        map.add_bank(PfnRun::decode(20, 12).unwrap()).unwrap();
+        map.add_bank(PfnRun::decode(8, 8).unwrap()).unwrap();
+        let mut ledger = Ledger::new(vec![0; 20].leak(), map.frames());
+        ledger.write(Pfn::new(30).unwrap(), State::El2, &Never);
+        ledger
+    }
+
+    #[test]
+    fn frames_are_looked_at_one_by_one_also_where_they_follow_each_other() {
+        let ledger = ledger();
+        for first in 0..40 {
+            for count in 1..20 {
+                let mut words = [0; 20];
+                let mut batch = Batch::new(&mut words);
+                let frames = || first..first + count;
+                frames().for_each(|pfn| batch.push(Pfn::new(pfn).unwrap(), Gfn::new(5).unwrap()).unwrap());
+                let are_hosts = ledger.all(batch.granules(), |state| state == State::Host);
+                let each = frames().all(|pfn| matches!(pfn, 8..=15 | 20..=29 | 31));
+                assert_eq!(are_hosts, each, "{count} from {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn owners_go_to_the_frames_that_are_named_and_to_no_other() {
+        let mut ledger = ledger();
+        let (mut words, vm) = ([0; 8], VmSlot::new(3).unwrap());
+        let mut batch = Batch::new(&mut words);
+        let named = [(20, 7), (21, 9), (22, 1), (15, 2), (9, 3), (8, 4)];
+        named.into_iter().for_each(|(pfn, gfn)| batch.push(Pfn::new(pfn).unwrap(), Gfn::new(gfn).unwrap()).unwrap());
+        let owner = |gfn| State::Private { vm, gfn, revocable: false };
+        ledger.give_all(&Settled::unreached(batch.granules()), |granule| owner(granule.gfn()), &Never);
+        for pfn in (8..16).chain(20..32) {
+            let gfn = named.iter().find(|(named, _)| *named == pfn).map(|(_, gfn)| Gfn::new(*gfn).unwrap());
+            let before = if pfn == 30 { State::El2 } else { State::Host };
+            assert_eq!(ledger.state(Pfn::new(pfn).unwrap()), Some(gfn.map_or(before, owner)), "{pfn}");
+        }
     }
 }

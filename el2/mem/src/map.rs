@@ -57,7 +57,7 @@ impl Needs {
     }
 }
 
-/// Blocks that hold RAM: `count` of them from `first` on; their tables start at `base`.
+/// Frames, or blocks, that hold RAM: `count` of them from number `first` on; what is kept of them starts at `base`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     first: u64,
@@ -65,46 +65,22 @@ pub(crate) struct Span {
     base: u64,
 }
 
-/// Frames of RAM, whose records start at `base`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bank {
-    run: PfnRun,
-    base: u64,
-}
-
-/// The banks of a machine, in ascending order.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Banks(Few<Bank, BANKS>);
-
-impl Banks {
-    /// The place of a frame's record, if the frame is RAM.
-    pub(crate) fn index(&self, pfn: Pfn) -> Option<usize> {
-        let bank = self.0.iter().find(|bank| bank.run.contains(pfn))?;
-        let offset = pfn.raw().checked_sub(bank.run.start().raw())?;
-        usize::try_from(bank.base.checked_add(offset)?).ok()
-    }
-
-    /// How many frames of RAM there are.
-    pub(crate) fn frames(&self) -> u64 {
-        self.0.iter().fold(0, |sum, bank| sum.saturating_add(bank.run.count()))
-    }
-}
-
-/// The blocks that hold RAM, in ascending order.
+/// The frames, or the blocks, that hold RAM, in ascending order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spans(Few<Span, BANKS>);
 
 impl Spans {
-    /// The place of a block among those that hold RAM.
-    pub(crate) fn index(&self, block: u64) -> Option<u64> {
+    /// The place of a frame's or a block's number among those that hold RAM.
+    #[inline]
+    pub(crate) fn index(&self, number: u64) -> Option<usize> {
         self.0.iter().find_map(|span| {
-            let offset = block.checked_sub(span.first).filter(|offset| *offset < span.count)?;
-            span.base.checked_add(offset)
+            let offset = number.checked_sub(span.first).filter(|offset| *offset < span.count)?;
+            usize::try_from(span.base.checked_add(offset)?).ok()
         })
     }
 
-    /// How many blocks hold RAM.
-    pub(crate) fn blocks(&self) -> u64 {
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
         self.0.iter().fold(0, |sum, span| sum.saturating_add(span.count))
     }
 }
@@ -176,7 +152,7 @@ impl MemoryMap {
     pub fn needs(&self) -> Needs {
         let root = self.root_frames();
         let giants = self.giants().filter(|giant| self.giant_is_mixed(*giant)).count() as u64;
-        let blocks = self.spans().blocks();
+        let blocks = self.spans().count();
         let table_frames = root.saturating_add(giants).saturating_add(blocks).saturating_add(self.hole_tables());
         let scratch = MAX_FRAMES.saturating_add(LIST_WORDS as u64);
         let words = self.ram_frames().saturating_add(blocks).saturating_add(scratch);
@@ -190,7 +166,7 @@ impl MemoryMap {
 
     /// Frames of RAM, carve-outs included.
     pub fn ram_frames(&self) -> u64 {
-        self.banks().frames()
+        self.frames().count()
     }
 
     /// The banks, in ascending order.
@@ -246,27 +222,26 @@ impl MemoryMap {
         }
     }
 
-    /// The banks with the places of their records.
-    pub(crate) fn banks(&self) -> Banks {
-        let mut banks = Few::new();
-        let mut base = 0_u64;
-        for run in self.banks.iter() {
-            // As many as there are banks: always room.
-            let _ = banks.push(Bank { run, base });
-            base = base.saturating_add(run.count());
-        }
-        Banks(banks)
+    /// The frames of RAM, with the places of their records.
+    pub(crate) fn frames(&self) -> Spans {
+        self.of_size(1)
     }
 
-    /// The blocks that hold RAM, with the places of their tables; banks may share a block.
+    /// The blocks that hold RAM, with the places of their tables.
     pub(crate) fn spans(&self) -> Spans {
+        self.of_size(BLOCK_FRAMES)
+    }
+
+    /// What of this size holds RAM; banks may share one.
+    fn of_size(&self, frames: u64) -> Spans {
         let mut spans = Few::new();
         let (mut base, mut next) = (0_u64, 0_u64);
         for run in self.banks.iter() {
-            let first = (run.start().raw() / BLOCK_FRAMES).max(next);
-            let end = run.end().div_ceil(BLOCK_FRAMES);
+            let first = run.start().raw().div_euclid(frames).max(next);
+            let end = run.end().div_ceil(frames);
             let count = end.saturating_sub(first);
             if count != 0 {
+                // No more than there are banks: always room.
                 let _ = spans.push(Span { first, count, base });
                 base = base.saturating_add(count);
                 next = end;

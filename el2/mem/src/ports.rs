@@ -35,8 +35,8 @@ pub trait Tlb {
 
 /// Contents of frames.
 pub trait Frames {
-    /// Zeroes a frame and cleans it to the point of coherency, so that even an uncached read finds
-    /// zeros.
+    /// Zeroes a frame, cleans and invalidates it to the point of coherency, so that even an uncached read finds zeros:
+    /// the host's, or a guest's, for which it does what [`settle_for_guest`](Self::settle_for_guest) does as well.
     fn scrub(&mut self, frame: Pfn);
 
     /// Prepares a frame for a guest that may read it uncached: cleans and invalidates data to the

@@ -34,6 +34,8 @@ struct Frame {
     table: Option<Use>,
     /// Cleaned, and what CPUs had fetched of it dropped since.
     fetched: bool,
+    /// Cleaned, and not yet that.
+    settled: bool,
 }
 
 /// The machine.
@@ -162,10 +164,12 @@ impl Machine {
     }
 
     fn check_page(&mut self, vmid: u8, page: u64) {
+        let frame = self.frame_mut(page);
+        frame.settled = false;
         if vmid == 0 {
+            frame.fetched = false;
             return;
         }
-        let frame = self.frame_mut(page);
         assert!(core::mem::take(&mut frame.fetched), "VM {vmid} gets {page:#x} with old instructions in caches");
         for other in (0..VMIDS as u8).filter(|other| *other != vmid) {
             assert!(self.lending || !self.may_reach(other, page), "I3: {page:#x} goes to {vmid}, {other} may reach it");
@@ -245,20 +249,22 @@ impl Frames for Machine {
                 "I3: {frame:?} is scrubbed while {vmid} may write to it"
             );
         }
-        *self.frame_mut(frame.raw()) = Frame::default();
-        self.settled.retain(|settled| *settled != frame.raw());
+        *self.frame_mut(frame.raw()) = Frame { settled: true, ..Frame::default() };
+        self.settled.push(frame.raw());
     }
 
     fn settle_for_guest(&mut self, frame: Pfn) {
         assert!(self.lending || !self.may_reach(0, frame.raw()), "{frame:?} is settled while the host may write to it");
         self.events += 1;
+        self.frame_mut(frame.raw()).settled = true;
         self.settled.push(frame.raw());
     }
 
     fn settle_instructions(&mut self) {
         self.events += 1;
         for frame in core::mem::take(&mut self.settled) {
-            self.frame_mut(frame).fetched = true;
+            let frame = self.frame_mut(frame);
+            frame.fetched |= core::mem::take(&mut frame.settled);
         }
     }
 

@@ -75,7 +75,7 @@ impl<M: Machine, S: Sink> Frames for Traced<M, S> {
     fn scrub(&mut self, frame: Pfn) {
         self.machine.scrub(frame);
         self.sink.note(Event::Zero { frame: frame.raw() });
-        self.sink.note(Event::Clean { frame: frame.raw() });
+        self.sink.note(Event::CleanInvalidate { frame: frame.raw() });
         self.sink.note(Event::Barrier(Barrier::SystemDone));
     }
 

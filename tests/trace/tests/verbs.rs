@@ -361,7 +361,7 @@ fn a_machine_that_forgets_is_found_out() {
         ("barrier after", |e| *e == Event::Barrier(Barrier::MaintenanceDone), Rule::BreakBeforeMake),
         ("DSB SY", |e| *e == Event::Barrier(Barrier::SystemDone), Rule::ScrubBeforeHost),
         ("zeroing", |e| matches!(e, Event::Zero { .. }), Rule::ScrubBeforeHost),
-        ("cleaning", |e| matches!(e, Event::Clean { .. }), Rule::ScrubBeforeHost),
+        ("cleaning", |e| matches!(e, Event::CleanInvalidate { .. }), Rule::ScrubBeforeHost),
         ("cleaning for a guest", |e| matches!(e, Event::CleanInvalidate { .. }), Rule::CleanBeforeGuest),
         ("instruction caches", |e| *e == Event::Fetches, Rule::CleanBeforeGuest),
     ];

@@ -208,6 +208,9 @@ fn of_ports(code: &Code) -> Result<Vec<Fault<'_>>> {
     let word_of = |does: Does| code.all().find(|(_, found)| *found == does).and_then(|(at, _)| code.word(at));
     let fetches = word_of(Does::DropFetches).context("no IC IALLUIS")?;
     let load = *places(ports::VM, ports::SET_VTTBR)?.first().context("no VTTBR_EL2")?;
+    let line = *places(ports::LINER, ports::CLEAN_INVALIDATE)?.first().context("no line is cleaned")?;
+    let begin = Port::named(code, ports::LINER)?.function.start;
+    let claims_early = vec![(begin, ports::MOV_ONE), (begin + 4, RETURN)];
     let (judge, observers) = (ports::judge, observers::judge);
     Ok(vec![
         ("observers that go on", empty(observers::STOP)?, observers),
@@ -216,9 +219,11 @@ fn of_ports(code: &Code) -> Result<Vec<Fault<'_>>> {
         ("an address that stays", everywhere(observers::SET_FAR), observers),
         ("an empty publish_tables", empty(ports::PUBLISH)?, judge),
         ("an empty scrub", empty(ports::SCRUB)?, judge),
-        ("a scrub without its clean", ends_early(ports::SCRUB)?, judge),
-        ("a clean that cleans nothing", everywhere(ports::CLEAN), judge),
+        ("a scrub by bytes without its clean", ends_early(ports::SCRUB)?, judge),
+        ("a scrub that nobody waits for", ends_early(ports::LINER)?, judge),
+        ("a scrub that says too early that it is done", claims_early, judge),
         ("zeroing that zeroes nothing", everywhere(ports::ZERO_BLOCK), judge),
+        ("a line that is zeroed and stays in the cache", vec![(line, NOP)], judge),
         ("an empty settle_for_guest", empty(ports::SETTLE)?, judge),
         ("a settling clean that does nothing", everywhere(ports::CLEAN_INVALIDATE), judge),
         ("an empty settle_instructions", empty(ports::INSTRUCTIONS)?, judge),

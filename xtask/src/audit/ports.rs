@@ -19,12 +19,12 @@ const DROP_FETCHES_HERE: u32 = 0xd508_751f;
 pub(super) const SET_VTTBR: u32 = 0xd51c_2100;
 const READ_VTTBR: u32 = 0xd53c_2100;
 const READ_CTR: u32 = 0xd53b_0020;
-const READ_DCZID: u32 = 0xd53b_00e0;
-pub(super) const CLEAN: u32 = 0xd50b_7a20;
 pub(super) const CLEAN_INVALIDATE: u32 = 0xd50b_7e20;
 pub(super) const ZERO_BLOCK: u32 = 0xd50b_7420;
 /// `MOV` of the size of a frame.
 const FRAME: u32 = 0x5282_0000;
+/// `MOV W0, #1`.
+pub(super) const MOV_ONE: u32 = 0x5280_0020;
 /// `CTR_EL0.DIC`.
 const DIC: u32 = 29;
 
@@ -107,6 +107,20 @@ impl<'c> Port<'c> {
             todo.extend(next.into_iter().map(|at| (at, met)).filter(|state| seen.insert(*state)));
         }
         true
+    }
+
+    /// Whether some way from the begin comes to one that is wanted without having come past `stop`.
+    fn reaches(&self, wanted: &dyn Fn(u64) -> bool, stop: &dyn Fn(u64) -> bool) -> bool {
+        let (mut seen, mut todo) = (BTreeSet::new(), vec![self.function.start]);
+        while let Some(at) = todo.pop() {
+            if wanted(at) {
+                return true;
+            }
+            if !stop(at) {
+                todo.extend(self.next(at).0.into_iter().filter(|at| seen.insert(*at)));
+            }
+        }
+        false
     }
 
     fn dsb(&self, enough: &'static [Dsb]) -> impl Fn(u64) -> bool + '_ {
@@ -200,9 +214,8 @@ pub(super) const SETTLE: &str = "Frames$GT$::settle_for_guest";
 pub(super) const INSTRUCTIONS: &str = "Frames$GT$::settle_instructions";
 pub(super) const HOST: &str = "Tlb$GT$::invalidate_host";
 pub(super) const VM: &str = "Tlb$GT$::invalidate_vm";
-const CLEANER: &str = "cache::clean_to_poc";
 const SETTLER: &str = "cache::clean_invalidate_to_poc";
-const ZEROER: &str = "cache::zero_blocks";
+pub(super) const LINER: &str = "cache::zero_to_poc";
 pub(super) const SWITCH: &str = "switch::load_guest";
 
 /// What the ports do not do.
@@ -269,28 +282,34 @@ impl<'c> Loop<'c> {
     }
 }
 
-/// A scrubbed frame is zeros in memory, all of it: zeroed, then cleaned.
+/// A scrubbed frame is zeros in memory, all of it: zeroed and cleaned line by line, or else by bytes and then cleaned.
 fn scrubs(code: &Code, must: &mut dyn FnMut(bool, &str)) -> Result<()> {
-    let (scrub, memset) = (Port::named(code, SCRUB)?, Port::named(code, "memset")?);
-    let (zero, clean) = (Loop::of(code, ZEROER, SCRUB)?, Loop::of(code, CLEANER, SCRUB)?);
-    let to_zero = |at: u64| zero.begins(&scrub, at, READ_DCZID);
-    let to_clean = |at: u64| clean.begins(&scrub, at, READ_CTR);
-    must(scrub.always_in_order(scrub.function.start, &[&to_zero, &to_clean]), "scrub: not zeroed, then cleaned");
-    must(zero.has(ZERO_BLOCK), "scrub: nothing is zeroed by blocks");
+    let (scrub, memset, lines) = (Port::named(code, SCRUB)?, Port::named(code, "memset")?, Port::named(code, LINER)?);
+    let clean = Loop::of(code, SETTLER, SCRUB)?;
+    let by_lines = scrub.calls(&lines);
+    must(scrub.always(scrub.function.start, &|at| by_lines.contains(&at)), "scrub: not zeroed by lines");
+    must(by_lines.iter().all(|at| scrub.tells(*at, FRAME, 1)), "scrub: not of a whole frame");
+
+    let (zeroed, cleaned) = (lines.places(ZERO_BLOCK), lines.places(CLEAN_INVALIDATE));
+    let pairs = zeroed.iter().zip(&cleaned).all(|(zero, clean)| {
+        let register = |at: u64| code.word(at).map(|word| word & 31);
+        *clean == zero + 4 && register(*clean) == register(*zero)
+    });
+    must(!zeroed.is_empty() && zeroed.len() == cleaned.len() && pairs, "scrub: a line is not zeroed, then cleaned");
+    let waits = lines.dsb(&[Dsb::System]);
+    must(cleaned.iter().all(|at| lines.always(*at, &waits)), "scrub: nobody waits for the lines");
+    let claims = |at: u64| code.word(at) == Some(MOV_ONE);
+    must(lines.all().any(claims) && !lines.reaches(&claims, &waits), "scrub: said to be done when it is not");
+
     let bytes = scrub.calls(&memset);
-    must(
-        !bytes.is_empty() && bytes.iter().all(|at| scrub.tells(*at, FRAME, 2)),
-        "scrub: not zeroed by bytes, all of it",
-    );
-    if let Loop::Own(zero) = &zero {
-        let blocks = scrub.calls(zero);
-        let test = bytes.first().and_then(|at| scrub.test(*at));
-        let otherwise = test.is_some_and(|test| !test.is_set && test.bit == 0 && blocks.contains(&test.source));
-        must(otherwise, "scrub: not zeroed by bytes where it can not be by blocks");
-    }
-    must(zero.is_whole(&scrub) && clean.is_whole(&scrub), "scrub: not of a whole frame");
-    must(clean.has(CLEAN), "scrub: no line is cleaned");
-    must(clean.is_waited_for(&scrub), "scrub: nobody waits for the clean");
+    let all = !bytes.is_empty() && bytes.iter().all(|at| scrub.tells(*at, FRAME, 2));
+    must(all, "scrub: not zeroed by bytes, all of it");
+    let test = bytes.first().and_then(|at| scrub.test(*at));
+    let otherwise = test.is_some_and(|test| !test.is_set && test.bit == 0 && by_lines.contains(&test.source));
+    must(otherwise, "scrub: not zeroed by bytes where it can not be by lines");
+    let to_clean = |at: u64| clean.begins(&scrub, at, READ_CTR);
+    must(bytes.iter().all(|at| scrub.always(*at, &to_clean)), "scrub: not zeroed by bytes, then cleaned");
+    must(clean.is_whole(&scrub), "scrub: what is zeroed by bytes is not cleaned as a whole");
     Ok(())
 }
 

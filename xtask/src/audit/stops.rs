@@ -17,8 +17,9 @@ const STOPS: [&str; 2] = ["freehold_arch::fatal::panic", "freehold_arch::fatal::
 
 /// `mem`'s port for what it can not repair.
 const PORT: &str = "freehold_mem..ports..Fatal$GT$::fatal";
-/// Only `mem` may call it.
-const CALLER: &str = "freehold_mem::";
+/// Only `mem` may call it, or what the compiler has put it into: those whose source has no call of it, which is looked at.
+const CALLERS: [&str; 2] = ["freehold_mem::", "freehold_el2::calls::"];
+const NO_CALLER: &str = "el2/hyp/src/calls";
 
 /// Who may stop the machine on the way from a trap, and why that is no input's doing.
 const MAY_STOP: [(&str, &str); 3] = [
@@ -28,8 +29,8 @@ const MAY_STOP: [(&str, &str); 3] = [
 ];
 
 /// File of `el2/mem/src`, function, how often it calls the port, and why nothing that host or guest say leads there.
-const CALLS: [(&str, &str, usize, &str); 19] = [
-    ("guest_space.rs", "map", 1, "the verb's check found the guest frame vacant, under the same lock"),
+const CALLS: [(&str, &str, usize, &str); 20] = [
+    ("guest_space.rs", "make_room", 1, "the verb's check found the guest frame vacant, under the same lock"),
     ("guest_space.rs", "unmap", 1, "the granules were gathered from these tables, under the same lock"),
     ("guest_space.rs", "walk", 1, "nobody but el2 writes a guest's tables, and it writes no other form"),
     ("guest_space.rs", "take", 1, "the verb's check counted the tables that are missing, and found them in the pool"),
@@ -43,7 +44,7 @@ const CALLS: [(&str, &str, usize, &str); 19] = [
         1,
         "the verb's check read from the ledger that the frame is the host's, so it is mapped",
     ),
-    ("host_space.rs", "map_one", 2, "what comes back was taken: its block has a table, its entry is empty or its own"),
+    ("host_space.rs", "map_turn", 2, "what comes back was taken: its block has a table, its entry is empty or its own"),
     ("host_space.rs", "level2", 1, "the boot made a level-2 table for all RAM, and only RAM is named"),
     ("host_space.rs", "table_of", 1, "the boot kept a level-3 table for each block of RAM"),
     (
@@ -52,6 +53,7 @@ const CALLS: [(&str, &str, usize, &str); 19] = [
         1,
         "as many frames come back as were taken, and no more than a block has are taken",
     ),
+    ("ledger.rs", "give_all", 1, "as `write`, and frames of RAM that follow each other have records that do"),
     ("ledger.rs", "lend", 1, "the verb's check found the frame the host's, or lent less often than the record can say"),
     ("ledger.rs", "unlend", 1, "the borrower's tables had it, so it is lent"),
     ("ledger.rs", "write", 1, "frames that are named were found in the ledger before"),
@@ -83,7 +85,7 @@ pub(super) fn judge(code: &Code, entries: &[u64]) -> Result<Vec<String>> {
         let from = code.function(*at).map_or_else(String::new, |f| plain(&f.name));
         let may_stop = MAY_STOP.iter().any(|(who, _)| from.ends_with(who));
         let stops = STOPS.contains(&name.as_str());
-        let is_strangers = name.ends_with(PORT) && !from.starts_with(CALLER);
+        let is_strangers = name.ends_with(PORT) && !CALLERS.iter().any(|caller| from.starts_with(caller));
         if (stops && !may_stop) || (!stops && is_panic(&target.name)) || is_strangers {
             found.push(format!("{} reaches {name} ({})", code.shown(*at), reach.way(code, *at)));
         }
@@ -112,7 +114,14 @@ pub(super) fn reasons(env: &Env) -> Result<Vec<String>> {
             }
         }
     }
-    Ok(compare(&seen))
+    let mut found = compare(&seen);
+    for entry in std::fs::read_dir(env.root.join(NO_CALLER)).context(NO_CALLER)? {
+        let path = entry?.path();
+        if path.is_file() && !calls(&std::fs::read_to_string(&path)?).is_empty() {
+            found.push(format!("{}: only mem may stop the machine by its port", env.shown(&path)));
+        }
+    }
+    Ok(found)
 }
 
 /// The functions in which the port is called, once for each call, tests left out.

@@ -11,8 +11,7 @@ use object::{Object as _, ObjectSymbol as _, SymbolKind};
 const LEAST: u64 = 200;
 
 /// What zeroes frames and cleans caches, by parts of the names.
-const MAINTENANCE: [&str; 6] =
-    ["5scrub", "settle_for_guest", "memset", "zero_blocks", "clean_to_poc", "clean_invalidate_to_poc"];
+const MAINTENANCE: [&str; 5] = ["5scrub", "settle_for_guest", "memset", "zero_to_poc", "clean_invalidate_to_poc"];
 
 /// Instructions by function.
 fn costs(elf: &[u8], profile: &BTreeMap<u64, u64>) -> Result<BTreeMap<String, u64>> {

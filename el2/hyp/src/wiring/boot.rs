@@ -247,7 +247,7 @@ fn write_dtb(dtb: &Dtb<'_>, bundle: &Bundle, base: u64, carve_outs: &[Span]) -> 
     // payload, the DTB that is read, nor the initrd; it is named here only.
     let slot = unsafe { Fresh::new(address as usize, bundle.dtb_slot_len as usize) }.into_bytes();
     let size = edit::rewrite(dtb, carve_outs, slot)?;
-    cache::clean_to_poc(address as usize, size);
+    cache::clean_invalidate_to_poc(address as usize, size);
     Ok(address)
 }
 

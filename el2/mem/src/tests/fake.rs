@@ -225,8 +225,10 @@ impl TableMemory for Fake {
             }
             let leaf = new & 1 << 10 != 0;
             if leaf && let Leaf::Page(pfn) = pte::leaf(new) {
+                let was_ready = self.executable.remove(&pfn);
+                self.unfetched.remove(&pfn);
                 assert!(
-                    owner == 0 || self.executable.remove(&pfn),
+                    owner == 0 || was_ready,
                     "{pfn:?} is mapped for {owner} while a CPU may hold old data or instructions of it"
                 );
             }
@@ -300,8 +302,10 @@ impl Frames for Fake {
         assert!(guests == 0, "I4: {frame:?} scrubbed while a guest may still write to it");
         self.wipe(frame);
         self.tables.remove(&frame);
-        self.unfetched.remove(&frame);
         self.executable.remove(&frame);
+        // It may go to a guest: the host's fetches are dropped by who gives it to one.
+        self.cleaned.insert(frame);
+        self.unfetched.insert(frame);
     }
 
     fn settle_for_guest(&mut self, frame: Pfn) {

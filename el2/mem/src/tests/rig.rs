@@ -316,7 +316,7 @@ impl Rig {
         let linked: BTreeSet<Pfn> = self.m.words.iter().filter_map(|(_, word)| table(word)).collect();
         // A level-3 table of the reserve that no block uses keeps old words, which nobody reads.
         let level3 = self.host.space.level3.raw();
-        let reserve = level3..level3 + self.host.space.spans.blocks();
+        let reserve = level3..level3 + self.host.space.spans.count();
         let is_live = |at: Entry| linked.contains(&at.table()) || !reserve.contains(&at.table().raw());
         let live: Vec<_> = self.m.words.iter().filter(|(at, _)| is_live(*at)).collect();
         let tally = self.host.counters();

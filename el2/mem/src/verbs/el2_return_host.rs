@@ -71,7 +71,7 @@ impl Checked<'_, '_> {
             body.pool.forget();
             done = done.saturating_add(1);
         }
-        space.map_back(settled.first(done), map, m);
+        space.map_back(settled.first(done).granules(), map, m);
         let freed = body.pool.total() == 0;
         if freed {
             self.guest.body = None;

@@ -5,7 +5,7 @@
 //! can see it. Knows nothing of measurement, but calls `measure` for each frame whose contents stay,
 //! when the host can not write to it any more and the guest can not yet.
 
-use crate::guest_space::{Access, Tables};
+use crate::guest_space::{Access, Near, Tables};
 use crate::{Claim, Gfn, Guest, Host, Kind, Life, Lot, Machine, Pfn, Refused, State};
 
 /// A donation whose every condition holds and whose table pages are in the pool.
@@ -61,9 +61,14 @@ fn decide<'w, 'm>(
 ) -> Result<Checked<'w, 'm>, Refused> {
     let vm = guest.vm();
     let body = guest.in_life(&[Life::Building, Life::Running])?;
+    let mut near = Near::default();
+    // Frame by frame only to say what is wrong.
+    let is_free = host.ledger.all(host.batch.granules(), |state| matches!(state, State::Host));
     for granule in host.batch.granules().iter() {
-        host.ledger.host_alone(granule.pfn(), vm)?;
-        body.vacant(granule.gfn(), m)?;
+        if !is_free {
+            host.ledger.host_alone(granule.pfn(), vm)?;
+        }
+        body.vacant(granule.gfn(), &mut near, m)?;
     }
     body.reserve(host.batch.granules(), m)?;
     Ok(Checked { host, guest, revocable })
@@ -71,7 +76,8 @@ fn decide<'w, 'm>(
 
 impl Checked<'_, '_> {
     /// Moves the frames and says how many; fewer if `pause` finds an interrupt, and then the rest is
-    /// the host's as before.
+    /// the host's as before. Not in line: the check of the linked image knows by name who may stop the machine.
+    #[inline(never)]
     pub fn commit(
         self,
         m: &mut impl Machine,
@@ -92,23 +98,23 @@ impl Checked<'_, '_> {
             }
             let (pfn, gfn) = (granule.pfn(), granule.gfn());
             if zero {
-                m.clear(pfn);
-            }
-            // What was zeroed goes to memory with it. Before `measure`: a clean cache line may hide what the host wrote
-            // past the cache, and what is measured must be what the guest will find.
-            m.settle_for_guest(pfn);
-            if !zero {
+                m.scrub(pfn);
+            } else {
+                // Before `measure`: a clean cache line may hide what the host wrote past the cache, and what is measured
+                // must be what the guest will find.
+                m.settle_for_guest(pfn);
                 measure(gfn, pfn);
             }
             done = done.saturating_add(1);
         }
         // Before the first is mapped: another vCPU could execute what the host had left in a frame.
         m.settle_instructions();
-        for frame in settled.iter().take(usize::try_from(done).unwrap_or(usize::MAX)) {
-            let gfn = frame.granule().gfn();
-            ledger.give(&frame, State::Private { vm, gfn, revocable }, m);
-            let mut tables = Tables { pool: &mut body.pool, ledger, vm };
-            body.space.map(frame.granule(), Access::ALL, space.how, &mut tables, m);
+        let mut near = Near::default();
+        let given = settled.first(done);
+        ledger.give_all(&given, |granule| State::Private { vm, gfn: granule.gfn(), revocable }, m);
+        let mut tables = Tables { pool: &mut body.pool, ledger, vm };
+        for granule in given.granules().iter() {
+            body.space.map(granule, Access::ALL, space.how, &mut tables, &mut near, m);
         }
         body.owned = body.owned.saturating_add(done);
         space.map_back(settled.after(done), map, m);

@@ -28,6 +28,12 @@ pub fn check<'w, 'm>(
     let vm = guest.vm();
     guest.in_life(&[Life::Dying])?;
     host.gather_run(&run.examine())?;
+    let ours =
+        |state| matches!(state, State::Private { vm: owner, .. } | State::Shared { vm: owner, .. } if owner == vm);
+    if host.ledger.all(host.batch.granules(), ours) {
+        return Ok(Checked { host, guest });
+    }
+    // Frame by frame only to say what is wrong.
     for granule in host.batch.granules().iter() {
         match host.ledger.state(granule.pfn()).ok_or(Refused::NotMemory)? {
             State::Private { vm: owner, .. } | State::Shared { vm: owner, .. } if owner == vm => {}
@@ -55,11 +61,12 @@ impl Checked<'_, '_> {
                 break;
             }
             m.scrub(frame.granule().pfn());
-            ledger.give(&frame, State::Host, m);
             done = done.saturating_add(1);
         }
+        let back = settled.first(done);
+        ledger.give_all(&back, |_| State::Host, m);
         body.owned = body.owned.saturating_sub(done);
-        space.map_back(settled.first(done), map, m);
+        space.map_back(back.granules(), map, m);
         done
     }
 }

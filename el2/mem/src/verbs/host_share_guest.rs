@@ -4,7 +4,7 @@
 //! Keeps I2: each loan is counted in the ledger, and a frame with a loan out can not be donated.
 //! Nobody loses anything, so there is no TLB debt.
 
-use crate::guest_space::{Access, Tables};
+use crate::guest_space::{Access, Near, Tables};
 use crate::{Claim, Guest, Host, Life, Lot, Machine, Refused};
 
 /// A loan whose every condition holds and whose table pages are in the pool.
@@ -33,9 +33,10 @@ pub fn check<'w, 'm>(
     let body = guest.in_life(&[Life::Building, Life::Running])?;
     body.borrows()?;
     host.gather_lot(&lot.examine())?;
+    let mut near = Near::default();
     for granule in host.batch.granules().iter() {
         host.ledger.lendable(granule.pfn(), vm)?;
-        body.vacant(granule.gfn(), m)?;
+        body.vacant(granule.gfn(), &mut near, m)?;
     }
     body.reserve(host.batch.granules(), m)?;
     Ok(Checked { host, guest, access })
@@ -56,10 +57,11 @@ impl Checked<'_, '_> {
             done = done.saturating_add(1);
         }
         m.settle_instructions();
+        let mut near = Near::default();
         for granule in batch.granules().first(done).iter() {
             ledger.lend(granule.pfn(), m);
             let mut tables = Tables { pool: &mut body.pool, ledger, vm };
-            body.space.map(granule, access, space.how, &mut tables, m);
+            body.space.map(granule, access, space.how, &mut tables, &mut near, m);
         }
         body.borrowed = body.borrowed.saturating_add(done);
         m.publish_tables();
