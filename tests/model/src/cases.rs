@@ -28,7 +28,7 @@ pub struct Case {
 pub const CASES: &[Case] = &[
     Case {
         name: "lockstep-1x1x2",
-        what: "one page, one VM, two guest frames: every call and every act, right and wrong",
+        what: "one page, one VM, two guest frames: every call, every act but of devices and CPU_OFF, right and wrong",
         run: || expect(small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?, [2_685, 569_913, 225]),
     },
     Case {
