@@ -155,11 +155,15 @@ impl Stopped {
     }
 
     /// The VM's lock is held for the last moment. Each look counts anew: el2 decides by its last. A call about devices
-    /// is carried out; twice is as good as once.
-    pub fn look(&mut self, view: &mut View<'_>) {
+    /// is carried out once el2 has decided it, which it does with the host's lock held too; a turn that is kept first
+    /// lets go of the VM's alone, and until the call is decided siblings find the devices as they were.
+    pub fn look(&mut self, view: &mut View<'_>, holds_host: bool) {
         if let Reason::Act(act @ Act::Call { id, .. }) = self.reason
             && is_of_devices(id)
         {
+            if !holds_host {
+                return;
+            }
             let op = Op::Guest { cpu: 0, act };
             let outcome = decide(view, &op, &Env::CALM);
             if outcome.done.is_some() {

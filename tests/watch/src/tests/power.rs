@@ -5,7 +5,7 @@ use freehold_el2::calls::Stop;
 use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
-use super::rig::{GUEST_RAM, RAM, Rig};
+use super::rig::{GUEST_RAM, RAM, Rig, be};
 use crate::fault::Fault;
 
 /// A VM of two vCPUs that has not run.
@@ -73,6 +73,37 @@ fn a_cpu_that_starts_goes_off_and_starts_again_is_followed() {
     assert_eq!(calls(&rig, vm, 0, [[INFO, 1, 0], [ON, 1, 0x1000]]), ([2, guest::ON_PENDING], EXIT_IRQ));
     assert_eq!(calls(&rig, vm, 1, [[INFO, 1, 0]]), ([0], EXIT_IRQ));
     assert_eq!(calls(&rig, vm, 0, [[ON, 1, 0x1000]]), ([guest::ALREADY_ON], EXIT_IRQ));
+}
+
+/// What el2 has not decided yet is not so for a sibling, though the call's turn has let go of the VM's lock before.
+#[test]
+fn a_sibling_finds_devices_as_they_are_until_a_call_about_them_is_decided() {
+    let rig: &'static Rig = std::boxed::Box::leak(std::boxed::Box::new(Rig::new(Fault::None)));
+    let vm = pair(rig);
+    let enrols = [[guest::MMIO_GUARD_ENROLL.into(), 0, 0], [ON, 1, 0x1000]];
+    assert_eq!(calls(rig, vm, 0, enrols), ([0, 0], EXIT_IRQ));
+    // The next first trap of vCPU 0 is one behind a flush here.
+    assert_eq!(calls(rig, vm, 1, [[INFO, 1, 0]]), ([0], EXIT_IRQ));
+    let device = 0x900_0000;
+    let touches = move || {
+        rig.next(move |_| Stop::Trap(Trap { esr: 0x24 << 26 | 1 << 24 | 6, far: 0, hpfar: device >> 8 }));
+        rig.then(|_| Stop::Interrupt);
+        rig.call(VCPU_RUN, &[vm, 1, 0])[1]
+    };
+    for (call, before, after) in
+        [(guest::MMIO_GUARD_MAP, EXIT_IRQ, EXIT_MMIO), (guest::MMIO_GUARD_UNMAP, EXIT_MMIO, EXIT_IRQ)]
+    {
+        let seen = std::sync::Arc::new(std::sync::Mutex::new(None));
+        let said = seen.clone();
+        rig.meanwhile(move || {
+            be(1);
+            *said.lock().unwrap() = Some(touches());
+            be(0);
+        });
+        assert_eq!(calls(rig, vm, 0, [[call.into(), device, 0]]), ([0], EXIT_IRQ));
+        assert_eq!(*seen.lock().unwrap(), Some(before), "while {call:#x} is not decided");
+        assert_eq!(touches(), after, "behind {call:#x}, on the caller's CPU: its turn must be flushed again");
+    }
 }
 
 #[test]

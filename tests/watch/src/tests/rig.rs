@@ -40,11 +40,17 @@ pub(super) const GUEST_RAM: u64 = 0x8_0000;
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
+    static ABORTS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Says which CPU this thread is.
 pub(super) fn be(cpu: usize) {
     CPU.set(cpu);
+}
+
+/// How many external aborts guests were given by this thread.
+pub(super) fn aborts() -> u64 {
+    ABORTS.get()
 }
 
 /// All words that are not zero. Clones are the same memory.
@@ -192,7 +198,10 @@ impl Registers for Fake {
     fn kept(&mut self, n: usize) -> Option<&mut u64> {
         self.kept.get_mut(n)
     }
-    fn inject(&mut self, _: u64, _: Option<u64>) {}
+    fn inject(&mut self, esr: u64, _: Option<u64>) {
+        // Of an abort, and external by its status.
+        ABORTS.set(ABORTS.get() + u64::from(esr >> 29 & 7 == 4 && esr & 0x3f == 0x10));
+    }
 }
 
 #[derive(Clone)]
@@ -208,6 +217,7 @@ impl Block {
 }
 
 type Act = std::boxed::Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
+type Meanwhile = std::boxed::Box<dyn FnOnce() + Send>;
 
 /// The machine below the watcher.
 pub(super) struct Bench {
@@ -218,6 +228,7 @@ pub(super) struct Bench {
     boards: Vec<Plain<Board>>,
     blocks: Std<BTreeMap<u64, Block>>,
     script: [Std<VecDeque<Act>>; 4],
+    meanwhile: [Std<Option<Meanwhile>>; 4],
     wanted: AtomicBool,
 }
 
@@ -245,7 +256,12 @@ impl<'a> Loaded<'a> for Open<'a> {
     fn timer(&self) -> Timer {
         Timer::new()
     }
-    fn leave(&mut self) {}
+    fn leave(&mut self) {
+        let meanwhile = self.board.meanwhile[CPU.get()].lock().unwrap().take();
+        if let Some(what) = meanwhile {
+            what();
+        }
+    }
 
     fn lists(&mut self) -> &mut Lists {
         &mut self.lists
@@ -378,6 +394,7 @@ impl Rig {
             boards: (0..MAX_VMS).map(|_| Plain(Std::new(Board::new()))).collect(),
             blocks: Std::default(),
             script: Default::default(),
+            meanwhile: Default::default(),
             wanted: AtomicBool::new(false),
         }));
         let watched = move || core::array::from_fn(|_| Lock::new(Plain(Std::new(Board::new())), Last::new(eye)));
@@ -394,6 +411,11 @@ impl Rig {
     /// What it does after that.
     pub(super) fn then(&self, act: impl FnOnce(&mut Fake) -> Stop + Send + 'static) {
         self.board.script[CPU.get()].lock().unwrap().push_back(std::boxed::Box::new(act));
+    }
+
+    /// What another CPU does between the trap of this CPU's next call of a guest and el2's decision.
+    pub(super) fn meanwhile(&self, what: impl FnOnce() + Send + 'static) {
+        *self.board.meanwhile[CPU.get()].lock().unwrap() = Some(std::boxed::Box::new(what));
     }
 
     /// Whether an interrupt waits from now on.

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random calls from several threads, every one of them judged.
 
+use std::cell::Cell;
 use std::println;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use freehold_el2::calls::Stop;
 use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
-use super::rig::{CARVE_OUT, Fake, GUEST_RAM, NO_MAP, RAM, Rig, be};
+use super::rig::{CARVE_OUT, Fake, GUEST_RAM, NO_MAP, RAM, Rig, aborts, be};
 use crate::fault::Fault;
 
 pub(super) struct Random(pub(super) u64);
@@ -86,6 +87,52 @@ const QUICK: [u64; 13] = [
     0xC600_0050,
 ];
 
+/// Calls by which a guest says what of its devices it lets its host see; more often than the others the one that opens.
+const OF_DEVICES: [u64; 4] = [
+    guest::MMIO_GUARD_ENROLL as u64,
+    guest::MMIO_GUARD_MAP as u64,
+    guest::MMIO_GUARD_MAP as u64,
+    guest::MMIO_GUARD_UNMAP as u64,
+];
+
+std::thread_local! {
+    /// What the guest of this thread has done about its devices last, and its external aborts before that.
+    static LAST: Cell<Option<(usize, u64)>> = const { Cell::new(None) };
+    /// How often it did each of [`OF_DEVICES`], and then how often what it reached for was its own abort.
+    static GUARD: Cell<[u64; 5]> = const { Cell::new([0; 5]) };
+}
+
+/// A guest goes on: what came of what it did last is counted.
+fn count(registers: &Fake) {
+    let came = match LAST.take() {
+        Some((4, before)) if aborts() > before => 4,
+        Some((call @ 0..4, _)) if registers.x[0] == 0 => call,
+        _ => return,
+    };
+    GUARD.set(core::array::from_fn(|n| GUARD.get()[n] + u64::from(n == came)));
+}
+
+/// A run begins with a call about a device, most often of a place outside RAM; at times the device is reached for then.
+fn of_devices(rig: &Rig, r: &mut Random) {
+    let which = usize::try_from(r.below(4)).unwrap();
+    let page = if r.below(8) == 0 { r.gfn() } else { 0x9000 + r.below(6) };
+    let x1 = if which == 0 { 0 } else { page << 12 };
+    let x2 = u64::from(r.below(16) == 0);
+    rig.next(move |registers| {
+        LAST.set(Some((which, 0)));
+        registers.x[..4].copy_from_slice(&[OF_DEVICES[which], x1, x2, 0]);
+        Stop::Trap(Trap { esr: 0x16 << 26, far: 0, hpfar: 0 })
+    });
+    let hpfar = (0x9000 + r.below(6)) << 4;
+    if r.below(3) == 0 {
+        rig.then(move |registers| {
+            count(registers);
+            LAST.set(Some((4, aborts())));
+            Stop::Trap(Trap { esr: 0x24 << 26 | 1 << 24 | 6, far: 0, hpfar })
+        });
+    }
+}
+
 /// Ends a VM and takes all of it back, as far as other CPUs let it: else dying VMs soon fill every slot that is tried.
 fn sweep(rig: &Rig, vm: u64) {
     for gfn in GUEST_RAM..GUEST_RAM + 64 {
@@ -160,10 +207,15 @@ pub(super) fn one(rig: &Rig, r: &mut Random) -> bool {
         };
         let x2 = if of_cpus { 4 * r.below(2) } else { r.below(3) };
         let x = [call | r.below(2) << 16, x1, if r.below(16) == 0 { r.next() } else { x2 }, 0];
+        let begins = r.below(3) == 0;
+        if begins {
+            of_devices(rig, r);
+        }
         // Further calls of the same turn.
         let more = r.below(3);
         for turn in 0..=more {
             let act = move |registers: &mut Fake| {
+                count(registers);
                 registers.x[..4].copy_from_slice(&x);
                 registers.x[usize::try_from(esr >> 16 & 31).unwrap().min(30)] = far;
                 let esr = match esr >> (4 * turn) & 15 {
@@ -175,13 +227,14 @@ pub(super) fn one(rig: &Rig, r: &mut Random) -> bool {
                 };
                 Stop::Trap(Trap { esr, far, hpfar })
             };
-            if turn == 0 { rig.next(act) } else { rig.then(act) }
+            if turn == 0 && !begins { rig.next(act) } else { rig.then(act) }
         }
     }
     rig.want(r.below(8) == 0);
     if r.below(256) == 0 {
         rig.touch(RAM + r.below(256), r.below(2) == 0);
     }
+    LAST.set(None);
     let answer = rig.call(id, &arguments);
     if answer[0] == 0 && r.below(8) != 0 {
         follow(rig, r, id, arguments, answer);
@@ -236,6 +289,7 @@ const EXITS: [u64; 12] = [
 
 fn storm(threads: usize, calls: u64) {
     let rig = &Rig::new(Fault::None);
+    let guard = &[const { AtomicU64::new(0) }; 5];
     std::thread::scope(|scope| {
         for thread in 0..threads {
             scope.spawn(move || {
@@ -243,11 +297,14 @@ fn storm(threads: usize, calls: u64) {
                 let mut r = Random(0x9e37_79b9_7f4a_7c15 ^ (thread as u64) << 40);
                 let good = (0..calls).filter(|_| one(rig, &mut r)).count() as u64;
                 assert!(good * 40 > calls, "{good} of {calls} succeeded: the storm hits nothing");
+                guard.iter().zip(GUARD.get()).for_each(|(all, times)| _ = all.fetch_add(times, Ordering::Relaxed));
             });
         }
     });
     let exits = rig.exits.each_ref().map(|times| times.load(Ordering::Relaxed));
-    println!("exits: {exits:?}");
+    let guard = guard.each_ref().map(|times| times.load(Ordering::Relaxed));
+    println!("exits: {exits:?}; enrolled, opened (two), shut, aborted: {guard:?}");
+    assert!(guard.iter().all(|times| *times >= 20), "enrolled, opened (two), shut, aborted: {guard:?}");
     assert!(EXITS.iter().all(|exit| exits[usize::try_from(*exit).unwrap()] > 0), "{exits:?}");
 }
 
