@@ -238,8 +238,8 @@ items! {
 items! {
     /// Every crash code (x2 of [`EXIT_CRASH`]).
     CRASHES: u64;
-    /// An access outside RAM whose syndrome does not describe it (`ISV` 0), or a fetch from there. In the frames of the
-    /// VM's interrupt controller the guest gets an external abort instead.
+    /// An access outside RAM whose syndrome does not describe it (`ISV` 0) or that goes on behind its page's end, or a fetch
+    /// from there. In the frames of the VM's interrupt controller the guest gets an external abort instead.
     CRASH_NO_SYNDROME = 1;
     /// The guest left the architectural state that `el2` serves (`AArch32`, illegal return).
     CRASH_BAD_STATE = 2;
@@ -271,6 +271,8 @@ items! {
     REG_PSTATE = 33;
     /// `MPIDR_EL1` of the vCPU; read only.
     REG_MPIDR = 34;
+    /// Of an ordinary VM that has run, write only: makes the vCPU as one that was just created, on (1) or off (0).
+    REG_POWER = 35;
     /// The first of EL1's, one after the other: SCTLR, TCR, CPACR, TTBR0, TTBR1, MAIR, AMAIR, VBAR, ESR, FAR, AFSR0, AFSR1,
     /// CONTEXTIDR, PAR, `TPIDR_EL0`, TPIDRRO, `TPIDR_EL1`, CNTKCTL, `SP_EL0`, `SP_EL1`, ELR, SPSR.
     REG_EL1 = 128;

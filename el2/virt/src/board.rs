@@ -79,6 +79,12 @@ impl Board {
         u64::BITS.saturating_sub(self.vcpus.leading_zeros()) as usize
     }
 
+    /// The host has set a vCPU of an ordinary VM back, which is on from here, or off. What it had of interrupts is given up.
+    pub fn reset(&mut self, vcpu: VcpuIndex, on: bool) {
+        self.power.put(vcpu, on);
+        self.vgic.sleeps(vcpu);
+    }
+
     /// The host runs a vCPU. One that is off sleeps, until it is woken.
     pub fn arrive(&mut self, vcpu: VcpuIndex) -> Arrival {
         let arrival = self.power.arrive(vcpu);

@@ -146,6 +146,11 @@ impl Power {
         })
     }
 
+    /// The host says that a vCPU of an ordinary VM is on, or off.
+    pub fn put(&mut self, vcpu: VcpuIndex, on: bool) {
+        self.set(vcpu, if on { State::On } else { State::Off });
+    }
+
     /// The host runs a vCPU. One that starts is on from here.
     pub fn arrive(&mut self, vcpu: VcpuIndex) -> Arrival {
         match self.state(vcpu) {

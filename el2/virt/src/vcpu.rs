@@ -334,6 +334,10 @@ impl Vcpu {
             return crash(Crash::NoSyndrome);
         }
         let load @ Load { rt, width, .. } = Load::of(esr);
+        if (ipa & 0xfff).saturating_add(width.bytes()) > 0x1000 {
+            // What lies behind the page's end may be RAM, or shut.
+            return crash(Crash::NoSyndrome);
+        }
         if esr & WRITE != 0 {
             let data = width.cut(registers.x(rt));
             registers.advance();
@@ -387,6 +391,8 @@ pub enum HostRegister {
     Pstate,
     /// `MPIDR_EL1`, which nobody sets.
     Mpidr,
+    /// Whether it is on: to say so of an ordinary VM's vCPU sets all of it back.
+    Power,
     /// A word of [`Registers::kept`].
     Kept(usize),
 }
@@ -406,6 +412,7 @@ impl HostRegister {
             hvc::REG_PC => Ok(Self::Pc),
             hvc::REG_PSTATE => Ok(Self::Pstate),
             hvc::REG_MPIDR => Ok(Self::Mpidr),
+            hvc::REG_POWER => Ok(Self::Power),
             hvc::REG_EL1..=hvc::REG_EXIT_FAR => Ok(Self::Kept(word as usize & 127)),
             _ => Err(Refused::BadArgument),
         }
@@ -424,7 +431,7 @@ impl HostRegister {
             Self::Pstate if ordinary || value == START_PSTATE => registers.set_pstate(value),
             Self::X(n) if ordinary || n < 4 => registers.set_x(n, value),
             Self::Kept(n) if ordinary => registers.kept(n).into_iter().for_each(|word| *word = value),
-            Self::X(_) | Self::Kept(_) | Self::Pstate | Self::Mpidr => return Err(Refused::Denied),
+            Self::X(_) | Self::Kept(_) | Self::Pstate | Self::Mpidr | Self::Power => return Err(Refused::Denied),
         }
         Ok(())
     }
@@ -439,7 +446,7 @@ impl HostRegister {
             Self::Pstate => Ok(registers.pstate()),
             Self::X(n) if ordinary || n < 4 => Ok(registers.x(n)),
             Self::Kept(n) if ordinary => registers.kept(n).copied().ok_or(Refused::BadArgument),
-            Self::X(_) | Self::Kept(_) | Self::Mpidr => Err(Refused::Denied),
+            Self::X(_) | Self::Kept(_) | Self::Mpidr | Self::Power => Err(Refused::Denied),
         }
     }
 }

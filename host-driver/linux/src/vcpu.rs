@@ -258,7 +258,7 @@ impl Machine for Running {
     }
 
     fn end(&self) {
-        self.vm.set_ended();
+        self.vm.set_ended(true);
     }
 
     fn breathe(&self) {
@@ -343,11 +343,20 @@ impl Vcpu<'_> {
 
     fn init(&mut self, arg: usize) -> Result<(), Error> {
         let features = Features::decode(&sys::copy_in(arg)?)?.fit(self.state.id, !self.vm.is_protected())?;
-        if self.state.ran {
+        if self.state.ran && self.vm.is_protected() {
             return Err(Error::Denied);
         }
         if self.state.features.is_some_and(|before| before != features) {
             return Err(Error::Invalid);
+        }
+        if self.state.ran {
+            // As a reset of the machine: the first one is on, and the others wait for it.
+            let on = self.state.id == 0;
+            EL2.vcpu_set_reg(self.vm.handle(), self.state.id, hvc::REG_POWER, on.into())?;
+            self.state.memory = Memory::new(self.state.id);
+            if on {
+                self.vm.set_ended(false);
+            }
         }
         if self.vm.is_protected() {
             self.state.entry = Entry::default();

@@ -173,10 +173,10 @@ impl Vm {
         unsafe { &(*self.state).ended }.load(Ordering::Acquire)
     }
 
-    /// Its guest has ended it: every vCPU comes out, and none goes in again.
-    pub(crate) fn set_ended(self) {
+    /// Its guest has ended it: every vCPU comes out, and none goes in again until the VMM sets the first one back.
+    pub(crate) fn set_ended(self, ended: bool) {
         // SAFETY: only a VM that has its state is asked; the flag is an atomic.
-        unsafe { &(*self.state).ended }.store(true, Ordering::Release);
+        unsafe { &(*self.state).ended }.store(ended, Ordering::Release);
         self.kick(self.locked(|inner| inner.created));
     }
 

@@ -36,7 +36,9 @@ impl Shape {
             ops.extend([access(None, true), access(Some(7), true), access(None, false)]);
             ops.extend([run(Act::Fetch { ipa }), run(Act::Walk { ipa })]);
         }
-        ops.push(run(Act::Interrupt));
+        // Half of it would be the next page's.
+        let across = |store| run(Act::Access { ipa: (GFN + 1) * PAGE + 0xffc, size: 8, store, described: true });
+        ops.extend([across(None), across(Some(7)), run(Act::Interrupt)]);
         ops
     }
 

@@ -91,5 +91,7 @@ fn registers(vm: Who) -> Vec<Call> {
         // No start of a protected VM's.
         calls.push(Call::VcpuSetReg { vm, vcpu, reg, value: 2 });
     }
+    calls.extend([0, 1, 2].map(|value| Call::VcpuSetReg { vm, vcpu, reg: hvc::REG_POWER, value }));
+    calls.push(Call::VcpuGetReg { vm, vcpu, reg: hvc::REG_POWER });
     calls
 }

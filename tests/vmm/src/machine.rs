@@ -449,14 +449,19 @@ impl Machine {
 /// Creates and initialises a vCPU.
 pub(crate) fn new_vcpu(vm: &VmFd, index: u64) -> Result<VcpuFd, String> {
     let vcpu = vm.create_vcpu(index).map_err(|e| err("CREATE_VCPU", e.errno()))?;
+    init_vcpu(vm, &vcpu, index)?;
+    Ok(vcpu)
+}
+
+/// Initialises a vCPU, for the first time or anew.
+pub(crate) fn init_vcpu(vm: &VmFd, vcpu: &VcpuFd, index: u64) -> Result<(), String> {
     let mut init = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut init).map_err(|e| err("ARM_PREFERRED_TARGET", e.errno()))?;
     init.features[0] |= 1 << abi::KVM_ARM_VCPU_PSCI_0_2;
     if index != 0 {
         init.features[0] |= 1 << abi::KVM_ARM_VCPU_POWER_OFF;
     }
-    vcpu.vcpu_init(&init).map_err(|e| err("ARM_VCPU_INIT", e.errno()))?;
-    Ok(vcpu)
+    vcpu.vcpu_init(&init).map_err(|e| err("ARM_VCPU_INIT", e.errno()))
 }
 
 /// A word that differs from run to run.

@@ -9,7 +9,7 @@ use freehold_uapi::{guest, hvc};
 
 use crate::gmem::{CONVERT, converted};
 use crate::hostile::Hostile;
-use crate::machine::{Event, Machine, Plan, counter, make_gmem, open, set_slot};
+use crate::machine::{Event, Machine, Plan, counter, init_vcpu, make_gmem, open, set_slot};
 use crate::probe::{Access, probe};
 use crate::proto::*;
 use crate::raw::{resting, settle};
@@ -38,6 +38,7 @@ pub(crate) fn all() -> Result<(), String> {
     refusals()?;
     lives()?;
     races()?;
+    set_back()?;
     settle(STEP, "all is as before", &hostile, &before);
     Ok(())
 }
@@ -264,5 +265,35 @@ fn races() -> Result<(), String> {
         }
     });
     STEP.judged("and the guest finds a memory fault", "MemoryFault", &event, event.contains("MemoryFault"));
+    Ok(())
+}
+
+/// Its guest asks for a reset, and the VMM makes one of it: memory as it was at first, the vCPU initialised anew.
+fn set_back() -> Result<(), String> {
+    let mut machine = Machine::new(plan())?;
+    machine.boot()?;
+    STEP.same("set back: its controller and its timer are in use", 0, machine.command(CMD_GIC, [0; 3])?[0]);
+    machine.command(CMD_TICKS, [3, 62_500, TICK_WAIT])?;
+    machine.command(CMD_FULL, [0; 3])?;
+    let event = machine.last_command(CMD_RESET, [0; 3]);
+    let reset = u32::try_from(KVM_SYSTEM_EVENT_RESET).map_err(|e| e.to_string())?;
+    STEP.same("set back: its guest asks for a reset", format!("{:?}", Event::System(reset)), format!("{event:?}"));
+    machine.ram.copy_in(0, &vec![0; at(BYTES)]);
+    machine.ram.copy_in(0, &machine.program);
+    let done = init_vcpu(&machine.vm, &machine.vcpu, 0);
+    STEP.same("set back: a vCPU that ran is initialised anew", "Ok(())", format!("{done:?}"));
+    for (id, value) in [(KVM_REG_X0, BOOT_NO_SHARE), (KVM_REG_X0 + 2, machine.x1), (KVM_REG_PC, RAM_BASE)] {
+        machine.vcpu.set_one_reg(id, &value.to_le_bytes()).map_err(|e| errno_name(e.errno()))?;
+    }
+    let boot = machine.boot()?;
+    STEP.same("set back: its guest comes up again", format!("{BOOT_LINE}\n{BOOT_LINE}\n"), &boot.console);
+    STEP.same("set back: it finds no register set", [1, BOOT_ALL].map(|n| n.to_string()).join(" "), {
+        format!("{} {}", boot.hash_ok, boot.facts)
+    });
+    STEP.same("set back: it serves commands", 0, machine.command(CMD_STATE, [4, 0, 0])?[0]);
+    drop(machine);
+    let (machine, _) = Machine::booted(Plan { ordinary: false, private: RAM_MIN, ..plan() })?;
+    let done = init_vcpu(&machine.vm, &machine.vcpu, 0);
+    STEP.same("set back: not one of a protected VM", "Err(\"ARM_VCPU_INIT: EPERM\")", format!("{done:?}"));
     Ok(())
 }

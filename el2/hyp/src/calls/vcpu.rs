@@ -47,11 +47,23 @@ pub(super) fn register(
     // The VM may have its first run meanwhile if this is not the vCPU that begins: then its guest starts it, which
     // forgets all of them.
     let ordinary = with_guest(p, permit, vm, |guest| match (guest.memory.kind(), guest.memory.life()) {
+        (Some(Kind::Ordinary), Life::Building) if register == HostRegister::Power && value.is_some() => {
+            Err(Refused::WrongState)
+        }
         (Some(Kind::Ordinary), _) => Ok(true),
         (_, Life::Building) if fresh => Ok(false),
         (_, Life::Running) if fresh && value.is_none() => Ok(false),
         _ => Err(Refused::WrongState),
     })?;
+    if let (HostRegister::Power, true, Some(on)) = (register, ordinary, value) {
+        if on > 1 {
+            return Err(Refused::BadArgument);
+        }
+        loaded.reset();
+        loaded.claim().ran();
+        p.board(vm.slot()).acquire().reset(index, on == 1);
+        return Ok(Reply::done());
+    }
     let (registers, _) = loaded.parts();
     match value {
         Some(value) => register.set(value, ordinary, registers).map(|()| Reply::done()),

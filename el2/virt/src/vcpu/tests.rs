@@ -355,7 +355,8 @@ fn every_register_of_an_ordinary_vm_is_the_hosts_each_by_its_own_number() {
     assert_eq!((r.x[30], r.pc, r.pstate), (0x1e01e, 0x20020, 0x21021), "also what no vCPU starts with");
     assert_eq!((r.kept[0], r.kept[22], r.kept[89]), (128 * 0x1001, 150 * 0x1001, 217 * 0x1001));
     assert_eq!(reg(34).set(0, true, &mut r), Err(Refused::Denied), "but MPIDR");
-    for none in [31, 35, 99, 127, 218, 1 << 32, u64::MAX] {
+    assert_eq!((reg(35).set(1, true, &mut r), reg(35).get(true, &mut r)), (Err(Refused::Denied), Err(Refused::Denied)));
+    for none in [31, 36, 99, 127, 218, 1 << 32, u64::MAX] {
         assert_eq!(HostRegister::decode(none), Err(Refused::BadArgument), "{none}");
     }
 }

@@ -44,10 +44,11 @@ fn access(s: &impl State, slot: u8, ipa: u64, size: u8, store: Option<u64>, desc
     if devices::bars(s, slot, ipa / PAGE) {
         return Done::Aborted;
     }
-    if !described {
+    let size = u64::from(size);
+    // What lies behind the page's end is another page's affair.
+    if !described || ipa % PAGE + size > PAGE {
         return exit_with(hvc::EXIT_CRASH, hvc::CRASH_NO_SYNDROME, 0, 0);
     }
-    let size = u64::from(size);
     match store {
         None => exit_with(hvc::EXIT_MMIO, ipa, size, 0),
         Some(value) => exit_with(hvc::EXIT_MMIO, ipa, size | hvc::MMIO_WRITE, value & mask(size)),

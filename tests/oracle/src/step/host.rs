@@ -52,7 +52,8 @@ pub(super) fn decide(state: &impl State, call: &Call, env: &Env<'_>) -> Outcome 
 
 pub(super) fn apply(state: &mut impl State, cpu: u8, call: &Call, env: &Env<'_>) {
     match *call {
-        Call::Version | Call::Counter { .. } | Call::VcpuSetReg { .. } | Call::VcpuGetReg { .. } => {}
+        Call::VcpuSetReg { vm, vcpu, reg, value } => vcpu::set(state, vm, vcpu, reg, value),
+        Call::Version | Call::Counter { .. } | Call::VcpuGetReg { .. } => {}
         Call::VmIrq { .. } | Call::Unknown { .. } => {}
         Call::VmGic { vm, .. } => vm::gic(state, vm),
         Call::VmCreate { flags, ipa_bits, pfn, count } => vm::create(state, flags, ipa_bits, pfn, count, env),

@@ -66,16 +66,26 @@ pub(super) fn decide_set(s: &impl State, who: Who, index: u64, reg: u64, value: 
             // What an ordinary VM's host puts there is between the two of them.
             no = no
                 .when(vm.protected && reg == hvc::REG_PC && !value.is_multiple_of(4), hvc::UNALIGNED)
-                .when(vm.protected && reg == hvc::REG_PSTATE && value != START, hvc::DENIED);
+                .when(vm.protected && reg == hvc::REG_PSTATE && value != START, hvc::DENIED)
+                .when(reg == hvc::REG_POWER && !vm.protected && vm.life != Life::Ran, hvc::WRONG_STATE)
+                .when(reg == hvc::REG_POWER && !vm.protected && value > 1, hvc::BAD_ARGUMENT);
         }
         Err(e) => no = no.and(e),
     }
     unless(no, Done::Host(NOTHING))
 }
 
+/// An ordinary VM's host sets a vCPU back, and says whether it is on.
+pub(super) fn set(s: &mut impl State, who: Who, index: u64, reg: u64, value: u64) {
+    if let (hvc::REG_POWER, Ok((slot, _, index, vcpu))) = (reg, find(s, who, index)) {
+        let power = if value == 0 { Power::Off } else { Power::On };
+        s.set_vcpu(slot, index, Vcpu { life: VcpuLife::Ran, power, pending: Pending::None, ..vcpu });
+    }
+}
+
 /// Whether the number names a register.
 fn named_register(reg: u64) -> Statuses {
-    let single = [hvc::REG_PC, hvc::REG_PSTATE, hvc::REG_MPIDR].contains(&reg);
+    let single = [hvc::REG_PC, hvc::REG_PSTATE, hvc::REG_MPIDR, hvc::REG_POWER].contains(&reg);
     let known = single || reg <= hvc::REG_X30 || (hvc::REG_EL1..=hvc::REG_EXIT_FAR).contains(&reg);
     Statuses::NONE.when(!known, hvc::BAD_ARGUMENT)
 }
@@ -91,7 +101,7 @@ fn closed(vm: &Vm, vcpu: &Vcpu, reg: u64) -> Statuses {
 }
 
 pub(super) fn decide_get(s: &impl State, who: Who, index: u64, reg: u64) -> Outcome {
-    let no = named_register(reg);
+    let no = named_register(reg).when(reg == hvc::REG_POWER, hvc::DENIED);
     let value = Done::Host([Value::Any, NOTHING[1], NOTHING[2], NOTHING[3]]);
     match find(s, who, index) {
         // MPIDR follows from the index: it may be read as long as the VM's slot is not free.

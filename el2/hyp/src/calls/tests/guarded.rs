@@ -145,3 +145,26 @@ fn the_frames_of_a_guests_controller_need_not_be_opened_and_what_is_beside_them_
         }
     }
 }
+
+#[test]
+fn an_access_across_a_pages_end_shows_nothing_of_what_lies_behind_it() {
+    for (width, last) in [(LOAD, 0xffc), (STORE, 0xff8)] {
+        for far in [last - 1, last, last + 1, 0xfff] {
+            let rig = Rig::new();
+            let vm = rig.vm(RAM);
+            rig.run(vm, 0);
+            done(&rig, vm, guest::MMIO_GUARD_ENROLL, 0);
+            done(&rig, vm, guest::MMIO_GUARD_MAP, DEVICE);
+            rig.next(move |registers| {
+                registers.x[5] = SECRET;
+                Stop::Trap(Trap { esr: width, far, hpfar: DEVICE << 4 })
+            });
+            let seen = rig.run(vm, 0);
+            if far > last {
+                assert_eq!(seen, [EXIT_CRASH, CRASH_NO_SYNDROME, 0, 0, 0], "{far:#x}");
+            } else {
+                assert_eq!(seen[..2], [EXIT_MMIO, DEVICE << 12 | far]);
+            }
+        }
+    }
+}

@@ -157,3 +157,66 @@ fn no_vcpu_is_made_for_a_vm_that_runs() {
     let _ = rig.run(vm, 0);
     assert_eq!(rig.no(VCPU_CREATE, &[vm, 1]), WRONG_STATE);
 }
+
+/// A vCPU's guest makes a call, and goes on behind it until an interrupt of the host's.
+fn calls(rig: &Rig, vm: u64, vcpu: u64, x: [u64; 3], found: u64) {
+    rig.next(move |registers| {
+        registers.x[..3].copy_from_slice(&x);
+        registers.pc += 4;
+        Stop::Trap(Trap { esr: 0x16 << 26, far: 0, hpfar: 0 })
+    });
+    rig.next(move |registers| {
+        assert_eq!(registers.x[0], found, "{x:x?}");
+        Stop::Interrupt
+    });
+    // Who starts another one comes out first, for that to be woken.
+    if rig.run_of(vm, vcpu, 0)[0] == EXIT_WAKE {
+        assert_eq!(rig.run_of(vm, vcpu, 0)[0], EXIT_IRQ);
+    }
+}
+
+#[test]
+fn the_host_sets_a_vcpu_back_and_says_whether_it_is_on() {
+    const LOAD: u64 = 0x24 << 26 | 1 << 24 | 2 << 22 | 6 << 16 | 7;
+    let start = [guest::PSCI_CPU_ON_64.into(), 1, 0x1000];
+    let rig = Rig::new();
+    let (vm, protected) = (ordinary(&rig, RAM), rig.vm(RAM + 16));
+    rig.yes(VCPU_CREATE, &[vm, 1]);
+    let set = [vm, 0, REG_POWER, 1];
+    assert_eq!(rig.no(VCPU_SET_REG, &set), WRONG_STATE, "before the first run nothing has to be set back");
+    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+    assert_eq!(rig.no(VCPU_SET_REG, &[vm, 0, REG_POWER, 2]), BAD_ARGUMENT);
+    assert_eq!(rig.no(VCPU_GET_REG, &[vm, 0, REG_POWER]), DENIED);
+    assert_eq!(rig.no(VCPU_SET_REG, &[vm, 2, REG_POWER, 0]), WRONG_VCPU);
+    for on in [0, 1] {
+        assert_eq!(rig.no(VCPU_SET_REG, &[protected, 0, REG_POWER, on]), DENIED);
+    }
+    let _ = rig.run(protected, 0);
+    assert_eq!(rig.no(VCPU_SET_REG, &[protected, 0, REG_POWER, 1]), WRONG_STATE);
+
+    // A second CPU that was started goes off, and can be started again; so can one that was not run since.
+    calls(&rig, vm, 0, start, 0);
+    assert_eq!(rig.run_of(vm, 1, 0)[0], EXIT_IRQ);
+    calls(&rig, vm, 0, start, guest::ALREADY_ON.cast_unsigned());
+    for _ in 0..2 {
+        rig.yes(VCPU_SET_REG, &[vm, 1, REG_POWER, 0]);
+        assert_eq!(rig.run_of(vm, 1, 0)[0], EXIT_OFF);
+        calls(&rig, vm, 0, start, 0);
+    }
+    // What the first one waited for, and had, is gone: also where it could not go on.
+    for crash in [false, true] {
+        rig.next(move |registers| {
+            registers.x[6] = 66;
+            registers.pc = 0x5000;
+            Stop::Trap(Trap { esr: if crash { LOAD & !(1 << 24) } else { LOAD }, far: 0, hpfar: 0x9000 << 4 })
+        });
+        assert_eq!(rig.run(vm, 0)[0], if crash { EXIT_CRASH } else { EXIT_MMIO });
+        rig.yes(VCPU_SET_REG, &set);
+        rig.yes(VCPU_SET_REG, &[vm, 0, REG_PC, 0x8000]);
+        rig.next(|registers| {
+            assert_eq!((registers.x[6], registers.pc), (0, 0x8000));
+            Stop::Interrupt
+        });
+        assert_eq!(rig.run(vm, 0xbad)[0], EXIT_IRQ);
+    }
+}

@@ -129,6 +129,8 @@ fn every_documented_error_can_be_produced_and_no_other() {
     seen.no(rig, VCPU_SET_REG, &[b, 0, REG_PC, 2], UNALIGNED);
     seen.no(rig, VCPU_SET_REG, &[b, 0, REG_PSTATE, 0], DENIED);
     seen.no(rig, VCPU_SET_REG, &[b, 0, REG_MPIDR, 0], DENIED);
+    seen.no(rig, VCPU_SET_REG, &[b, 0, REG_POWER, 1], DENIED);
+    seen.no(rig, VCPU_GET_REG, &[b, 0, REG_POWER], DENIED);
     seen.no(rig, VCPU_SET_REG, &[b, 0, 4, 0], DENIED);
     seen.no(rig, VCPU_SET_REG, &[b, 0, 99, 0], BAD_ARGUMENT);
     seen.no(rig, VCPU_GET_REG, &[b, 0, 4], DENIED);
