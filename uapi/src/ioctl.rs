@@ -186,8 +186,8 @@ structs! {
         mode: u32,
         /// Deadline of [`CONVERT_WAIT`] and [`CONVERT_NOTIFY`] in milliseconds; 0: none.
         timeout_ms: u64,
-        /// Out: first busy offset (`EAGAIN`, `EINTR`, `ETIMEDOUT`, `ECANCELED`, `EINPROGRESS`), or first offset that did
-        /// not move.
+        /// Out: first busy offset (`EAGAIN`, `EINTR`, `ETIMEDOUT`, `ECANCELED`, `EINPROGRESS`), which somebody holds or
+        /// another attempt has; or first offset that did not move.
         error_offset: u64,
         /// Zero.
         reserved: [u64; 3],
@@ -322,7 +322,8 @@ items! {
     /// millisecond. What a guest asked for goes on.
     FREEHOLD_CANCEL = ioc(NONE, FREEHOLD_MAGIC, 0x05, 0);
     /// `guest_memfd`: copies contents into private offsets that have none, before the VM's first run. `EEXIST` at an offset
-    /// that has a page or is not private, `EPERM` after the first run. All or nothing, but for what `el2` refuses.
+    /// that has a page or is not private, `EPERM` after the first run. A copy that fails
+    /// has brought nothing; a later batch that fails (`ENOMEM`, a kill, what `el2` refuses) leaves those before it given.
     FREEHOLD_POPULATE = ioc(READ | WRITE, FREEHOLD_MAGIC, 0x06, 64);
 }
 
@@ -335,7 +336,7 @@ items! {
     CONVERT_TO_SHARED = 2;
     /// Wait until the host's references are gone, or the deadline.
     CONVERT_WAIT = 0;
-    /// Do not wait: `EAGAIN` and the first busy offset.
+    /// Do not wait: `EAGAIN` and the first offset that another attempt has, or where there is none, that somebody holds.
     CONVERT_NOW = 1;
     /// Do not wait: `EINPROGRESS` and the first busy offset. It goes on by itself, one per file (`EBUSY`); poll says when
     /// it has ended, `FREEHOLD_OUTCOME` how.

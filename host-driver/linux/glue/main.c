@@ -76,6 +76,12 @@ static struct notifier_block reboot_block = {
 	.notifier_call = on_reboot,
 };
 
+/* VMs first: one that makes a file and goes is seen by itself before it has gone, and by its file from then on. */
+static bool guests_live(void)
+{
+	return fh_vms() || atomic_read(&fh_files);
+}
+
 /*
  * A hibernation image would lack what the guests own, and what is frozen for a guest to come. Between the question and the
  * image nobody stops a process, so from the question on no VM is opened, and without one no file is made.
@@ -86,7 +92,7 @@ static int on_sleep(struct notifier_block *block, unsigned long action, void *da
 	case PM_HIBERNATION_PREPARE:
 	case PM_RESTORE_PREPARE:
 		fh_vms_stay_away(true);
-		if (!atomic_read(&fh_files) && !fh_vms())
+		if (!guests_live())
 			break;
 		/* Who says no is not asked again when it is over. */
 		fh_vms_stay_away(false);
@@ -108,7 +114,7 @@ static struct notifier_block sleep_block = {
 /* A frozen page looks free to the kernel's memory offlining, and is not. */
 static int on_memory(struct notifier_block *block, unsigned long action, void *data)
 {
-	if (action == MEM_GOING_OFFLINE && (atomic_read(&fh_files) || fh_vms()))
+	if (action == MEM_GOING_OFFLINE && guests_live())
 		return notifier_from_errno(-EBUSY);
 	return NOTIFY_OK;
 }

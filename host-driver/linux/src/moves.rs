@@ -59,9 +59,10 @@ fn answer<T: sys::Plain>(arg: usize, ask: &T) {
     let _ = sys::copy_out(arg, ask);
 }
 
-/// The error of a call that says the same when it is repeated.
+/// The error of a call that says the same when it is repeated. Without a signal the kernel would hand its own number for
+/// that to the process.
 pub(crate) fn resumed(error: Error) -> Error {
-    if error == Error::Interrupted {
+    if error == Error::Interrupted && sys::signal() {
         Error::Restart
     } else {
         error

@@ -232,11 +232,11 @@ impl Vm {
         self.unlock_after(change)
     }
 
-    /// As [`Vm::locked`], unless the VM has ended or the thread is being killed.
+    /// As [`Vm::locked`], unless the VM has ended, the machine goes down, or the thread is being killed.
     pub(crate) fn living<R>(self, change: impl FnOnce(&mut Inner) -> Result<R, Error>) -> Result<R, Error> {
         // SAFETY: alive by the invariant, and no lock that comes after this one is held.
         if !unsafe { fhc_vm_lock_killable(self.raw.as_ptr()) } {
-            return Err(Error::Interrupted);
+            return Err(if sys::dying() { Error::Interrupted } else { Error::Ended });
         }
         self.unlock_after(|inner| match inner.life {
             Life::Ended | Life::Over => Err(Error::Ended),

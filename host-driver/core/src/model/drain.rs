@@ -2,8 +2,8 @@
 //! The engine's rules, one by one.
 
 use super::*;
-use crate::convert::{empty, populate, punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
-use crate::drain::{begin, Aim, Begun, Rest, Step};
+use crate::convert::{empty, populate, punch, reserve, to_private, to_shared, Giver, Mode, Nobody, Stopped};
+use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
 use crate::end::reclaim_pages;
 use crate::file::any;
 
@@ -510,6 +510,62 @@ fn a_failed_copy_leaves_no_frame() {
     assert_eq!(stopped.map_err(|s| s.error), Err(Error::Interrupted));
     assert!(world.frames.borrow().is_empty());
     file.check();
+}
+
+/// What a populate or conversion of three batches and more has given is given, when memory for the VM's tables runs out
+/// behind two of them or the thread is killed there. A conversion that is repeated does the rest; a populate goes on from the
+/// page that was told.
+#[test]
+fn a_later_batch_without_memory_or_killed_leaves_the_batches_before_it() {
+    const PAGES: u64 = 1100;
+    const GIVEN: u64 = 2 * hvc::MAX_RECORDS;
+    for aim in [Aim::Populate, Aim::Convert] {
+        for (killed, error) in [(false, Error::NoMemory), (true, Error::Interrupted)] {
+            let world = world();
+            let initial = if aim == Aim::Convert { Page::Host } else { Page::Vacant };
+            let file = Model::new(&world, PAGES as usize, initial);
+            if aim == Aim::Convert {
+                (0..PAGES).for_each(|page| assert_eq!(file.store(page), HostFault::Map));
+            }
+            let (thread, below, kernel) = (Sleeper::default(), el2(&world), Kernel(world.clone()));
+            let act = |of: Span| {
+                let mut give = |file: &Model, attempt: &Attempt| {
+                    // Behind what is looked at before the first batch: two batches.
+                    thread.kill_after.set((killed && world.owned.borrow().is_empty()).then_some(1));
+                    giver(&below, &kernel, &thread, of.first()).give(file, attempt)
+                };
+                if aim == Aim::Populate {
+                    populate(&file, of, &thread, |_| Ok(()), &mut give)
+                } else {
+                    to_private(&file, of, aim, Mode::Now, &thread, &mut give).map(|_| ())
+                }
+            };
+            let frames = if aim == Aim::Populate { PAGES } else { 0 };
+            if !killed {
+                // Two batches go with what the pool has; the list is had, and nothing after it.
+                world.pool_free.set(2);
+                world.memory.set(Some(frames + 1));
+            }
+            let stopped = Err(Stopped { error, page: GIVEN });
+            assert_eq!(act(span(0, PAGES)), stopped, "{aim:?}");
+            file.check();
+            for page in 0..PAGES {
+                assert_eq!(file.state(page), if page < GIVEN { Page::Given } else { initial }, "{aim:?}: page {page}");
+                assert_eq!(file.frame(page).is_some(), page < GIVEN || initial == Page::Host);
+            }
+            world.memory.set(None);
+            thread.kill_after.set(None);
+            thread.killed.set(false);
+            if aim == Aim::Populate {
+                assert_eq!(act(span(0, PAGES)), Err(Stopped { error: Error::Exists, page: 0 }));
+                assert_eq!(act(span(GIVEN, PAGES - GIVEN)), Ok(()));
+            } else {
+                assert_eq!(act(span(0, PAGES)), Ok(()));
+            }
+            assert!(file.pages.borrow().iter().all(|&page| page == Page::Given));
+            file.check();
+        }
+    }
 }
 
 /// Each allocation of each move fails once: the file is as before, or its exact prefix has moved, and a second try with

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::VmFd;
 
 use super::STEP;
+use super::lives::wait_for;
 use crate::gmem::Gmem;
 use crate::machine::{VM_TYPE, new_gmem, open};
 use crate::sys::{self, Mapping, errno_name, outcome};
@@ -54,6 +55,23 @@ impl Rig {
     pub(crate) fn damaged(&self) -> Vec<u64> {
         (0..self.pages).filter(|&page| self.map.load(bytes(page)) != word(page)).collect()
     }
+
+    /// Closes the VM, and waits until the driver serves nothing but the file: its VM has left by then.
+    pub(crate) fn orphaned(self, case: &str) -> (Gmem, Mapping) {
+        let Self { vm, gmem, map, .. } = self;
+        STEP.same(&format!("{case}: descriptors of the driver's, with the VM"), true, serves(2));
+        drop(vm);
+        STEP.same(&format!("{case}: without it"), true, serves(1));
+        (gmem, map)
+    }
+}
+
+/// Whether the driver comes to have so many descriptors: each holds the module until its release is through.
+fn serves(descriptors: u64) -> bool {
+    wait_for(|| {
+        let text = std::fs::read_to_string("/sys/module/freehold/refcnt").unwrap_or_default();
+        text.trim().parse() == Ok(descriptors)
+    })
 }
 
 /// What [`Rig::new`] writes to a page.

@@ -130,10 +130,12 @@ fn to_disk() -> Result<(), String> {
     });
     STEP.same("to disk: refused in the end", "EAGAIN", asleep);
     STEP.same("to disk: a VM afterwards", "0", created(new_vm()));
-    // And the driver's own no, with a VM that is there, leaves nothing behind.
+    // And the driver's own no, with a VM that is there or a file that outlived it, leaves nothing behind.
     let rig = Rig::new(1)?;
+    STEP.same("to disk, over a VM and its file", "EBUSY", answer(STATE, "disk"));
+    let file = rig.orphaned("to disk, over a file");
     STEP.same("to disk, over a file", "EBUSY", answer(STATE, "disk"));
     STEP.same("to disk, over a file: a VM afterwards", "0", created(new_vm()));
-    drop(rig);
+    drop(file);
     Ok(())
 }
