@@ -105,6 +105,13 @@ impl Trap {
         self.esr & FAULT_STATUS < 8
     }
 
+    /// The same without its syndrome if the access goes on behind its page's end: what lies there may be RAM, or shut.
+    #[must_use]
+    pub const fn across(self) -> Option<Self> {
+        let end = (self.address() & 0xfff).saturating_add(Load::of(self.esr).width.bytes());
+        if end > 0x1000 { Some(Self { esr: self.esr & !ISV, ..self }) } else { None }
+    }
+
     /// The load that a translation fault stopped, and its address, if the syndrome describes one.
     #[must_use]
     pub const fn load(self) -> Option<(u64, Load)> {
@@ -334,10 +341,6 @@ impl Vcpu {
             return crash(Crash::NoSyndrome);
         }
         let load @ Load { rt, width, .. } = Load::of(esr);
-        if (ipa & 0xfff).saturating_add(width.bytes()) > 0x1000 {
-            // What lies behind the page's end may be RAM, or shut.
-            return crash(Crash::NoSyndrome);
-        }
         if esr & WRITE != 0 {
             let data = width.cut(registers.x(rt));
             registers.advance();

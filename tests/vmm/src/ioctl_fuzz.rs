@@ -251,7 +251,12 @@ impl Thread<'_> {
         };
         let fd = self.descriptor(of(known));
         let mut words = [0u64; WORDS];
-        let argument = self.argument(known, &mut words);
+        let here = words.as_ptr() as u64;
+        let argument = match self.argument(known, &mut words) {
+            // Where others write too its descriptor would not be found again.
+            at if request == KVM_CREATE_DEVICE && at == self.arena.at(0).addr() as u64 => here,
+            at => at,
+        };
         let done = ioctl_value(&fd, request, argument);
         self.count.calls.fetch_add(1, Ordering::Relaxed);
         self.count.done.fetch_add(u64::from(done.is_ok()), Ordering::Relaxed);
@@ -262,9 +267,16 @@ impl Thread<'_> {
             (KVM_CREATE_VM, Ok(fd)) => self.keep(Kind::Vm, fd),
             (KVM_CREATE_VCPU, Ok(fd)) => self.keep(Kind::Vcpu, fd),
             (KVM_CREATE_GUEST_MEMFD, Ok(fd)) => self.keep(Kind::Gmem, fd),
-            // A test makes none, and a bad address leaves its descriptor to the end of this process.
-            (KVM_CREATE_DEVICE, Ok(_)) if words[1] >> 32 == 0 && words[0] >> 32 != 0 => {
-                self.keep(Kind::Gic, (words[0] >> 32).cast_signed())
+            (KVM_CREATE_DEVICE, Ok(_)) => {
+                let said: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+                let word = |at: u64| {
+                    let at = usize::try_from(argument.wrapping_sub(here).wrapping_add(at)).unwrap_or(usize::MAX);
+                    said.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+                };
+                // A test makes none.
+                if let (Some(fd), Some(0)) = (word(4), word(8).map(|flags| flags & 1)) {
+                    self.keep(Kind::Gic, fd.into());
+                }
             }
             _ => {}
         }

@@ -200,6 +200,7 @@ impl<'a, P: Platform> Run<'a, P> {
         let mut guest = self.p.world().guest(permit, self.vm.slot().index()).ok_or(Refused::WrongHandle)?;
         let memory = &guest.get().memory;
         let is_of_controller = || self.p.board(self.vm.slot()).acquire().holds(trap.address());
+        let trap = trap.across().filter(|_| !is_of_controller()).unwrap_or(trap);
         let is_barred = trap.misses() && memory.bars(Ipa::new(trap.address()).and_then(Ipa::gfn));
         if !is_barred || is_of_controller() {
             let next = vcpu.handle(trap, registers, &View::mapped(memory, &self.p.machine()), ids);

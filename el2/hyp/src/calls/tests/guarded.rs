@@ -138,6 +138,13 @@ fn the_frames_of_a_guests_controller_need_not_be_opened_and_what_is_beside_them_
             assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ, "{gfn:#x}: el2 answers it");
         }
     }
+    for gfn in [FRAMES, FRAMES + 15] {
+        rig.next(move |registers| {
+            registers.x[5] = SECRET;
+            Stop::Trap(Trap { esr: STORE, far: 0xffc, hpfar: gfn << 4 })
+        });
+        assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ, "{gfn:#x}: across a page's end too");
+    }
     // Where the redistributor of a second vCPU would be.
     for gfn in [FRAMES - 1, FRAMES + 16, FRAMES + 0x60, FRAMES + 0x7f] {
         for esr in [LOAD, STORE, PAIR, WALK, FETCH] {
