@@ -239,7 +239,8 @@ items! {
     /// Every crash code (x2 of [`EXIT_CRASH`]).
     CRASHES: u64;
     /// An access outside RAM whose syndrome does not describe it (`ISV` 0) or that goes on behind its page's end, or a fetch
-    /// from there. In the frames of the VM's interrupt controller the guest gets an external abort instead.
+    /// from there. In the frames of the VM's interrupt controller the guest gets an external abort instead, and what goes on
+    /// behind a page's end is answered.
     CRASH_NO_SYNDROME = 1;
     /// The guest left the architectural state that `el2` serves (`AArch32`, illegal return).
     CRASH_BAD_STATE = 2;

@@ -7,33 +7,11 @@ use std::sync::atomic::Ordering;
 use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
-use super::rig::{Block, Fake, RAM, Rig};
+use super::rig::{Block, Fake, RAM, Rig, hvc, store, wfi};
 use crate::calls::Stop;
 
 const ENTRY: u64 = 0x8_0000_1000;
 const OPEN: u64 = 0xff00_0003;
-
-fn hvc(id: u32, x: [u64; 3]) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
-    move |registers| {
-        registers.x[0] = id.into();
-        registers.x[1..4].copy_from_slice(&x);
-        registers.pc += 4;
-        Stop::Trap(Trap { esr: 0x16 << 26, far: 0, hpfar: 0 })
-    }
-}
-
-/// A store of a word of x5.
-fn store(address: u64, value: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
-    move |registers| {
-        registers.x[5] = value;
-        let iss = 1 << 24 | 2 << 22 | 5 << 16 | 1 << 6 | 7;
-        Stop::Trap(Trap { esr: 0x24 << 26 | iss, far: address & 0xfff, hpfar: address >> 12 << 4 })
-    }
-}
-
-fn wfi(_: &mut Fake) -> Stop {
-    Stop::Trap(Trap { esr: 1 << 26, far: 0, hpfar: 0 })
-}
 
 /// What a vCPU sees when it goes on, and an interrupt of the host's.
 fn sees(what: impl FnOnce(&mut Fake) + Send + 'static) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {

@@ -7,7 +7,7 @@ use freehold_uapi::hvc::*;
 use freehold_virt::timer::{Register, Timer};
 use freehold_virt::vcpu::Trap;
 
-use super::rig::{Fake, GUEST_RAM, RAM, Rig, When};
+use super::rig::{Fake, GUEST_RAM, RAM, Rig, When, store, wfi};
 use crate::calls::Stop;
 
 const DISTRIBUTOR: u64 = 0x1000;
@@ -15,15 +15,6 @@ const REDISTRIBUTORS: u64 = 0x2000;
 /// `ICH_VMCR_EL2` of a guest that takes everything.
 const OPEN: u64 = 0xff00_0003;
 const TIMER: u64 = 1 << 27;
-
-/// A store of a word of x5.
-fn store(address: u64, value: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
-    move |registers| {
-        registers.x[5] = value;
-        let iss = 1 << 24 | 2 << 22 | 5 << 16 | 1 << 6 | 7;
-        Stop::Trap(Trap { esr: 0x24 << 26 | iss, far: address & 0xfff, hpfar: address >> 12 << 4 })
-    }
-}
 
 /// A load of a word to x6.
 fn load(address: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
@@ -43,10 +34,6 @@ fn system(register: [u64; 5], read: bool, value: u64) -> impl FnOnce(&mut Fake) 
         let iss = op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | 5 << 5 | crm << 1 | u64::from(read);
         Stop::Trap(Trap { esr: 0x18 << 26 | iss, far: 0, hpfar: 0 })
     }
-}
-
-fn wfi(_: &mut Fake) -> Stop {
-    Stop::Trap(Trap { esr: 1 << 26, far: 0, hpfar: 0 })
 }
 
 const SGI1R: [u64; 5] = [3, 0, 12, 11, 5];

@@ -4,35 +4,12 @@
 use std::sync::atomic::Ordering;
 
 use freehold_uapi::{guest, hvc::*};
-use freehold_virt::vcpu::Trap;
 use freehold_virt::vgic::Lists;
 
-use super::rig::{Fake, RAM, Rig};
-use crate::calls::Stop;
+use super::rig::{RAM, Rig, hvc, store, wfi};
 
 const ENTRY: u64 = 0x8_0000_1000;
 const OPEN: u64 = 0xff00_0003;
-
-fn hvc(id: u32, x: [u64; 3]) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
-    move |registers| {
-        registers.x[0] = id.into();
-        registers.x[1..4].copy_from_slice(&x);
-        registers.pc += 4;
-        Stop::Trap(Trap { esr: 0x16 << 26, far: 0, hpfar: 0 })
-    }
-}
-
-fn store(address: u64, value: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
-    move |registers| {
-        registers.x[5] = value;
-        let iss = 1 << 24 | 2 << 22 | 5 << 16 | 1 << 6 | 7;
-        Stop::Trap(Trap { esr: 0x24 << 26 | iss, far: address & 0xfff, hpfar: address >> 12 << 4 })
-    }
-}
-
-fn wfi(_: &mut Fake) -> Stop {
-    Stop::Trap(Trap { esr: 1 << 26, far: 0, hpfar: 0 })
-}
 
 /// A VM of two vCPUs with a controller, whose guest leaves list registers alone. vCPU 0 is out, and has kept SPIs 40 and 41.
 fn kept(rig: &Rig) -> u64 {

@@ -17,7 +17,7 @@ use freehold_virt::registers::Registers;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
-use freehold_virt::vcpu::{Answer, Vcpu};
+use freehold_virt::vcpu::{Answer, Trap, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, VmCell, Vms};
 
@@ -559,4 +559,28 @@ impl Platform for Rig {
 /// Name of a status.
 pub(super) fn name(status: i64) -> &'static str {
     hvc::STATUSES.iter().find(|item| item.value == status).map_or("?", |item| item.name)
+}
+
+/// A guest's call.
+pub(super) fn hvc(id: u32, x: [u64; 3]) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
+    move |registers| {
+        registers.x[0] = id.into();
+        registers.x[1..4].copy_from_slice(&x);
+        registers.pc += 4;
+        Stop::Trap(Trap { esr: 0x16 << 26, far: 0, hpfar: 0 })
+    }
+}
+
+/// A guest's store of a word of x5.
+pub(super) fn store(address: u64, value: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
+    move |registers| {
+        registers.x[5] = value;
+        let iss = 1 << 24 | 2 << 22 | 5 << 16 | 1 << 6 | 7;
+        Stop::Trap(Trap { esr: 0x24 << 26 | iss, far: address & 0xfff, hpfar: address >> 12 << 4 })
+    }
+}
+
+/// A guest's wait.
+pub(super) fn wfi(_: &mut Fake) -> Stop {
+    Stop::Trap(Trap { esr: 1 << 26, far: 0, hpfar: 0 })
 }
