@@ -4,15 +4,7 @@
 //! linked image finds them by name.
 
 use crate::barrier;
-
-/// Size in bytes of the smallest data cache line of this system (CTR_EL0.DminLine).
-pub fn line_size() -> usize {
-    4 << line_kind()
-}
-
-fn line_kind() -> u64 {
-    crate::sysreg::field(read_sysreg!("ctr_el0"), 16, 4)
-}
+use freehold_mem::{line_zeroed_at_once, smallest_line};
 
 /// Whether instruction fetches see data writes without maintenance (CTR_EL0.DIC).
 #[inline(always)]
@@ -43,12 +35,11 @@ fn each(start: usize, len: usize, step: usize, what: impl Fn(usize)) {
 /// It is mapped, normal memory, which no reference leads into.
 #[inline(never)]
 pub unsafe fn zero_to_poc(start: usize, len: usize) -> bool {
-    let kind = line_kind();
-    // DCZID_EL0: BS says it as CTR_EL0 does; DZP, the bit above, that there is no DC ZVA.
-    if read_sysreg!("dczid_el0") & 0x1f != kind || (start | len) & ((4 << kind) - 1) != 0 {
+    let Some(line) = line_zeroed_at_once(read_sysreg!("ctr_el0"), read_sysreg!("dczid_el0")) else { return false };
+    if (start | len) & line.wrapping_sub(1) != 0 {
         return false;
     }
-    each(start, len, 4 << kind, |at| {
+    each(start, len, line, |at| {
         // SAFETY: the line lies in what the caller names. Stores and maintenance of one line keep their order (D7.5.9.6).
         unsafe { core::arch::asm!("dc zva, {0}", "dc civac, {0}", in(reg) at, options(nostack)) };
     });
@@ -59,7 +50,7 @@ pub unsafe fn zero_to_poc(start: usize, len: usize) -> bool {
 /// Cleans and invalidates `[start, start + len)` to the point of coherency, for an observer with its caches off.
 #[inline(never)]
 pub fn clean_invalidate_to_poc(start: usize, len: usize) {
-    each(start, len, line_size(), |at| {
+    each(start, len, smallest_line(read_sysreg!("ctr_el0")), |at| {
         // SAFETY: DC CIVAC writes back what this or another CPU stored; it never changes what a
         // coherent observer reads. The callers name mapped memory.
         unsafe { core::arch::asm!("dc civac, {}", in(reg) at, options(nostack)) };

@@ -39,6 +39,7 @@ extern crate std;
 
 mod address;
 mod batch;
+mod cache_line;
 mod confine;
 mod debt;
 mod devices;
@@ -65,6 +66,7 @@ pub use address::{
     BLOCK_FRAMES, Claim, Gfn, GfnRun, Ipa, Lot, MAX_FRAMES, MAX_RECORDS, PAGE_SIZE, Pa, Pfn, PfnRun, VmSlot, Vmid,
 };
 pub use batch::Granule;
+pub use cache_line::{line_zeroed_at_once, smallest_line};
 pub use confine::confine;
 pub use debt::{Debt, OfGuest, OfHost, Settled};
 pub use devices::MAX_DEVICES;
