@@ -200,8 +200,6 @@ pub enum Reply {
     Status(i64),
     /// x0–x3 take these; x4 and up stay.
     Results([u64; 4]),
-    /// Serve Freehold's call of this identifier, as for an HVC.
-    Vendor(u32),
 }
 
 /// Tries of `CPU_ON` while its target is still on its way off. Firmware takes microseconds for that.
@@ -253,7 +251,6 @@ impl<'a, A: Cell> Relay<'a, A> {
         let [x0, x1, x2, x3] = x;
         match smc::classify(imm, x0, self.platform) {
             Call::Version => Reply::Status(smc::SMCCC_VERSION.cast_signed()),
-            Call::Vendor(id) => Reply::Vendor(id),
             Call::Forward(id) => Reply::Results(firmware.call([u64::from(id), x1, x2, x3])),
             Call::Denied => Reply::Status(code::NOT_SUPPORTED),
             Call::Psci(function) => self.psci(me, function, [x1, x2, x3], firmware),
@@ -364,7 +361,7 @@ fn features(asked: u64, firmware: &mut impl Firmware) -> i64 {
     match smc::classify(0, asked, Platform::default()) {
         Call::Version => code::SUCCESS,
         Call::Psci(_) => firmware.call([0x8400_000a, asked, 0, 0])[0].cast_signed(),
-        Call::Vendor(_) | Call::Forward(_) | Call::Denied => code::NOT_SUPPORTED,
+        Call::Forward(_) | Call::Denied => code::NOT_SUPPORTED,
     }
 }
 

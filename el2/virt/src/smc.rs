@@ -26,8 +26,6 @@ pub enum Call {
     Version,
     /// A PSCI call of the relay.
     Psci(Function),
-    /// Freehold's own range: the same calls as by HVC.
-    Vendor(u32),
     /// Harmless in firmware: passed on with x1–x3, results in x0–x3.
     Forward(u32),
     /// Anything else.
@@ -50,14 +48,12 @@ pub const fn is_own(imm: u16, x0: u64) -> bool {
     imm == 0 && x0 & !FREE == 1 << 31 | 6 << 24
 }
 
-/// Decides what the SMC with immediate `imm` and function word `x0` is.
+/// Decides what the SMC with immediate `imm` and function word `x0` is. Freehold's own calls are told before, by [`is_own`],
+/// and are nothing that the relay knows.
 #[must_use]
 pub fn classify(imm: u16, x0: u64, platform: Platform) -> Call {
     let Ok(word) = u32::try_from(x0) else { return Call::Denied };
     let id = word & !SVE_HINT;
-    if is_own(imm, x0) {
-        return Call::Vendor(id);
-    }
     let fast = id >> 31 == 1;
     // Bits [23:17] of a fast call must be zero; bit 16 was the hint.
     if imm != 0 || !fast || id & 0x00fe_0000 != 0 {
@@ -140,14 +136,11 @@ mod tests {
     #[test]
     fn the_sve_hint_is_no_part_of_what_is_passed_on() {
         assert_eq!(plain(0x8001_8000), Call::Forward(0x8000_8000));
-        assert_eq!(plain(0xC601_0080), Call::Vendor(0xC600_0080));
         assert_eq!(plain(0x8001_0000), Call::Version);
     }
 
     #[test]
-    fn own_range_version_workarounds_and_entropy_have_their_place() {
-        assert_eq!(plain(0xC600_0080), Call::Vendor(0xC600_0080));
-        assert_eq!(plain(0x8600_FF01), Call::Vendor(0x8600_FF01));
+    fn version_workarounds_and_entropy_have_their_place() {
         assert_eq!(plain(0x8000_0000), Call::Version);
         for id in [0x8000_0001u32, 0x8000_0002, 0x8000_8000, 0x8000_7FFF, 0x8000_3FFF, 0x8400_0050, 0xC400_0053] {
             assert_eq!(plain(u64::from(id)), Call::Forward(id));
@@ -160,7 +153,9 @@ mod tests {
         assert!(!is_own(1, 0xC600_0080));
         for bit in (0..64).filter(|bit| !matches!(bit, 0..=16 | 30)) {
             assert!(!is_own(0, 0xC600_0080 ^ 1 << bit), "bit {bit}");
-            assert!(!matches!(plain(0xC600_0080 ^ 1 << bit), Call::Vendor(_)), "bit {bit}");
+        }
+        for id in [0xC600_0080, 0xC601_0080, 0x8600_FF01] {
+            assert_eq!(plain(id), Call::Denied, "the relay knows none: {id:#x}");
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Keeps "no CPU runs EL1 without stage 2": the entry address that firmware gets is always ours.
 
-use super::{Kind, hypercalls, statics};
+use super::{Kind, statics};
 use crate::calls;
 use core::marker::PhantomData;
 use core::ptr::from_ref;
@@ -31,7 +31,6 @@ pub(crate) fn smc<K: Kind>(cpu: &PerCpu, immediate: u16, frame: &mut HostFrame) 
                 frame.set_x(n, result);
             }
         }
-        Reply::Vendor(_) => hypercalls::handle::<K>(frame),
     }
 }
 
