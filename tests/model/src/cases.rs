@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The cases of the suite `model`, each with the numbers that it must come to: a world that shrank is a finding.
 
-use freehold_oracle::{Call, Done, Env, Op as Said, Outcome, Statuses, decide};
+use freehold_oracle::{Call, Done, Env, Mark, Op as Said, Outcome, Statuses, decide};
 use freehold_uapi::{guest, hvc};
 
 use crate::board::Fault;
@@ -59,7 +59,12 @@ pub const CASES: &[Case] = &[
     Case {
         name: "guarded-1x1x4",
         what: "one page, one VM of either kind, a guest frame of RAM and three of devices: what a guest lets out",
-        run: || expect(small::exhaust::<8, 1, 4>(GUARDED, Fault::None, decide)?, [460, 25_141, 51]),
+        run: || expect(small::exhaust::<8, 1, 4>(guarded(1, 4), Fault::None, decide)?, [460, 25_141, 51]),
+    },
+    Case {
+        name: "guarded-1x2x2",
+        what: "one page, two VMs of either kind, a guest frame of RAM and one of devices: what each guest lets out",
+        run: || expect(small::exhaust::<12, 2, 2>(guarded(2, 2), Fault::None, decide)?, [8_744, 697_781, 54]),
     },
     Case {
         name: "apart-1x2x1",
@@ -130,7 +135,9 @@ const fn ordinary(pages: u64, vms: u8, gfns: u64) -> Shape {
     Shape { pages, vms, gfns, lattice: Lattice::Ordinary }
 }
 
-const GUARDED: Shape = Shape { pages: 1, vms: 1, gfns: 4, lattice: Lattice::Guarded };
+const fn guarded(vms: u8, gfns: u64) -> Shape {
+    Shape { pages: 1, vms, gfns, lattice: Lattice::Guarded }
+}
 
 const fn vcpus(pages: u64, vms: u8, gfns: u64) -> Shape {
     Shape { pages, vms, gfns, lattice: Lattice::Vcpus }
@@ -171,7 +178,7 @@ fn cells() -> Result<String, String> {
     let mut tally = small::exhaust::<8, 1, 2>(full(1, 1, 2), Fault::None, decide)?.tally;
     tally.add(&small::exhaust::<12, 2, 1>(owners(1, 2, 1), Fault::None, decide)?.tally);
     tally.add(&small::exhaust::<12, 2, 1>(ordinary(1, 2, 1), Fault::None, decide)?.tally);
-    tally.add(&small::exhaust::<8, 1, 4>(GUARDED, Fault::None, decide)?.tally);
+    tally.add(&small::exhaust::<8, 1, 4>(guarded(1, 4), Fault::None, decide)?.tally);
     tally.add(&small::exhaust::<8, 1, 1>(apart(1, 1, 1), Fault::None, decide)?.tally);
     tally.add(&pair::exhaust::<9>(pair::PAIR, decide)?.tally);
     cells::judge(&tally)
@@ -197,6 +204,12 @@ fn controls() -> Result<String, String> {
         find("an oracle that takes frames of a living VM back", Fault::None, reclaims_alive)?,
         find("an oracle that never takes a revocable frame", Fault::None, never_revokes)?,
         find("an oracle that lets a mapped guest frame be backed", Fault::None, maps_twice)?,
+        match small::exhaust::<12, 2, 2>(guarded(2, 2), Fault::None, opens_for_all) {
+            Ok(report) => {
+                return Err(format!("one opens for all: not found in {} transitions", report.tally.transitions));
+            }
+            Err(found) => format!("an oracle in which what one guest opens is open to the other: after {found}"),
+        },
         match pair::exhaust::<9>(pair::PAIR, starts_twice) {
             Ok(report) => return Err(format!("two starts: not found in {} transitions", report.tally.transitions)),
             Err(found) => format!("an oracle that lets a vCPU be started that is on: after {found}"),
@@ -237,6 +250,16 @@ fn starts_twice(world: &Pair<9>, op: &Said, env: &Env<'_>) -> Outcome {
     } else {
         outcome
     }
+}
+
+fn opens_for_all(world: &Small<12, 2, 2>, op: &Said, env: &Env<'_>) -> Outcome {
+    let mut all = *world;
+    for gfn in 0..2 {
+        if world.marks.iter().any(|marks| marks[gfn] == Mark::Device) {
+            all.marks.iter_mut().for_each(|marks| marks[gfn] = Mark::Device);
+        }
+    }
+    decide(&all, op, env)
 }
 
 fn maps_twice(world: &Tiny, op: &Said, env: &Env<'_>) -> Outcome {

@@ -43,7 +43,7 @@ impl Shape {
     }
 
     pub(crate) fn guarded_anywhere(&self) -> Vec<Op> {
-        let create = |flags| Call::VmCreate { flags, ipa_bits: 32, pfn: self.pool(0), count: POOL };
-        [0, hvc::VM_PROTECTED].map(create).map(Op::Host).into()
+        let create = |slot, flags| Call::VmCreate { flags, ipa_bits: 32, pfn: self.pool(slot), count: POOL };
+        (0..self.vms).flat_map(|slot| [0, hvc::VM_PROTECTED].map(|flags| Op::Host(create(slot, flags)))).collect()
     }
 }

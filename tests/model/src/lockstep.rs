@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use freehold_oracle::{Act, Call, Done, Env, Op as Said, Outcome, World, apply, decide};
+use freehold_oracle::{Act, Call, Done, Env, Op as Said, Outcome, World, apply, decide, invariant};
 use freehold_oracle::{Life, Owner, Pending, State, Stray, Value, VcpuLife, Who};
 use freehold_uapi::guest;
 use freehold_uapi::hvc::{self, Record};
@@ -485,6 +485,10 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         let said = Said::Guest { cpu, act };
         let outcome = (self.decide)(world, &said, &env);
         let what = act_name(act);
+        if let Some((slot, _)) = world.cpu(cpu) {
+            // Whatever the specification's step says of it.
+            invariant::exit(world, slot, answer.x).map_err(|broken| format!("{act:x?}: {broken:x?}"))?;
+        }
         // Whom to wake is not specified; it can only be one whom this call started.
         let wakes = matches!(act, Act::Call { id: guest::PSCI_CPU_ON | guest::PSCI_CPU_ON_64, .. });
         let goes_on = match answer.x {

@@ -53,6 +53,8 @@ pub struct Codec {
     pub ranges: &'static [(u64, u64)],
     /// Frames may be renamed; not where marks name them.
     pub rename: bool,
+    /// Guests guard their devices.
+    pub guard: bool,
 }
 
 fn owner(slots: u64, gfns: Range<u64>, n: u64) -> Option<Owner> {
@@ -127,6 +129,11 @@ fn mark(pages: &Range<u64>, n: u64) -> Option<Mark> {
             (pfn < pages.end).then_some(Mark::Borrow { pfn, write: n & 1 != 0, exec: n & 2 != 0 })
         }
     }
+}
+
+/// Marks where nothing is lent.
+fn outside(n: u64) -> Option<Mark> {
+    [Mark::None, Mark::Poisoned, Mark::Device].get(n as usize).copied()
 }
 
 impl Codec {
@@ -207,6 +214,9 @@ impl Codec {
     ) {
         let (Some(vm), Some(ranges)) = (w.vms.get_mut(slot), w.ranges.get_mut(slot)) else { return };
         *vm = walk_vm(vm, bits);
+        if self.guard {
+            vm.guarded = bits.flag(vm.guarded);
+        }
         for range in ranges.iter_mut().take(2) {
             let of = |n: u64| (n as usize).checked_sub(1).map_or(Some(None), |i| self.ranges.get(i).copied().map(Some));
             *range = bits.one_of(*range, 2, of);
@@ -223,7 +233,10 @@ impl Codec {
             vcpu.power = if vcpu.life == VcpuLife::Absent { Power::Off } else { Power::On };
         }
         for m in w.marks.get_mut(slot).into_iter().flatten() {
-            *m = bits.one_of(*m, if self.rename { 1 } else { 5 }, |n| mark(frames, n));
+            *m = match (self.guard, self.rename) {
+                (true, _) => bits.one_of(*m, 2, outside),
+                (false, rename) => bits.one_of(*m, if rename { 1 } else { 5 }, |n| mark(frames, n)),
+            };
         }
     }
 }
@@ -267,7 +280,9 @@ fn recount<const P: usize, const V: usize, const U: usize, const G: usize, const
         vm.guest = number(&|o| matches!(o, Owner::Guest { slot, .. } if slot == n));
         vm.pool = number(&|o| o == Owner::Pool { slot: n });
         let marks = w.marks.get(usize::from(n)).into_iter().flatten();
-        vm.borrowed = marks.filter(|m| matches!(m, Mark::Borrow { .. })).count() as u32;
+        vm.borrowed = marks.clone().filter(|m| matches!(m, Mark::Borrow { .. })).count() as u32;
+        let beside = marks.clone().skip(1).chain([&Mark::None]);
+        vm.windows = marks.zip(beside).filter(|(m, next)| **m == Mark::Device && **next != Mark::Device).count() as u8;
     }
     for (pfn, page) in (w.first_pfn..).zip(&mut w.pages) {
         let borrows = |m: &&Mark| matches!(m, Mark::Borrow { pfn: p, .. } if *p == pfn);

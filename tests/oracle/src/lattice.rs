@@ -63,6 +63,8 @@ pub struct Part {
     pub wrong: bool,
     /// Interrupt controllers and the host's wires.
     pub gic: bool,
+    /// Guests say what of their devices the host sees, and reach for them.
+    pub guard: bool,
 }
 
 /// One to five operations that happen one after the other.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Each invariant finds a step that breaks it: a state that lies to the step, or an outcome that was tampered with.
 
-use freehold_oracle::invariant::{Broken, change, driven, standing};
+use freehold_oracle::invariant::{Broken, change, driven, exit, standing};
 use freehold_oracle::{
     Act, Call, Content, Debts, Done, Env, File, Machine, Mark, Move, Op, Outcome, Owner, Page, State, Statuses, Stray,
     Value, Vcpu, Vm, Who, World, step,
@@ -11,7 +11,7 @@ use freehold_uapi::{guest, hvc};
 type Small = World<6, 2, 1, 2, 1>;
 
 /// What goes wrong between the step and the records.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
     /// A guest frame that is backed seems free.
@@ -26,6 +26,12 @@ enum Fault {
     GuestsUncounted,
     /// A vCPU's leaving is not written down.
     RunsOn,
+    /// That a guest guards its devices goes unseen.
+    GuardUnseen,
+    /// Every guest frame outside RAM seems open.
+    AllOpen,
+    /// A VM's RAM goes unseen.
+    RamUnseen,
 }
 
 /// A world behind a fault.
@@ -49,6 +55,7 @@ impl State for Faulty {
             Fault::NoScrub if page.owner != old.owner => page.content = old.content,
             Fault::HoldersUnseen => page.holders = old.holders,
             Fault::None | Fault::BackingUnseen | Fault::NoScrub | Fault::GuestsUncounted | Fault::RunsOn => {}
+            Fault::GuardUnseen | Fault::AllOpen | Fault::RamUnseen => {}
         }
         self.world.set_page(pfn, page);
     }
@@ -56,13 +63,14 @@ impl State for Faulty {
         if self.fault == Fault::BackingUnseen { None } else { self.world.backing(slot, gfn) }
     }
     fn mark(&self, slot: u8, gfn: u64) -> Mark {
-        self.world.mark(slot, gfn)
+        if self.fault == Fault::AllOpen { Mark::Device } else { self.world.mark(slot, gfn) }
     }
     fn set_mark(&mut self, slot: u8, gfn: u64, mark: Mark) {
         self.world.set_mark(slot, gfn, mark);
     }
     fn vm(&self, slot: u8) -> Vm {
-        self.world.vm(slot)
+        let vm = self.world.vm(slot);
+        Vm { guarded: vm.guarded && self.fault != Fault::GuardUnseen, ..vm }
     }
     fn set_vm(&mut self, slot: u8, vm: Vm) {
         let guest =
@@ -70,7 +78,7 @@ impl State for Faulty {
         self.world.set_vm(slot, Vm { guest, ..vm });
     }
     fn range(&self, slot: u8, n: u8) -> Option<(u64, u64)> {
-        self.world.range(slot, n)
+        self.world.range(slot, n).filter(|_| self.fault != Fault::RamUnseen)
     }
     fn add_range(&mut self, slot: u8, gfn: u64, count: u64) {
         self.world.add_range(slot, gfn, count);
@@ -241,6 +249,83 @@ fn i4_finds_an_exit_that_tells_what_was_stored() {
         }
     });
     assert_eq!(what, "a fault on RAM says more than the guest frame");
+}
+
+/// Its guest guards: it has opened guest frame 17 and no other, of which 16 is RAM, and leaves.
+fn guarded() -> Vec<Op> {
+    let mut ops = created();
+    ops[1] = host(Call::VmRange { vm: VM, gfn: 16, count: 1 });
+    let call = |id, x| act(Act::Call { id, x });
+    ops.extend([run(), call(guest::MMIO_GUARD_ENROLL, [0; 3]), call(guest::MMIO_GUARD_MAP, [17 << 12, 0, 0])]);
+    ops.push(act(Act::Interrupt));
+    ops
+}
+
+/// What the step, which is lied to, comes to when the guest reaches for this; and what that breaks.
+fn shown(fault: Fault, ipa: u64, store: Option<u64>) -> (Option<Done>, Result<(), Broken>) {
+    let mut state = Faulty { world: Small::new(0, 16), fault: Fault::None };
+    guarded().iter().chain([&run()]).for_each(|op| _ = step(&mut state, op, &Env::CALM));
+    assert_eq!((state.world.vms[0].guarded, state.world.marks[0]), (true, [Mark::None, Mark::Device]));
+    state.fault = fault;
+    let (before, op) = (state.world, act(Act::Access { ipa, size: 8, store, described: true }));
+    let outcome = step(&mut state, &op, &Env::CALM);
+    (outcome.done, change(&before, &op, &outcome, &state.world))
+}
+
+#[test]
+fn i4_finds_an_exit_for_what_the_guest_has_not_opened() {
+    let (shut, open) = (18 << 12, 17 << 12);
+    for (store, how) in [(None, 8), (Some(0x5ec2e7), 8 | hvc::MMIO_WRITE)] {
+        assert_eq!(shown(Fault::None, shut, store), (Some(Done::Aborted), Ok(())), "the step itself bars it");
+        let sees = |ipa| Some(Done::Exit([hvc::EXIT_MMIO, ipa, how, store.unwrap_or(0)].map(Value::Is)));
+        assert_eq!(shown(Fault::None, open + 0xff8, store), (sees(open + 0xff8), Ok(())), "and shows what is open");
+        for fault in [Fault::GuardUnseen, Fault::AllOpen] {
+            let (done, found) = shown(fault, shut, store);
+            assert_eq!(done, sees(shut));
+            let broken = Broken { rule: 4, what: "the host was shown what its guest has not opened", at: 18 };
+            assert_eq!(found, Err(broken), "{fault:?}");
+        }
+    }
+}
+
+#[test]
+fn i4_finds_an_exit_for_ram() {
+    let (done, found) = shown(Fault::RamUnseen, (16 << 12) + 8, Some(7));
+    assert_eq!(done, Some(Done::Aborted), "a guest that guards is safe from that too");
+    assert_eq!(found, Ok(()));
+    let mut state = Faulty { world: Small::new(0, 16), fault: Fault::None };
+    [created(), vec![run()]].concat().iter().for_each(|op| _ = step(&mut state, op, &Env::CALM));
+    state.fault = Fault::RamUnseen;
+    let (before, op) = (state.world, act(Act::Access { ipa: 16 << 12, size: 4, store: Some(7), described: true }));
+    let outcome = step(&mut state, &op, &Env::CALM);
+    let broken = change(&before, &op, &outcome, &state.world).expect_err("a store to RAM left");
+    assert_eq!((broken.rule, broken.what, broken.at), (4, "an access to RAM was shown to the host", 16));
+}
+
+/// Each byte counts, not the first alone; and only of this VM's frames.
+#[test]
+fn i4_finds_an_access_of_which_a_byte_is_not_open() {
+    let mut world = Small::new(0, 16);
+    world.vms[0].guarded = true;
+    world.vms[1].guarded = true;
+    world.marks[0] = [Mark::Device, Mark::None];
+    let at =
+        |slot, ipa, how| exit(&world, slot, [hvc::EXIT_MMIO, ipa, how, 0]).map_err(|broken| (broken.rule, broken.at));
+    for size in [1, 2, 4, 8] {
+        for how in [size, size | hvc::MMIO_WRITE] {
+            assert_eq!(at(0, (17 << 12) - size, how), Ok(()));
+            assert_eq!(at(0, 16 << 12, how), Ok(()));
+            assert_eq!(at(0, (17 << 12) - size + 1, how), Err((4, 17)), "its last byte");
+            assert_eq!(at(0, (16 << 12) - 1, how), Err((4, 15)), "its first byte");
+            assert_eq!(at(1, 16 << 12, how), Err((4, 16)), "the other VM has opened it");
+        }
+    }
+    for how in [0, 3, 16, 1 << 63] {
+        assert_eq!(at(0, 16 << 12, how).map_err(|broken| broken.0), Err(4), "{how:#x}");
+    }
+    assert_eq!(at(0, u64::MAX - 3, 8), Err((4, u64::MAX - 3)));
+    let other = exit(&world, 0, [hvc::EXIT_MEM_FAULT, 0x99 << 12, 8, 0]);
+    assert_eq!(other, Ok(()), "other exits are judged elsewhere");
 }
 
 #[test]

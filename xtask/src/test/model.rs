@@ -11,7 +11,7 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 17] = [
+const CASES: [&str; 18] = [
     "lockstep-2x2x2",
     "lockstep-2x1x2",
     "ordinary-2x2x1",
@@ -23,6 +23,7 @@ const CASES: [&str; 17] = [
     "pair-1x1x1",
     "lockstep-1x1x2",
     "ordinary-1x1x2",
+    "guarded-1x2x2",
     "idle-vcpus",
     "block",
     "guarded-1x1x4",

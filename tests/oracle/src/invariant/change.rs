@@ -3,7 +3,7 @@
 
 use freehold_uapi::hvc;
 
-use super::{Broken, Whole, guest_reaches, must};
+use super::{Broken, Whole, exit, guest_reaches, must};
 use crate::op::Op;
 use crate::outcome::{Done, Outcome, Value};
 use crate::record::{Content, File, Life, Owner, Page};
@@ -18,6 +18,7 @@ pub fn change<W: Whole + PartialEq>(before: &W, op: &Op, outcome: &Outcome, afte
         return must(before == after, 6, "a refusal changed something", 0);
     }
     answer(op, outcome)?;
+    shown(before, op, outcome)?;
     for pfn in before.frames() {
         let (old, new) = (before.page(pfn), after.page(pfn));
         if old != new {
@@ -74,6 +75,17 @@ fn rights(before: &impl Whole, outcome: &Outcome, after: &impl Whole, pfn: u64) 
         must(!lost || paid, 3, "a VM lost a frame and kept its translation", pfn)?;
     }
     Ok(())
+}
+
+/// What a guest's exit shows, it may.
+fn shown(before: &impl Whole, op: &Op, outcome: &Outcome) -> Result<(), Broken> {
+    let vcpu = if let Op::Guest { cpu, .. } = *op { before.cpu(cpu) } else { None };
+    match (vcpu, outcome.done) {
+        (Some((slot, _)), Some(Done::Exit([Value::Is(reason), Value::Is(a), Value::Is(b), _]))) => {
+            exit(before, slot, [reason, a, b, 0])
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An answer says no more than it may, and a long call does no more than it was asked.

@@ -4,11 +4,13 @@
 //! Nothing here uses the step: an invariant is stated on records alone, so that a wrong step does not excuse itself.
 
 mod change;
+mod exit;
 mod standing;
 
 use core::ops::Range;
 
 pub use change::change;
+pub use exit::exit;
 pub use standing::{driven, standing};
 
 use crate::state::State;

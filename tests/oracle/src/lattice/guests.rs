@@ -74,6 +74,37 @@ fn acts(l: &Lattice, f: &mut impl FnMut(Act, Env<'_>)) {
     if l.part.wrong {
         questions(l, f);
     }
+    if l.part.guard {
+        devices(l, f);
+    }
+}
+
+/// What a guest says of its devices, right and wrong, and how it reaches for them beside plain loads and stores.
+fn devices(l: &Lattice, f: &mut impl FnMut(Act, Env<'_>)) {
+    for id in [guest::MMIO_GUARD_INFO, guest::MMIO_GUARD_ENROLL] {
+        for x in [[0; 3], [1, 0, 0], [0, 1, 0], [0, 0, 1]] {
+            f(Act::Call { id, x }, Env::CALM);
+        }
+    }
+    for gfn in l.gfns.clone() {
+        let ipa = gfn << 12;
+        for id in [guest::MMIO_GUARD_MAP, guest::MMIO_GUARD_UNMAP] {
+            for x in [[ipa, 0, 0], [ipa | 8, 0, 0], [ipa, 1, 0], [ipa, 0, 1]] {
+                f(Act::Call { id, x }, Env::CALM);
+            }
+        }
+        f(Act::Fetch { ipa }, Env::CALM);
+        for store in [None, Some(u64::MAX)] {
+            f(Act::Access { ipa, size: 8, store, described: false }, Env::CALM);
+            // Half of it is the next page's.
+            f(Act::Access { ipa: ipa | 0xffc, size: 8, store, described: true }, Env::CALM);
+        }
+    }
+    // Of what no guest has opened.
+    f(Act::Access { ipa: l.outside << 12, size: 4, store: Some(u64::MAX), described: true }, Env::CALM);
+    for id in [guest::MMIO_GUARD_MAP, guest::MMIO_GUARD_UNMAP] {
+        f(Act::Call { id, x: [1 << 40, 0, 0] }, Env::CALM);
+    }
 }
 
 fn asked(l: &Lattice, f: &mut impl FnMut(Act, Env<'_>)) {

@@ -67,10 +67,6 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
     ("PSCI_MIGRATE_INFO_TYPE", "*", CPUS),
     ("PSCI_SYSTEM_RESET2", "*", CPUS),
     ("PSCI_SYSTEM_RESET2_64", "*", CPUS),
-    ("MMIO_GUARD_INFO", "*", DEVICES),
-    ("MMIO_GUARD_ENROLL", "*", DEVICES),
-    ("MMIO_GUARD_MAP", "*", DEVICES),
-    ("MMIO_GUARD_UNMAP", "*", DEVICES),
     ("TRNG_VERSION", "*", RANDOM),
     ("TRNG_FEATURES", "*", RANDOM),
     ("TRNG_GET_UUID", "*", RANDOM),
@@ -79,7 +75,6 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
 ];
 
 const CPUS: &str = "one vCPU, which its guest leaves on: tests/oracle/tests/cpus.rs has two";
-const DEVICES: &str = "no page of these worlds is a device: tests/model's world `guarded` has three";
 const RANDOM: &str = "numbers change no record: tests/oracle/tests/errors";
 
 impl Cells {

@@ -2,7 +2,7 @@
 //! The worlds that are enumerated, and how large each is.
 //!
 //! Frames for guests come first, then one pool frame per slot and three that can never be given. Each VM
-//! has two guest frames.
+//! has two guest frames of RAM, or one and two of devices.
 
 use freehold_oracle::code::Codec;
 use freehold_oracle::lattice::{Lattice, Part};
@@ -16,6 +16,8 @@ const PFN: u64 = 0x4_0000;
 const GFN: u64 = 0x100;
 
 const WHOLE: &[(u64, u64)] = &[(GFN, 2)];
+/// The first guest frame; the others are devices.
+const FIRST: &[(u64, u64)] = &[(GFN, 1)];
 const PARTS: &[(u64, u64)] = &[(GFN, 2), (GFN, 1), (GFN + 1, 1)];
 
 /// One world.
@@ -40,6 +42,7 @@ const NONE: Part = Part {
     pools: false,
     wrong: false,
     gic: false,
+    guard: false,
 };
 
 pub(crate) const ALL: &[Small] = &[
@@ -87,7 +90,7 @@ pub(crate) const ALL: &[Small] = &[
     },
     Small {
         name: "no-vms",
-        run: |cells| on::<6, 1, 1>(0, 1, WHOLE, Part { raw: true, wrong: true, gic: true, ..NONE }, cells),
+        run: |cells| on::<6, 1, 2, 1>(0, 1, WHOLE, Part { raw: true, wrong: true, gic: true, ..NONE }, cells),
         expected: [1, 415],
     },
     Small {
@@ -104,6 +107,11 @@ pub(crate) const ALL: &[Small] = &[
         run: |cells| run::<6, 1, 1>(1, WHOLE, Part { raw: true, ordinary: true, vcpus: true, ..NONE }, cells),
         expected: [3_228, 374_182],
     },
+    Small {
+        name: "guarded-1x2x3",
+        run: |cells| on::<6, 2, 3, 1>(2, 1, FIRST, Part { guard: true, ..NONE }, cells),
+        expected: [40_945, 8_519_522],
+    },
 ];
 
 fn run<const P: usize, const V: usize, const C: usize>(
@@ -112,11 +120,11 @@ fn run<const P: usize, const V: usize, const C: usize>(
     part: Part,
     cells: &mut Cells,
 ) -> Result<Count, String> {
-    on::<P, V, C>(u8::try_from(V).expect("few"), data, ranges, part, cells)
+    on::<P, V, 2, C>(u8::try_from(V).expect("few"), data, ranges, part, cells)
 }
 
-/// The same on a machine that has so many slots.
-fn on<const P: usize, const V: usize, const C: usize>(
+/// The same on a machine that has so many slots, and VMs that have so many guest frames.
+fn on<const P: usize, const V: usize, const G: usize, const C: usize>(
     slots: u8,
     data: u64,
     ranges: &'static [(u64, u64)],
@@ -125,17 +133,18 @@ fn on<const P: usize, const V: usize, const C: usize>(
 ) -> Result<Count, String> {
     let end = PFN + data;
     let odd = [end + 2, end + 3, end + 4];
-    let mut world = World::<P, V, 1, 2, C>::new(PFN, GFN);
+    let mut world = World::<P, V, 1, G, C>::new(PFN, GFN);
     for (pfn, owner) in odd.into_iter().zip([Owner::El2, Owner::NoMap, Owner::NotMemory]) {
         let place = usize::try_from(pfn - PFN).expect("a frame of the world");
         world.pages[place] = Page { owner, content: Content::Public, ..Page::default() };
     }
-    world.machine.ordinary = part.ordinary;
+    // What an ordinary guest may not say is a part of it.
+    world.machine.ordinary = part.ordinary || part.guard;
     world.machine.ranges = 2;
     world.machine.slots = slots;
-    let lattice =
-        Lattice { data: PFN..end, pool: end..end + 2, odd, gfns: GFN..GFN + 2, outside: GFN + 9, ranges, part };
-    let codec = Codec { data: PFN..end, pool: end..end + 2, ranges, rename: !part.ordinary };
+    let gfns = GFN..GFN + G as u64;
+    let lattice = Lattice { data: PFN..end, pool: end..end + 2, odd, gfns, outside: GFN + 9, ranges, part };
+    let codec = Codec { data: PFN..end, pool: end..end + 2, ranges, rename: !part.ordinary, guard: part.guard };
     let driven = part.attempts > 0 && !part.raw;
     explore(&Plan { lattice, codec, driven }, &world, cells)
 }
