@@ -6,6 +6,7 @@
 //! nothing (I6), whoever reaches a frame has the right to (I1 to I3), no secret is where the host can read it (I4), and
 //! an exit says no more than it may (D9). At the end all comes back (I8).
 
+mod devices;
 mod guest;
 mod host;
 mod judge;
@@ -38,6 +39,8 @@ const VMS: usize = 3;
 /// Where guests have their RAM: across a 2 MB boundary.
 const GFN: u64 = 0x8_0000 - 6;
 const GFNS: u64 = 12;
+/// Guest frames behind it that are watched: devices.
+const DEVICES: u64 = 4;
 
 /// A machine at rest, its fault, and the handles that it has returned so far.
 type Kept = (Fault, Rig, Handles);
@@ -59,7 +62,13 @@ fn with_rig(fault: Fault, decide: Decide<World>, play: impl FnOnce(&mut Court<'_
 
 fn layout() -> Layout {
     let watched = (FIRST_WATCHED..FIRST_WATCHED + WATCHED).chain(FRAMES - NO_MAP - 2..FRAMES - NO_MAP + 2);
-    Layout { frames: FRAMES, no_map: NO_MAP, vms: VMS, watched: watched.collect(), gfns: (GFN..GFN + GFNS).collect() }
+    Layout {
+        frames: FRAMES,
+        no_map: NO_MAP,
+        vms: VMS,
+        watched: watched.collect(),
+        gfns: (GFN..GFN + GFNS + DEVICES).collect(),
+    }
 }
 
 /// Plays the host's stream in `data`.
@@ -86,14 +95,7 @@ pub fn run_host_on(fault: Fault, data: &[u8]) -> Tally {
 /// On a finding, as it should.
 #[must_use]
 pub fn run_host_beside(mistake: Mistake, data: &[u8]) -> Tally {
-    let wrong: Decide<World> = match mistake {
-        Mistake::ReclaimsAlive => reclaims_alive,
-        Mistake::NeverRevokes => never_revokes,
-        Mistake::ForgetsRequests => forgets_requests,
-        Mistake::ForgetsLoans => forgets_loans,
-        Mistake::GivesAwayLoans => gives_away_loans,
-    };
-    with_rig(Fault::None, wrong, |court| steps(data, |step| host::step(court, step)))
+    with_rig(Fault::None, mistake.made(), |court| steps(data, |step| host::step(court, step)))
 }
 
 /// A mistake in the specification.
@@ -109,6 +111,31 @@ pub enum Mistake {
     ForgetsLoans,
     /// A frame that is lent may be given to a VM.
     GivesAwayLoans,
+    /// What a guest does to its devices is the host's to see, whatever the guest says.
+    NeverBars,
+}
+
+impl Mistake {
+    fn made(self) -> Decide<World> {
+        match self {
+            Self::ReclaimsAlive => reclaims_alive,
+            Self::NeverRevokes => never_revokes,
+            Self::ForgetsRequests => forgets_requests,
+            Self::ForgetsLoans => forgets_loans,
+            Self::GivesAwayLoans => gives_away_loans,
+            Self::NeverBars => never_bars,
+        }
+    }
+}
+
+fn never_bars(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
+    let outcome = decide(world, op, env);
+    if outcome.done != Some(Done::Aborted) {
+        return outcome;
+    }
+    let mut open = *world;
+    open.vms.iter_mut().for_each(|vm| vm.guarded = false);
+    decide(&open, op, env)
 }
 
 fn reclaims_alive(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
@@ -156,6 +183,19 @@ fn gives_away_loans(world: &World, op: &Op, env: &Env<'_>) -> Outcome {
 /// On a finding.
 #[must_use]
 pub fn run_guest(data: &[u8]) -> Tally {
+    guest_beside(decide, data)
+}
+
+/// The same beside a specification that is wrong: a control.
+///
+/// # Panics
+/// On a finding, as it should.
+#[must_use]
+pub fn run_guest_beside(mistake: Mistake, data: &[u8]) -> Tally {
+    guest_beside(mistake.made(), data)
+}
+
+fn guest_beside(decide: Decide<World>, data: &[u8]) -> Tally {
     with_rig(Fault::None, decide, |court| {
         let mut session = guest::Session::new(court);
         steps(data, |step| session.step(step))

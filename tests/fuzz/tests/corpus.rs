@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use freehold_fuzz::calls::Mistake;
 use freehold_fuzz::{Tally, calls, dtb, tables};
 
 /// Plays every input of a target's corpus.
@@ -35,4 +36,20 @@ fn each_stream_of_the_corpus_passes_and_a_third_of_its_steps_succeed() {
 fn each_tree_of_the_corpus_passes_and_some_are_edited() {
     let (files, tally) = play("dtb", dtb::run);
     assert!(files >= 20 && tally.done >= 10, "{files} inputs, {tally:?}");
+}
+
+/// Inputs of a target in which guests reach for what they have not let anybody see: a specification that does not
+/// bar it is found wrong by each of them.
+#[test]
+fn guests_of_the_corpus_guard_their_devices() {
+    for (target, least, run) in [
+        ("guest", 10, calls::run_guest_beside as fn(Mistake, &[u8]) -> Tally),
+        ("host", 5, calls::run_host_beside as fn(Mistake, &[u8]) -> Tally),
+    ] {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+        let inputs = std::fs::read_dir(&dir).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+        let found = inputs.filter(|input| std::panic::catch_unwind(|| run(Mistake::NeverBars, input)).is_err()).count();
+        println!("{target}: {found} inputs");
+        assert!(found >= least, "{target}: {found} inputs only");
+    }
 }

@@ -74,6 +74,14 @@ fn each_mistake_of_the_specification_shrinks_to_a_few_calls() {
     }
 }
 
+/// A guest enrols and reaches for what it has not opened.
+#[test]
+fn a_specification_that_lets_devices_be_seen_shrinks_to_two_acts() {
+    let beside = |data: &[u8]| calls::run_guest_beside(Mistake::NeverBars, data);
+    let (steps, why) = shortest(400, RngSeed::Fixed(1), beside).expect("a mistake");
+    assert!(steps.len() == 2 && why.contains("oracle: "), "{steps:?}: {why}");
+}
+
 #[test]
 fn any_sequence_of_host_calls_leaves_the_machine_sound() {
     assert_eq!(shortest(200, RngSeed::Random, calls::run_host), None);

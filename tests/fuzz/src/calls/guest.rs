@@ -7,7 +7,7 @@ use freehold_uapi::hvc;
 
 use super::judge::{CANARY, Court};
 use super::pick::Step;
-use super::{FIRST_WATCHED, GFN, GFNS, STEP, host};
+use super::{FIRST_WATCHED, GFN, GFNS, STEP, devices, host};
 
 /// A VM that runs, and what its last exit asked for.
 pub(super) struct Session<'c, 'r> {
@@ -111,13 +111,17 @@ fn call_id(step: Step) -> u64 {
 
 fn act(step: Step, gfn: u64) -> Act {
     match step.verb % 32 {
+        _ if step.is_of_devices() => devices::act(step),
         0..5 => host::act(step, gfn),
         5..18 => {
             let id = [0xC600_0003, 0xC600_0004, 0xC600_0009][usize::from(step.verb) % 3];
             let count = if step.flag(4) { step.count() } else { 1 };
             Act::Hvc { imm: 0, x: [id, gfn << 12, if step.verb % 3 == 2 { 0 } else { count }, 0] }
         }
-        18..22 => Act::Hvc { imm: 0, x: [call_id(step), step.edge(), step.count(), u64::from(step.more >> 6)] },
+        18..22 => {
+            let x = [call_id(step), step.edge(), step.count(), u64::from(step.more >> 6)];
+            Act::Hvc { imm: 0, x: devices::watched(x) }
+        }
         22 => Act::Hvc { imm: step.raw, x: [call_id(step), gfn << 12, 1, CANARY] },
         23..26 => {
             Act::Trap { esr: u64::from(step.place & 63) << 26 | u64::from(step.raw) | u64::from(step.frame) << 16 }

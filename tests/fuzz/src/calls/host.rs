@@ -6,6 +6,7 @@ use freehold_model::{Act, Picture, Rig, VmView};
 use freehold_uapi::hvc;
 use freehold_virt::vm::VcpuPhase;
 
+use super::devices;
 use super::judge::{CANARY, Court};
 use super::pick::{Step, alive, building, dying};
 use super::{GFN, GFNS, STEP};
@@ -26,6 +27,7 @@ pub(super) fn act(step: Step, gfn: u64) -> Act {
     let inside = gfn << 12 | u64::from(step.raw & 0xff8);
     let call = [0xC600_0003, 0xC600_0004, 0xC600_0009][usize::from(step.more) % 3];
     match step.more >> 2 & 15 {
+        _ if step.is_of_devices() => devices::act(step),
         0..=4 => Act::Hvc { imm: 0, x: [call, gfn << 12, u64::from(step.more >> 6 & 1), 0] },
         5 => Act::Hvc { imm: 0, x: [call, step.edge(), step.count(), u64::from(step.more >> 7)] },
         6 => access(step, inside, step.flag(6)),

@@ -5,7 +5,7 @@ use freehold_mem::State;
 use freehold_model::{Act, Answer, Asked, Decide, Handles, Label, Picture, Rig, Stream, Whole};
 use freehold_uapi::hvc;
 
-use super::{FRAMES, GFNS, VMS};
+use super::{DEVICES, FRAMES, GFNS, VMS};
 
 /// What a store outside RAM carries, and a store inside must not show to the host.
 pub(super) const CANARY: u64 = 0x5ec2_e75e_c2e7_5ec3;
@@ -13,13 +13,16 @@ pub(super) const CANARY: u64 = 0x5ec2_e75e_c2e7_5ec3;
 /// Frames of `el2`'s carve-out and all of the host's.
 const PAGES: usize = 512 + FRAMES as usize;
 
+/// Guest frames that are watched.
+const PLACES: usize = (GFNS + DEVICES) as usize;
+
 /// The world that stands beside the machine.
-pub(super) type World = Whole<PAGES, VMS, { GFNS as usize }>;
+pub(super) type World = Whole<PAGES, VMS, PLACES>;
 
 /// A machine, and the specification that follows it.
 pub(super) struct Court<'r> {
     pub(super) rig: &'r Rig,
-    stream: Stream<'r, PAGES, VMS, { GFNS as usize }>,
+    stream: Stream<'r, PAGES, VMS, PLACES>,
 }
 
 /// Stops with what the two disagree about.

@@ -31,6 +31,11 @@ impl Step {
         self.how >> 4 == bit && self.how & 4 == 0
     }
 
+    /// Whether a guest that acts does something about its devices. Nothing else reads the upper of the two bits.
+    pub(super) fn is_of_devices(self) -> bool {
+        self.how & 9 == 9
+    }
+
     /// The CPU that calls.
     pub(super) fn cpu(self) -> usize {
         usize::from(self.flag(7))
