@@ -90,6 +90,18 @@ impl Register {
         }
     }
 
+    /// Names a register that is to be read, and whether its value is hidden: what an ordinary VM would show of a vCPU reads as
+    /// zero of a protected one's, as KVM's does. A VMM that dumps registers does not fail by it.
+    ///
+    /// # Errors
+    /// `NoEntry` for one that neither has.
+    pub fn read(id: u64, ordinary: bool) -> Result<(Self, bool), Error> {
+        match Self::decode(id, ordinary) {
+            Ok(register) => Ok((register, false)),
+            Err(_) => Self::decode(id, true).map(|register| (register, true)),
+        }
+    }
+
     /// Bytes of its value.
     #[must_use]
     pub const fn bytes(self) -> usize {
@@ -335,6 +347,22 @@ mod tests {
         assert_eq!(Register::decode(x(4), false), Err(Error::Denied));
         for id in [CORE_128 + V0, CORE_32 + FPSR, SYSTEM + EL1[0]] {
             assert_eq!(Register::decode(id, false), Err(Error::NoEntry), "{id:#x}");
+        }
+    }
+
+    #[test]
+    fn what_a_protected_vm_does_not_name_reads_as_hidden() {
+        for id in list(true) {
+            let read = Register::read(id, false);
+            assert_eq!(
+                read,
+                Ok((Register::decode(id, true).unwrap(), Register::decode(id, false).is_err())),
+                "{id:#x}"
+            );
+            assert_eq!(Register::read(id, true), Ok((Register::decode(id, true).unwrap(), false)), "{id:#x}");
+        }
+        for id in [0, io::KVM_REG_X0 + 1, CORE_32, u64::MAX] {
+            assert_eq!([Register::read(id, false), Register::read(id, true)], [Err(Error::NoEntry); 2], "{id:#x}");
         }
     }
 

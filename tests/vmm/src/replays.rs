@@ -41,6 +41,9 @@ const STEAL_TIME: u32 = 187;
 const MTE: u32 = 205;
 /// `KVM_DEV_TYPE_ARM_VGIC_ITS`.
 const ITS: u32 = 8;
+const IRQ_ROUTING: u32 = 25;
+/// `SCTLR_EL1`, by KVM's name.
+const SCTLR: u64 = 0x6030_0000_0013_c080;
 /// vCPU attribute groups.
 const PMU_CTRL: u32 = 0;
 const PVTIME_CTRL: u32 = 2;
@@ -195,7 +198,22 @@ fn boots(vmm: &Vmm, machine: &mut Machine) -> Result<(), String> {
     let boot = machine.boot()?;
     vmm.says("its guest boots", format!("{BOOT_LINE}\n"), &boot.console);
     vmm.says("and has what was loaded", 1, boot.hash_ok);
+    dumps(vmm, &machine.vcpu);
     Ok(())
+}
+
+/// What kvmtool reads of a vCPU that ran: for a dump when it ends in a way that it does not know, and where a guest resets a
+/// device of the older kind. An error would be its end; of a protected vCPU it gets zeros.
+fn dumps(vmm: &Vmm, vcpu: &VcpuFd) {
+    let closed = vmm.who.ends_with("protected");
+    for (name, id) in [("x30", x(30)), ("SP_EL1", KVM_REG_X0 + 0x44), ("PSTATE", KVM_REG_PSTATE), ("SCTLR", SCTLR)] {
+        let mut value = u64::MAX;
+        let seen = outcome(ioctl(vcpu, KVM_GET_ONE_REG, &mut OneReg { id, addr: (&raw mut value) as u64 }));
+        // KVM's own answer for a protected guest is what its VMM wrote last.
+        let held = seen == "0" && (is_the_peer() || (value == 0) == closed);
+        let expected = if closed { "0, and it is zero" } else { "0, and what it has" };
+        STEP.judged(&format!("{}: reading {name} after a run", vmm.who), expected, format!("{seen}, {value:#x}"), held);
+    }
 }
 
 /// Has the other vCPU started, and ends the VM.
@@ -281,6 +299,7 @@ pub(crate) fn kvmtool(protected: bool) -> Result<(), String> {
                 outcome(ioctl(&machine.vm, KVM_IRQ_LINE, &mut IrqLevel { irq, level }))
             };
             vmm.says("its UART's wire: high, low", "0, 0", format!("{}, {}", wire(&machine, 1), wire(&machine, 0)));
+            queues(&vmm, &machine);
             ends(&vmm, &mut machine)
         },
     );
@@ -290,6 +309,23 @@ pub(crate) fn kvmtool(protected: bool) -> Result<(), String> {
     vmm.says("slot of stolen time", "EINVAL", vmm.slot(&machine.vm, 1, 0, ram.at(0)));
     vmm.says("coalesced MMIO", "EINVAL", outcome(ioctl(&machine.vm, UNREGISTER_COALESCED, &mut [0u64; 2])));
     Ok(())
+}
+
+/// Its virtio devices on PCI, which are its default for a disk or a network: whether there are messages, and each queue's
+/// bell by the queue's number, set, and taken away where a device is reset.
+fn queues(vmm: &Vmm, machine: &Machine) {
+    // Without messages its devices have wires, as its UART has.
+    vmm.checks(&machine.vm, "VM", &[(IRQ_ROUTING, 0)]);
+    for (queue, len) in [(0u64, 2), (1, 2), (0, 4), (1, 4)] {
+        let bell = event();
+        let (addr, fd) = (DEVICE + 0x900 + u64::from(len), bell.as_raw_fd().cast_unsigned());
+        let flag = |bit| u32::try_from(bit).unwrap_or(0);
+        let good =
+            Ioeventfd { datamatch: queue, addr, len, fd, flags: flag(KVM_IOEVENTFD_FLAG_DATAMATCH), pad: [0; 36] };
+        let gone = Ioeventfd { flags: good.flags | flag(KVM_IOEVENTFD_FLAG_DEASSIGN), ..good };
+        let seen = [good, gone].map(|mut ask| outcome(ioctl(&machine.vm, KVM_IOEVENTFD, &mut ask)));
+        vmm.says(&format!("queue {queue}, {len} bytes: its bell, set and taken away"), "0, 0", seen.join(", "));
+    }
 }
 
 /// Sealed memory with a descriptor, as crosvm has it.
