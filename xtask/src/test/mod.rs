@@ -195,7 +195,7 @@ fn suites() -> Vec<Suite> {
         suite("bench", 90, 1, true, bench::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
         suite("guests", 240, 2, true, guests::works()),
-        suite("kvm", 360, 1, true, kvm::works()),
+        suite("kvm", 420, 1, true, kvm::works()),
     ]
 }
 
