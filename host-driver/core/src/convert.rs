@@ -13,6 +13,9 @@ use crate::page::{Page, Span};
 const FIRST_PAUSE: u32 = 10;
 /// Longest pause between two tries, in microseconds.
 const LONGEST_PAUSE: u32 = 1000;
+/// Pauses that even a caller who does not wait makes for a giver's owner, some ten milliseconds: somebody always has it for a
+/// moment, a vCPU's exit say, and that is no answer.
+pub(crate) const SHORT_WAITS: u32 = 16;
 
 /// Whether to wait for pages that somebody holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +50,10 @@ pub struct Given {
 
 /// Gives the frozen pages of an attempt to their new owner.
 pub trait Giver<F> {
-    /// Gives; every page of the attempt is frozen or has no frame.
-    fn give(&mut self, file: &F, attempt: &Attempt) -> Given;
+    /// Gives; every page of the attempt is frozen or has no frame. `None`: somebody else has their new owner at this moment,
+    /// nothing was given, and it may be asked again. It does not wait for that somebody, who may be waiting for anything:
+    /// the pages are frozen meanwhile, and how long they may be is the caller's to say.
+    fn give(&mut self, file: &F, attempt: &Attempt) -> Option<Given>;
 }
 
 /// Gives nothing: pages stay held until the file is bound.
@@ -56,30 +61,49 @@ pub trait Giver<F> {
 pub struct Nobody;
 
 impl<F> Giver<F> for Nobody {
-    fn give(&mut self, _: &F, _: &Attempt) -> Given {
-        Given { count: 0, rest: Rest::Keep, error: None }
+    fn give(&mut self, _: &F, _: &Attempt) -> Option<Given> {
+        Some(Given { count: 0, rest: Rest::Keep, error: None })
     }
 }
 
-impl<F, G: FnMut(&F, &Attempt) -> Given> Giver<F> for G {
-    fn give(&mut self, file: &F, attempt: &Attempt) -> Given {
+impl<F, G: FnMut(&F, &Attempt) -> Option<Given>> Giver<F> for G {
+    fn give(&mut self, file: &F, attempt: &Attempt) -> Option<Given> {
         self(file, attempt)
     }
 }
 
-struct Patience<'a, T> {
+pub(crate) struct Patience<'a, T> {
     thread: &'a T,
     mode: Mode,
     pause: u32,
 }
 
-impl<T: Thread> Patience<'_, T> {
+impl<'a, T: Thread> Patience<'a, T> {
+    pub(crate) const fn new(thread: &'a T, mode: Mode) -> Self {
+        Self { thread, mode, pause: FIRST_PAUSE }
+    }
+
+    /// As [`Patience::wait`]; who does not wait does so `left` times.
+    pub(crate) fn wait_for_giver(&mut self, left: &mut u32) -> Result<(), Error> {
+        match (self.mode, left.checked_sub(1)) {
+            (Mode::Now, Some(less)) => {
+                *left = less;
+                self.sleep()
+            }
+            (Mode::Now, None) | (Mode::Wait | Mode::Until(_), _) => self.wait(),
+        }
+    }
+
     fn wait(&mut self) -> Result<(), Error> {
         match self.mode {
             Mode::Now => return Err(Error::Again),
             Mode::Until(deadline) if self.thread.now() >= deadline => return Err(Error::TimedOut),
             Mode::Until(_) | Mode::Wait => {}
         }
+        self.sleep()
+    }
+
+    fn sleep(&mut self) -> Result<(), Error> {
         let pause = self.pause;
         self.pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         match self.thread.pause(pause) {
@@ -101,7 +125,7 @@ pub fn to_private<F: File, T: Thread>(
     thread: &T,
     giver: &mut impl Giver<F>,
 ) -> Result<bool, Stopped> {
-    let mut patience = Patience { thread, mode, pause: FIRST_PAUSE };
+    let mut patience = Patience::new(thread, mode);
     let mut attempt = match begin_waiting(file, span, aim, || patience.wait()) {
         Begun::Attempt(attempt) => attempt,
         Begun::Nothing => return Ok(false),
@@ -111,12 +135,34 @@ pub fn to_private<F: File, T: Thread>(
         attempt.finish(file, 0, Rest::Restore);
         return Err(stopped);
     }
-    let given = giver.give(file, &attempt);
-    let stopped = given
-        .error
-        .map(|error| Stopped { error, page: attempt.nth(file, span.first(), given.count).unwrap_or(span.first()) });
+    finish_with(file, attempt, &mut patience, giver).map(|()| true)
+}
+
+/// Ends an attempt of which every page is frozen: `giver` gives, as soon as it can and the patience lasts.
+fn finish_with<F: File, T: Thread>(
+    file: &F,
+    mut attempt: Attempt,
+    patience: &mut Patience<'_, T>,
+    giver: &mut impl Giver<F>,
+) -> Result<(), Stopped> {
+    let first = attempt.span().first();
+    patience.pause = FIRST_PAUSE;
+    let mut left = SHORT_WAITS;
+    let given = loop {
+        if let Some(given) = giver.give(file, &attempt) {
+            break given;
+        }
+        let waited = match attempt.stall(file) {
+            Some(error) => Err(error),
+            None => patience.wait_for_giver(&mut left),
+        };
+        if let Err(error) = waited {
+            break Given { count: 0, rest: Rest::Restore, error: Some(error) };
+        }
+    };
+    let page = attempt.nth(file, first, given.count).unwrap_or(first);
     attempt.finish(file, given.count, given.rest);
-    stopped.map_or(Ok(true), Err)
+    given.error.map_or(Ok(()), |error| Err(Stopped { error, page }))
 }
 
 fn freeze_all<F: File, T: Thread>(
@@ -172,7 +218,7 @@ pub fn populate<F: File, T: Thread>(
         Begun::Nothing => return Ok(()),
         Begun::Refused(error, page) => return Err(Stopped { error, page }),
     };
-    let mut patience = Patience { thread, mode: Mode::Wait, pause: FIRST_PAUSE };
+    let mut patience = Patience::new(thread, Mode::Wait);
     let filled = freeze_all(file, &mut attempt, &mut patience).and_then(|()| {
         span.pages().try_for_each(|page| {
             thread.breathe();
@@ -184,10 +230,7 @@ pub fn populate<F: File, T: Thread>(
         attempt.finish(file, 0, Rest::Restore);
         return Err(stopped);
     }
-    let given = giver.give(file, &attempt);
-    let page = attempt.nth(file, span.first(), given.count).unwrap_or(span.first());
-    attempt.finish(file, given.count, given.rest);
-    given.error.map_or(Ok(()), |error| Err(Stopped { error, page }))
+    finish_with(file, attempt, &mut patience, giver)
 }
 
 /// Runs `act` on each part of `span`, each in one hold of the lock.

@@ -339,7 +339,7 @@ impl Attempt {
         let until = self.cursor.saturating_add(F::CHUNK).min(self.span.end());
         file.change(|book| {
             if let Some(error) = self.is_over(book) {
-                return Step::Over(error, self.cursor);
+                return Step::Over(error, self.stands_at());
             }
             while self.cursor < until {
                 let page = self.cursor;
@@ -364,6 +364,24 @@ impl Attempt {
             } else {
                 Step::More
             }
+        })
+    }
+
+    /// The page that it looks at next; the first, where it has looked at all.
+    const fn stands_at(&self) -> u64 {
+        if self.cursor < self.span.end() {
+            self.cursor
+        } else {
+            self.span.first()
+        }
+    }
+
+    /// Notes that it stands at its first page, all of them frozen, for whoever it gives them to; why it gives up, if it was told
+    /// to.
+    pub fn stall<F: File>(&mut self, file: &F) -> Option<Error> {
+        file.change(|book| {
+            self.note_busy(book, self.span.first());
+            self.is_over(book)
         })
     }
 

@@ -55,12 +55,12 @@ where
     K: pool::Frames + Lists,
     T: Thread,
 {
-    fn give(&mut self, file: &F, attempt: &Attempt) -> Given {
+    fn give(&mut self, file: &F, attempt: &Attempt) -> Option<Given> {
         let mut count = 0;
-        match self.all(file, attempt, &mut count) {
+        Some(match self.all(file, attempt, &mut count) {
             Ok(()) => Given { count, rest: Rest::Keep, error: None },
             Err(error) => Given { count, rest: Rest::Restore, error: Some(error) },
-        }
+        })
     }
 }
 

@@ -127,12 +127,12 @@ pub fn unshare<F: File, T: Thread>(
     let mut accept = Some(accept);
     let mut giver = |_: &F, attempt: &Attempt| {
         let Some(accept) = accept.take() else {
-            return Given { count: 0, rest: Rest::Restore, error: Some(Error::Io) };
+            return Some(Given { count: 0, rest: Rest::Restore, error: Some(Error::Io) });
         };
-        match accept(attempt.total()) {
+        Some(match accept(attempt.total()) {
             Ok(count) => Given { count, rest: Rest::Restore, error: None },
             Err(refused) => Given { count: 0, rest: Rest::Restore, error: Some(refused.into()) },
-        }
+        })
     };
     match to_private(file, span, Aim::Unshare, Mode::Wait, thread, &mut giver) {
         // Another vCPU took a page back after it was looked at.

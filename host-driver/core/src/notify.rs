@@ -5,7 +5,7 @@
 //! drives it needs no VM and no memory for tables. The VM's first run donates them, or the guest's first touch. Knows
 //! nothing of who drives it.
 
-use crate::convert::{Giver, Stopped};
+use crate::convert::{Given, Giver, Mode, Patience, Stopped, SHORT_WAITS};
 use crate::drain::{begin, Aim, Attempt, Begun, Rest, Step};
 use crate::error::Error;
 use crate::file::{File, Thread};
@@ -54,7 +54,7 @@ pub enum Next {
 /// Starts to take `span` from the host. `Ok`: it is done, `giver` gave.
 ///
 /// # Errors
-/// `InProgress` at the first page that somebody holds: [`drive`] goes on, until the clock shows `until`. `Busy` if the
+/// `InProgress` at the first page that somebody holds, or at the first of all where `giver` cannot give yet: [`drive`] goes on, until the clock shows `until`. `Busy` if the
 /// file has such a conversion already, or an outcome that was not collected. `Again` if a page belongs to another
 /// attempt. Otherwise why it was refused; nothing has changed then.
 pub fn start<F: File, T: Thread>(
@@ -84,8 +84,11 @@ pub fn start<F: File, T: Thread>(
             file.change(|book| *book.notice = Notice::None);
             over
         }
-        Ok(Looked::Frozen(attempt)) => {
-            let given = giver.give(file, &attempt);
+        Ok(Looked::Frozen(mut attempt)) => {
+            let Some(given) = offered(file, &mut attempt, thread, giver) else {
+                file.change(|book| *book.notice = Notice::Pending(Pending { attempt, until }));
+                return Err(Stopped { error: Error::InProgress, page: span.first() });
+            };
             let page = attempt.nth(file, span.first(), given.count).unwrap_or(span.first());
             attempt.finish(file, given.count, given.rest);
             file.change(|book| *book.notice = Notice::None);
@@ -98,6 +101,28 @@ pub fn start<F: File, T: Thread>(
         Ok(Looked::Stopped(stopped)) => {
             file.change(|book| *book.notice = Notice::None);
             Err(stopped)
+        }
+    }
+}
+
+/// What `giver` gave, if it could soon. Where it could not, the pages are held at the next look, as those of a page that was
+/// held are.
+fn offered<F: File, T: Thread>(
+    file: &F,
+    attempt: &mut Attempt,
+    thread: &T,
+    giver: &mut impl Giver<F>,
+) -> Option<Given> {
+    let (mut patience, mut left) = (Patience::new(thread, Mode::Now), SHORT_WAITS);
+    loop {
+        if let Some(given) = giver.give(file, attempt) {
+            return Some(given);
+        }
+        if let Some(error) = attempt.stall(file) {
+            return Some(Given { count: 0, rest: Rest::Restore, error: Some(error) });
+        }
+        if patience.wait_for_giver(&mut left).is_err() {
+            return None;
         }
     }
 }

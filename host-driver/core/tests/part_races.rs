@@ -167,7 +167,7 @@ fn converts(file: &TwoPages, of: Span, mode: Mode) -> Result<bool, Stopped> {
             assert_eq!(before, 0, "given twice");
             count += 1;
         }
-        Given { count, rest: Rest::Keep, error: None }
+        Some(Given { count, rest: Rest::Keep, error: None })
     };
     to_private(file, of, Aim::Convert, mode, &Sleeper, &mut giver)
 }

@@ -311,12 +311,12 @@ fn page() -> Span {
 }
 
 /// As `el2` takes a page: the guest reaches it from here on.
-fn give(machine: &Machine, attempt: &Attempt) -> Given {
+fn give(machine: &Machine, attempt: &Attempt) -> Option<Given> {
     let frame = machine.current().filter(|_| attempt.nth(machine, 0, 0).is_some());
-    let Some(frame) = frame else { return Given { count: 0, rest: Rest::Keep, error: None } };
+    let Some(frame) = frame else { return Some(Given { count: 0, rest: Rest::Keep, error: None }) };
     assert_eq!(machine.refs(frame).load(Ordering::Acquire), 0, "given while somebody holds it");
     assert_eq!(machine.guest.lock().unwrap().replace(frame), None, "given twice");
-    Given { count: 1, rest: Rest::Keep, error: None }
+    Some(Given { count: 1, rest: Rest::Keep, error: None })
 }
 
 fn converts(machine: &Arc<Machine>) -> Result<bool, Stopped> {

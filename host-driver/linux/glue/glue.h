@@ -203,6 +203,7 @@ FH_RUST(void, fh_vm_end, struct fh_vm *vm, struct fh_vm_state *state);
 FH_RUST(long, fh_vm_ioctl, struct fh_vm *vm, struct fh_vm_state *state, unsigned int cmd, unsigned long arg);
 FH_RUST(long, fh_vcpu_ioctl, struct fh_vcpu *vcpu, struct fh_vcpu_state *state, unsigned int cmd, unsigned long arg);
 FH_RUST(void, fh_vcpu_free, struct fh_vcpu_state *state);
+FH_C(int, fhc_vm_lock_try, struct fh_vm *vm);
 FH_C(struct fh_vm *, fhc_vm_new, void);
 FH_C(int, fhc_vm_open, struct fh_vm *vm, struct fh_vm_state *state);
 FH_C(u64, fhc_vm_id, struct fh_vm *vm);

@@ -201,6 +201,17 @@ bool fhc_vm_lock_killable(struct fh_vm *vm)
 	return false;
 }
 
+/* 1: the thread has the lock; 0: somebody else has it; -1: the machine goes down. */
+int fhc_vm_lock_try(struct fh_vm *vm)
+{
+	if (!mutex_trylock(&vm->lock))
+		return READ_ONCE(halted) ? -1 : 0;
+	if (!READ_ONCE(halted))
+		return 1;
+	mutex_unlock(&vm->lock);
+	return -1;
+}
+
 void fhc_vm_unlock(struct fh_vm *vm)
 {
 	mutex_unlock(&vm->lock);

@@ -101,8 +101,9 @@ pub(crate) fn set_attributes(file: FileRef, arg: usize) -> Result<(), Error> {
     Err(error)
 }
 
-/// Gives to the VM that the file is bound to, if it is. It is looked up only when the pages are frozen: a wait may be
-/// long, must not keep a VM alive, and may outlast the binding.
+/// Gives to the VM that the file is bound to, if it is. It is looked up only when the pages are frozen: a wait for them may
+/// be long, must not keep a VM alive, and may outlast the binding. Nor does it wait for the VM's lock, which a first run has
+/// while the kernel looks up the VMM's own memory: whoever serves that may take its time.
 struct Bound {
     /// The VM that was found, with a reference. The reference outlasts the attempt: the last one ends the VM, which
     /// waits for its draining pages.
@@ -110,13 +111,12 @@ struct Bound {
 }
 
 impl Giver<FileRef> for Bound {
-    fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Given {
-        let Some(vm) = Vm::find(file.owner()) else { return Nobody.give(file, attempt) };
-        self.vm = Some(vm);
-        match vm.prepare(file, attempt.span()) {
+    fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Option<Given> {
+        let Some(vm) = owner(&mut self.vm, file) else { return Nobody.give(file, attempt) };
+        match vm.prepare(file, attempt.span())? {
             Ok(Some(gfn)) => ToVm { el2: &EL2, vm: vm.handle(), kernel: &vm, thread: &Caller, gfn }.give(file, attempt),
             Ok(None) => Nobody.give(file, attempt),
-            Err(error) => Given { count: 0, rest: Rest::Restore, error: Some(error) },
+            Err(error) => Some(Given { count: 0, rest: Rest::Restore, error: Some(error) }),
         }
     }
 }
@@ -128,13 +128,20 @@ struct Unrun {
 }
 
 impl Giver<FileRef> for Unrun {
-    fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Given {
-        let Some(vm) = Vm::find(file.owner()) else { return Nobody.give(file, attempt) };
-        self.vm = Some(vm);
+    fn give(&mut self, file: &FileRef, attempt: &Attempt) -> Option<Given> {
+        let Some(vm) = owner(&mut self.vm, file) else { return Nobody.give(file, attempt) };
         let given = vm.prepare_unrun(file, attempt.span(), |gfn| match gfn {
             Some(gfn) => ToVm { el2: &EL2, vm: vm.handle(), kernel: &vm, thread: &Caller, gfn }.give(file, attempt),
             None => Nobody.give(file, attempt),
         });
-        given.unwrap_or_else(|error| Given { count: 0, rest: Rest::Restore, error: Some(error) })
+        given?.unwrap_or_else(|error| Some(Given { count: 0, rest: Rest::Restore, error: Some(error) }))
     }
+}
+
+/// The VM that the file is bound to, looked up once for an attempt: it is asked again where somebody else had it.
+fn owner(found: &mut Option<Vm>, file: &FileRef) -> Option<Vm> {
+    if found.is_none() {
+        *found = Vm::find(file.owner());
+    }
+    *found
 }

@@ -2,6 +2,8 @@
 //! A VM: its slots, its life, its ioctls and its end.
 // UNSAFETY: foreign calls and entries; state that the VM's lock protects.
 
+mod lock;
+
 use crate::event::Event;
 use crate::file::{self, errno, from_errno, FileRef};
 use crate::moves;
@@ -15,14 +17,13 @@ use freehold_driver_core::abi::{self, Asked, Conversion, NewFile, VmType};
 use freehold_driver_core::convert::{to_private, Mode};
 use freehold_driver_core::doorbell::Place;
 use freehold_driver_core::drain::Aim;
-use freehold_driver_core::el2::{Handle, Run};
+use freehold_driver_core::el2::Handle;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::Thread;
 use freehold_driver_core::give::ToVm;
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
 use freehold_driver_core::slots::{Declared, Slot, Slots};
-use freehold_driver_core::status::Refused;
 use freehold_driver_core::vgic::Vgic;
 use freehold_uapi::ioctl as io;
 
@@ -83,14 +84,6 @@ extern "C" {
     fn fhc_vm_id(vm: *mut RawVm) -> u64;
     fn fhc_vm_state(vm: *mut RawVm) -> *mut VmState;
     fn fhc_vm_put(vm: *mut RawVm);
-    fn fhc_vm_lock(vm: *mut RawVm);
-    fn fhc_vm_lock_killable(vm: *mut RawVm) -> bool;
-    fn fhc_vm_is_free(vm: *mut RawVm) -> bool;
-    fn fhc_vm_unlock(vm: *mut RawVm);
-    fn fhc_pool_lock(vm: *mut RawVm);
-    fn fhc_pool_unlock(vm: *mut RawVm);
-    fn fhc_pool_keep(vm: *mut RawVm, pfn: u64, count: u64);
-    fn fhc_pool_next(vm: *mut RawVm, pfn: *mut u64, count: *mut u64) -> bool;
 }
 
 /// A VM, borrowed: whoever holds one holds a reference to the glue's object, or is called with one.
@@ -150,12 +143,6 @@ impl Vm {
         unsafe { (*self.state).handle }
     }
 
-    /// Whether nobody has its lock at this moment.
-    pub(crate) fn is_free(self) -> bool {
-        // SAFETY: alive by the invariant.
-        unsafe { fhc_vm_is_free(self.raw.as_ptr()) }
-    }
-
     /// Whether it is protected; else ordinary.
     pub(crate) fn is_protected(self) -> bool {
         // SAFETY: only a VM that has its state is asked; the field never changes.
@@ -204,59 +191,10 @@ impl Vm {
         unsafe { &(*self.state).has_doorbells }.store(true, Ordering::Release);
     }
 
-    /// Runs `give` and keeps the chunk if it did, under the lock that [`Vm::pool_next`] takes.
-    pub(crate) fn pool_keep<R>(self, chunk: Run, give: impl FnOnce() -> Result<R, Refused>) -> Result<R, Refused> {
-        // SAFETY: alive by the invariant; the lock comes after all others, and `give` takes none.
-        unsafe { fhc_pool_lock(self.raw.as_ptr()) };
-        let given = give();
-        if given.is_ok() {
-            // SAFETY: alive by the invariant; the chunk is one that `page_take` returned and nobody else links.
-            unsafe { fhc_pool_keep(self.raw.as_ptr(), chunk.pfn, chunk.count) }
-        }
-        // SAFETY: this thread has the lock.
-        unsafe { fhc_pool_unlock(self.raw.as_ptr()) };
-        given
-    }
-
-    pub(crate) fn pool_next(self) -> Option<Run> {
-        let (mut pfn, mut count) = (0, 0);
-        // SAFETY: alive by the invariant; both places are writable.
-        let any = unsafe { fhc_pool_next(self.raw.as_ptr(), &raw mut pfn, &raw mut count) };
-        any.then_some(Run { pfn, count })
-    }
-
-    /// Runs `change` with the VM's lock held.
-    pub(crate) fn locked<R>(self, change: impl FnOnce(&mut Inner) -> R) -> R {
-        // SAFETY: alive by the invariant, and no lock that comes after this one is held.
-        unsafe { fhc_vm_lock(self.raw.as_ptr()) };
-        self.unlock_after(change)
-    }
-
-    /// As [`Vm::locked`], unless the VM has ended, the machine goes down, or the thread is being killed.
-    pub(crate) fn living<R>(self, change: impl FnOnce(&mut Inner) -> Result<R, Error>) -> Result<R, Error> {
-        // SAFETY: alive by the invariant, and no lock that comes after this one is held.
-        if !unsafe { fhc_vm_lock_killable(self.raw.as_ptr()) } {
-            return Err(if sys::dying() { Error::Interrupted } else { Error::Ended });
-        }
-        self.unlock_after(|inner| match inner.life {
-            Life::Ended | Life::Over => Err(Error::Ended),
-            Life::New | Life::Ran => change(inner),
-        })
-    }
-
-    /// Runs `change` and gives up the VM's lock, which this thread has taken.
-    fn unlock_after<R>(self, change: impl FnOnce(&mut Inner) -> R) -> R {
-        // SAFETY: the state is alive with the VM, and the lock makes this the only reference to `inner`.
-        let inner = unsafe { &mut (*self.state).inner };
-        let result = change(inner);
-        // SAFETY: this thread has the lock, as both callers took it.
-        unsafe { fhc_vm_unlock(self.raw.as_ptr()) };
-        result
-    }
-
-    /// The guest frame of `span`'s first page, if one slot has the whole span; the slot's range is `el2`'s RAM then.
-    pub(crate) fn prepare(self, file: &FileRef, span: Span) -> Result<Option<u64>, Error> {
-        self.living(|inner| {
+    /// The guest frame of `span`'s first page, if one slot has the whole span; the slot's range is `el2`'s RAM then. `None`
+    /// where somebody else has the VM.
+    pub(crate) fn prepare(self, file: &FileRef, span: Span) -> Option<Result<Option<u64>, Error>> {
+        self.living_now(|inner| {
             let Some(slot) = inner.slots.of_pages(&Backing::File(*file), span) else { return Ok(None) };
             self.declare(slot)?;
             Ok(slot.gfn_of(span.first()))
@@ -269,8 +207,8 @@ impl Vm {
         file: &FileRef,
         span: Span,
         give: impl FnOnce(Option<u64>) -> R,
-    ) -> Result<R, Error> {
-        self.living(|inner| {
+    ) -> Option<Result<R, Error>> {
+        self.living_now(|inner| {
             if inner.life == Life::Ran {
                 return Err(Error::Denied);
             }

@@ -109,8 +109,8 @@ impl Conduit for Willing {
     }
 }
 
-fn gives(_: &OnePage, attempt: &Attempt) -> Given {
-    Given { count: attempt.total(), rest: Rest::Keep, error: None }
+fn gives(_: &OnePage, attempt: &Attempt) -> Option<Given> {
+    Some(Given { count: attempt.total(), rest: Rest::Keep, error: None })
 }
 
 fn all() -> Span {

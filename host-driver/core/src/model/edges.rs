@@ -6,10 +6,6 @@ use crate::convert::{to_private, Mode, Nobody, Stopped};
 use crate::drain::Aim;
 use crate::end::{doom, reclaim_pages};
 
-fn span(first: u64, count: u64) -> Span {
-    Span::new(first, count).unwrap()
-}
-
 /// A file of the host's whose frames are contiguous.
 fn contiguous(world: &Rc<World>, pages: u64) -> Model {
     let file = Model::new(world, pages as usize, Page::Host);

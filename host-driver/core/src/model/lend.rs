@@ -6,10 +6,6 @@ use crate::convert::{empty, populate, punch, reserve, to_private, to_shared, Mod
 use crate::drain::Aim;
 use crate::lend::{claim, recall_all, touch, NotLent};
 
-fn span(first: u64, count: u64) -> Span {
-    Span::new(first, count).unwrap()
-}
-
 fn borrowed(world: &Rc<World>, pages: usize) -> Model {
     let file = Model::new(world, pages, Page::Host);
     for page in 0..pages as u64 {

@@ -8,10 +8,6 @@ use crate::end::{abandon_pool, doom, reclaim_pages, reclaim_pool, settles, Pool,
 use crate::exit::Request;
 use crate::guest::{relinquish, share, unshare, NotYet};
 
-fn span(first: u64, count: u64) -> Span {
-    Span::new(first, count).unwrap()
-}
-
 fn private(world: &Rc<World>, pages: usize) -> Model {
     let file = Model::new(world, pages, Page::Host);
     let thread = Sleeper::default();

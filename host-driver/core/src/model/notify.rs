@@ -8,10 +8,6 @@ use crate::notify::{abandon, collect, drive, keep, start, Next, Outcome};
 
 const CHUNK: u64 = Model::CHUNK;
 
-fn span(first: u64, count: u64) -> Span {
-    Span::new(first, count).unwrap()
-}
-
 /// A written file of 4 pages, with page 2 held.
 fn held() -> Model {
     let file = Model::new(&world(), 4, Page::Host);
@@ -109,7 +105,8 @@ fn refusals_begin_nothing() {
     let begun = start(&file, span(0, 4), None, &thread, &mut Nobody);
     assert_eq!(begun, Err(Stopped { error: Error::Again, page: 3 }));
     file.change(|book| book.set(3, Page::Host));
-    let mut refuses = |_: &Model, _: &Attempt| Given { count: 0, rest: Rest::Restore, error: Some(Error::Poisoned) };
+    let mut refuses =
+        |_: &Model, _: &Attempt| Some(Given { count: 0, rest: Rest::Restore, error: Some(Error::Poisoned) });
     let begun = start(&file, span(0, 2), None, &thread, &mut refuses);
     assert_eq!(begun, Err(Stopped { error: Error::Poisoned, page: 0 }));
     assert_eq!(collect(&file), Err(Error::NoEntry));

@@ -191,7 +191,7 @@ fn donate(kernel: &Kernel, page: u64, gfn: u64) -> Made {
             None
         }
         Some((_, own)) => {
-            let given = giver.give(kernel, &own);
+            let given = giver.give(kernel, &own).expect("it asks nobody else first");
             own.finish(kernel, given.count, given.rest);
             Some(given.error.is_none())
         }

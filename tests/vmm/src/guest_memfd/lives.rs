@@ -26,6 +26,7 @@ pub(crate) fn all() -> Result<(), String> {
     super::charges::all()?;
     super::limits::all()?;
     super::waits::all()?;
+    super::busy::all()?;
     super::sleeps::all()?;
     core_dump()?;
     scanners()

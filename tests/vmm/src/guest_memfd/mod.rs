@@ -2,12 +2,13 @@
 //! The suite `guest-memfd`: files, conversions, and whoever holds or maps a page (I5, I6, I8).
 
 pub(crate) mod broken;
+mod busy;
 mod calls;
 mod charges;
 pub(crate) mod convert;
 pub(crate) mod draining;
 pub(crate) mod files;
-mod fuse;
+pub(crate) mod fuse;
 pub(crate) mod holders;
 pub(crate) mod kernel;
 mod limits;
