@@ -28,6 +28,7 @@ pub mod el2;
 pub mod end;
 pub mod error;
 pub mod exit;
+pub mod faults;
 pub mod file;
 pub mod give;
 pub mod guest;

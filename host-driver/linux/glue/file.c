@@ -23,10 +23,6 @@
 
 #include "glue.h"
 
-/* How long a fault waits for one attempt before it is refused, and for attempts that follow each other. */
-#define FAULT_PATIENCE (HZ)
-#define FAULT_PATIENCE_IN_ALL (10 * HZ)
-
 #define PAGE_GFP (GFP_HIGHUSER | __GFP_ZERO | __GFP_ACCOUNT)
 /* An ioctl that runs into a limit says so, rather than have its caller killed; a fault has no such choice. */
 #define CALL_GFP (PAGE_GFP | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
@@ -150,7 +146,7 @@ void fhc_file_shut(struct fh_file *f, u64 first, u64 count)
 {
 	u64 i;
 
-	WRITE_ONCE(f->since, jiffies);
+	WRITE_ONCE(f->since, get_jiffies_64());
 	for (i = first; i < first + count && i < f->pages; i++) {
 		struct page *page = f->frames[i];
 
@@ -222,69 +218,40 @@ static bool settled(struct fh_file *f, u64 index)
 	return answer != FAULT_WAIT;
 }
 
-/*
- * Ticks that this thread's fault may still wait. The kernel says that a fault comes again (TRIED) and not since when it
- * comes, which is kept here, for each thread: threads are compared, never looked into. One that finds no place, or lost its
- * place to another after its time, has none left when it comes again.
- */
+/* Ticks that this thread's fault may still wait. Threads are told apart, never looked into. */
 static long fault_has_left(struct fh_file *f, bool again)
 {
-	struct fh_faulter *own = NULL;
-	long left = again ? 0 : FAULT_PATIENCE_IN_ALL;
-	unsigned int i;
+	u64 left;
 
-	spin_lock(&f->faulters_lock);
-	for (i = 0; i < ARRAY_SIZE(f->faulters); i++) {
-		struct fh_faulter *seen = &f->faulters[i];
-
-		if (seen->task == current) {
-			own = seen;
-			break;
-		}
-		if (!own && (!seen->task || time_after(jiffies, seen->until)))
-			own = seen;
-	}
-	if (own && !again) {
-		own->task = current;
-		own->until = jiffies + FAULT_PATIENCE_IN_ALL;
-	} else if (own && own->task == current) {
-		left = own->until - jiffies;
-	}
-	spin_unlock(&f->faulters_lock);
-	return left;
+	spin_lock(&f->faults_lock);
+	left = fh_file_patience(f->state, (unsigned long)current, again, get_jiffies_64(), READ_ONCE(f->since), HZ);
+	spin_unlock(&f->faults_lock);
+	return min_t(u64, left, MAX_SCHEDULE_TIMEOUT - 1);
 }
 
 /* The fault is over: its thread's place is free. */
 static void fault_forget(struct fh_file *f)
 {
-	unsigned int i;
-
-	spin_lock(&f->faulters_lock);
-	for (i = 0; i < ARRAY_SIZE(f->faulters); i++)
-		if (f->faulters[i].task == current)
-			f->faulters[i].task = NULL;
-	spin_unlock(&f->faulters_lock);
+	spin_lock(&f->faults_lock);
+	fh_file_fault_over(f->state, (unsigned long)current);
+	spin_unlock(&f->faults_lock);
 }
 
 /*
- * Waits outside of the mm's lock, which the holder of the page may need, for a bounded time: never past the latest
- * attempt's patience, nor past its own. Attempts that follow each other could hold it for ever otherwise, and with it what
- * the system call that faults has locked. A fault may be tried again as often as it likes, as long as the mm's lock is let
- * go each time.
+ * Waits outside of the mm's lock, which the holder of the page may need, for a bounded time. Attempts that follow each other
+ * could hold it for ever otherwise, and with it what the system call that faults has locked. A fault may be tried again as
+ * often as it likes, as long as the mm's lock is let go each time.
  */
 static vm_fault_t fault_wait(struct fh_file *f, struct vm_fault *vmf, u64 index)
 {
-	unsigned long end = READ_ONCE(f->since) + FAULT_PATIENCE;
 	DEFINE_WAIT_FUNC(wait, woken_wake_function);
 	struct file *file;
-	long left = end - jiffies;
+	long left;
 
 	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT))
 		return VM_FAULT_SIGBUS;
-	if (left <= 0)
-		return VM_FAULT_SIGBUS;
-	left = min(left, fault_has_left(f, vmf->flags & FAULT_FLAG_TRIED));
-	if (left <= 0)
+	left = fault_has_left(f, vmf->flags & FAULT_FLAG_TRIED);
+	if (!left)
 		return VM_FAULT_SIGBUS;
 	file = get_file(f->file);
 	release_fault_lock(vmf);
@@ -423,7 +390,7 @@ int fhc_file_open(u64 pages, bool mappable, bool shared, u64 vm)
 	f->pages = pages;
 	f->mappable = mappable;
 	init_waitqueue_head(&f->wait);
-	spin_lock_init(&f->faulters_lock);
+	spin_lock_init(&f->faults_lock);
 	INIT_DELAYED_WORK(&f->drive, drive);
 	if (pages <= SIZE_MAX / sizeof(*f->frames))
 		f->frames = fhc_alloc(pages * sizeof(*f->frames));

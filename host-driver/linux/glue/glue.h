@@ -40,8 +40,6 @@ struct file;
 
 /* vCPUs of a VM, at most. */
 #define FH_VCPUS 64
-/* Threads whose faults on one file wait for more than one attempt, at most. */
-#define FH_FAULTERS 64
 /* Pages of a plain slot that are looked up at once, at most. */
 #define FH_AROUND 16
 
@@ -78,21 +76,14 @@ struct fh_vcpu {
 	struct fh_vcpu_state *state;
 };
 
-/* A thread whose fault waits, and until when it may. */
-struct fh_faulter {
-	struct task_struct *task;
-	unsigned long until;
-};
-
 /* A guest_memfd. */
 struct fh_file {
 	struct file *file;		/* its own; not a reference */
 	struct page **frames;		/* under the invalidate lock, or the attempt's that the page drains for */
 	u64 pages;
 	bool mappable;
-	unsigned long since;		/* jiffies at the start of the latest attempt */
-	spinlock_t faulters_lock;	/* no other is taken under it */
-	struct fh_faulter faulters[FH_FAULTERS];
+	u64 since;			/* jiffies at the start of the latest attempt */
+	spinlock_t faults_lock;		/* who waits in a fault; no other is taken under it */
 	bool outcome;			/* poll has something to say */
 	struct delayed_work drive;	/* looks at the conversion that nobody waits for */
 	wait_queue_head_t wait;		/* for an attempt's outcome */
@@ -138,6 +129,8 @@ FH_C(bool, fhc_el2_run, u64 *regs);
 FH_RUST(struct fh_file_state *, fh_file_new, u64 pages, bool shared, u64 vm);
 FH_RUST(void, fh_file_drop, struct fh_file *file, struct fh_file_state *state);
 FH_RUST(int, fh_file_fault, struct fh_file_state *state, u64 page);
+FH_RUST(u64, fh_file_patience, struct fh_file_state *state, u64 who, bool again, u64 now, u64 since, u64 second);
+FH_RUST(void, fh_file_fault_over, struct fh_file_state *state, u64 who);
 FH_RUST(long, fh_file_ioctl, struct fh_file *file, struct fh_file_state *state, unsigned int cmd, unsigned long arg);
 FH_RUST(bool, fh_file_drive, struct fh_file *file, struct fh_file_state *state);
 FH_RUST(long, fh_file_fallocate, struct fh_file *file, struct fh_file_state *state, int punch, u64 offset, u64 len);
@@ -203,7 +196,6 @@ FH_RUST(void, fh_vm_end, struct fh_vm *vm, struct fh_vm_state *state);
 FH_RUST(long, fh_vm_ioctl, struct fh_vm *vm, struct fh_vm_state *state, unsigned int cmd, unsigned long arg);
 FH_RUST(long, fh_vcpu_ioctl, struct fh_vcpu *vcpu, struct fh_vcpu_state *state, unsigned int cmd, unsigned long arg);
 FH_RUST(void, fh_vcpu_free, struct fh_vcpu_state *state);
-FH_C(int, fhc_vm_lock_try, struct fh_vm *vm);
 FH_C(struct fh_vm *, fhc_vm_new, void);
 FH_C(int, fhc_vm_open, struct fh_vm *vm, struct fh_vm_state *state);
 FH_C(u64, fhc_vm_id, struct fh_vm *vm);
@@ -211,6 +203,7 @@ FH_C(struct fh_vm_state *, fhc_vm_state, struct fh_vm *vm);
 FH_C(void, fhc_vm_put, struct fh_vm *vm);
 FH_C(void, fhc_vm_lock, struct fh_vm *vm);
 FH_C(bool, fhc_vm_lock_killable, struct fh_vm *vm);
+FH_C(int, fhc_vm_lock_try, struct fh_vm *vm);
 FH_C(bool, fhc_vm_is_free, struct fh_vm *vm);
 FH_C(void, fhc_vm_unlock, struct fh_vm *vm);
 FH_C(void, fhc_pool_lock, struct fh_vm *vm);

@@ -9,6 +9,7 @@ use core::ptr::NonNull;
 use freehold_driver_core::abi;
 use freehold_driver_core::convert;
 use freehold_driver_core::error::Error;
+use freehold_driver_core::faults::{Faults, Moment};
 use freehold_driver_core::file::{Book, File, Freeze, Owner, Pages, Report};
 use freehold_driver_core::lend::{self, Binding, Bindings, Loan};
 use freehold_driver_core::notify::{self, Next, Notice};
@@ -22,7 +23,7 @@ pub(crate) struct RawFile {
     _opaque: [u8; 0],
 }
 
-/// Rust's part of a file. All but `initial`, `len`, `pages` and `bindings` themselves is under the file's lock.
+/// Rust's part of a file. All but `initial`, `len`, `pages`, `bindings` and `faults` themselves is under the file's lock.
 pub(crate) struct FileState {
     owner: Owner,
     /// What each offset is in a new file.
@@ -34,6 +35,8 @@ pub(crate) struct FileState {
     pages: *mut Page,
     /// An allocation of its own: it is looked at while the rest is borrowed.
     bindings: *mut Bindings,
+    /// As that, and under a lock of its own: whoever faults has the file's lock shared, or not at all.
+    faults: *mut Faults,
 }
 
 #[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
@@ -284,7 +287,10 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
     let states = sys::alloc::<Page>(len);
     let state = sys::alloc::<FileState>(1);
     let bindings = sys::alloc::<Bindings>(1);
-    if states.is_null() || state.is_null() || bindings.is_null() {
+    let faults = sys::alloc::<Faults>(1);
+    if states.is_null() || state.is_null() || bindings.is_null() || faults.is_null() {
+        // SAFETY: fresh from `alloc`, or null.
+        unsafe { sys::free(faults) };
         // SAFETY: fresh from `alloc`, or null.
         unsafe { sys::free(bindings) };
         // SAFETY: fresh from `alloc`, or null.
@@ -304,6 +310,8 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
     }
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe { bindings.write(Bindings::default()) };
+    // SAFETY: as above.
+    unsafe { faults.write(Faults::default()) };
     let fresh = FileState {
         owner: Owner { vm, ordinary: false },
         initial,
@@ -313,6 +321,7 @@ extern "C" fn fh_file_new(pages: u64, shared: bool, vm: u64) -> *mut FileState {
         len,
         pages: states,
         bindings,
+        faults,
     };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe { state.write(fresh) };
@@ -339,6 +348,10 @@ extern "C" fn fh_file_drop(raw: *mut RawFile, state: *mut FileState) {
     let bindings = unsafe { (*state).bindings };
     // SAFETY: came from `alloc` in `fh_file_new`, and the file is gone.
     unsafe { sys::free(bindings) };
+    // SAFETY: the state is alive until the end of this call, and this field never changes.
+    let faults = unsafe { (*state).faults };
+    // SAFETY: came from `alloc` in `fh_file_new`, and the file is gone.
+    unsafe { sys::free(faults) };
     // SAFETY: came from `alloc` in `fh_file_new`, and the file is gone.
     unsafe { sys::free(state) };
 }
@@ -360,6 +373,26 @@ extern "C" fn fh_file_fault(state: *mut FileState, page: u64) -> i32 {
         HostFault::Wait => 1,
         HostFault::Refuse => 2,
     }
+}
+
+/// Ticks that the fault of thread `who` may wait; 0: it is refused. Called with the lock of the file's faults held.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_file_patience(state: *mut FileState, who: u64, again: bool, now: u64, since: u64, second: u64) -> u64 {
+    // SAFETY: the state is alive while the file is, and this field never changes.
+    let faults = unsafe { (*state).faults };
+    // SAFETY: an allocation of the state's own, and the caller's lock makes this the only reference.
+    unsafe { &mut *faults }.patience(who, again, Moment { now, since, second })
+}
+
+/// The fault of thread `who` is over. Called with the lock of the file's faults held.
+// SAFETY: the name is the module's own (prefix `fh_`), declared once in glue.h with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn fh_file_fault_over(state: *mut FileState, who: u64) {
+    // SAFETY: the state is alive while the file is, and this field never changes.
+    let faults = unsafe { (*state).faults };
+    // SAFETY: an allocation of the state's own, and the caller's lock makes this the only reference.
+    unsafe { &mut *faults }.over(who);
 }
 
 /// `fallocate`, with its flags checked by the glue.

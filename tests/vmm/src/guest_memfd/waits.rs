@@ -23,16 +23,22 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn all() -> Result<(), String> {
     bounded()?;
     killed()?;
-    beside_attempts_that_end()
+    beside_attempts_that_end()?;
+    beside_attempts_in_a_row()
 }
 
 /// What `act` comes to while a conversion waits for a page that nobody lets go, and how long after its begin.
 fn beside_a_wait<T>(act: impl FnOnce(&Rig, Instant) -> T) -> Result<(T, Duration), String> {
+    beside_a_wait_for(4, act)
+}
+
+/// As [`beside_a_wait`], of a conversion of the first `pages` of four.
+fn beside_a_wait_for<T>(pages: u64, act: impl FnOnce(&Rig, Instant) -> T) -> Result<(T, Duration), String> {
     let rig = Rig::new(4)?;
     let pipe = in_pipe(rig.map.at(bytes(1)));
     let begin = Instant::now();
     let seen = std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| rig.gmem.to_private(0, rig.size(), 0));
+        let waiter = scope.spawn(|| rig.gmem.to_private(0, pages * PAGE, 0));
         let _ = until_pending(&rig.gmem);
         let seen = (act(&rig, begin), begin.elapsed());
         while !waiter.is_finished() {
@@ -94,6 +100,48 @@ fn killed() -> Result<(), String> {
         }
     }
     STEP.judged("a fault that waits: is killed", "in the fault, signal 9, within 1 s", seen, false);
+    Ok(())
+}
+
+/// What a fault waits for at most, whatever begins meanwhile.
+const IN_ALL: Duration = Duration::from_secs(10);
+
+/// A page drains and drains, and elsewhere in the file attempts follow each other, each of which has whoever faults wait
+/// anew: until ten seconds are over, and not before.
+fn beside_attempts_in_a_row() -> Result<(), String> {
+    let (least, most) = (IN_ALL, IN_ALL + 6 * PATIENCE);
+    let mut seen = String::new();
+    let mut held = false;
+    // A machine that is busy lets a second pass between two attempts, or comes late.
+    for _ in 0..4 {
+        let stop = AtomicBool::new(false);
+        let ((end, took), rounds) = beside_a_wait_for(2, |rig, _| {
+            std::thread::scope(|scope| {
+                let storm = scope.spawn(|| {
+                    let mut rounds = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let there = rig.gmem.to_private_now(3 * PAGE, PAGE).is_ok();
+                        rounds += u64::from(there && rig.gmem.to_shared(3 * PAGE, PAGE).is_ok());
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                    rounds
+                });
+                // The first page drains for the attempt that waits for the second.
+                let begin = Instant::now();
+                let end = probe(rig.map.at(0), Access::Load);
+                let took = begin.elapsed();
+                stop.store(true, Ordering::Relaxed);
+                ((end, took), storm.join().unwrap_or(0))
+            })
+        })?
+        .0;
+        held = end == "SIGBUS" && took >= least && took < most && rounds > 10;
+        seen = format!("{end} after {} ms, beside {rounds} attempts", took.as_millis());
+        if held {
+            break;
+        }
+    }
+    STEP.judged("attempts in a row: a fault beside them", "SIGBUS after 10 to 16 s, beside 10 or more", seen, held);
     Ok(())
 }
 
