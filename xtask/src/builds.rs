@@ -68,7 +68,7 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
     let modules = if tools.debug { Vec::new() } else { setup::modules::files(env, tools)? };
     for file in modules {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        archive.add(&format!("lib/vhost/{name}"), &file)?;
+        archive.add(&format!("lib/debian/{name}"), &file)?;
     }
     let initramfs = env.out.join("initramfs.cpio");
     image::write_whole(&initramfs, &archive.bytes()?)?;

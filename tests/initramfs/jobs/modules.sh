@@ -14,10 +14,10 @@ fh_load_hostile() {
     fh_case "$1" hostile-module-loads "loaded" "$(insmod /lib/fh_hostile.ko 2>&1 && echo loaded)"
 }
 
-# fh_load_vhost STEP: the kernel's own server of queues in a process's memory; a kernel may have it built in.
-fh_load_vhost() {
-    for fh_file in vsock vmw_vsock_virtio_transport_common vhost_iotlb vhost vhost_vsock; do
-        for fh_packed in /lib/vhost/$fh_file.ko*; do
+# fh_load_debian MODULE...: modules of the stock kernel's package, in this order; a kernel may have them built in.
+fh_load_debian() {
+    for fh_file in "$@"; do
+        for fh_packed in /lib/debian/$fh_file.ko*; do
             [ -f "$fh_packed" ] || continue
             case $fh_packed in
                 *.xz) xz -dc "$fh_packed" > /tmp/$fh_file.ko ;;
@@ -27,6 +27,11 @@ fh_load_vhost() {
             rm /tmp/$fh_file.ko
         done
     done
+}
+
+# fh_load_vhost STEP: the kernel's own server of queues in a process's memory.
+fh_load_vhost() {
+    fh_load_debian vsock vmw_vsock_virtio_transport_common vhost_iotlb vhost vhost_vsock
     fh_case "$1" vhost "a character device" "$([ -c /dev/vhost-vsock ] && echo 'a character device' || echo none)"
 }
 

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::gmem::converted;
 use crate::hostile::{Hostile, runs};
@@ -16,6 +17,8 @@ use crate::sys::{self, outcome};
 
 const STEP: Step = Step("cycles");
 const PAGES: u64 = 4;
+/// A VMM that is killed, its guest and all of their memory are gone by then, on a machine that is emulated.
+const GONE: Duration = Duration::from_secs(10);
 
 /// Runs every part.
 pub(crate) fn all() -> Result<(), String> {
@@ -178,9 +181,12 @@ fn stages(hostile: &Hostile, rest: &[(&'static str, u64)]) -> Result<(), String>
     for stage in ["created", "converted", "booted", "unsharing", "touching"] {
         let (mut child, said) = at_stage(stage)?;
         STEP.same(&format!("{stage}: got there"), stage, said.trim());
+        let start = Instant::now();
         let _ = child.kill();
         let _ = child.wait();
         settle(STEP, &format!("{stage}: killed"), hostile, rest);
+        let took = start.elapsed();
+        STEP.judged(&format!("{stage}: killed, and gone"), "within 10 s", format!("{took:?}"), took <= GONE);
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod compat;
 mod counters;
 mod cpus;
 mod cycles;
+mod direct;
 mod drain;
 mod events;
 mod fuzz;
@@ -85,6 +86,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   events      eventfds that stores ring, and that raise interrupts
   plain       an ordinary VM on this process' own memory
   pinned      a protected VM on this process' own memory
+  direct      what a disk that reaches memory by itself gets of such a VM
   replays     what kvmtool and crosvm say, in their order
   cpus        a guest of several vCPUs, through the driver
   vgic        a guest's interrupts and waits, through the driver
@@ -185,6 +187,7 @@ fn main() {
         "events" => or_report("events", events::all()),
         "plain" => or_report("plain", plain::all()),
         "pinned" => or_report("pinned", pinned::all()),
+        "direct" => or_report("direct", direct::all()),
         "peer" => peer::all(),
         "replays" => or_report("replays", replays::all()),
         "ioctl-fuzz" => {

@@ -319,16 +319,7 @@ fn as_nobody() -> Result<(), String> {
     let ram = Arc::new(Mapping::anonymous(at(BYTES), false).map_err(errno_name)?);
     let control = Mapping::anonymous(4096, false).map_err(errno_name)?;
     control.store(0, CONTROL);
-    // SAFETY: plain numbers.
-    let groups = unsafe { libc::setgroups(0, std::ptr::null()) };
-    // SAFETY: plain numbers.
-    let group = unsafe { libc::setresgid(UID, UID, UID) };
-    // SAFETY: plain numbers.
-    let user = unsafe { libc::setresuid(UID, UID, UID) };
-    let dropped = [groups, group, user];
-    // SAFETY: plain numbers.
-    let dumpable = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
-    STEP.same("nobody: privileges are dropped", "[0, 0, 0] 0", format!("{dropped:?} {dumpable}"));
+    become_nobody(STEP)?;
     // SAFETY: plain numbers. A kernel without Yama says that it does not know it.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, -1_i64, 0, 0, 0) };
     limit(libc::RLIMIT_CORE, libc::RLIM_INFINITY);
@@ -366,6 +357,12 @@ fn as_nobody() -> Result<(), String> {
         format!("{:?}", Event::System(3)),
         format!("{event:?}"),
     );
+    // What a VMM may put into a dump of its guest's: what that shares, and nothing else.
+    // This process has stored over the first word of it.
+    let greeting = ram.copy_out(at(SHARE_BASE - RAM_BASE), GREETING.len()).split_off(8);
+    let expected = &GREETING[8..];
+    STEP.same("nobody: what it shares is there after its crash", expected, String::from_utf8_lossy(&greeting));
+    STEP.same("nobody: and what it does not share is not", "SIGBUS", probe_here(ram.at(at(FREE + 20 * PAGE)), false));
     drop(machine);
     STEP.same("nobody: nothing stays charged", 0, locked());
     // Another one, for the dump.
@@ -374,6 +371,21 @@ fn as_nobody() -> Result<(), String> {
     second.command(CMD_FILL, [RAM_BASE + FREE, FILLED * PAGE, DUMPED])?;
     std::mem::forget((second, control, ram));
     Ok(())
+}
+
+/// Gives up every privilege of this process, for good.
+pub(crate) fn become_nobody(step: Step) -> Result<(), String> {
+    // SAFETY: plain numbers.
+    let groups = unsafe { libc::setgroups(0, std::ptr::null()) };
+    // SAFETY: plain numbers.
+    let group = unsafe { libc::setresgid(UID, UID, UID) };
+    // SAFETY: plain numbers.
+    let user = unsafe { libc::setresuid(UID, UID, UID) };
+    let dropped = [groups, group, user];
+    // SAFETY: plain numbers.
+    let dumpable = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+    step.same("nobody: privileges are dropped", "[0, 0, 0] 0", format!("{dropped:?} {dumpable}"));
+    if dropped == [0; 3] { Ok(()) } else { Err("privileges that stay".into()) }
 }
 
 fn limit(what: libc::c_int, bytes: u64) {

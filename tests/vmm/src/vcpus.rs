@@ -30,6 +30,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 const STAY: usize = 8;
 /// vCPUs of the largest VM.
 const MOST: u64 = 8;
+/// Words of random numbers that are looked at together.
+const DRAWN: usize = 512;
 /// Cortex-A72, which has no random numbers.
 const WITHOUT_RANDOM: u64 = 0xd08;
 
@@ -347,9 +349,51 @@ fn random(bench: &mut Bench<'_>) -> Result<(), String> {
         seen.extend([high, middle]);
     }
     STEP.same("no two are alike", 16, seen.len());
+    let mut drawn = Vec::new();
+    while drawn.len() < DRAWN {
+        let [status, high, middle] = bench.command(CMD_HVC, [guest::TRNG_RND_64.into(), 192, 0])?;
+        if status != 0 {
+            return Err(format!("random numbers: status {status:#x}"));
+        }
+        drawn.extend([high, middle]);
+    }
+    let (even, seen) = evenness(&drawn);
+    STEP.judged("random numbers: their bits, changes and bytes", EVEN, seen, even);
+    // Controls: what is not random is seen as that: values that are even to a fault, bits in pairs, too many ones.
+    let counted: Vec<u64> = (0..DRAWN as u64).map(|n| n % 256 * 0x0101_0101_0101_0101).collect();
+    let doubled: Vec<u64> =
+        drawn.iter().map(|word| word & 0x5555_5555_5555_5555 | (word & 0x5555_5555_5555_5555) << 1).collect();
+    let heavy: Vec<u64> = drawn.iter().map(|word| word | word.rotate_left(7) & 0x1111_1111_1111_1111).collect();
+    let found = [counted, doubled, heavy].map(|words| evenness(&words).0);
+    STEP.same("random numbers: what is not random is seen", "[false, false, false]", format!("{found:?}"));
     let none = bench.command(CMD_HVC, [guest::TRNG_RND_64.into(), 193, 0])?[0];
     STEP.same("random numbers: too many", guest::INVALID_PARAMETERS, none.cast_signed());
     Ok(())
+}
+
+/// What [`evenness`] wants: what is further from chance's average is less than one set in 100,000.
+const EVEN: &str = "each within 6 deviations of chance";
+
+/// Counts the ones, the changes from one bit to the next, and each value of a byte, and says how many standard deviations
+/// they are from what even chance gives.
+fn evenness(words: &[u64]) -> (bool, String) {
+    let bits = words.len() as f64 * 64.0;
+    let deviation = bits.sqrt() / 2.0;
+    let ones: u32 = words.iter().map(|word| word.count_ones()).sum();
+    let within: u32 = words.iter().map(|word| ((word ^ word >> 1) & (u64::MAX >> 1)).count_ones()).sum();
+    let between = words.windows(2).filter(|pair| (pair[0] >> 63) != (pair[1] & 1)).count();
+    let mut values = [0u32; 256];
+    words.iter().flat_map(|word| word.to_le_bytes()).for_each(|byte| values[usize::from(byte)] += 1);
+    let expected = words.len() as f64 * 8.0 / 256.0;
+    let squares: f64 = values.iter().map(|seen| (f64::from(*seen) - expected).powi(2) / expected).sum();
+    let changes = f64::from(within) + between as f64;
+    let apart = [
+        (f64::from(ones) - bits / 2.0) / deviation,
+        (changes - (bits - 1.0) / 2.0) / deviation,
+        (squares - 255.0) / 510f64.sqrt(),
+    ];
+    let seen = format!("ones {:+.1}, changes {:+.1}, bytes {:+.1}", apart[0], apart[1], apart[2]);
+    (apart.iter().all(|apart| apart.abs() <= 6.0), seen)
 }
 
 /// What one CPU does.

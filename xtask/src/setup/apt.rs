@@ -146,7 +146,8 @@ fn extract(deb: &Path, root: &Path) -> Result<()> {
         cmd::output(Command::new("dpkg-deb").arg("-x").args([deb, root]))?;
         return Ok(());
     }
-    let pipe = "dpkg-deb --fsys-tarfile \"$1\" | tar -x --wildcards -C \"$2\" ./boot \"$3\" \"$4\"";
+    let pipe =
+        "deb=$1 root=$2; shift 2; dpkg-deb --fsys-tarfile \"$deb\" | tar -x --wildcards -C \"$root\" ./boot \"$@\"";
     cmd::output(Command::new("sh").args(["-c", pipe, "sh"]).args([deb, root]).args(modules::PATTERNS))?;
     Ok(())
 }

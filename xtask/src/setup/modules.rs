@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Modules of the stock host kernel that a suite loads: the kernel's own server of queues in a process's memory.
+//! Modules of the stock host kernel that a suite loads: the kernel's own server of queues in a process's memory, and its
+//! driver of a disk that reaches memory by itself.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +11,16 @@ use crate::env::Env;
 use crate::{Usage, ui};
 
 /// Directories below the kernel's modules, as tar's patterns; little else is in them.
-pub(super) const PATTERNS: [&str; 2] = ["*/kernel/drivers/vhost", "*/kernel/net/vmw_vsock"];
+pub(super) const PATTERNS: [&str; 3] =
+    ["*/kernel/drivers/vhost", "*/kernel/net/vmw_vsock", "*/kernel/drivers/block/virtio_blk.*"];
 /// What is loaded, in an order in which each finds what it needs.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "net/vmw_vsock/vsock",
     "net/vmw_vsock/vmw_vsock_virtio_transport_common",
     "drivers/vhost/vhost_iotlb",
     "drivers/vhost/vhost",
     "drivers/vhost/vhost_vsock",
+    "drivers/block/virtio_blk",
 ];
 
 /// The modules, compressed as Debian packages them, after it unpacked them if they were not there.
@@ -37,7 +40,7 @@ pub(crate) fn files(env: &Env, tools: &Tools) -> Result<Vec<PathBuf>> {
     if all_in(&root, &tools.release).is_none() {
         unpack(env, tools, &root)?;
     }
-    all_in(&root, &tools.release).context("the host kernel's package lacks a module of vhost")
+    all_in(&root, &tools.release).context("the host kernel's package lacks a module")
 }
 
 fn all_in(root: &Path, release: &str) -> Option<Vec<PathBuf>> {

@@ -33,6 +33,8 @@ pub(super) struct Job {
     tags: bool,
     /// Its memory and its CPUs are two nodes.
     nodes: bool,
+    /// With a disk on PCI, which reaches memory by itself.
+    disk: bool,
     /// With what the host goes on as by kexec.
     successor: bool,
     /// More of the command line.
@@ -66,6 +68,10 @@ impl Job {
         if self.nodes {
             machine.extra.extend(two_nodes(machine.memory));
         }
+        if self.disk {
+            let file = context.env.out.join(format!("{}.disk", self.name.replace('/', "-")));
+            machine.extra.extend(disk(&file)?);
+        }
         if !self.no_map {
             return Ok(machine);
         }
@@ -82,6 +88,13 @@ fn two_nodes(memory: u32) -> impl Iterator<Item = String> {
     })
 }
 
+/// QEMU's arguments for a disk of zeros in that file, which ends four requests a second.
+fn disk(file: &Path) -> Result<[String; 4]> {
+    std::fs::File::create(file)?.set_len(1 << 20)?;
+    let drive = format!("if=none,id=disk,format=raw,file={},throttling.iops-total=4", file.display());
+    Ok(["-drive".to_owned(), drive, "-device".to_owned(), "virtio-blk-pci,drive=disk".to_owned()])
+}
+
 const fn job(name: &'static str, file: &'static str) -> Job {
     Job {
         name,
@@ -91,6 +104,7 @@ const fn job(name: &'static str, file: &'static str) -> Job {
         no_map: false,
         tags: false,
         nodes: false,
+        disk: false,
         successor: false,
         append: "",
         limit: LIMIT,
@@ -106,7 +120,7 @@ const fn without_el2(name: &'static str, cpu: &'static str, at_el2: bool) -> Job
 /// What `cargo xtask run` shows, and more of it.
 const MAIN: Job = Job { limit: LINUX, kernels: Kernels::Stock, ..job("life/main", "boot,main") };
 
-const JOBS: [Job; 26] = [
+const JOBS: [Job; 28] = [
     Job { no_map: true, ..job("life/hvc-refusals", "hvc-refusals") },
     Job { append: " fh.calls=10000", ..job("life/hvc-fuzz", "hvc-fuzz") },
     Job { append: " fh.calls=100000", limit: HOUR, long: true, ..job("life/hvc-fuzz-100000", "hvc-fuzz") },
@@ -120,6 +134,8 @@ const JOBS: [Job; 26] = [
     job("life/plain", "plain"),
     job("life/pinned", "pinned"),
     Job { cpu: "cortex-a76", ..job("life/pinned-a76", "pinned") },
+    Job { disk: true, kernels: Kernels::Stock, ..job("life/direct", "direct") },
+    Job { disk: true, cpu: "cortex-a76", kernels: Kernels::Stock, ..job("life/direct-a76", "direct") },
     job("life/replays", "replays"),
     Job { append: " fh.calls=10000", ..job("life/ioctl-fuzz", "ioctl-fuzz") },
     Job { append: " fh.calls=1000000", limit: HOUR, long: true, ..job("life/ioctl-fuzz-1000000", "ioctl-fuzz") },
