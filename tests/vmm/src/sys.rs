@@ -32,6 +32,7 @@ pub(crate) fn errno_name(error: i32) -> String {
         libc::EINPROGRESS => "EINPROGRESS",
         libc::EACCES => "EACCES",
         libc::ESPIPE => "ESPIPE",
+        libc::ESHUTDOWN => "ESHUTDOWN",
         other => return format!("errno {other}"),
     };
     name.to_string()

@@ -321,6 +321,40 @@ fn vhost() -> Result<(), String> {
     Ok(())
 }
 
+/// What root may ask of a page, by its frame and by a mapping; neither can have it moved.
+fn soft_offline(frame: u64, at: *mut u8) -> String {
+    let by_frame = std::fs::write("/sys/devices/system/memory/soft_offline_page", format!("{:#x}", frame << 12));
+    let by_frame = by_frame.map_or_else(|error| errno_name(error.raw_os_error().unwrap_or(0)), |()| "0".to_owned());
+    format!("{by_frame}, {}", outcome(calls::madvise(at, PAGE_BYTES, libc::MADV_SOFT_OFFLINE)))
+}
+
+/// A file that was never bound, and whose VM has ended: nobody but its descriptor knows its pages, and the same holds.
+fn a_file_alone(rig: Rig, set: &impl Fn(&str) -> String) -> Result<(), String> {
+    let (pages, hostile) = (rig.pages, Hostile::open()?);
+    let (gmem, map) = rig.orphaned("offline, a file alone");
+    let frame = hostile.pfn_of(map.at(bytes(HELD))).map_err(errno_name)?;
+    let size = pages * PAGE;
+    for (state, by_mapping) in [("the host's", "EIO"), ("private", "EFAULT")] {
+        if state == "private" {
+            STEP.same("offline, a file alone: to private", "0", converted(gmem.to_private(0, size, 60_000)));
+        }
+        let seen = soft_offline(frame, map.at(bytes(HELD)));
+        STEP.same(
+            &format!("offline, a file alone: soft offline of a page, {state}"),
+            format!("EIO, {by_mapping}"),
+            seen,
+        );
+        STEP.same(&format!("offline, a file alone: while pages are {state}"), "EBUSY", set("offline"));
+    }
+    STEP.same("offline, a file alone: back", "0", converted(gmem.to_shared(0, size)));
+    let same = hostile.pfn_of(map.at(bytes(HELD))) == Ok(frame);
+    STEP.same("offline, a file alone: the page is where it was", true, same);
+    let damaged: Vec<u64> = (0..pages).filter(|&page| map.load(bytes(page)) != word(page)).collect();
+    STEP.same("offline, a file alone: contents are kept", "[]", format!("{damaged:?}"));
+    STEP.same("offline, a file alone: as many have ended as begun", "0 of some", open_attempts(&gmem));
+    Ok(())
+}
+
 /// Memory that the kernel was not given at boot, of one block; `mem=` keeps it from it.
 const ADDED: u64 = 0x9000_0000;
 const BLOCK: u64 = 128 << 20;
@@ -350,7 +384,7 @@ pub(crate) fn offline() -> Result<(), String> {
     }
     STEP.same("offline: back", "0", converted(rig.gmem.to_shared(0, rig.size())));
     STEP.same("offline: contents are kept", "[]", format!("{:?}", rig.damaged()));
-    drop(rig);
+    a_file_alone(rig, &set)?;
     // A file ends when the last call that knew it does.
     let start = Instant::now();
     let mut gone = set("offline");

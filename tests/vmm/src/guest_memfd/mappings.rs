@@ -21,6 +21,7 @@ pub(crate) fn all() -> Result<(), String> {
     locked()?;
     advice()?;
     no_userfaultfd()?;
+    no_log_of_stores()?;
     other_ways()?;
     loops()
 }
@@ -196,6 +197,29 @@ fn no_userfaultfd() -> Result<(), String> {
         let done = outcome(sys::ioctl(&uffd, UFFDIO_REGISTER, &mut ask));
         STEP.same(&format!("userfaultfd: {case}"), "EINVAL", done);
     }
+    Ok(())
+}
+
+/// A log of stores (`UFFD_FEATURE_WP_ASYNC`) is the one kind that the kernel registers without a file's word; not for a mapping
+/// that is special, which `VM_DONTEXPAND` makes this one.
+fn no_log_of_stores() -> Result<(), String> {
+    const UFFDIO_API: u32 = 0xc018_aa3f;
+    const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+    const WP_ASYNC: u64 = 1 << 15;
+    const WP: u64 = 2;
+    let rig = Rig::new(4)?;
+    let uffd = call(libc::SYS_userfaultfd, &[0]).map(sys::owned).map_err(errno_name)?;
+    let mut api = [0xaa_u64, WP_ASYNC, 0];
+    STEP.same("userfaultfd, a log of stores: its handshake", "0", outcome(sys::ioctl(&uffd, UFFDIO_API, &mut api)));
+    let register = |at: *mut u8| outcome(sys::ioctl(&uffd, UFFDIO_REGISTER, &mut [at as u64, rig.size(), WP, 0]));
+    // Control: of a file of another kind, which no driver of a process' faults could serve.
+    std::fs::write("/tmp/logged", vec![0; bytes(4)]).map_err(|e| e.to_string())?;
+    let file = std::fs::File::options().read(true).write(true).open("/tmp/logged").map_err(|e| e.to_string())?;
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    let other = Mapping::new(&file, 0, bytes(4), both).map_err(errno_name)?;
+    STEP.same("userfaultfd, a log of stores: of another file", "0", register(other.at(0)));
+    STEP.same("userfaultfd, a log of stores", "EINVAL", register(rig.map.at(0)));
+    passes("userfaultfd, a log of stores", &rig, rig.map.at(0));
     Ok(())
 }
 

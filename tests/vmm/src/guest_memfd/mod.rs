@@ -22,6 +22,7 @@ mod running;
 mod sleeps;
 pub(crate) mod starved;
 pub(crate) mod stress;
+mod touches;
 mod waits;
 pub(crate) mod wide;
 

@@ -118,6 +118,7 @@ pub(crate) fn all() -> Result<(), String> {
     let rest = resting(&hostile);
     creations(&fault)?;
     contents(&fault)?;
+    batches(&fault)?;
     conversions(&fault)?;
     slots(&fault)?;
     the_host(&fault)?;
@@ -156,6 +157,50 @@ fn contents(fault: &Fault) -> Result<(), String> {
     // One page that the call that failed had left there would be EEXIST.
     let populate = |gmem: &mut Gmem| converted(gmem.populate(ask));
     each("starved: populate", fault, private, populate, populate)
+}
+
+/// A populate of several batches into a bound file, of which an allocation behind those of its own pages fails: it has brought
+/// nothing, or whole batches and says where it stopped, and goes on from there.
+fn batches(fault: &Fault) -> Result<(), String> {
+    const MANY: u64 = 1100;
+    /// Tries behind the first pages' own, each of an allocation.
+    const TRIES: u32 = 60;
+    let text = vec![0x5a_u8; bytes(MANY)];
+    let from = |gmem: &Gmem, page: u64| {
+        let source = text.as_ptr() as u64 + page * PAGE;
+        let size = (MANY - page) * PAGE;
+        gmem.populate(Populate { offset: page * PAGE, size, source, error_offset: 0, reserved: [0; 4] })
+    };
+    let (mut odd, mut failed, mut parts) = (Vec::new(), 0, Vec::new());
+    let first = u32::try_from(MANY).unwrap_or(0) - 2;
+    for nth in first..first + TRIES {
+        let vm = new_vm()?;
+        let gmem = make_gmem(&vm, MANY * PAGE, GUEST_MEMFD_FLAG_MMAP).map_err(errno_name)?;
+        set_slot(&vm, 0, proto::RAM_BASE, MANY * PAGE, &gmem, 0).map_err(errno_name)?;
+        let mut seen = Ok(());
+        let (_, injected) = fault.run(nth, || {
+            seen = from(&gmem, 0);
+            String::new()
+        })?;
+        if !injected {
+            STEP.same("starved: populate of many pages: with memory", "0", converted(seen));
+            break;
+        }
+        let Err((error, at)) = seen else { continue };
+        failed += 1;
+        let again = converted(from(&gmem, 0));
+        let part = again == "EEXIST at 0x0" && at > 0 && converted(from(&gmem, at / PAGE)) == "0";
+        if part {
+            parts.push(at / PAGE);
+        }
+        if error != libc::ENOMEM || !(part || again == "0") {
+            odd.push(format!("{nth}: {} at {at:#x}, then {again}", errno_name(error)));
+        }
+    }
+    println!("starved: populate of many pages: {failed} refusals, in part at {parts:?}");
+    STEP.same("starved: populate of many pages: neither refused whole nor in part", "[]", format!("{odd:?}"));
+    STEP.judged("starved: populate of many pages: refusals", "1 or more", failed, failed > 0);
+    Ok(())
 }
 
 fn conversions(fault: &Fault) -> Result<(), String> {

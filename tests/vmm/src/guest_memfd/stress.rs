@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::STEP;
 use super::calls::{call, fd};
 use super::rig::{PAGE, PAGE_BYTES, bytes, open_attempts};
+use super::touches::Toucher;
 use crate::cpus::beside;
 use crate::gmem::Gmem;
 use crate::hostile::{Hostile, runs};
@@ -61,6 +62,8 @@ struct Tally {
     refused: AtomicU64,
     punched: AtomicU64,
     pinned: AtomicU64,
+    /// Who loads and stores by itself.
+    toucher: Option<Toucher>,
     /// Answers that none of the calls may give.
     wrong: std::sync::Mutex<Vec<String>>,
 }
@@ -107,7 +110,9 @@ fn one(which: &str, vcpus: u64, seconds: u64, seed: u64) -> Result<(), String> {
     let (gmem, ram) = (std::sync::Arc::clone(&machine.gmem), std::sync::Arc::clone(&machine.ram));
     let wire = crate::vgic::Cloned::as_fd_clone(&machine.vm)?;
     let mut others = std::mem::take(&mut machine.others);
-    let tally = Tally::default();
+    // A process of its own, which asks nobody before it loads or stores.
+    let toucher = Toucher::new(&ram, crate::guest_memfd::rig::bytes(FIRST), PAGES, seed.rotate_left(17))?;
+    let tally = Tally { toucher: Some(toucher), ..Tally::default() };
     let stop = AtomicBool::new(false);
     let (rounds, served) = std::thread::scope(|scope| {
         let (gmem, ram, tally, stop) = (&*gmem, &*ram, &tally, &stop);
@@ -124,6 +129,8 @@ fn one(which: &str, vcpus: u64, seconds: u64, seed: u64) -> Result<(), String> {
         stop.store(true, Ordering::Relaxed);
         result
     });
+    let ended = tally.toucher.as_ref().map_or_else(String::new, Toucher::end);
+    STEP.same(&format!("stress: loads and stores go on to the end{which}"), "signal 9", ended);
     let broken: Vec<_> = served.into_iter().filter_map(Result::err).collect();
     STEP.same(&format!("stress: what its other vCPUs ended with{which}"), "[]", format!("{broken:?}"));
     tally.report(which, rounds, vcpus);
@@ -136,7 +143,8 @@ impl Tally {
     fn has_all(&self, two: bool) -> bool {
         let some = |place: &AtomicU64| place.load(Ordering::Relaxed) > 0;
         let all = [&self.moved, &self.waited, &self.shared, &self.faults, &self.refused, &self.punched, &self.pinned];
-        all.into_iter().all(some) && (!two || some(&self.together))
+        let touched = self.toucher.as_ref().is_none_or(Toucher::has_all);
+        all.into_iter().all(some) && touched && (!two || some(&self.together))
     }
 
     fn report(self, which: &str, rounds: Result<u64, String>, vcpus: u64) {
@@ -171,6 +179,10 @@ impl Tally {
             ("stress: pins", &self.pinned),
         ] {
             STEP.judged(&format!("{case}{which}"), "some", show(place), show(place) > 0);
+        }
+        let touched = self.toucher.as_ref().map_or([0; 3], Toucher::seen);
+        for (what, count) in ["loads served", "stores served", "refused"].into_iter().zip(touched) {
+            STEP.judged(&format!("stress: of a process' own accesses, {what}{which}"), "some", count, count > 0);
         }
         if vcpus > 1 {
             let together = show(&self.together);
