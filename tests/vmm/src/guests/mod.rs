@@ -10,11 +10,14 @@ mod heard;
 mod look;
 mod terminal;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use freehold_uapi::hvc;
 use kvm_ioctls::VcpuExit;
 
+use crate::hostile::Hostile;
+use crate::raw::{resting, settle};
 use crate::report::Step;
 use child::{Child, Read};
 use drift::Stamps;
@@ -168,6 +171,7 @@ pub(crate) fn scene() -> Result<(), String> {
 pub(crate) fn all() -> Result<(), String> {
     let step = Step("guests");
     refused(step)?;
+    starved(step)?;
     let quit = ["--kernel", &kernel(), "--mem", MEMORY, "--cpus", "2"].map(str::to_owned);
     terminal::quits(step, &quit)?;
     for (protected, cpus, end) in [(true, CPUS, "reboot"), (false, CPUS, "poweroff")] {
@@ -175,6 +179,34 @@ pub(crate) fn all() -> Result<(), String> {
         linux(&Plan { step, kernel: kernel(), cpus, protected, end, shell: true, hold: false, prefix })?;
     }
     Ok(())
+}
+
+/// A protected guest whose initial file system does not fit in its memory: it starts, gives up, and leaves nothing.
+fn starved(step: Step) -> Result<(), String> {
+    const LARGE: &str = "/tmp/large";
+    let hostile = Hostile::open()?;
+    let before = resting(&hostile);
+    // Zeros that are small while they are packed, before everything else that the guest needs.
+    let pack = "set -e; mkdir /tmp/many; cd /tmp/many; dd if=/dev/zero of=zeros bs=1M count=96 2>/dev/null
+        echo zeros | cpio -o -H newc 2>/dev/null | gzip -1 >/tmp/large; cat /guest/initrd >>/tmp/large; rm -r /tmp/many";
+    let packed = Command::new("sh").args(["-c", pack]).status().map_err(|e| format!("sh: {e}"))?;
+    step.same("little memory: an initrd of 96 MiB", "true", packed.success());
+    let all = ["--kernel", "/guest/kernel", "--initrd", LARGE, "--mem", "128M", "--protected"];
+    let mut all = all.map(str::to_owned).to_vec();
+    all.extend(["--cmdline", "console=ttyS0 earlycon panic=-1 quiet"].map(str::to_owned));
+    let child = Child::run(&all)?;
+    let deadline = Instant::now() + LIMIT;
+    let mut said = String::new();
+    while let Read::Line(line) = child.line(deadline) {
+        if line.contains("Kernel panic") {
+            said = line;
+        }
+    }
+    step.judged("little memory: the guest starts, and gives up", "a panic of its kernel's", &said, !said.is_empty());
+    let (status, said) = child.ended();
+    step.judged("little memory: its VMM ends as for a reset", "10", format!("{status}: {said}"), status == "10");
+    settle(step, "little memory: and nothing of it is left", &hostile, &before);
+    std::fs::remove_file(LARGE).map_err(|e| e.to_string())
 }
 
 fn kernel() -> String {
