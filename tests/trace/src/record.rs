@@ -96,11 +96,6 @@ pub enum Event {
         /// The frame.
         frame: u64,
     },
-    /// A frame was cleaned to the point of coherency.
-    Clean {
-        /// The frame.
-        frame: u64,
-    },
     /// A frame was cleaned and invalidated to the point of coherency.
     CleanInvalidate {
         /// The frame.
@@ -179,7 +174,6 @@ impl Record {
             3 => Event::Unroot { vmid: small },
             4 => Event::Store { table: frame, index, old, new },
             5 => Event::Zero { frame },
-            6 => Event::Clean { frame },
             7 => Event::CleanInvalidate { frame },
             8 => Event::Fetches,
             9 => Event::Barrier(barrier(small)?),
@@ -202,7 +196,6 @@ const fn parts(event: Event) -> (u8, u8, u64, u16, u64, u64) {
         Event::Unroot { vmid } => (3, vmid, 0, 0, 0, 0),
         Event::Store { table, index, old, new } => (4, 0, table, index, old, new),
         Event::Zero { frame } => (5, 0, frame, 0, 0, 0),
-        Event::Clean { frame } => (6, 0, frame, 0, 0, 0),
         Event::CleanInvalidate { frame } => (7, 0, frame, 0, 0, 0),
         Event::Fetches => (8, 0, 0, 0, 0, 0),
         Event::Barrier(barrier) => (9, barrier as u8, 0, 0, 0, 0),
@@ -238,7 +231,6 @@ mod tests {
             Event::Unroot { vmid: 3 },
             Event::Store { table: frame, index: 511, old: u64::MAX, new: 7 },
             Event::Zero { frame },
-            Event::Clean { frame },
             Event::CleanInvalidate { frame },
             Event::Fetches,
             Event::Tlbi { vmid: 255 },
@@ -249,7 +241,7 @@ mod tests {
         ];
         events.extend((1..=4).filter_map(barrier).map(Event::Barrier));
         events.extend((0..=7).filter_map(owner).map(|owner| Event::Owner { frame, owner, vmid: 9 }));
-        assert_eq!(events.len(), 25);
+        assert_eq!(events.len(), 24);
         for event in events {
             let record = Record { sequence: (1 << 40) - 1, cpu: 255, event };
             assert_eq!(Record::decode(record.encode()), Some(record));

@@ -67,11 +67,6 @@ impl Frames {
         (frame.zeroed, frame.settled, frame.cleaning) = (now, Settled::No, None);
     }
 
-    pub(super) fn clean(&mut self, cpu: u8, frame: u64) {
-        self.at(frame).cleaning = Some(cpu);
-        self.under_way.push(frame);
-    }
-
     pub(super) fn clean_invalidate(&mut self, cpu: u8, frame: u64, host_writes: bool) {
         let entry = self.at(frame);
         (entry.cleaning, entry.settled) = (Some(cpu), Settled::Cleaning(cpu, host_writes));

@@ -172,7 +172,6 @@ impl Checker {
                 tables.zero(cpu, frame, frames.owner(frame), out);
                 frames.zero(sequence, frame);
             }
-            Event::Clean { frame } => frames.clean(cpu, frame),
             Event::CleanInvalidate { frame } => frames.clean_invalidate(cpu, frame, tables.may_reach(HOST, frame)),
             Event::Fetches => frames.fetches(cpu),
             Event::Barrier(barrier) => {

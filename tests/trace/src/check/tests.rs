@@ -64,7 +64,7 @@ impl Life {
 
     fn scrub(&mut self, name: &'static str, clean: &'static str, frame: u64) {
         self.zero(name, frame);
-        self.say(clean, Event::Clean { frame });
+        self.say(clean, Event::CleanInvalidate { frame });
         self.say("scrubbed", Event::Barrier(Barrier::SystemDone));
     }
 
