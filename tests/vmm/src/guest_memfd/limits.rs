@@ -13,14 +13,24 @@ use super::lives::{Group, wait_for};
 use super::rig::{PAGE, bytes, new_vm, open_attempts};
 use crate::gmem::{Gmem, converted};
 use crate::hostile::Hostile;
-use crate::machine::{Machine, Plan, make_gmem, new_gmem};
+use crate::machine::{Machine, Plan, make_gmem, new_gmem, set_slot};
 use crate::proto;
 use crate::raw::{resting, settle};
 use crate::sys::{self, errno_name, ioctl_value};
 
 const MIB: u64 = 1 << 20;
 /// What the group may grow by once everything is made.
-const ROOM: u64 = 4 * MIB;
+const ROOM: u64 = 10 * MIB;
+/// Pages of one populate that is given in three batches or more, each of which needs a table of its own.
+const BATCHES: u64 = 1536;
+/// Pages that a table describes.
+const TABLE: u64 = 512;
+/// Room beside those pages: for the list that they are given by, and for one table.
+const BESIDE: i64 = 2;
+/// Times that it is tried, each with one frame less in the VM's pool, which begins with 32 at most and grows by eight.
+const TRIES: u64 = 24;
+/// Frames of the pool that tables take before the first try.
+const TAKEN: u64 = 12;
 /// Pages that are still free when a call comes to the limit: what the process itself needs is not refused but kills it.
 const LEFT: i64 = 16;
 /// Pages that a call wants, more than that.
@@ -42,16 +52,23 @@ struct Filler {
 impl Filler {
     /// To the limit, and [`LEFT`] pages back. Whether it came to the limit.
     fn squeeze(&mut self) -> bool {
+        self.squeeze_to(LEFT)
+    }
+
+    /// To the limit, and `left` pages back.
+    fn squeeze_to(&mut self, left: i64) -> bool {
         let page = PAGE.cast_signed();
         let keep = libc::FALLOC_FL_KEEP_SIZE;
         let end = (64 * MIB / PAGE).cast_signed();
         while self.next < end && sys::fallocate(&self.file, keep, self.next * page, page) == Ok(0) {
             self.next += 1;
         }
-        let limited = self.next < end && self.next >= LEFT;
-        self.next -= LEFT;
+        if self.next == end || self.next < left {
+            return false;
+        }
+        self.next -= left;
         let hole = keep | libc::FALLOC_FL_PUNCH_HOLE;
-        limited && sys::fallocate(&self.file, hole, self.next * page, LEFT * page) == Ok(0)
+        sys::fallocate(&self.file, hole, self.next * page, left * page) == Ok(0)
     }
 
     /// All of it.
@@ -117,6 +134,8 @@ struct Made {
     fresh: Vec<Machine>,
     vms: Vec<VmFd>,
     file: Gmem,
+    /// What a populate of many pages brings.
+    much: Vec<u8>,
     text: Vec<u8>,
     /// Half of the kernel's objects for descriptors that were made here are free again.
     _spare: Vec<std::fs::File>,
@@ -138,12 +157,78 @@ fn made() -> Result<Made, String> {
         odd = !odd;
         odd
     });
-    Ok(Made { filler, guest, fresh, vms, file, text: vec![0x5a; bytes(WANTED)], _spare: spare })
+    let (much, text) = (vec![0x5a; bytes(BATCHES)], vec![0x5a; bytes(WANTED)]);
+    Ok(Made { filler, guest, fresh, vms, file, much, text, _spare: spare })
+}
+
+/// A VM, and a file of its that is private from the start and in a slot; so many tables of its are in use, behind the pages
+/// that come later.
+fn bound(tables: u64) -> Result<(VmFd, Gmem), String> {
+    let vm = new_vm()?;
+    let size = (BATCHES + (TAKEN + TRIES) * TABLE) * PAGE;
+    let gmem = make_gmem(&vm, size, GUEST_MEMFD_FLAG_MMAP).map_err(errno_name)?;
+    set_slot(&vm, 0, proto::RAM_BASE, size, &gmem, 0).map_err(errno_name)?;
+    let text = vec![0x5a; bytes(1)];
+    for table in 0..tables {
+        let ask = Populate { offset: (BATCHES + table * TABLE) * PAGE, ..ask_for(&text) };
+        gmem.populate(ask).map_err(|(error, at)| format!("populate: {} at {at:#x}", errno_name(error)))?;
+    }
+    Ok((vm, gmem))
+}
+
+/// What a populate that was refused has left: whether whole batches, which stay; else it may not have brought anything. It
+/// goes on from the offset that was told.
+fn left_batches(gmem: &Gmem, at: u64, much: &[u8]) -> Result<bool, String> {
+    let from = |offset: u64, pages: u64| {
+        let text = much.get(bytes(offset / PAGE)..bytes(offset / PAGE + pages)).unwrap_or_default();
+        converted(gmem.populate(Populate { offset, ..ask_for(text) }))
+    };
+    let again = from(0, BATCHES);
+    if again == "0" {
+        return Ok(false);
+    }
+    let pages = at / PAGE;
+    if again != "EEXIST at 0x0" || !at.is_multiple_of(PAGE) || pages == 0 || pages >= BATCHES {
+        return Err(format!("ENOMEM at {at:#x}, then {again}"));
+    }
+    let last = from(at - PAGE, 1);
+    let rest = from(at, BATCHES - pages);
+    let held = last == format!("EEXIST at {:#x}", at - PAGE) && rest == "0" && open_attempts(gmem) == "0 of some";
+    if held { Ok(true) } else { Err(format!("ENOMEM at {at:#x}: the page before it {last}, the rest {rest}")) }
+}
+
+/// Populates that come to the limit at one place after the other.
+fn batches(filler: &mut Filler, much: &[u8]) -> String {
+    let (mut parts, mut odd) = (Vec::new(), Vec::new());
+    for tables in TAKEN..TAKEN + TRIES {
+        // With memory: nothing of it is what is tried.
+        let (vm, gmem) = match bound(tables) {
+            Ok(bound) => bound,
+            Err(why) => return why,
+        };
+        let limited = filler.squeeze_to(BATCHES.cast_signed() + BESIDE);
+        let done = gmem.populate(ask_for(much));
+        filler.relax();
+        match done {
+            Ok(()) if limited => parts.push(BATCHES),
+            Err((libc::ENOMEM, at)) if limited => match left_batches(&gmem, at, much) {
+                Ok(true) => parts.push(at / PAGE),
+                Ok(false) => parts.push(0),
+                Err(why) => odd.push(format!("{tables}: {why}")),
+            },
+            other => odd.push(format!("{tables}: limited {limited}, {}", converted(other))),
+        }
+        // What is the guest's comes back with its VM.
+        drop((gmem, vm));
+    }
+    println!("limit: of {BATCHES} pages populates have brought {parts:?}");
+    let some = if parts.iter().any(|&pages| 0 < pages && pages < BATCHES) { "some" } else { "none" };
+    format!("batches {some} in part, odd {odd:?}")
 }
 
 /// Each call at the limit and with memory again; a line for each.
 fn tried(made: &mut Made) -> String {
-    let Made { filler, guest, fresh, vms, file, text, .. } = made;
+    let Made { filler, guest, fresh, vms, file, much, text, .. } = made;
     let mut limited = filler.squeeze();
     let populated = file.populate(ask_for(text)).err().map_or(0, |(error, _)| error);
     let attempts = open_attempts(file);
@@ -153,7 +238,7 @@ fn tried(made: &mut Made) -> String {
     limited &= filler.squeeze();
     let (vcpu, to_have_one) = first_refused(vms, |vm| new_vcpu(vm));
     filler.relax();
-    let mut lines = vec![format!("limited {limited}")];
+    let mut lines = vec![format!("limited {limited}"), batches(filler, much)];
     let again = converted(file.populate(ask_for(text)));
     lines.push(format!("populate {}, {attempts}, then {again}", errno_name(populated)));
     let seen = filled.map_or_else(
@@ -210,6 +295,7 @@ pub(super) fn all() -> Result<(), String> {
     STEP.same("limit: it was come to", "limited true", line("limited"));
     let cases = [
         ("limit: populate is refused whole", "populate ENOMEM, 0 of some, then 0"),
+        ("limit: populate of many pages is refused, and whole batches stay", "batches some in part, odd []"),
         ("limit: a run whose guest touches pages is refused, and goes on", "touch ENOMEM, then done, 0 words differ"),
         ("limit: a first run is refused, and begins", "run ENOMEM, then hash 1"),
         ("limit: a vCPU is refused, and is made", "vcpu ENOMEM, then 0"),
