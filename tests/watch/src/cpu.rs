@@ -5,6 +5,7 @@ use freehold_mem::{GfnRun, Guest, Kind, Life, Machine, PAGE_SIZE, Pfn};
 use freehold_oracle::{Outcome, Pending, Power};
 use freehold_uapi::hvc;
 
+use crate::given::Found;
 use crate::judge::Came;
 use crate::turn::Stopped;
 
@@ -111,6 +112,8 @@ pub struct Cpu {
     pub stopped: Option<Stopped>,
     /// What the vCPU waited for when it was claimed, and when it was let go of.
     pub waits: Option<(Pending, Pending)>,
+    /// What its guest finds when it goes on some time, as it was when its vCPU was let go of: x0 to x3, and the rest.
+    pub found: ([u64; 4], Found),
     /// Whether the host was in streaming mode.
     pub busy: bool,
     /// How many calls that name the VM of its call had ended when it came, and how many of those that claim a vCPU.
@@ -141,6 +144,7 @@ impl Cpu {
             arrived: None,
             stopped: None,
             waits: None,
+            found: ([0; 4], Found::NONE),
             busy: false,
             ended: [0; 2],
             left: None,

@@ -15,6 +15,8 @@ pub enum Fault {
     LostScrub(u64),
     /// A leaf of a guest's tables is written otherwise, once.
     GuestLeaf(Twist),
+    /// A guest that is given an exception is told another address than its own.
+    WrongAddress,
 }
 
 /// What is done to a leaf of a guest's tables.

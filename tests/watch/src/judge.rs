@@ -14,6 +14,7 @@ use freehold_uapi::hvc;
 use freehold_virt::handle::MAX_VMS;
 
 use crate::cpu::{Books, Cpu, Verdict};
+use crate::given::Found;
 use crate::shadow::{Shadow, Word};
 use crate::spec::{View, Vms};
 use crate::turn::{self, Stopped};
@@ -62,6 +63,15 @@ pub enum Difference {
         /// x0 to x3 when it goes on.
         x: [u64; 4],
     },
+    /// A guest does not find the external abort that its access is, or finds more than that.
+    Given {
+        /// What it did.
+        did: Stopped,
+        /// x0 to x3 afterwards.
+        x: [u64; 4],
+        /// What else it finds.
+        found: Found,
+    },
     /// Something in one sentence.
     Said(&'static str),
 }
@@ -80,6 +90,12 @@ impl fmt::Debug for Difference {
             Self::Exit { did, x } => write!(f, "the run ends with {x:x?}, and its guest did {did:x?}"),
             Self::Waits { x, now } => write!(f, "the run ends with {x:x?}, and its vCPU waits for {now:x?}"),
             Self::Guest { did, x } => write!(f, "the guest goes on with {x:x?}, and did {did:x?}"),
+            Self::Given { did, x, found } => {
+                write!(
+                    f,
+                    "the guest must find its own external abort, and finds {x:x?} and {found:x?}; it did {did:x?}"
+                )
+            }
             Self::Said(what) => f.write_str(what),
         }
     }

@@ -12,6 +12,7 @@
 pub mod board;
 pub mod cpu;
 pub mod fault;
+pub mod given;
 pub mod judge;
 pub mod lock;
 pub mod marks;
@@ -23,6 +24,7 @@ pub mod spec;
 pub mod stage2;
 pub mod turn;
 pub mod watcher;
+pub mod windows;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Guest frames that are poisoned or borrow a page of the host, of all VMs.
+//! Guest frames that are poisoned or borrow a page of the host, of all VMs, each by itself; and those that are open, as runs.
 
 use freehold_oracle::Mark;
+
+use crate::windows::Windows;
 
 /// So many at most. More stop the machine.
 const PLACES: usize = 16 * 1024;
@@ -27,6 +29,7 @@ pub struct Marks {
     places: [Place; PLACES],
     free: u32,
     used: u32,
+    open: Windows,
 }
 
 fn head_of(slot: u8, gfn: u64) -> usize {
@@ -39,7 +42,7 @@ impl Marks {
     #[expect(clippy::new_without_default, reason = "only a static holds them")]
     pub const fn new() -> Self {
         let place = Place { slot: 0, gfn: 0, mark: Mark::None, next: NONE };
-        Self { heads: [NONE; HEADS], places: [place; PLACES], free: NONE, used: 0 }
+        Self { heads: [NONE; HEADS], places: [place; PLACES], free: NONE, used: 0, open: Windows::new() }
     }
 
     /// A guest frame's.
@@ -52,7 +55,7 @@ impl Marks {
             }
             at = place.next;
         }
-        Mark::None
+        if self.open.is_open(slot, gfn) { Mark::Device } else { Mark::None }
     }
 
     /// Changes a guest frame's.
@@ -62,7 +65,8 @@ impl Marks {
     pub fn set(&mut self, slot: u8, gfn: u64, mark: Mark) {
         let head = head_of(slot, gfn);
         self.remove(head, |place| (place.slot, place.gfn) == (slot, gfn));
-        if mark == Mark::None {
+        self.open.set(slot, gfn, mark == Mark::Device);
+        if matches!(mark, Mark::None | Mark::Device) {
             return;
         }
         let at = if self.free == NONE {
@@ -83,6 +87,7 @@ impl Marks {
     /// A VM has none any more.
     pub fn clear(&mut self, slot: u8) {
         (0..HEADS).for_each(|head| self.remove(head, |place| place.slot == slot));
+        self.open.clear(slot);
     }
 
     /// Takes those of a list away.
@@ -131,6 +136,10 @@ mod tests {
                     marks.set(slot, gfn, Mark::Poisoned);
                     map.insert((slot, gfn), Mark::Poisoned);
                 }
+                7 | 8 => {
+                    marks.set(slot, gfn, Mark::Device);
+                    map.insert((slot, gfn), Mark::Device);
+                }
                 _ => {
                     marks.set(slot, gfn, lent(n));
                     map.insert((slot, gfn), lent(n));
@@ -150,5 +159,12 @@ mod tests {
     fn too_many_are_not_forgotten() {
         let mut marks = Box::new(Marks::new());
         (0..=PLACES as u64).for_each(|gfn| marks.set(1, gfn, lent(gfn)));
+    }
+
+    #[test]
+    fn what_is_open_takes_no_place() {
+        let mut marks = Box::new(Marks::new());
+        (0..2 * PLACES as u64).for_each(|gfn| marks.set(1, gfn, Mark::Device));
+        assert_eq!((marks.used, marks.get(1, PLACES as u64), marks.get(2, 0)), (0, Mark::Device, Mark::None));
     }
 }

@@ -16,6 +16,7 @@ use freehold_virt::vcpu::{Answer, Pending, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::{Claimed, Vms};
 
+use crate::given::Found;
 use crate::turn::Seen;
 
 /// Who hears.
@@ -26,16 +27,18 @@ pub trait Listener {
     fn closing(&self, closing: bool);
     /// el2 asked whether the host can be left, and it can not.
     fn busy(&self);
-    /// A vCPU is about to run, by this root and VMID, with this in x0 to x3.
-    fn entering(&self, vmid: u8, root: u64, x: [u64; 4]);
+    /// Whether the address that EL1 is told of an exception is to be another one. Never, but in a control.
+    fn misleads(&self) -> bool;
+    /// A vCPU is about to run, by this root and VMID, with this in x0 to x3, and finds this.
+    fn entering(&self, vmid: u8, root: u64, x: [u64; 4], found: &Found);
     /// It stopped, and this can be seen of it.
     fn left(&self, stop: &Stop, seen: &Seen);
     /// The host's own tables are in force here again.
     fn host_is_back(&self);
     /// A vCPU was claimed that waits for this.
     fn opened(&self, pending: Pending);
-    /// Its claim is about to go, and it waits for this.
-    fn gives_back(&self, pending: Pending);
+    /// Its claim is about to go, and it waits for this; with this in x0 to x3, and it will find this.
+    fn gives_back(&self, pending: Pending, x: [u64; 4], found: &Found);
 }
 
 /// The platform, who hears, and the VMs' boards, which stand behind other locks here.
@@ -74,7 +77,8 @@ pub struct Open<'a, O: Loaded<'a>, L: Listener + 'static> {
 impl<'a, O: Loaded<'a>, L: Listener + 'static> Drop for Open<'a, O, L> {
     fn drop(&mut self) {
         self.leave();
-        self.listener.gives_back(self.open.parts().1.pending());
+        let (x, found) = (arguments(&mut self.open), found(&mut self.open));
+        self.listener.gives_back(self.open.parts().1.pending(), x, &found);
     }
 }
 
@@ -111,7 +115,11 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
 
     fn run(&mut self, regime: &Regime<O::Regime>, has_gic: bool, answer: impl Answer<O::Registers>) -> Stop {
         self.is_here = true;
-        self.listener.entering(regime.vmid, regime.root, arguments(&mut self.open));
+        if self.listener.misleads() {
+            self.open.parts().0.kept(FAR).into_iter().for_each(|far| *far ^= 8);
+        }
+        let (x, found) = (arguments(&mut self.open), found(&mut self.open));
+        self.listener.entering(regime.vmid, regime.root, x, &found);
         let stop = self.open.run(&regime.regime, has_gic, answer);
         self.listener.left(&stop, &seen(&mut self.open, &stop));
         stop
@@ -122,6 +130,20 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
 fn arguments<'a>(open: &mut impl Loaded<'a>) -> [u64; 4] {
     let (registers, _) = open.parts();
     [0, 1, 2, 3].map(|n| registers.x(n))
+}
+
+/// Where these are among the words that are kept: the order of the host's ABI, from `REG_EL1` on.
+const VBAR: usize = 7;
+const ESR: usize = 8;
+const FAR: usize = 9;
+const ELR: usize = 20;
+const SPSR: usize = 21;
+
+/// What a vCPU finds when it goes on. Of EL1's registers true after an exception that el2 gave it, or once it has left.
+fn found<'a>(open: &mut impl Loaded<'a>) -> Found {
+    let (registers, _) = open.parts();
+    let [vbar, esr, far, elr, spsr] = [VBAR, ESR, FAR, ELR, SPSR].map(|n| registers.kept(n).map_or(0, |word| *word));
+    Found { pc: registers.pc(), pstate: registers.pstate(), vbar, esr, far, elr, spsr }
 }
 
 /// What can be seen of a vCPU that stopped.
@@ -135,7 +157,8 @@ fn seen<'a>(open: &mut impl Loaded<'a>, stop: &Stop) -> Seen {
         (1, compare) => compare,
         _ => 0,
     });
-    Seen { x, stored: registers.x((esr >> 16 & 31) as u8), deadlines }
+    let at = [registers.pc(), registers.pstate()];
+    Seen { x, at, stored: registers.x((esr >> 16 & 31) as u8), deadlines }
 }
 
 impl<P: Platform, L: Listener + 'static, B: Mutex<Value = Board>> Platform for Watched<P, L, B> {

@@ -12,6 +12,7 @@ use freehold_oracle::{
 use freehold_uapi::{guest, hvc};
 
 use crate::cpu::Cpu;
+use crate::given::{Found, Made, is_external_abort};
 use crate::judge::Difference;
 use crate::spec::{View, Vms};
 
@@ -20,6 +21,8 @@ use crate::spec::{View, Vms};
 pub struct Seen {
     /// x0 to x3.
     pub x: [u64; 4],
+    /// Where it was, and in which state.
+    pub at: [u64; 2],
     /// The register that an access's syndrome names.
     pub stored: u64,
     /// When its timers will fire that may; zero: never.
@@ -45,6 +48,9 @@ enum Reason {
 #[derive(Clone, Copy, Debug)]
 pub struct Stopped {
     reason: Reason,
+    x: [u64; 4],
+    /// What it was told by, if an exception of its own did that.
+    made: Option<Made>,
     deadlines: [u64; 2],
     /// Said when it stopped, without a look at any page.
     first: Outcome,
@@ -151,7 +157,12 @@ impl Stopped {
     pub fn new(stop: &Stop, seen: &Seen, vms: &Vms, vcpu: (u8, u64)) -> Self {
         let reason = reason(stop, seen);
         let first = reason.outcome(&View { pages: None, vms, runs: Some((vcpu.0, vcpu.1 as u8)) });
-        Self { reason, deadlines: seen.deadlines, first, looked: None, boards: 0 }
+        let [pc, pstate] = seen.at;
+        let made = match stop {
+            Stop::Trap(trap) => Some(Made { esr: trap.esr, far: trap.far, pc, pstate }),
+            Stop::Interrupt | Stop::SError | Stop::BadState | Stop::Own | Stop::HostBusy => None,
+        };
+        Self { reason, x: seen.x, made, deadlines: seen.deadlines, first, looked: None, boards: 0 }
     }
 
     /// The VM's lock is held for the last moment. Each look counts anew: el2 decides by its last. A call about devices
@@ -202,21 +213,39 @@ impl Stopped {
         reason_of(self.outcome().done) == Some(hvc::EXIT_CRASH)
     }
 
-    /// Whether el2 must have looked at the VM's memory to decide it.
+    /// Whether el2 must have looked at the VM's memory to decide it; of a call about devices with the host's lock held too.
     fn needs_a_look(&self) -> bool {
         match self.reason {
             Reason::Act(Act::Access { .. } | Act::Fetch { .. } | Act::Walk { .. }) => true,
+            Reason::Act(Act::Call { id, .. }) => is_of_devices(id),
             Reason::Denied(_) | Reason::Cleans(_) => true,
             Reason::Act(_) | Reason::Nothing | Reason::Unserved => false,
         }
     }
 
-    /// The guest goes on, with this in x0 to x3. `gic`: its VM has an interrupt controller.
+    /// Whether the guest finds what it must, where what it did is its own external abort: that, and its registers as they
+    /// were.
+    fn is_given(&self, x: [u64; 4], found: &Found) -> bool {
+        let barred = self.outcome().done == Some(Done::Aborted);
+        !barred || x == self.x && self.made.is_some_and(|made| is_external_abort(&made, found))
+    }
+
+    /// The guest goes on, with this in x0 to x3, and finds this. `gic`: its VM has an interrupt controller.
     ///
     /// # Errors
-    /// If it must come out, or finds an answer that its call does not have.
-    pub fn goes_on(&self, gic: bool, x: [u64; 4]) -> Result<(), Difference> {
+    /// If it must come out, or finds an answer that its call does not have, or another exception than its own.
+    pub fn goes_on(&self, gic: bool, x: [u64; 4], found: &Found) -> Result<(), Difference> {
         let outcome = self.outcome();
+        // A controller answers without a look at memory.
+        let looks = outcome.done == Some(Done::Aborted) || matches!(self.reason, Reason::Act(Act::Call { .. }));
+        if looks && self.needs_a_look() && self.looked.is_none() {
+            return Err(Difference::Said(
+                "what a guest did about its devices was decided without the locks that it takes",
+            ));
+        }
+        if !self.is_given(x, found) {
+            return Err(Difference::Given { did: *self, x, found: *found });
+        }
         let calls = matches!(self.reason, Reason::Act(Act::Call { .. }) | Reason::Unserved);
         let right = match outcome.done {
             _ if calls && outcome.refused.has(x[0].cast_signed()) => x[1..] == [0; 3],
@@ -346,7 +375,14 @@ pub fn exit(cpu: &Cpu, gic: bool, x: [u64; 4]) -> Result<(), Difference> {
         (Some(_), Some(stopped)) if stopped.needs_a_look() && stopped.looked.is_none() => {
             return Err(Difference::Said("an access was decided without a look at the VM's memory"));
         }
-        (Some(_), Some(stopped)) => stopped.permits(gic, x),
+        (Some(_), Some(stopped)) => {
+            // It was given its own abort, and comes out before it goes on.
+            let (found_x, found) = cpu.found;
+            if !stopped.is_given(found_x, &found) {
+                return Err(Difference::Given { did: *stopped, x: found_x, found });
+            }
+            stopped.permits(gic, x)
+        }
     };
     match cpu.waits {
         _ if !right => Err(Difference::Exit { did: cpu.stopped, x }),

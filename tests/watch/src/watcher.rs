@@ -17,6 +17,7 @@ use spin::mutex::SpinMutex;
 use crate::board::Told;
 use crate::cpu::{Books, Cpu, Trap};
 use crate::fault::Fault;
+use crate::given::Found;
 use crate::judge::{self, Difference, Places};
 use crate::lock::Observer;
 use crate::platform::Listener;
@@ -184,11 +185,11 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         }
     }
 
-    /// A guest goes on, with this in x0 to x3: if it made a call, that is its answer.
-    fn goes_on(&self, slot: u8, x: [u64; 4]) {
+    /// A guest goes on, with this in x0 to x3: if it made a call, that is its answer. And it finds this.
+    fn goes_on(&self, slot: u8, x: [u64; 4], found: &Found) {
         let Some(stopped) = self.here(|cpu| cpu.stopped.take()) else { return };
         let gic = self.vms.slot(slot).is_some_and(|slot| slot.vm.gic);
-        if let Err(difference) = stopped.goes_on(gic, x) {
+        if let Err(difference) = stopped.goes_on(gic, x, found) {
             self.diverged(format_args!("{difference:?}"));
         }
     }
@@ -324,9 +325,17 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         self.here(|cpu| cpu.busy = true);
     }
 
-    fn entering(&self, vmid: u8, root: u64, x: [u64; 4]) {
+    fn misleads(&self) -> bool {
+        match self.ground.fault() {
+            Fault::WrongAddress => true,
+            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) | Fault::LostScrub(_) => false,
+            Fault::GuestLeaf(_) => false,
+        }
+    }
+
+    fn entering(&self, vmid: u8, root: u64, x: [u64; 4], found: &Found) {
         if let Some((slot, vcpu, _)) = self.claimed() {
-            self.goes_on(slot, x);
+            self.goes_on(slot, x, found);
             if self.vms.vcpu(slot, vcpu).power != Power::On {
                 self.diverged(format_args!(
                     "vCPU {vcpu} of slot {slot} is about to run, and its guest never started it"
@@ -358,12 +367,13 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         }
     }
 
-    fn gives_back(&self, pending: Pending) {
+    fn gives_back(&self, pending: Pending, x: [u64; 4], found: &Found) {
         let Some((slot, vcpu, id)) = self.claimed() else { return };
         let (must, now) = (self.vms.vcpu(slot, vcpu).pending, waits_for(pending));
         if id == hvc::VCPU_RUN {
             let crashed = self.here(|cpu| {
                 cpu.waits = Some((must, now));
+                cpu.found = (x, *found);
                 cpu.stopped.as_ref().is_some_and(Stopped::crashes)
             });
             self.vms.change_vcpu(slot, vcpu, |vcpu| {
@@ -388,7 +398,7 @@ impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
         let is_of = |tag| self.shadow.lock().word(at.table().raw()).is_some_and(|word| word.tag() == tag);
         let first = || !self.lost.swap(true, Ordering::Relaxed);
         match self.ground.fault() {
-            Fault::None | Fault::LostInvalidation(_) | Fault::LostScrub(_) => Some(descriptor),
+            Fault::None | Fault::LostInvalidation(_) | Fault::LostScrub(_) | Fault::WrongAddress => Some(descriptor),
             Fault::LostStore(step) => {
                 let here = descriptor == 0 && self.here(|cpu| cpu.step >= step && cpu.holds_host);
                 (!(here && is_of(Word::EL2) && first())).then_some(descriptor)
@@ -410,14 +420,16 @@ impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
 
     fn leaves(&self) -> bool {
         match self.ground.fault() {
-            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) | Fault::GuestLeaf(_) => false,
+            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) => false,
+            Fault::GuestLeaf(_) | Fault::WrongAddress => false,
             Fault::LostScrub(step) => self.here(|cpu| cpu.step >= step) && !self.lost.swap(true, Ordering::Relaxed),
         }
     }
 
     fn forgets(&self) -> bool {
         match self.ground.fault() {
-            Fault::None | Fault::LostStore(_) | Fault::LostScrub(_) | Fault::GuestLeaf(_) => false,
+            Fault::None | Fault::LostStore(_) | Fault::LostScrub(_) => false,
+            Fault::GuestLeaf(_) | Fault::WrongAddress => false,
             Fault::LostInvalidation(step) => {
                 self.here(|cpu| cpu.step >= step && cpu.holds_host) && !self.lost.swap(true, Ordering::Relaxed)
             }

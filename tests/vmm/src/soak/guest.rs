@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The program of the soak's guests: it loads, stores, lends, takes back and gives up its frames, starts its other CPU,
-//! waits, and with an interrupt controller signals both and ends what is pending, for ever.
+//! waits, says which devices its host may see and reaches for them, and with an interrupt controller signals both and ends
+//! what is pending, for ever. What it is barred from it steps over.
 
 use crate::proto;
 
 core::arch::global_asm!(
-    ".balign 8",
+    // It begins where a page does: its vectors are as far behind as here.
+    ".balign 2048",
     ".global fh_soak_begin",
     "fh_soak_begin:",
     // x0: seed. Live: x19 random number, x20 first guest frame to play with, x21 the seed, x22 the CPU's number.
@@ -15,6 +17,10 @@ core::arch::global_asm!(
     "    and     x22, x22, #0xff",
     "    movz    x20, #{ram}, lsl #16",
     "    movk    x20, #0x1000",
+    "    sub     x6, x20, #0x1000",
+    "    add     x6, x6, #0x800",
+    "    msr     vbar_el1, x6",
+    "    isb",
     "    tbz     x21, #63, 14f",
     // Group 1 and its priorities are open; SGIs of this CPU and the SPIs from 32 on are enabled. Nothing is taken as an
     // exception: PSTATE masks it.
@@ -78,9 +84,33 @@ core::arch::global_asm!(
     "    b       1b",
     "5:  ldr     x5, [x1]",
     "    b       1b",
-    // A device below RAM.
-    "6:  movz    x6, #0x0900, lsl #16",
-    "    ldr     w5, [x6]",
+    // One of four devices below RAM, of which its guest may open or shut one; seldom it enrols, once and for all.
+    "6:  movz    x1, #0x0900, lsl #16",
+    "    ubfx    x4, x19, #40, #2",
+    "    add     x1, x1, x4, lsl #12",
+    "    ubfx    x4, x19, #42, #3",
+    "    cmp     x4, #3",
+    "    b.lo    15f",
+    "    cmp     x4, #5",
+    "    b.lo    16f",
+    "    b.eq    17f",
+    "    cmp     x4, #6",
+    "    b.eq    18f",
+    "    ldr     w5, [x1]",
+    "    b       1b",
+    "15: str     w19, [x1]",
+    "    b       1b",
+    "16: movk    w0, #{open}",
+    "    hvc     #0",
+    "    b       1b",
+    "17: movk    w0, #{shut}",
+    "    hvc     #0",
+    "    b       1b",
+    "18: ubfx    x4, x19, #50, #2",
+    "    cbnz    x4, 1b",
+    "    mov     x1, xzr",
+    "    movk    w0, #{enroll}",
+    "    hvc     #0",
     "    b       1b",
     // The other CPU, where there is one.
     "7:  movz    w0, #{on_high}, lsl #16",
@@ -116,6 +146,13 @@ core::arch::global_asm!(
     "    movk    w0, #{off}",
     "    hvc     #0",
     "    b       1b",
+    // Vectors: of EL1 on its own stack pointer, synchronous. What aborts is stepped over.
+    "    .balign 2048",
+    "    .skip   0x200",
+    "    mrs     x6, elr_el1",
+    "    add     x6, x6, #4",
+    "    msr     elr_el1, x6",
+    "    eret",
     "    .balign 8",
     ".global fh_soak_end",
     "fh_soak_end:",
@@ -125,6 +162,9 @@ core::arch::global_asm!(
     share = const freehold_uapi::guest::MEM_SHARE & 0xffff,
     unshare = const freehold_uapi::guest::MEM_UNSHARE & 0xffff,
     relinquish = const freehold_uapi::guest::MEM_RELINQUISH & 0xffff,
+    open = const freehold_uapi::guest::MMIO_GUARD_MAP & 0xffff,
+    shut = const freehold_uapi::guest::MMIO_GUARD_UNMAP & 0xffff,
+    enroll = const freehold_uapi::guest::MMIO_GUARD_ENROLL & 0xffff,
     on_high = const freehold_uapi::guest::PSCI_CPU_ON_64 >> 16,
     on = const freehold_uapi::guest::PSCI_CPU_ON_64 & 0xffff,
     off_high = const freehold_uapi::guest::PSCI_CPU_OFF >> 16,

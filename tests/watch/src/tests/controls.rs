@@ -10,12 +10,14 @@ use freehold_uapi::{guest, hvc::*};
 use freehold_virt::handle::VcpuIndex;
 use freehold_virt::vcpu;
 
-use super::rig::{GUEST_RAM, RAM, Rig};
+use super::rig::{Fake, GUEST_RAM, RAM, Rig, be};
 use super::storm::{Random, one};
 use crate::cpu::Trap;
 use crate::fault::{Fault, Twist};
+use crate::given::Found;
+use crate::judge::Difference;
 use crate::platform::Listener as _;
-use crate::turn::Seen;
+use crate::turn::{self, Seen};
 
 /// What the watcher said.
 fn said(rig: &Rig, what: impl FnOnce(&Rig)) -> String {
@@ -125,11 +127,12 @@ fn what_a_guest_finds_behind_its_call_is_compared() {
     running(&rig);
     let asks = Stop::Trap(vcpu::Trap { esr: 0x16 << 26 | 1 << 25, far: 0, hpfar: 0 });
     // With the hint that no SVE state is live.
-    let version = Seen { x: [u64::from(guest::PSCI_VERSION) | 1 << 16, 0, 0, 0], stored: 0, deadlines: [0; 2] };
+    let version =
+        Seen { x: [u64::from(guest::PSCI_VERSION) | 1 << 16, 0, 0, 0], at: [0; 2], stored: 0, deadlines: [0; 2] };
     rig.eye.left(&asks, &version);
-    rig.eye.entering(1, RAM, [0x1_0001, 0, 0, 0]);
+    rig.eye.entering(1, RAM, [0x1_0001, 0, 0, 0], &Found::NONE);
     rig.eye.left(&asks, &version);
-    let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0x1_0000, 0, 0, 0]));
+    let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0x1_0000, 0, 0, 0], &Found::NONE));
     assert!(line.contains("the guest goes on with [10000, 0, 0, 0], and did"), "{line}");
 }
 
@@ -140,9 +143,84 @@ fn a_guest_that_goes_on_though_it_must_come_out_is_found() {
         let rig = Rig::new(Fault::None);
         running(&rig);
         let stop = Stop::Trap(vcpu::Trap { esr, far: 0, hpfar: 0x1000 << 4 });
-        rig.eye.left(&stop, &Seen { x: [0; 4], stored: 0, deadlines: [0; 2] });
-        let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0; 4]));
+        rig.eye.left(&stop, &Seen { x: [0; 4], at: [0; 2], stored: 0, deadlines: [0; 2] });
+        let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0; 4], &Found::NONE));
         assert!(line.contains("the guest goes on with [0, 0, 0, 0], and did"), "{line}");
+    }
+}
+
+/// A VM whose guest has enrolled.
+fn enrolled(rig: &Rig) -> u64 {
+    let vm = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8])[1];
+    assert_eq!(rig.call(VM_RANGE, &[vm, GUEST_RAM, 64])[0], 0);
+    assert_eq!(rig.call(VCPU_CREATE, &[vm, 0])[0], 0);
+    rig.next(|registers| {
+        registers.x[..4].copy_from_slice(&[guest::MMIO_GUARD_ENROLL.into(), 0, 0, 0]);
+        Stop::Trap(vcpu::Trap { esr: 0x16 << 26 | 1 << 25, far: 0, hpfar: 0 })
+    });
+    assert_eq!(rig.call(VCPU_RUN, &[vm, 0])[..2], [0, EXIT_IRQ]);
+    vm
+}
+
+/// A store to what is not open, out of x0 to x3 that are not zero.
+fn reach(registers: &mut Fake) -> Stop {
+    registers.x[..4].copy_from_slice(&[1, 2, 3, 4]);
+    (registers.pc, registers.pstate) = (0x8_0000_0040, 0x3c0);
+    Stop::Trap(vcpu::Trap { esr: 0x24 << 26 | 1 << 25 | 1 << 24 | 1 << 6 | 7, far: 0x128, hpfar: 0x9000 << 4 })
+}
+
+#[test]
+fn an_external_abort_that_tells_another_address_is_found_when_its_guest_goes_on() {
+    let rig = Rig::new(Fault::WrongAddress);
+    let vm = enrolled(&rig);
+    rig.next(reach);
+    let line = said(&rig, |rig| _ = rig.call(VCPU_RUN, &[vm, 0]));
+    assert!(line.contains("the guest must find its own external abort, and finds [1, 2, 3, 4] and"), "{line}");
+    assert!(line.contains("far: 120, elr: 800000040, spsr: 3c0"), "{line}");
+}
+
+type Spoil = fn(&mut ([u64; 4], Found));
+
+/// A kick has it come out before it goes on: what it will find is looked at then.
+#[test]
+fn an_external_abort_of_a_guest_that_comes_out_first_is_looked_at_too() {
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(Fault::None)));
+    let vm = enrolled(rig);
+    rig.next(move |registers| {
+        be(1);
+        assert_eq!(rig.call(VCPU_KICK, &[vm, 0])[0], 0);
+        be(0);
+        reach(registers)
+    });
+    let x = [EXIT_KICKED, 0, 0, 0];
+    rig.call_and(VCPU_RUN, &[vm, 0], |answer| {
+        assert_eq!(answer[..2], [0, EXIT_KICKED]);
+        rig.eye.here(|cpu| {
+            let found = cpu.found;
+            assert!(turn::exit(cpu, false, x).is_ok(), "{:?}", turn::exit(cpu, false, x));
+            let spoils: [Spoil; 4] =
+                [|found| found.1.pc += 4, |found| found.1.far ^= 8, |found| found.1.esr = 0, |found| found.0[2] = 7];
+            for spoil in spoils {
+                spoil(&mut cpu.found);
+                assert!(matches!(turn::exit(cpu, false, x), Err(Difference::Given { .. })), "{:?}", cpu.found);
+                cpu.found = found;
+            }
+        });
+    });
+}
+
+/// Whatever else was held: el2 decides it with both locks.
+#[test]
+fn a_call_about_devices_that_is_decided_without_the_hosts_lock_is_found() {
+    for id in [guest::MMIO_GUARD_ENROLL, guest::MMIO_GUARD_MAP, guest::MMIO_GUARD_UNMAP] {
+        let x1 = if id == guest::MMIO_GUARD_ENROLL { 0 } else { 0x900_0000 };
+        let asks = Stop::Trap(vcpu::Trap { esr: 0x16 << 26 | 1 << 25, far: 0, hpfar: 0 });
+        let seen = Seen { x: [id.into(), x1, 0, 0], at: [0; 2], stored: 0, deadlines: [0; 2] };
+        let rig = Rig::new(Fault::None);
+        running(&rig);
+        rig.eye.left(&asks, &seen);
+        let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0; 4], &Found::NONE));
+        assert!(line.contains("was decided without the locks that it takes"), "{line}");
     }
 }
 

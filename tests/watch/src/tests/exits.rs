@@ -234,3 +234,21 @@ fn what_a_guest_does_not_let_out_stays_in_it() {
         assert_eq!(rig.call(VM_DESTROY, &[vm])[0], 0);
     }
 }
+
+/// A guest may open as much as it likes, as long as it touches: more than there are places for marks.
+#[test]
+fn very_much_that_touches_may_be_open() {
+    let rig = Rig::new(Fault::None);
+    let vm = vm(&rig, false);
+    let frames = 16 * 1024 + 100;
+    let mut acts = vec![call(guest::MMIO_GUARD_ENROLL, 0, 0)];
+    acts.extend((0..frames).map(|n| call(guest::MMIO_GUARD_MAP, DEVICE + n * 0x1000, 0)));
+    let last = DEVICE + (frames - 1) * 0x1000;
+    acts.extend([trap(WORD | STORE, last + 0x1000), trap(WORD, last)]);
+    ends(&rig, vm, 0, acts, [EXIT_MMIO, last, 4, 0]);
+    // One is shut in the middle.
+    let middle = DEVICE + 0x100_0000;
+    let acts = vec![call(guest::MMIO_GUARD_UNMAP, middle, 0), trap(WORD, middle), trap(WORD, middle + 0x1000)];
+    ends(&rig, vm, 0, acts, [EXIT_MMIO, middle + 0x1000, 4, 0]);
+    assert_eq!(rig.call(VM_DESTROY, &[vm])[0], 0);
+}

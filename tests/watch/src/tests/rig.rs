@@ -169,9 +169,9 @@ pub(super) type BoardLock = Lock<Plain<Board>, Last<&'static Eye>>;
 #[derive(Clone)]
 pub(super) struct Fake {
     pub(super) x: [u64; 31],
-    pc: u64,
-    pstate: u64,
-    kept: [u64; 90],
+    pub(super) pc: u64,
+    pub(super) pstate: u64,
+    pub(super) kept: [u64; 90],
 }
 
 impl Registers for Fake {
@@ -198,9 +198,19 @@ impl Registers for Fake {
     fn kept(&mut self, n: usize) -> Option<&mut u64> {
         self.kept.get_mut(n)
     }
-    fn inject(&mut self, esr: u64, _: Option<u64>) {
+    fn inject(&mut self, esr: u64, far: Option<u64>) {
         // Of an abort, and external by its status.
         ABORTS.set(ABORTS.get() + u64::from(esr >> 29 & 7 == 4 && esr & 0x3f == 0x10));
+        // As the CPU would: VBAR is word 7.
+        let vector = match self.pstate & 0x1f {
+            5 => 0x200,
+            4 => 0,
+            _ => 0x400,
+        };
+        self.kept[8] = esr;
+        self.kept[9] = far.unwrap_or(self.kept[9]);
+        (self.kept[20], self.kept[21]) = (self.pc, self.pstate);
+        (self.pc, self.pstate) = (self.kept[7] + vector, 0x3c5);
     }
 }
 
@@ -212,7 +222,10 @@ pub(super) struct Block {
 
 impl Block {
     fn new() -> Self {
-        Self { registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, kept: [0; 90] }, vcpu: Vcpu::new() }
+        Self {
+            registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, kept: core::array::from_fn(|n| 0x1000 * n as u64) },
+            vcpu: Vcpu::new(),
+        }
     }
 }
 

@@ -124,7 +124,7 @@ fn of_devices(rig: &Rig, r: &mut Random) {
         Stop::Trap(Trap { esr: 0x16 << 26, far: 0, hpfar: 0 })
     });
     let hpfar = (0x9000 + r.below(6)) << 4;
-    if r.below(3) == 0 {
+    if r.below(3) != 0 {
         rig.then(move |registers| {
             count(registers);
             LAST.set(Some((4, aborts())));
