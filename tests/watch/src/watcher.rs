@@ -1,32 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The watcher: what it keeps, and what it looks at when.
 
+mod locks;
+mod memory;
+mod runs;
+
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use freehold_el2::calls::{GuestSlot, MAX_CPUS, Stop};
-use freehold_mem::{Entry, Host, HostView, Ipa, Life, Machine, Pfn, State, VmSlot};
-use freehold_oracle::{Done, Kind, Power, State as _, VcpuLife};
+use freehold_el2::calls::MAX_CPUS;
+use freehold_mem::{Host, HostView, Ipa, Life, Machine, Pfn, State, VmSlot};
+use freehold_oracle::{Done, State as _};
 use freehold_trace::record::{Event, HOST};
 use freehold_trace::traced::{self, Loan, Sink};
 use freehold_uapi::hvc;
-use freehold_virt::exit::Wish;
 use freehold_virt::handle::MAX_VMS;
-use freehold_virt::vcpu::Pending;
 use spin::mutex::SpinMutex;
 
-use crate::board::Told;
 use crate::cpu::{Books, Cpu, Trap};
 use crate::fault::Fault;
 use crate::given::Found;
 use crate::judge::{self, Difference, Places};
-use crate::lock::Observer;
-use crate::platform::Listener;
-use crate::ports::Ears;
 use crate::ring::Ring;
-use crate::shadow::{Shadow, Word};
+use crate::shadow::Shadow;
 use crate::spec::{View, Vms};
 use crate::stage2::{Walker, Wrong};
-use crate::turn::{self, Seen, Stopped};
 
 /// Frames of the touched blocks that are compared at each call besides those that it names.
 const WALK: usize = 32;
@@ -292,274 +289,5 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
 impl<G: Ground, const RECORDS: usize> Sink for Watcher<G, RECORDS> {
     fn note(&self, event: Event) {
         self.event(event);
-    }
-}
-
-/// What a vCPU waits for, as the specification says it.
-fn waits_for(pending: Pending) -> freehold_oracle::Pending {
-    use freehold_oracle::Pending as Must;
-    let kind = |wish| match wish {
-        Wish::Share => Kind::Share,
-        Wish::Unshare => Kind::Unshare,
-        Wish::Relinquish => Kind::Relinquish,
-    };
-    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    match pending {
-        Pending::None => Must::None,
-        Pending::Load(_) => Must::Load { size: 0 },
-        Pending::Request(r) => Must::Request { kind: kind(r.wish), gfn: number(r.first.raw()), count: number(r.count) },
-        Pending::Accepted { wish, done } => Must::Answer { kind: kind(wish), count: number(done) },
-    }
-}
-
-impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
-    fn looked(&self, wanted: bool) {
-        self.here(|cpu| cpu.looks = (cpu.looks.0 + 1, wanted));
-    }
-
-    fn closing(&self, closing: bool) {
-        self.here(|cpu| cpu.closing = closing);
-    }
-
-    fn busy(&self) {
-        self.here(|cpu| cpu.busy = true);
-    }
-
-    fn misleads(&self) -> bool {
-        match self.ground.fault() {
-            Fault::WrongAddress => true,
-            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) | Fault::LostScrub(_) => false,
-            Fault::GuestLeaf(_) => false,
-        }
-    }
-
-    fn entering(&self, vmid: u8, root: u64, x: [u64; 4], found: &Found) {
-        if let Some((slot, vcpu, _)) = self.claimed() {
-            self.goes_on(slot, x, found);
-            if self.vms.vcpu(slot, vcpu).power != Power::On {
-                self.diverged(format_args!(
-                    "vCPU {vcpu} of slot {slot} is about to run, and its guest never started it"
-                ));
-            }
-        }
-        self.event(Event::Vttbr { vmid, table: root });
-    }
-
-    fn host_is_back(&self) {
-        self.event(Event::Vttbr { vmid: HOST, table: self.host_root.load(Ordering::Relaxed) });
-    }
-
-    fn left(&self, stop: &Stop, seen: &Seen) {
-        let Some((slot, vcpu, _)) = self.claimed() else { return };
-        let stopped = Stopped::new(stop, seen, &self.vms, (slot, vcpu));
-        self.here(|cpu| {
-            cpu.stopped = Some(stopped);
-            cpu.busy |= matches!(stop, Stop::HostBusy);
-        });
-    }
-
-    fn opened(&self, pending: Pending) {
-        if let Some((slot, vcpu, _)) = self.claimed()
-            && let must = self.vms.vcpu(slot, vcpu).pending
-            && must != waits_for(pending)
-        {
-            self.diverged(format_args!("a vCPU of slot {slot} waited for {must:x?}, and now for {pending:x?}"));
-        }
-    }
-
-    fn gives_back(&self, pending: Pending, x: [u64; 4], found: &Found) {
-        let Some((slot, vcpu, id)) = self.claimed() else { return };
-        let (must, now) = (self.vms.vcpu(slot, vcpu).pending, waits_for(pending));
-        if id == hvc::VCPU_RUN {
-            let crashed = self.here(|cpu| {
-                cpu.waits = Some((must, now));
-                cpu.found = (x, *found);
-                cpu.stopped.as_ref().is_some_and(Stopped::crashes)
-            });
-            self.vms.change_vcpu(slot, vcpu, |vcpu| {
-                vcpu.pending = now;
-                if crashed {
-                    vcpu.life = VcpuLife::Crashed;
-                }
-            });
-        } else if must != now {
-            self.diverged(format_args!("a vCPU of slot {slot} must wait for {must:x?}, and waits for {now:x?}"));
-        }
-    }
-}
-
-impl<G: Ground, const RECORDS: usize> Ears for &'static Watcher<G, RECORDS> {
-    fn copied(&self, frame: Pfn, words: &[u64]) {
-        self.here(|cpu| cpu.copied(frame, words));
-    }
-
-    fn stores(&self, at: Entry, descriptor: u64) -> Option<u64> {
-        // The host's tables are el2's own frames, a guest's are of its pool.
-        let is_of = |tag| self.shadow.lock().word(at.table().raw()).is_some_and(|word| word.tag() == tag);
-        let first = || !self.lost.swap(true, Ordering::Relaxed);
-        match self.ground.fault() {
-            Fault::None | Fault::LostInvalidation(_) | Fault::LostScrub(_) | Fault::WrongAddress => Some(descriptor),
-            Fault::LostStore(step) => {
-                let here = descriptor == 0 && self.here(|cpu| cpu.step >= step && cpu.holds_host);
-                (!(here && is_of(Word::EL2) && first())).then_some(descriptor)
-            }
-            Fault::GuestLeaf(twist) => match twist.of(descriptor) {
-                Some(instead) if is_of(Word::POOL) && first() => instead,
-                Some(_) | None => Some(descriptor),
-            },
-        }
-    }
-
-    fn scrubbed(&self, frame: Pfn) {
-        let shared = self.shadow.lock().word(frame.raw()).is_some_and(|word| word.tag() == Word::SHARED);
-        // The host may write to a page that it still borrows. Said when the lock is let go, where a machine may stop.
-        if !shared {
-            self.here(|cpu| cpu.look_for_zeros(frame, &self.ground.ports()));
-        }
-    }
-
-    fn leaves(&self) -> bool {
-        match self.ground.fault() {
-            Fault::None | Fault::LostStore(_) | Fault::LostInvalidation(_) => false,
-            Fault::GuestLeaf(_) | Fault::WrongAddress => false,
-            Fault::LostScrub(step) => self.here(|cpu| cpu.step >= step) && !self.lost.swap(true, Ordering::Relaxed),
-        }
-    }
-
-    fn forgets(&self) -> bool {
-        match self.ground.fault() {
-            Fault::None | Fault::LostStore(_) | Fault::LostScrub(_) => false,
-            Fault::GuestLeaf(_) | Fault::WrongAddress => false,
-            Fault::LostInvalidation(step) => {
-                self.here(|cpu| cpu.step >= step && cpu.holds_host) && !self.lost.swap(true, Ordering::Relaxed)
-            }
-        }
-    }
-}
-
-impl<G: Ground, const RECORDS: usize> Observer<Host<'static>> for &'static Watcher<G, RECORDS> {
-    fn taken(&self, host: &Host<'static>) {
-        self.event(Event::Acquire { lock: HOST });
-        self.here(|cpu| {
-            cpu.holds_host = true;
-            let mut shadow = self.shadow.lock();
-            let named = cpu.frames().iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied();
-            named.or_else(|| shadow.walk(WALK, host.ledger()).map(Pfn::raw))
-        })
-        .inspect(|pfn| {
-            self.diverged(format_args!(
-                "frame {pfn:#x} was {:x?} when the host's lock was let go, and is {:?}: written without it",
-                self.shadow.lock().word(*pfn),
-                Pfn::new(*pfn).and_then(|pfn| host.ledger().state(pfn)),
-            ))
-        });
-    }
-
-    fn letting_go(&self, host: &Host<'static>) {
-        let ports = self.ground.ports();
-        let (step, wrong) = self.here(|cpu| {
-            let mut shadow = self.shadow.lock();
-            if let Trap::Abort { page, kernel } = cpu.trap {
-                judge::touch(cpu, &self.vms, &mut shadow, page, kernel);
-            }
-            cpu.holds_host = false;
-            let wrong = self.note_owners(cpu.trap, &mut shadow, host);
-            let named = cpu.frames().iter().find(|pfn| !shadow.agrees(**pfn, host.ledger())).copied();
-            (cpu.step, named.or(wrong))
-        });
-        if let Some(pfn) = self.here(|cpu| cpu.left) {
-            self.diverged(format_args!("frame {pfn:#x} was zeroed, and is not zero"));
-        }
-        if let Some(pfn) = wrong {
-            let must = self.shadow.lock().word(pfn);
-            let state = Pfn::new(pfn).and_then(|pfn| host.ledger().state(pfn));
-            self.diverged(format_args!("frame {pfn:#x} must be {must:x?}, and is {state:x?}"));
-        }
-        // The named frames once more, against the tables.
-        let mut at = 0;
-        while let Some(pfn) = self.here(|cpu| cpu.frames().get(at).copied()) {
-            at += 1;
-            if let Some(pfn) = Pfn::new(pfn) {
-                self.check_tables(host, pfn, &ports);
-            }
-        }
-        if step.is_multiple_of(FULL_WALK) {
-            let differs = self.shadow.lock().differs(host.ledger());
-            if let Some(pfn) = differs {
-                self.diverged(format_args!("frame {:#x} changed in no call that names it", pfn.raw()));
-            }
-            // Only who holds the host's lock changes it; let go of it, for a divergence looks into it.
-            let mut from = 0;
-            while let Some(pfn) = {
-                let shadow = self.shadow.lock();
-                shadow.worth_a_look(&mut from)
-            } {
-                self.check_tables(host, pfn, &ports);
-            }
-        }
-        self.event(Event::Release { lock: HOST });
-    }
-}
-
-impl<G: Ground, const RECORDS: usize> Told for &'static Watcher<G, RECORDS> {
-    fn written(&self) {
-        self.diverged(format_args!("a board of a VM changed, and nobody held its lock"))
-    }
-
-    fn let_go(&self) {
-        let Some((slot, vcpu, hvc::VCPU_RUN)) = self.claimed() else { return };
-        self.here(|cpu| match &mut cpu.stopped {
-            Some(stopped) => stopped.let_go_of_board(&self.vms, (slot, vcpu)),
-            None if cpu.arrived.is_none() => cpu.arrived = Some(turn::arrives(&self.vms, (slot, vcpu))),
-            None => {}
-        });
-    }
-}
-
-impl<G: Ground, const RECORDS: usize> Observer<GuestSlot> for &'static Watcher<G, RECORDS> {
-    fn taken(&self, slot: &GuestSlot) {
-        let vm = slot.memory.vm();
-        self.event(Event::Acquire { lock: vm.vmid().raw() });
-        let now = Books::of(&slot.memory);
-        let then = self.books.get(usize::from(vm.raw())).map(|books| *books.lock());
-        if then.is_some_and(|then| then != now) {
-            self.diverged(format_args!("VM slot {} was {then:?}, and is {now:?}: written without its lock", vm.raw()));
-        }
-    }
-
-    fn letting_go(&self, slot: &GuestSlot) {
-        let vm = slot.memory.vm();
-        let vmid = vm.vmid().raw();
-        let now = Books::of(&slot.memory);
-        if let Some(books) = self.books.get(usize::from(vm.raw())) {
-            let then = core::mem::replace(&mut *books.lock(), now);
-            let (judged, mapped) = self.here(|cpu| {
-                let mut shadow = self.shadow.lock();
-                let places = judge::places(cpu, &self.vms, &shadow, vm.raw());
-                let judged = judge::guest(cpu, &self.vms, &mut shadow, vm.raw(), &then, &now);
-                let view = View { pages: Some(&mut shadow), vms: &self.vms, runs: None };
-                (judged, self.maps(&view, vm.raw(), (&then, &now), places, cpu))
-            });
-            if let Err(difference) = judged {
-                self.diverged(format_args!("{difference:?}"));
-            }
-            if let Err(wrong) = mapped {
-                self.diverged(format_args!("the tables of slot {}: {wrong:x?}", vm.raw()));
-            }
-            if now.life == Life::Free && then.life != Life::Free {
-                let left = self.shadow.lock().of_vm(vm.raw());
-                if left != 0 {
-                    self.diverged(format_args!("slot {} is free, and {left} frames are still its", vm.raw()));
-                }
-            }
-            match (then.root, now.root) {
-                (None, Some((table, bits))) => {
-                    self.event(Event::Root { vmid, table, tables: 1 << bits.saturating_sub(39) });
-                }
-                (Some(_), None) => self.event(Event::Unroot { vmid }),
-                (Some(_), Some(_)) | (None, None) => {}
-            }
-        }
-        self.event(Event::Release { lock: vmid });
     }
 }
