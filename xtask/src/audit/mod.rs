@@ -209,6 +209,14 @@ fn of_ports(code: &Code) -> Result<Vec<Fault<'_>>> {
     let line = *places(ports::LINER, ports::CLEAN_INVALIDATE)?.first().context("no line is cleaned")?;
     let begin = Port::named(code, ports::LINER)?.function.start;
     let claims_early = vec![(begin, ports::MOV_ONE), (begin + 4, RETURN)];
+    // Of each loop over lines: the other field of CTR_EL0, and words of twice the size.
+    let wrong_lines = |port: &str| -> Result<[(u64, u32); 2]> {
+        let (field, four) = Port::named(code, port)?.line().context("no size of a line")?;
+        let registers = code.word(field).context("no word")? & 0x3ff;
+        Ok([(field, ports::INSTRUCTION_LINE | registers), (four, code.word(four).context("no word")? + (4 << 5))])
+    };
+    let ([liner_field, liner_words], [settler_field, settler_words]) =
+        (wrong_lines(ports::LINER)?, wrong_lines(ports::SETTLER)?);
     let (judge, observers) = (ports::judge, observers::judge);
     Ok(vec![
         ("observers that go on", empty(observers::STOP)?, observers),
@@ -222,6 +230,10 @@ fn of_ports(code: &Code) -> Result<Vec<Fault<'_>>> {
         ("a scrub that says too early that it is done", claims_early, judge),
         ("zeroing that zeroes nothing", everywhere(ports::ZERO_BLOCK), judge),
         ("a line that is zeroed and stays in the cache", vec![(line, NOP)], judge),
+        ("a scrub by lines of the instruction cache", vec![liner_field], judge),
+        ("a scrub of every other line", vec![liner_words], judge),
+        ("a settling clean by lines of the instruction cache", vec![settler_field], judge),
+        ("a settling clean of every other line", vec![settler_words], judge),
         ("an empty settle_for_guest", empty(ports::SETTLE)?, judge),
         ("a settling clean that does nothing", everywhere(ports::CLEAN_INVALIDATE), judge),
         ("an empty settle_instructions", empty(ports::INSTRUCTIONS)?, judge),

@@ -21,6 +21,12 @@ const READ_VTTBR: u32 = 0xd53c_2100;
 const READ_CTR: u32 = 0xd53b_0020;
 pub(super) const CLEAN_INVALIDATE: u32 = 0xd50b_7e20;
 pub(super) const ZERO_BLOCK: u32 = 0xd50b_7420;
+/// `UBFX` of `CTR_EL0.DminLine` and of `IminLine`, without registers.
+const DATA_LINE: u32 = 0xd350_4c00;
+pub(super) const INSTRUCTION_LINE: u32 = 0xd340_0c00;
+/// `MOV` of the size of a word, and `LSL` of a register by a register.
+const WORD: u32 = 0x5280_0080;
+const SHIFT: u32 = 0x9ac0_2000;
 /// `MOV` of the size of a frame.
 const FRAME: u32 = 0x5282_0000;
 /// `MOV W0, #1`.
@@ -123,6 +129,17 @@ impl<'c> Port<'c> {
         false
     }
 
+    /// Where it takes the size of the smallest data cache line out of CTR_EL0, and where words become that line: `4 << n`.
+    pub(super) fn line(&self) -> Option<(u64, u64)> {
+        let word = |at: u64| self.code.word(at).unwrap_or(0);
+        let near = |at: u64| (1..=NEAR).map(move |n| at + 4 * n).filter(|at| self.holds(*at));
+        let asks = *self.places(READ_CTR).first()?;
+        let field = near(asks).find(|at| word(*at) & !31 == DATA_LINE | (word(asks) & 31) << 5)?;
+        let four = near(field).find(|at| word(*at) & !31 == WORD)?;
+        let shift = near(four).find(|at| word(*at) & 0xffe0_fc00 == SHIFT)?;
+        (word(shift) >> 5 & 31 == word(four) & 31).then_some((field, four))
+    }
+
     fn dsb(&self, enough: &'static [Dsb]) -> impl Fn(u64) -> bool + '_ {
         move |at| matches!(self.code.does(at), Some(Does::Dsb(dsb)) if enough.contains(&dsb))
     }
@@ -214,7 +231,7 @@ pub(super) const SETTLE: &str = "Frames$GT$::settle_for_guest";
 pub(super) const INSTRUCTIONS: &str = "Frames$GT$::settle_instructions";
 pub(super) const HOST: &str = "Tlb$GT$::invalidate_host";
 pub(super) const VM: &str = "Tlb$GT$::invalidate_vm";
-const SETTLER: &str = "cache::clean_invalidate_to_poc";
+pub(super) const SETTLER: &str = "cache::clean_invalidate_to_poc";
 pub(super) const LINER: &str = "cache::zero_to_poc";
 pub(super) const SWITCH: &str = "switch::load_guest";
 
@@ -253,6 +270,11 @@ impl<'c> Loop<'c> {
     fn has(&self, word: u32) -> bool {
         let (Self::Own(function) | Self::InLine(function)) = self;
         !function.places(word).is_empty()
+    }
+
+    pub(super) fn line(&self) -> Option<(u64, u64)> {
+        let (Self::Own(function) | Self::InLine(function)) = self;
+        function.line()
     }
 
     /// Whether this instruction of the port begins it. In line, it begins by reading how long a line or a block is.
@@ -298,6 +320,7 @@ fn scrubs(code: &Code, must: &mut dyn FnMut(bool, &str)) -> Result<()> {
     must(!zeroed.is_empty() && zeroed.len() == cleaned.len() && pairs, "scrub: a line is not zeroed, then cleaned");
     let waits = lines.dsb(&[Dsb::System]);
     must(cleaned.iter().all(|at| lines.always(*at, &waits)), "scrub: nobody waits for the lines");
+    must(lines.line().is_some(), "scrub: a line is not as long as CTR_EL0.DminLine says");
     let claims = |at: u64| code.word(at) == Some(MOV_ONE);
     must(lines.all().any(claims) && !lines.reaches(&claims, &waits), "scrub: said to be done when it is not");
 
@@ -319,6 +342,7 @@ fn settles(code: &Code, must: &mut dyn FnMut(bool, &str)) -> Result<()> {
     let to_clean = |at: u64| clean.begins(&settle, at, READ_CTR);
     must(settle.always(settle.function.start, &to_clean), "settle_for_guest: not cleaned");
     must(clean.is_whole(&settle), "settle_for_guest: not of a whole frame");
+    must(clean.line().is_some(), "settle_for_guest: a line is not as long as CTR_EL0.DminLine says");
     must(clean.has(CLEAN_INVALIDATE), "settle_for_guest: no line is cleaned and invalidated");
     must(clean.is_waited_for(&settle), "settle_for_guest: nobody waits for the clean");
 
