@@ -138,6 +138,8 @@ pub(crate) struct Watched {
     pub broken: PathBuf,
     /// With another one, in a guest's tables.
     pub leaf: PathBuf,
+    /// With another one, in what a guest is told of an exception.
+    pub misled: PathBuf,
     /// With a fault that its trace alone shows.
     pub stale: PathBuf,
 }
@@ -153,6 +155,7 @@ pub(crate) fn all_watched(env: &Env, tools: &Tools) -> Result<Watched> {
             sound: one("el2-watch")?,
             broken: one("el2-watch-broken")?,
             leaf: one("el2-watch-leaf")?,
+            misled: one("el2-watch-misled")?,
             stale: one("el2-watch-stale")?,
         })
     })

@@ -33,6 +33,9 @@ pub(super) fn works() -> Vec<Work> {
         Work::new("watch/planted-leaf-is-found", |context| {
             planted(context, "watch/planted-leaf-is-found", |watched| &watched.leaf, "the tables of slot ")
         }),
+        Work::new("watch/planted-abort-is-found", |context| {
+            planted(context, "watch/planted-abort-is-found", |watched| &watched.misled, "its own external abort")
+        }),
     ]
     .into_iter()
     .chain(trace::works())
