@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine behind the ports: its RAM, its TLB, and the vCPUs in its pool frames.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use freehold_mem::{BLOCK_FRAMES, PAGE_SIZE};
@@ -69,8 +69,6 @@ pub(crate) struct Board {
     pub(crate) lent: AtomicU64,
     /// Slots whose VM is an ordinary one, a bit each.
     pub(crate) ordinary: AtomicU64,
-    /// The call that is made lends frames of the host's, which it reaches all along.
-    pub(crate) lends: AtomicBool,
     complaints: Mutex<Vec<String>>,
     /// Frames whose contents were measured since somebody looked.
     measured: Mutex<Vec<u64>>,
@@ -101,7 +99,6 @@ impl Board {
             changes: AtomicU64::new(0),
             lent: AtomicU64::new(0),
             ordinary: AtomicU64::new(0),
-            lends: AtomicBool::new(false),
             complaints: Mutex::default(),
             measured: Mutex::default(),
             fault,

@@ -89,24 +89,37 @@ pub const CASES: &[Case] = &[
     Case {
         name: "interleavings",
         what: "two CPUs in calls at once, cut at every lock, word and entry: some serial order explains it",
-        run: || interleaved(races::exhaust::<8, 1, 1>(racing(1, 1, 1), Depth::Twice, true)?, [138, 12_945, 783_612]),
+        run: || interleaved(races::exhaust::<8, 1, 1, 1>(racing(1, 1, 1), Depth::Twice, true)?, [138, 12_945, 783_612]),
     },
     Case {
         name: "interleavings-1x1x2",
         what: "the same with two guest frames, cut once where both calls could be done",
-        run: || interleaved(races::exhaust::<8, 1, 2>(racing(1, 1, 2), Depth::Once, true)?, [375, 24_859, 804_478]),
+        run: || interleaved(races::exhaust::<8, 1, 1, 2>(racing(1, 1, 2), Depth::Once, true)?, [375, 24_859, 804_478]),
     },
     Case {
         name: "interleavings-2x1x1",
         what: "the same with two pages, cut once where both calls could be done",
-        run: || interleaved(races::exhaust::<9, 1, 1>(racing(2, 1, 1), Depth::Once, true)?, [357, 13_395, 350_934]),
+        run: || interleaved(races::exhaust::<9, 1, 1, 1>(racing(2, 1, 1), Depth::Once, true)?, [357, 13_395, 350_934]),
     },
     Case {
         name: "interleavings-1x2x1",
         what: "the same with two VMs, cut once where both calls could be done",
         run: || {
-            interleaved(races::exhaust::<12, 2, 1>(racing(1, 2, 1), Depth::Once, true)?, [5_417, 468_460, 13_820_242])
+            interleaved(
+                races::exhaust::<12, 2, 1, 1>(racing(1, 2, 1), Depth::Once, true)?,
+                [5_417, 468_460, 13_820_242],
+            )
         },
+    },
+    Case {
+        name: "interleavings-of-loans",
+        what: "one page, one VM of either kind: loans, lists, interrupts and registers of two CPUs at once",
+        run: || interleaved(races::exhaust::<8, 1, 1, 1>(RACES_OF_LOANS, Depth::Once, true)?, [133, 2_726, 63_890]),
+    },
+    Case {
+        name: "interleavings-of-a-pair",
+        what: "one page, one VM of two vCPUs: each runs on a CPU of its own, starts and stops the other, and asks",
+        run: || interleaved(races::exhaust::<9, 1, 2, 1>(RACES_OF_A_PAIR, Depth::Once, true)?, [131, 4_801, 144_898]),
     },
     Case {
         name: "block",
@@ -160,6 +173,10 @@ fn expect(report: Report, [states, transitions, cells]: [u64; 3]) -> Result<Stri
 const fn racing(pages: u64, vms: u8, gfns: u64) -> Shape {
     Shape { pages, vms, gfns, lattice: Lattice::Races }
 }
+
+const RACES_OF_LOANS: Shape = Shape { pages: 1, vms: 1, gfns: 1, lattice: Lattice::RacesOfLoans };
+
+const RACES_OF_A_PAIR: Shape = Shape { pages: 1, vms: 1, gfns: 1, lattice: Lattice::RacesOfPair };
 
 /// States, pairs and interleavings must be as they were when this was written.
 fn interleaved(seen: races::Seen, expected: [u64; 3]) -> Result<String, String> {
@@ -215,7 +232,7 @@ fn controls() -> Result<String, String> {
             Err(found) => format!("an oracle that lets a vCPU be started that is on: after {found}"),
         },
     ];
-    match races::exhaust::<8, 1, 1>(racing(1, 1, 1), Depth::Twice, false) {
+    match races::exhaust::<8, 1, 1, 1>(racing(1, 1, 1), Depth::Twice, false) {
         Ok(seen) => Err(format!("calls in each other's way: not found in {} interleavings", seen.runs)),
         Err(what) => Ok(format!("{}\ncalls in each other's way, taken for serial: {what}", found.join("\n"))),
     }

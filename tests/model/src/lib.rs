@@ -13,6 +13,7 @@ mod agree;
 mod board;
 mod cases;
 mod cells;
+mod contended;
 mod digest;
 mod guarded;
 mod label;

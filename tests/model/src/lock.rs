@@ -17,7 +17,7 @@ impl<T> Lock<T> {
     }
 }
 
-/// A lock that is taken last and under which nothing else happens: nobody needs to be let in.
+/// A lock that is taken last. Nobody is let in before it, for what is done under it passes points of its own.
 #[derive(Debug)]
 pub(crate) struct Leaf<T>(Std<T>);
 
@@ -35,7 +35,7 @@ impl<T> Mutex for Leaf<T> {
         T: 'a;
 
     fn acquire(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        take(&self.0)
     }
 }
 
@@ -48,17 +48,21 @@ impl<T> Mutex for Lock<T> {
 
     fn acquire(&self) -> MutexGuard<'_, T> {
         turns::point();
-        loop {
-            match self.0.try_lock() {
-                Ok(guard) => {
-                    turns::got();
-                    return guard;
-                }
-                // A call that stopped with the lock is a finding already; what it left is looked at.
-                Err(TryLockError::Poisoned(left)) => return left.into_inner(),
-                Err(TryLockError::WouldBlock) if turns::wait() => {}
-                Err(TryLockError::WouldBlock) => return self.0.lock().unwrap_or_else(PoisonError::into_inner),
+        take(&self.0)
+    }
+}
+
+fn take<T>(lock: &Std<T>) -> MutexGuard<'_, T> {
+    loop {
+        match lock.try_lock() {
+            Ok(guard) => {
+                turns::got();
+                return guard;
             }
+            // A call that stopped with the lock is a finding already; what it left is looked at.
+            Err(TryLockError::Poisoned(left)) => return left.into_inner(),
+            Err(TryLockError::WouldBlock) if turns::wait() => {}
+            Err(TryLockError::WouldBlock) => return lock.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 }

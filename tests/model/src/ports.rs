@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `freehold_mem`'s ports over the board, each of them as suspicious as a machine can be.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
 use freehold_mem::{Entry, Pfn, Vmid};
 
 use crate::board::{Board, Fault};
+
+thread_local! {
+    /// The call that this CPU makes lends frames of the host's, which it reaches all along.
+    pub(crate) static LENDS: Cell<bool> = const { Cell::new(false) };
+}
 
 /// The ports of one machine.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +122,7 @@ impl Frames for Ports<'_> {
         self.changed();
         let mut tlb = self.0.tlb();
         self.0.fill(&mut tlb);
-        let lent = self.0.lends.load(Ordering::Relaxed);
+        let lent = LENDS.get();
         if !lent && tlb.host & self.0.bit(frame.raw()) & !crate::tlb::ELSEWHERE != 0 {
             self.0.complain(format!("frame {:#x} is made ready while the host may still write to it", frame.raw()));
         }

@@ -16,7 +16,7 @@ use freehold_virt::handle::Handle;
 
 use crate::agree::agree;
 use crate::board::Fault;
-use crate::lockstep::{Lockstep, vm_of};
+use crate::lockstep::Lockstep;
 use crate::op::Op;
 use crate::owners::possible;
 use crate::picture::Picture;
@@ -24,7 +24,7 @@ use crate::rig::Answer;
 use crate::small::Shape;
 use crate::turns::{Plan, Turns};
 
-type Both<'r, const P: usize, const V: usize, const G: usize> = Lockstep<'r, World<P, V, 1, G, 2>>;
+type Both<'r, const P: usize, const V: usize, const U: usize, const G: usize> = Lockstep<'r, World<P, V, U, G, 2>>;
 
 /// Which pairs of calls are cut, and how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,14 +60,15 @@ struct Other {
 ///
 /// # Errors
 /// The first interleaving that no serial order explains.
-pub(crate) fn exhaust<const P: usize, const V: usize, const G: usize>(
+pub(crate) fn exhaust<const P: usize, const V: usize, const U: usize, const G: usize>(
     shape: Shape,
     depth: Depth,
     excuses: bool,
 ) -> Result<Seen, String> {
     let rig = shape.rig(Fault::None);
-    let lists: [&[Record]; 0] = [];
-    let both: Both<'_, P, V, G> = Lockstep::new(&rig, &lists);
+    let lists = shape.lists();
+    let lists: Vec<&[Record]> = lists.iter().map(Vec::as_slice).collect();
+    let both: Both<'_, P, V, U, G> = Lockstep::new(&rig, &lists);
     let mut states = Vec::new();
     shape.visit(&both, |way, world| states.push((way.to_vec(), *world)))?;
     let (anywhere, of_vms) = shape.ops();
@@ -97,7 +98,11 @@ pub(crate) fn exhaust<const P: usize, const V: usize, const G: usize>(
 }
 
 /// Whether an operation would be done if it were alone.
-fn is_done<const P: usize, const V: usize, const G: usize>(world: &World<P, V, 1, G, 2>, op: &Op) -> bool {
+fn is_done<const P: usize, const V: usize, const U: usize, const G: usize>(
+    both: &Both<'_, P, V, U, G>,
+    world: &World<P, V, U, G, 2>,
+    op: &Op,
+) -> bool {
     match *op {
         Op::Host(call) => decide(world, &Said::Host { cpu: 0, call }, &Env { need: 0, ..Env::CALM }).done.is_some(),
         Op::Run { who, vcpu, mmio, .. } => {
@@ -105,23 +110,40 @@ fn is_done<const P: usize, const V: usize, const G: usize>(world: &World<P, V, 1
             decide(world, &Said::Host { cpu: 0, call }, &Env::CALM).done.is_some()
         }
         Op::Touch { frame, .. } => touch(world, frame) == Done::Revoked,
+        Op::List { list, .. } => list_call(op).is_some_and(|call| {
+            let env = Env { need: 0, list: both.list(list), ..Env::CALM };
+            decide(world, &Said::Host { cpu: 0, call }, &env).done.is_some()
+        }),
         _ => false,
     }
 }
 
-fn touch<const P: usize, const V: usize, const G: usize>(world: &World<P, V, 1, G, 2>, pfn: u64) -> Done {
+/// The call by which a list is donated.
+const fn list_call(op: &Op) -> Option<Call> {
+    match *op {
+        Op::List { who: vm, frame: list, list: _, records, flags } => {
+            Some(Call::MemDonateList { vm, list, records, flags })
+        }
+        _ => None,
+    }
+}
+
+fn touch<const P: usize, const V: usize, const U: usize, const G: usize>(
+    world: &World<P, V, U, G, 2>,
+    pfn: u64,
+) -> Done {
     let said = Said::Touch { pfn, write: false, from: Stray::Kernel };
     decide(world, &said, &Env::CALM).done.unwrap_or(Done::Unsaid)
 }
 
-fn pair<const P: usize, const V: usize, const G: usize>(
-    both: &Both<'_, P, V, G>,
+fn pair<const P: usize, const V: usize, const U: usize, const G: usize>(
+    both: &Both<'_, P, V, U, G>,
     other: &Other,
-    (way, world): (&[Op], &World<P, V, 1, G, 2>),
+    (way, world): (&[Op], &World<P, V, U, G, 2>),
     ops: [Op; 2],
     seen: &mut Seen,
 ) -> Result<(), String> {
-    let done = ops.iter().filter(|op| is_done(world, op)).count();
+    let done = ops.iter().filter(|op| is_done(both, world, op)).count();
     let (least, twice) = match seen.depth {
         Depth::Twice => (1, done == 2),
         Depth::Once => (2, false),
@@ -150,10 +172,10 @@ fn pair<const P: usize, const V: usize, const G: usize>(
 }
 
 /// One run; the points that it passed.
-fn interleaved<const P: usize, const V: usize, const G: usize>(
-    both: &Both<'_, P, V, G>,
+fn interleaved<const P: usize, const V: usize, const U: usize, const G: usize>(
+    both: &Both<'_, P, V, U, G>,
     other: &Other,
-    (way, world): (&[Op], &World<P, V, 1, G, 2>),
+    (way, world): (&[Op], &World<P, V, U, G, 2>),
     ops: [Op; 2],
     plan: Plan,
     seen: &mut Seen,
@@ -165,6 +187,7 @@ fn interleaved<const P: usize, const V: usize, const G: usize>(
         text
     };
     both.replay(way.iter()).map_err(tell)?;
+    ops.iter().for_each(|op| both.write_list(op));
     let turns = Turns::new(plan.clone());
     let handles = ops.map(|op| both.handle_of(&op));
     other.work.send((Arc::clone(&turns), ops[1], handles[1])).map_err(|_| "the other CPU is gone")?;
@@ -172,6 +195,7 @@ fn interleaved<const P: usize, const V: usize, const G: usize>(
     let others = other.done.recv().map_err(|_| "the other CPU is gone")?;
     let answers = [mine.map_err(tell)?, others.map_err(tell)?];
     both.rig().settle();
+    ops.iter().for_each(|op| both.overwrite_list(op));
     if let Some(what) = both.rig().complaints().into_iter().next() {
         return Err(tell(what));
     }
@@ -187,9 +211,9 @@ fn interleaved<const P: usize, const V: usize, const G: usize>(
 const ORDERS: [[usize; 4]; 6] = [[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0]];
 
 /// Finds a serial order that explains what was answered and left.
-fn explain<const P: usize, const V: usize, const G: usize>(
-    both: &Both<'_, P, V, G>,
-    world: &World<P, V, 1, G, 2>,
+fn explain<const P: usize, const V: usize, const U: usize, const G: usize>(
+    both: &Both<'_, P, V, U, G>,
+    world: &World<P, V, U, G, 2>,
     ops: [Op; 2],
     answers: [Answer; 2],
     picture: &Picture,
@@ -222,9 +246,9 @@ fn explain<const P: usize, const V: usize, const G: usize>(
 }
 
 /// The oracle takes one step of one CPU's operation.
-fn advance<const P: usize, const V: usize, const G: usize>(
-    both: &Both<'_, P, V, G>,
-    world: &mut World<P, V, 1, G, 2>,
+fn advance<const P: usize, const V: usize, const U: usize, const G: usize>(
+    both: &Both<'_, P, V, U, G>,
+    world: &mut World<P, V, U, G, 2>,
     cpu: usize,
     ops: [Op; 2],
     answers: [Answer; 2],
@@ -234,6 +258,10 @@ fn advance<const P: usize, const V: usize, const G: usize>(
     let number = u8::try_from(cpu).map_err(|_| "two CPUs")?;
     match (ops[cpu], step) {
         (Op::Host(call), 0) => both.called(world, call, &[], answer, false).map(|_| ()),
+        (op @ Op::List { list, .. }, 0) => {
+            let call = list_call(&op).ok_or("a list")?;
+            both.called(world, call, both.list(list), answer, false).map(|_| ())
+        }
         (Op::Touch { frame, .. }, 0) => {
             let again = !matches!(touch(world, frame), Done::Injected);
             apply(world, &Said::Touch { pfn: frame, write: false, from: Stray::Kernel }, &Env::CALM);
@@ -245,16 +273,21 @@ fn advance<const P: usize, const V: usize, const G: usize>(
         }
         (Op::Run { who, vcpu, mmio, act }, _) if world.cpus[cpu].is_some() => {
             let call = Call::VcpuRun { vm: who, vcpu, mmio };
-            let registers = if let Op::Run { .. } = ops[1 - cpu] { None } else { both.registers(call) };
+            let registers = if changes_registers(ops[1 - cpu]) { None } else { both.registers(call) };
             both.acted(world, number, (registers, false), act, answer).map(|_| ())
         }
         _ => Ok(()),
     }
 }
 
+/// Whether an operation leaves a vCPU's registers other than a guest left them, so that nobody sees what that was.
+const fn changes_registers(op: Op) -> bool {
+    matches!(op, Op::Run { .. } | Op::Host(Call::VcpuSetReg { reg: hvc::REG_POWER, .. }))
+}
+
 /// Free slots below the one that a new VM got, where the other call creates one too: it held them for that moment.
-fn reserved<const P: usize, const V: usize, const G: usize>(
-    world: &World<P, V, 1, G, 2>,
+fn reserved<const P: usize, const V: usize, const U: usize, const G: usize>(
+    world: &World<P, V, U, G, 2>,
     ops: [Op; 2],
     answer: Answer,
 ) -> Vec<usize> {
@@ -268,26 +301,32 @@ fn reserved<const P: usize, const V: usize, const G: usize>(
 
 /// Whether a refusal comes of the other call being under way, which no serial order has: a vCPU that it has claimed
 /// for a moment, or a slot that it has reserved and will not use.
-fn is_in_the_way<const P: usize, const V: usize, const G: usize>(
-    world: &World<P, V, 1, G, 2>,
+fn is_in_the_way<const P: usize, const V: usize, const U: usize, const G: usize>(
+    world: &World<P, V, U, G, 2>,
     op: Op,
     other: Op,
     answer: Answer,
 ) -> bool {
     let claims = |op: Op| match op {
-        Op::Run { who, .. } => Some(who),
-        Op::Host(call @ (Call::VcpuSetReg { .. } | Call::VcpuGetReg { .. } | Call::GuestAccept { .. })) => {
-            vm_of(&call).map(Who::Slot)
-        }
+        Op::Run { who, vcpu, .. }
+        | Op::Host(
+            Call::VcpuSetReg { vm: who, vcpu, .. }
+            | Call::VcpuGetReg { vm: who, vcpu, .. }
+            | Call::GuestAccept { vm: who, vcpu, .. },
+        ) => Some((who, vcpu)),
         _ => None,
     };
     let creates = |op: Op| matches!(op, Op::Host(Call::VmCreate { .. }));
     if answer.status == hvc::NO_SLOT {
         return creates(op) && creates(other);
     }
-    let Some(Who::Slot(slot)) = claims(other).filter(|_| answer.status == hvc::VCPU_BUSY) else { return false };
+    let claimed = claims(other).filter(|_| answer.status == hvc::VCPU_BUSY);
+    let Some((Who::Slot(slot), vcpu)) = claimed else { return false };
     let mut busy = *world;
-    busy.vcpus[usize::from(slot)][0].running = true;
+    let Some(vcpu) = usize::try_from(vcpu).ok().and_then(|vcpu| busy.vcpus[usize::from(slot)].get_mut(vcpu)) else {
+        return false;
+    };
+    vcpu.running = true;
     let call = match op {
         Op::Host(call) => call,
         Op::Run { who, vcpu, mmio, .. } => Call::VcpuRun { vm: who, vcpu, mmio },

@@ -17,7 +17,7 @@ use crate::board::{Board, Fault, Layout};
 use crate::label::Label;
 use crate::lock::{Leaf, Lock};
 use crate::platform::Cpu;
-use crate::ports::Ports;
+use crate::ports::{LENDS, Ports};
 use crate::tlb::Right;
 
 /// Guest frames of one range at which something may be lent, beside those that are watched.
@@ -186,7 +186,7 @@ impl Rig {
 
     /// Makes a call, while another CPU may be in one.
     pub(crate) fn call_only(&self, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
-        self.board.lends.store(id == hvc::MEM_SHARE, Ordering::Relaxed);
+        LENDS.set(id == hvc::MEM_SHARE);
         let [x0, x @ .., _] = calls::serve(&self.cpu(cpu), id, || x).registers();
         Answer { status: x0.cast_signed(), x }
     }

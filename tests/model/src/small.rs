@@ -55,6 +55,10 @@ pub enum Lattice {
     Ordinary,
     /// A VM of two vCPUs.
     Pair,
+    /// Calls that two CPUs may make at the same time, of and for VMs of either kind: loans, lists, interrupts.
+    RacesOfLoans,
+    /// The same of a VM of two vCPUs.
+    RacesOfPair,
     /// A guest that lets its host see some accesses outside RAM only.
     Guarded,
 }
@@ -67,7 +71,7 @@ impl Shape {
 
     /// Frames of a VM's pool.
     pub(crate) const fn room(&self) -> u64 {
-        POOL + matches!(self.lattice, Lattice::Pair) as u64
+        POOL + matches!(self.lattice, Lattice::Pair | Lattice::RacesOfPair) as u64
     }
 
     pub(crate) const fn page(&self, number: u64) -> u64 {
@@ -127,7 +131,7 @@ impl Shape {
         all
     }
 
-    fn lists(&self) -> Vec<Vec<Record>> {
+    pub(crate) fn lists(&self) -> Vec<Vec<Record>> {
         let record = |page, gfn| Record::new(self.page(page), GFN + gfn, 1);
         vec![
             vec![record(0, 0), record(self.pages - 1, self.gfns - 1)],
@@ -426,6 +430,8 @@ impl Shape {
             Lattice::Apart => self.apart_of_vm(slot),
             Lattice::Ordinary => self.ordinary_of_vm(slot),
             Lattice::Pair => self.pair_of_vm(slot),
+            Lattice::RacesOfLoans => self.loans_of_vm(slot),
+            Lattice::RacesOfPair => self.couple_of_vm(slot),
             Lattice::Guarded => self.guarded_of_vm(slot),
         };
         let anywhere = match self.lattice {
@@ -434,6 +440,8 @@ impl Shape {
             Lattice::Races => self.races_anywhere(),
             Lattice::Ordinary => self.ordinary_anywhere(),
             Lattice::Pair => self.pair_anywhere(),
+            Lattice::RacesOfLoans => self.loans_anywhere(),
+            Lattice::RacesOfPair => self.couple_anywhere(),
             Lattice::Guarded => self.guarded_anywhere(),
         };
         (anywhere, (0..self.vms).map(of_vm).collect())

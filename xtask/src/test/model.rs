@@ -11,13 +11,15 @@ use crate::{cmd, ui};
 /// What says what was seen.
 const WORLDS: &str = "freehold-model";
 /// Cases for every run, the longest first.
-const CASES: [&str; 18] = [
+const CASES: [&str; 20] = [
     "lockstep-2x2x2",
     "lockstep-2x1x2",
     "ordinary-2x2x1",
     "interleavings",
     "interleavings-1x1x2",
     "interleavings-2x1x1",
+    "interleavings-of-loans",
+    "interleavings-of-a-pair",
     "cells",
     "apart-1x2x1",
     "pair-1x1x1",

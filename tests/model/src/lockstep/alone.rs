@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use freehold_oracle::{Act, Call, Stray, Who, World};
-use freehold_uapi::hvc;
+use freehold_uapi::hvc::{self, Record};
 
 use super::{ASKS, Lockstep, said, vm_of};
 use crate::op::{self, Op};
@@ -23,11 +23,10 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 self.rig.set_wanted(false);
                 answer
             }
-            Op::List { who, frame, list, records, flags } => {
-                let words: Vec<u64> = self.lists[list].iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
-                self.rig.host_write_words(frame, &words);
+            Op::List { who, frame, list: _, records, flags } => {
+                self.write_list(op);
                 let answer = self.rig.call(0, hvc::MEM_DONATE_LIST, [self.handle(who), frame, records, flags, 0]);
-                self.rig.host_write(frame);
+                self.overwrite_list(op);
                 answer
             }
             Op::Run { who, vcpu, mmio, act } => {
@@ -60,6 +59,26 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
         }
     }
 
+    /// A list by its number.
+    pub(crate) fn list(&self, number: usize) -> &'r [Record] {
+        self.lists[number]
+    }
+
+    /// Writes the list of an operation that has one.
+    pub(crate) fn write_list(&self, op: &Op) {
+        if let Op::List { frame, list, .. } = *op {
+            let words: Vec<u64> = self.lists[list].iter().flat_map(|r| [r.pfn, r.gfn_count]).collect();
+            self.rig.host_write_words(frame, &words);
+        }
+    }
+
+    /// Makes its frame one like any other of the host's again.
+    pub(crate) fn overwrite_list(&self, op: &Op) {
+        if let Op::List { frame, .. } = *op {
+            self.rig.host_write(frame);
+        }
+    }
+
     /// One CPU's part of two operations at a time: calls, runs, and stray accesses of the kernel.
     /// A handle is looked up before either begins.
     pub(crate) fn real_on(&self, cpu: usize, op: &Op, handle: u64) -> Result<Answer, String> {
@@ -69,6 +88,9 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
                 self.rig.forget_script(cpu);
                 self.rig.script(cpu, &[op::act(act)]);
                 self.rig.call_only(cpu, hvc::VCPU_RUN, [handle, vcpu, mmio, 0, 0])
+            }
+            Op::List { who: _, frame, list: _, records, flags } => {
+                self.rig.call_only(cpu, hvc::MEM_DONATE_LIST, [handle, frame, records, flags, 0])
             }
             Op::Touch { frame, .. } => Answer { status: if self.rig.may_retry(cpu, frame) { 1 } else { 2 }, x: [0; 4] },
             _ => panic!("not for two CPUs"),
@@ -80,7 +102,7 @@ impl<'r, const P: usize, const V: usize, const U: usize, const G: usize, const C
     pub(crate) fn handle_of(&self, op: &Op) -> u64 {
         let slot = match op {
             Op::Host(call) => vm_of(call),
-            Op::Run { who: Who::Slot(slot), .. } => Some(*slot),
+            Op::Run { who: Who::Slot(slot), .. } | Op::List { who: Who::Slot(slot), .. } => Some(*slot),
             _ => None,
         };
         slot.map_or(0, |slot| self.handle(Who::Slot(slot)))
