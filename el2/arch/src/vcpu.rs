@@ -9,14 +9,14 @@ use crate::percpu::{self, MAX_CPUS};
 use crate::switch::{self, GuestContext, GuestRegime, HostContext};
 use crate::{fatal, host};
 use core::sync::atomic::AtomicU64;
-use freehold_mem::{PAGE_SIZE, Pfn, Vmid};
-use freehold_virt::handle::VcpuIndex;
+use freehold_mem::{PAGE_SIZE, Pfn};
+use freehold_virt::setting::Setting;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Answer, Stop, Vcpu};
 use freehold_virt::vgic::Lists;
 use freehold_virt::vm::Claimed;
-use spin::mutex::SpinMutex;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 /// What a pool frame holds of a vCPU.
 #[derive(Debug)]
@@ -26,12 +26,14 @@ struct Block {
     vcpu: Vcpu,
     /// What its list registers are loaded with while it runs, or keeps while it is out.
     lists: Lists,
+    /// What it runs in, since it has run, and how that is said to the CPU.
+    setting: Option<(Setting, GuestRegime)>,
 }
 
 impl Block {
     /// A vCPU that was just reset.
     const fn new() -> Self {
-        Self { context: GuestContext::new(), vcpu: Vcpu::new(), lists: Lists::EMPTY }
+        Self { context: GuestContext::new(), vcpu: Vcpu::new(), lists: Lists::EMPTY, setting: None }
     }
 }
 
@@ -58,10 +60,13 @@ pub fn create(frame: Pfn) -> u64 {
 pub struct Loaded<'a> {
     claim: Claimed<'a, AtomicU64>,
     block: &'a mut Block,
+    /// What this CPU keeps of its host.
+    host: SpinMutexGuard<'static, HostContext>,
 }
 
 impl<'a> Loaded<'a> {
     /// Opens the block of a claimed vCPU.
+    #[inline(always)]
     pub fn open(claim: Claimed<'a, AtomicU64>) -> Self {
         let Some(frame) = Pfn::new(claim.block()) else {
             fatal::defect("a vCPU without a block");
@@ -69,7 +74,7 @@ impl<'a> Loaded<'a> {
         // SAFETY: the frame is what `create` returned, and stays the VM's while the claim lives; the claim is unique
         // and goes into `Self`, so this is the only reference to the block.
         let block = unsafe { &mut *place(frame) };
-        Self { claim, block }
+        Self { claim, block, host: kept_here().lock() }
     }
 
     /// The claim.
@@ -87,9 +92,23 @@ impl<'a> Loaded<'a> {
         &mut self.block.lists
     }
 
-    /// Makes the vCPU as if it had just been created.
+    /// What it runs in, since it has run.
+    #[inline(always)]
+    pub fn setting(&self) -> Option<&Setting> {
+        self.block.setting.as_ref().map(|(setting, _)| setting)
+    }
+
+    /// Says what it runs in: its VM's tables, which live as long as the claim.
+    pub fn settle(&mut self, setting: Setting) {
+        let Setting { root, ipa_bits, vmid, vcpu, .. } = setting;
+        let vttbr = host::vttbr(root.pa().raw(), vmid.raw().into());
+        let regime = GuestRegime { vttbr, vtcr: host::vtcr(ipa_bits), vmpidr: vcpu.mpidr(), flush_local: true };
+        self.block.setting = Some((setting, regime));
+    }
+
+    /// Makes the vCPU as if it had just been created, but for what it runs in.
     pub fn reset(&mut self) {
-        *self.block = Block::new();
+        *self.block = Block { setting: self.block.setting, ..Block::new() };
     }
 
     /// The virtual timer, as it was at the last exit.
@@ -97,18 +116,23 @@ impl<'a> Loaded<'a> {
         self.block.context.timer()
     }
 
-    /// Runs the vCPU until it exits; [`Self::leave`], or the end of this, brings the host back. `regime` was made by
-    /// [`regime`] while this claim was held. What `answer` answers at once is no exit: it says whether the guest goes on.
-    pub fn run(&mut self, regime: &Regime, has_gic: bool, answer: impl Answer<GuestContext>) -> Stop {
-        let Block { context, lists, .. } = &mut *self.block;
-        // SAFETY: the tables are the claimed vCPU's VM's, and live as long as the claim, which `self` holds until the
-        // guest is left; EL2 runs with DAIF masked from the host's trap on, under the host's stage 2 or this guest's.
-        unsafe { switch::enter(context, &mut kept_here().lock(), &regime.0, has_gic.then_some(lists), answer) }
+    /// Runs the vCPU until it exits; [`Self::leave`], or the end of this, brings the host back. What `answer` answers at
+    /// once is no exit: it says whether the guest goes on. Not before [`Self::settle`].
+    #[inline(always)]
+    pub fn run(&mut self, flushes: bool, answer: impl Answer<GuestContext>) -> Stop {
+        let Block { context, lists, setting, .. } = &mut *self.block;
+        let Some((Setting { controller, .. }, regime)) = setting else { return Stop::BadState };
+        let lists = controller.is_some().then_some(lists);
+        regime.flush_local = flushes;
+        // SAFETY: the tables are the claimed vCPU's VM's, for `settle` was told so in this block, and live as long as the
+        // claim, which `self` holds until the guest is left; EL2 runs with DAIF masked from the host's trap on, under the
+        // host's stage 2 or this guest's.
+        unsafe { switch::enter(context, &mut self.host, regime, lists, answer) }
     }
 
     /// Puts the host's EL1 state and stage 2 back, if the guest's are in force since it ran.
     pub fn leave(&mut self) {
-        switch::leave(&mut self.block.context, &mut kept_here().lock());
+        switch::leave(&mut self.block.context, &mut self.host);
     }
 }
 
@@ -123,22 +147,6 @@ fn kept_here() -> &'static SpinMutex<HostContext> {
         Some(kept) => kept,
         None => fatal::defect("a CPU without a record"),
     }
-}
-
-/// How one vCPU's VM translates addresses.
-#[derive(Debug)]
-pub struct Regime(GuestRegime);
-
-/// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `flush_local` says that
-/// this CPU may have cached what another vCPU of the VM translated.
-pub fn regime((root, ipa_bits): (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush_local: bool) -> Regime {
-    Regime(GuestRegime {
-        vttbr: host::vttbr(root.pa().raw(), vmid.raw().into()),
-        vtcr: host::vtcr(ipa_bits),
-        vmpidr: index.mpidr(),
-        vpidr: host::midr(),
-        flush_local,
-    })
 }
 
 /// The ID registers of this CPU that a guest's view is made of.

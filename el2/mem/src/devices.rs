@@ -76,10 +76,16 @@ impl Guest {
     }
 
     /// Whether the guest guards its devices, and this is neither RAM nor open.
+    #[inline]
     pub fn bars(&self, at: Option<Gfn>) -> bool {
+        self.body.as_ref().is_some_and(|body| body.devices.guarded) && self.shuts(at)
+    }
+
+    #[inline(never)]
+    fn shuts(&self, at: Option<Gfn>) -> bool {
         let is_open =
             |body: &Body, gfn: u64| body.devices.runs().any(|(from, to)| (from.into()..to.into()).contains(&gfn));
         let reaches = |body: &Body, gfn: Gfn| body.is_ram(gfn) || is_open(body, gfn.raw());
-        self.body.as_ref().is_some_and(|body| body.devices.guarded && !at.is_some_and(|gfn| reaches(body, gfn)))
+        self.body.as_ref().is_some_and(|body| !at.is_some_and(|gfn| reaches(body, gfn)))
     }
 }

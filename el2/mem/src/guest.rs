@@ -180,12 +180,16 @@ impl Guest {
     }
 
     /// What the guest finds at an address, by a walk of its tables as they stand under the lock.
+    #[inline(always)]
     pub fn view(&self, ipa: Claim<Ipa>, m: &impl Machine) -> GuestView {
-        let gfn = ipa.examine().gfn();
-        let (Some(gfn), Some(body)) = (gfn, &self.body) else { return GuestView::Device };
-        if !body.is_ram(gfn) {
-            return GuestView::Device;
+        match (ipa.examine().gfn(), &self.body) {
+            (Some(gfn), Some(body)) if body.is_ram(gfn) => Self::view_of_ram(body, gfn, m),
+            (_, _) => GuestView::Device,
         }
+    }
+
+    #[inline(never)]
+    fn view_of_ram(body: &Body, gfn: Gfn, m: &impl Machine) -> GuestView {
         if body.life == Life::Dying {
             // Its tables may be the host's again.
             return GuestView::Absent(gfn);

@@ -24,7 +24,12 @@ pub struct Board {
     power: Power,
     /// Those that were created, a bit each.
     vcpus: u64,
+    /// Which of them ran last on each CPU.
+    turns: [Option<VcpuIndex>; MAX_CPUS],
 }
+
+/// Most CPUs that a VM's turns are kept of.
+pub const MAX_CPUS: usize = 32;
 
 /// A vCPU's timers: the virtual one and the physical one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +55,8 @@ const SGI0: Encoding = Encoding::new(3, 0, 12, 11, 7);
 
 impl Board {
     /// Of no VM: all zero, so that it takes no place in the image.
-    pub const NONE: Self = Self { vgic: Vgic::NONE, window: None, power: Power::NONE, vcpus: 0 };
+    pub const NONE: Self =
+        Self { vgic: Vgic::NONE, window: None, power: Power::NONE, vcpus: 0, turns: [None; MAX_CPUS] };
 
     /// Of a VM that was just created.
     #[must_use]
@@ -75,7 +81,8 @@ impl Board {
     }
 
     /// CPUs that have frames: all up to the last one.
-    const fn frames(&self) -> usize {
+    #[must_use]
+    pub const fn frames(&self) -> usize {
         u64::BITS.saturating_sub(self.vcpus.leading_zeros()) as usize
     }
 
@@ -92,6 +99,26 @@ impl Board {
             self.vgic.sleeps(vcpu);
         }
         arrival
+    }
+
+    /// Whether what CPU number `cpu` has cached of the VM may be of another vCPU than `vcpu`, so that it must be flushed.
+    /// From here until [`Self::keep_turn`] nobody was there, for a vCPU that is about to run may not get to it.
+    pub fn begin_turn(&mut self, cpu: usize, vcpu: VcpuIndex) -> bool {
+        match self.turns.get_mut(cpu) {
+            Some(last) if *last == Some(vcpu) => false,
+            Some(last) => {
+                *last = None;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Notes that `vcpu` has run on CPU number `cpu`, after a flush if it had to be.
+    pub fn keep_turn(&mut self, cpu: usize, vcpu: VcpuIndex) {
+        if let Some(last) = self.turns.get_mut(cpu) {
+            *last = Some(vcpu);
+        }
     }
 
     /// Serves the PSCI call that a vCPU made with HVC; `None` if it is another call.
@@ -137,6 +164,7 @@ impl Board {
     ///
     /// # Errors
     /// How the vCPU leaves instead.
+    #[inline(always)]
     pub fn enter(
         &mut self,
         vcpu: VcpuIndex,
@@ -154,7 +182,15 @@ impl Board {
         Ok(())
     }
 
+    /// Whether a vCPU that is in its guest was made to come out: a kick may be on its way to its CPU, or have come.
+    #[inline]
+    #[must_use]
+    pub fn is_told(&self, vcpu: VcpuIndex) -> bool {
+        self.vgic.is_told(vcpu)
+    }
+
     /// Takes back what became of it.
+    #[inline]
     pub fn leave(&mut self, vcpu: VcpuIndex, lists: &mut Lists) -> Kicks {
         self.vgic.save(vcpu, lists)
     }
@@ -241,6 +277,7 @@ impl Board {
     }
 
     /// Sets the wires of the timers as they are now.
+    #[inline(always)]
     fn look_at(&mut self, vcpu: VcpuIndex, timers: Timers, now: u64) {
         for (intid, timer) in timers.each() {
             self.vgic.set_timer(vcpu, intid, timer.asserts(now));

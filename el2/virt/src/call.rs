@@ -96,15 +96,6 @@ pub enum Call {
         /// What it is set to; `None`: it is read.
         value: Option<u64>,
     },
-    /// A run.
-    VcpuRun {
-        /// Which VM.
-        vm: Handle,
-        /// Which vCPU.
-        vcpu: VcpuIndex,
-        /// The answer to a load.
-        mmio: u64,
-    },
     /// A kick.
     VcpuKick {
         /// Which VM.
@@ -194,7 +185,6 @@ impl Call {
                 register: HostRegister::decode(x3)?,
                 value: (id == hvc::VCPU_SET_REG).then_some(x4),
             },
-            hvc::VCPU_RUN => Self::VcpuRun { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)?, mmio: x3 },
             hvc::VCPU_KICK => Self::VcpuKick { vm: Handle::decode(x1)?, vcpu: VcpuIndex::decode(x2)? },
             hvc::MEM_DONATE => {
                 Self::MemDonate { vm: Handle::decode(x1)?, revocable: revocable(x5)?, lot: lot(x2, x3, x4)? }
@@ -211,6 +201,15 @@ impl Call {
             _ => return Err(Refused::NoSuchCall),
         })
     }
+}
+
+/// Decodes x1 and x2 of `VCPU_RUN`, the call that is made most often: it is none of [`Call`]'s.
+///
+/// # Errors
+/// `WrongHandle`, `WrongVcpu`.
+#[inline(always)]
+pub fn vcpu_run([x1, x2]: [u64; 2]) -> Result<(Handle, VcpuIndex), Refused> {
+    Ok((Handle::decode(x1)?, VcpuIndex::decode(x2)?))
 }
 
 fn frames(pfn: u64, count: u64) -> Result<Claim<PfnRun>, Refused> {

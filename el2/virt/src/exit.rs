@@ -104,8 +104,9 @@ pub enum Crash {
     Abort,
 }
 
-/// Why a vCPU is back.
+/// Why a vCPU is back. Its first word says which, so that it is moved in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Exit {
     /// An interrupt for the host.
     Irq,
@@ -149,6 +150,7 @@ pub enum Exit {
 
 impl Exit {
     /// x1–x4 of `VCPU_RUN`.
+    #[inline]
     #[must_use]
     pub const fn results(self) -> [u64; 4] {
         match self {

@@ -126,7 +126,7 @@ impl Handle {
 }
 
 /// The place of a vCPU in its VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VcpuIndex(u8);
 
 impl VcpuIndex {

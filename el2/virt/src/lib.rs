@@ -27,6 +27,7 @@ pub mod measure;
 pub mod psci;
 mod refused;
 pub mod registers;
+pub mod setting;
 pub mod sha256;
 pub mod smc;
 pub mod sysreg;

@@ -304,7 +304,9 @@ impl Vcpu {
         Next::Resume
     }
 
-    fn abort(&mut self, trap: Trap, registers: &mut impl Registers, space: &impl Space) -> Next {
+    /// Decides an abort, as [`Self::handle`] does.
+    #[inline(always)]
+    pub fn abort(&mut self, trap: Trap, registers: &mut impl Registers, space: &impl Space) -> Next {
         let status = trap.esr & FAULT_STATUS;
         let denied = status & !3 == PERMISSION;
         // Address size, translation and permission faults only: our tables cause no others.
@@ -331,6 +333,7 @@ impl Vcpu {
         }
     }
 
+    #[inline(always)]
     fn mmio(&mut self, esr: u64, ipa: u64, registers: &mut impl Registers) -> Next {
         if esr & CACHE_OPERATION != 0 {
             // There is no cache of what is not memory.

@@ -413,9 +413,12 @@ fn named(word: Word, handle: Handle) -> Result<Word, Refused> {
     }
 }
 
+/// Counts one claim less: the claim that goes was counted, in the lowest bits, so nothing else of the word changes.
 fn release<A: Cell>(cell: &VmCell<A>) {
-    // The change is never refused: the claim that goes was counted.
-    let _ = cell.update(|word| Ok(Word { claims: word.claims.saturating_sub(1), ..word }));
+    let mut seen = cell.word.load();
+    while let Err(found) = cell.word.exchange(seen, seen.saturating_sub(1)) {
+        seen = found;
+    }
 }
 
 impl<A: Cell> Reserved<'_, A> {

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use freehold_el2::calls::{GuestSlot, Loaded, Platform, Stop};
 use freehold_mem::lock::{Permit, World};
 use freehold_mem::ports::Frames as _;
-use freehold_mem::{Host, Pfn, Vmid};
+use freehold_mem::{Host, Pfn};
 use freehold_uapi::hvc;
 use freehold_virt::board::Board;
-use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::handle::{MAX_VMS, Slot};
+use freehold_virt::setting::Setting;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
@@ -45,16 +46,8 @@ pub(crate) struct Open<'r> {
 /// How often a guest's access is made again within one run.
 const FAULTS: u32 = 4;
 
-/// Whose tables a guest runs on, and whether this entry forgets what the CPU cached of its VM.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Regime {
-    vmid: Vmid,
-    flushes: bool,
-}
-
 impl<'r> Loaded<'r> for Open<'r> {
     type Registers = Registers;
-    type Regime = Regime;
 
     fn claim(&mut self) -> &mut Claimed<'r, AtomicU64> {
         turns::point();
@@ -65,8 +58,16 @@ impl<'r> Loaded<'r> for Open<'r> {
         (&mut self.block.registers, &mut self.block.vcpu)
     }
 
+    fn setting(&self) -> Option<&Setting> {
+        self.block.setting.as_ref()
+    }
+
+    fn settle(&mut self, setting: Setting) {
+        self.block.setting = Some(setting);
+    }
+
     fn reset(&mut self) {
-        self.block = Block::new();
+        self.block = Block { setting: self.block.setting, ..Block::new() };
     }
 
     fn timer(&self) -> Timer {
@@ -80,10 +81,11 @@ impl<'r> Loaded<'r> for Open<'r> {
     }
 
     // Whatever could be answered at once may be answered later.
-    fn run(&mut self, regime: &Regime, _: bool, _: impl Answer<Registers>) -> Stop {
+    fn run(&mut self, flushes: bool, _: impl Answer<Registers>) -> Stop {
         turns::point();
         let rig = self.cpu.rig;
-        rig.entered(self.cpu.number, regime.flushes);
+        let vmid = self.block.setting.expect("what it runs in").vmid;
+        rig.entered(self.cpu.number, flushes);
         rig.guest_runs(self.cpu.number);
         // Where it is: with an exception that it was given it is elsewhere.
         let pc = (self.block.registers.pc, self.block.registers.injected);
@@ -91,7 +93,7 @@ impl<'r> Loaded<'r> for Open<'r> {
         loop {
             let (act, times) = again.take().unwrap_or_else(|| (rig.next_act(self.cpu.number), 0));
             let touches = act.touches();
-            let reached = touches.map(|(ipa, right)| rig.guest_touches(regime.vmid, ipa, right));
+            let reached = touches.map(|(ipa, right)| rig.guest_touches(vmid, ipa, right));
             if reached != Some(Reached::Yes) {
                 if times == FAULTS {
                     // Of a frame that nobody watches el2 knows more than the rig, and says each time that it is there.
@@ -123,7 +125,6 @@ impl<'r> Platform for Cpu<'r> {
     type HostLock = Lock<Host<'static>>;
     type GuestLock = Lock<GuestSlot>;
     type BoardLock = Leaf<Board>;
-    type Regime = Regime;
     type Loaded<'a>
         = Open<'a>
     where
@@ -201,10 +202,6 @@ impl<'r> Platform for Cpu<'r> {
         let found = self.rig.board.blocks().iter().find(|(at, _)| *at == frame).map(|(_, block)| block.clone());
         let block = found.unwrap_or_else(|| panic!("a vCPU without its frame {frame:#x}"));
         Open { cpu: *self, claim, frame, block, faulted: None, lists: Lists::EMPTY }
-    }
-
-    fn regime(&self, _: (Pfn, u32), vmid: Vmid, _: VcpuIndex, flushes: bool) -> Regime {
-        Regime { vmid, flushes }
     }
 
     fn raw_ids(&self) -> RawIds {

@@ -2,6 +2,7 @@
 //! What stands in the pool frame of a vCPU.
 
 use freehold_virt::registers;
+use freehold_virt::setting::Setting;
 use freehold_virt::vcpu::Vcpu;
 
 /// The registers of a vCPU.
@@ -49,11 +50,13 @@ impl registers::Registers for Registers {
 pub(crate) struct Block {
     pub(crate) registers: Registers,
     pub(crate) vcpu: Vcpu,
+    pub(crate) setting: Option<Setting>,
 }
 
 impl Block {
     /// As after a reset.
     pub(crate) const fn new() -> Self {
-        Self { registers: Registers { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0, kept: 0 }, vcpu: Vcpu::new() }
+        let registers = Registers { x: [0; 31], pc: 0, pstate: 0x3c5, injected: 0, kept: 0 };
+        Self { registers, vcpu: Vcpu::new(), setting: None }
     }
 }

@@ -4,11 +4,12 @@
 use core::marker::PhantomData;
 use core::sync::atomic::AtomicU64;
 use freehold_el2::calls::{Loaded, Platform, Stop};
+use freehold_mem::Pfn;
 use freehold_mem::lock::{Mutex, Permit, World};
-use freehold_mem::{Pfn, Vmid};
 use freehold_virt::board::Board;
-use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::handle::{MAX_VMS, Slot};
 use freehold_virt::registers::Registers;
+use freehold_virt::setting::Setting;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
@@ -56,14 +57,6 @@ impl<P, L, B> Watched<P, L, B> {
     }
 }
 
-/// How a VM translates addresses.
-#[derive(Debug)]
-pub struct Regime<R> {
-    regime: R,
-    root: u64,
-    vmid: u8,
-}
-
 /// A claimed vCPU.
 #[derive(Debug)]
 pub struct Open<'a, O: Loaded<'a>, L: Listener + 'static> {
@@ -84,7 +77,6 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Drop for Open<'a, O, L> {
 
 impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
     type Registers = O::Registers;
-    type Regime = Regime<O::Regime>;
 
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
         self.open.claim()
@@ -113,14 +105,23 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
         self.open.lists()
     }
 
-    fn run(&mut self, regime: &Regime<O::Regime>, has_gic: bool, answer: impl Answer<O::Registers>) -> Stop {
+    fn setting(&self) -> Option<&Setting> {
+        self.open.setting()
+    }
+
+    fn settle(&mut self, setting: Setting) {
+        self.open.settle(setting);
+    }
+
+    fn run(&mut self, flushes: bool, answer: impl Answer<O::Registers>) -> Stop {
         self.is_here = true;
         if self.listener.misleads() {
             self.open.parts().0.kept(FAR).into_iter().for_each(|far| *far ^= 8);
         }
+        let (vmid, root) = self.setting().map_or((0, 0), |setting| (setting.vmid.raw(), setting.root.raw()));
         let (x, found) = (arguments(&mut self.open), found(&mut self.open));
-        self.listener.entering(regime.vmid, regime.root, x, &found);
-        let stop = self.open.run(&regime.regime, has_gic, answer);
+        self.listener.entering(vmid, root, x, &found);
+        let stop = self.open.run(flushes, answer);
         self.listener.left(&stop, &seen(&mut self.open, &stop));
         stop
     }
@@ -166,7 +167,6 @@ impl<P: Platform, L: Listener + 'static, B: Mutex<Value = Board>> Platform for W
     type HostLock = P::HostLock;
     type GuestLock = P::GuestLock;
     type BoardLock = B;
-    type Regime = Regime<P::Regime>;
     type Loaded<'a>
         = Open<'a, P::Loaded<'a>, L>
     where
@@ -241,11 +241,6 @@ impl<P: Platform, L: Listener + 'static, B: Mutex<Value = Board>> Platform for W
         let mut open = self.platform.open(claim);
         self.listener.opened(open.parts().1.pending());
         Open { open, listener: self.listener, is_here: false, claim: PhantomData }
-    }
-
-    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Self::Regime {
-        let regime = self.platform.regime(root, vmid, index, flush);
-        Regime { regime, root: root.0.raw(), vmid: vmid.raw() }
     }
 
     fn host_is_busy(&self) -> bool {

@@ -69,9 +69,11 @@ impl GuestContext {
     }
 
     /// Whether PSTATE names a state that a guest may run in.
+    #[inline(always)]
     #[must_use]
     pub(super) const fn is_servable(&self) -> bool {
-        matches!(self.pstate & MODE, EL0 | EL1T | EL1H)
+        const SERVED: u64 = 1 << EL0 | 1 << EL1T | 1 << EL1H;
+        SERVED >> (self.pstate & MODE) & 1 != 0
     }
 }
 

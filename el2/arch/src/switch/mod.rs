@@ -36,6 +36,7 @@ pub(crate) use stage2::with_other_stage2;
 pub(crate) use vgic::list_registers;
 
 use crate::features::Has;
+use crate::host::midr;
 use crate::{barrier, gicr, vectors};
 use el1::{start_walks, stop_walks};
 use entry::Cause;
@@ -45,6 +46,8 @@ use freehold_virt::vgic::Lists;
 
 /// Exception class of an FP or SIMD instruction that CPTR_EL2 trapped.
 const CLASS_FP: u64 = 0x07;
+/// Of an HVC.
+const CLASS_HVC: u64 = 0x16;
 /// ISR_EL1: a physical SError, IRQ or FIQ is pending.
 const ISR_PENDING: u64 = 1 << 8 | 1 << 7 | 1 << 6;
 
@@ -69,7 +72,7 @@ pub unsafe fn enter(
     host: &mut HostContext,
     regime: &GuestRegime,
     mut lists: Option<&mut Lists>,
-    answer: impl Answer<GuestContext>,
+    mut answer: impl Answer<GuestContext>,
 ) -> Stop {
     let ids = Has::here();
     if !ctx.is_servable() {
@@ -94,7 +97,7 @@ pub unsafe fn enter(
         ctx.is_live = true;
     }
     load_interface(ctx, lists.as_deref_mut());
-    let cause = run(ctx, host, ids, answer);
+    let cause = run(ctx, host, ids, &mut answer);
     save_interface(ctx, lists);
     exit_of(cause, ctx, errors::guest_deferred(ids))
 }
@@ -134,7 +137,8 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids:
     ctx.el1.load_all_but_regime();
     host.el2.apply_guest_traps(ids);
     stage2::load(regime.vtcr, regime.vttbr);
-    write_sysreg!("vpidr_el2", regime.vpidr);
+    // Name and revision are this CPU's.
+    write_sysreg!("vpidr_el2", midr());
     write_sysreg!("vmpidr_el2", regime.vmpidr);
     barrier::registers_in_effect();
     if regime.flush_local {
@@ -158,7 +162,8 @@ fn load_interface(ctx: &GuestContext, lists: Option<&mut Lists>) {
 }
 
 /// Runs the guest; gives it the vector registers when it first asks for them.
-fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: Has, mut answer: impl Answer<GuestContext>) -> Cause {
+#[inline(always)]
+fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: Has, answer: &mut impl Answer<GuestContext>) -> Cause {
     loop {
         write_sysreg!("vbar_el2", entry::guest_vectors());
         barrier::registers_in_effect();
@@ -169,18 +174,21 @@ fn run(ctx: &mut GuestContext, host: &mut HostContext, ids: Has, mut answer: imp
         write_sysreg!("vbar_el2", vectors::host_vectors());
         barrier::registers_in_effect();
         // What takes no more than an answer takes no switch. An interrupt for the host ends the next stay at once.
-        if cause == Cause::SYNC && ctx.is_servable() {
-            let trap = ctx.exit;
-            let goes_on = if answer_at_once(trap.esr, ctx) { Some(true) } else { answer(trap, ctx) };
+        if cause != Cause::SYNC {
+            return cause;
+        }
+        let trap = ctx.exit;
+        if ctx.is_servable() {
+            let is_call = trap.class() == CLASS_HVC;
+            let goes_on = if is_call && answer_at_once(trap.esr, ctx) { Some(true) } else { answer(trap, ctx) };
             match goes_on {
                 Some(true) => continue,
                 Some(false) => return Cause::AGAIN,
                 None => {}
             }
         }
-        let wants_fp = cause == Cause::SYNC && ctx.exit.class() == CLASS_FP;
-        if !wants_fp || host.fp.guest_has_it {
-            return if cause == Cause::SYNC && !names_page(&mut ctx.exit) { Cause::AGAIN } else { cause };
+        if trap.class() != CLASS_FP || host.fp.guest_has_it {
+            return if names_page(&mut ctx.exit) { cause } else { Cause::AGAIN };
         }
         host.fp.give_to_guest(&ctx.fp, ids);
     }

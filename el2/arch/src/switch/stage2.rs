@@ -13,10 +13,8 @@ pub struct GuestRegime {
     pub vtcr: u64,
     /// VMPIDR_EL2: the affinity that the vCPU reads from MPIDR_EL1.
     pub vmpidr: u64,
-    /// VPIDR_EL2: what it reads from MIDR_EL1.
-    pub vpidr: u64,
-    /// Another vCPU of this VM was the last one of it on this CPU: what the TLB cached for that one
-    /// under a like ASID must go.
+    /// Another vCPU of this VM may have been the last one of it on this CPU: what the TLB cached for that one under a like
+    /// ASID must go.
     pub flush_local: bool,
 }
 

@@ -99,7 +99,10 @@ macro_rules! optional_traps {
             }
 
             fn restore(&self, ids: Has) {
-                $(if ids.$has() { $(write_sysreg!($register, self.$field);)+ })+
+                $(if ids.$has() {
+                    let Self { $($field,)+ .. } = *self;
+                    $(write_sysreg!($register, $field);)+
+                })+
             }
 
             /// All zero: what is enabled by a set bit is off, what has an inverted trap bit traps.
@@ -125,11 +128,12 @@ optional_traps! {
 /// EL2 registers as the host runs with them, ELR_EL2 and SPSR_EL2 of its trap included. All but those two are the same
 /// from the first entry of the host on, also when firmware brings the CPU up anew: they are read once.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(super) struct HostTraps {
-    elr: u64,
-    spsr: u64,
     /// HCR_EL2 and MDCR_EL2 while a guest runs.
     guest: [u64; 2],
+    elr: u64,
+    spsr: u64,
     /// HCR_EL2; zero until it was read.
     hcr: u64,
     cptr: u64,
@@ -196,14 +200,16 @@ impl HostTraps {
     /// Puts the host's stage 2 and traps back. Stage-1 walks must be off.
     pub(super) fn restore(&self, ids: Has) {
         super::stage2::load(self.vtcr, self.vttbr);
-        write_sysreg!("hcr_el2", self.hcr);
-        write_sysreg!("cptr_el2", self.cptr);
-        write_sysreg!("mdcr_el2", self.mdcr);
-        write_sysreg!("cnthctl_el2", self.cnthctl);
-        write_sysreg!("vpidr_el2", self.vpidr);
-        write_sysreg!("vmpidr_el2", self.vmpidr);
-        write_sysreg!("elr_el2", self.elr);
-        write_sysreg!("spsr_el2", self.spsr);
+        // All are loaded before the first is written: in pairs.
+        let Self { elr, spsr, hcr, cptr, mdcr, cnthctl, vpidr, vmpidr, .. } = *self;
+        write_sysreg!("hcr_el2", hcr);
+        write_sysreg!("cptr_el2", cptr);
+        write_sysreg!("mdcr_el2", mdcr);
+        write_sysreg!("cnthctl_el2", cnthctl);
+        write_sysreg!("vpidr_el2", vpidr);
+        write_sysreg!("vmpidr_el2", vmpidr);
+        write_sysreg!("elr_el2", elr);
+        write_sysreg!("spsr_el2", spsr);
         self.fine.restore(ids);
     }
 }

@@ -14,28 +14,27 @@ mod vcpu;
 mod vm;
 
 pub use abort::{Fault, host_may_retry};
+pub use freehold_virt::board::MAX_CPUS;
 pub use freehold_virt::vcpu::Stop;
 pub use power::{quiesce, reopen};
 
 use core::sync::atomic::AtomicU64;
 use freehold_mem::lock::{Mutex, Permit, World};
-use freehold_mem::{Guest, Host, Machine, Pfn, VmSlot, Vmid};
+use freehold_mem::{Guest, Host, Machine, Pfn, VmSlot};
 use freehold_uapi::hvc;
 use freehold_virt::Refused;
 use freehold_virt::board::Board;
-use freehold_virt::call::{Call, Reply};
-use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::call::{Call, Reply, vcpu_run};
+use freehold_virt::handle::{Handle, MAX_VCPUS, MAX_VMS, Slot};
 use freehold_virt::measure::Measurement;
 use freehold_virt::registers::Registers;
+use freehold_virt::setting::Setting;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
 use freehold_virt::vcpu::{Answer, Vcpu};
 use freehold_virt::vgic::{Kicks, Lists};
 use freehold_virt::vm::{Claimed, Vms};
-
-/// Most CPUs that a VM's turns are kept of; the binary checks that the machine has no more.
-pub const MAX_CPUS: usize = 32;
 
 /// The release that `VERSION` names: major, minor, patch.
 const RELEASE: u64 = 1 << 8;
@@ -45,8 +44,6 @@ const RELEASE: u64 = 1 << 8;
 pub struct GuestSlot {
     /// The VM's memory.
     pub memory: Guest,
-    /// Which of its vCPUs ran last on each CPU.
-    last: [Option<VcpuIndex>; MAX_CPUS],
     /// What it starts from.
     pub(crate) measurement: Measurement,
 }
@@ -54,32 +51,11 @@ pub struct GuestSlot {
 impl GuestSlot {
     /// The slot, without a VM.
     pub const fn new(slot: VmSlot) -> Self {
-        Self { memory: Guest::new(slot), last: [None; MAX_CPUS], measurement: Measurement::new() }
+        Self { memory: Guest::new(slot), measurement: Measurement::new() }
     }
 
-    /// Whether what a CPU has cached of the VM may be of another vCPU than `vcpu`, so that it must be flushed. From
-    /// here until [`Self::keep_turn`] nobody was there, for a vCPU that is about to run may not get to it.
-    pub(crate) fn begin_turn(&mut self, cpu: usize, vcpu: VcpuIndex) -> bool {
-        match self.last.get_mut(cpu) {
-            Some(last) if *last == Some(vcpu) => false,
-            Some(last) => {
-                *last = None;
-                true
-            }
-            None => true,
-        }
-    }
-
-    /// Notes that `vcpu` has run on `cpu`, after a flush if it had to be.
-    pub(crate) fn keep_turn(&mut self, cpu: usize, vcpu: VcpuIndex) {
-        if let Some(last) = self.last.get_mut(cpu) {
-            *last = Some(vcpu);
-        }
-    }
-
-    /// Forgets the slot's former VM: where its vCPUs ran, whose translations are gone, and what it had.
+    /// Forgets what the slot's former VM had.
     fn forget(&mut self) {
-        self.last = [None; MAX_CPUS];
         self.measurement = Measurement::new();
     }
 }
@@ -88,21 +64,24 @@ impl GuestSlot {
 pub trait Loaded<'a> {
     /// Its registers.
     type Registers: Registers;
-    /// How its VM translates addresses.
-    type Regime;
     /// The claim.
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64>;
     /// The registers, and what the vCPU waits for.
     fn parts(&mut self) -> (&mut Self::Registers, &mut Vcpu);
-    /// Makes it as if it had just been created.
+    /// What it runs in, since it has run.
+    fn setting(&self) -> Option<&Setting>;
+    /// Says what it runs in, from here on.
+    fn settle(&mut self, setting: Setting);
+    /// Makes it as if it had just been created, but for what it runs in.
     fn reset(&mut self);
     /// Its virtual timer, as it was when it stopped.
     fn timer(&self) -> Timer;
     /// What its list registers are loaded with while it runs, or keeps while it is out.
     fn lists(&mut self) -> &mut Lists;
-    /// Runs it until it stops, with its list registers if its VM has an interrupt controller. A trap that `answer`
-    /// answers is none: it says whether the guest goes on at once.
-    fn run(&mut self, regime: &Self::Regime, has_gic: bool, answer: impl Answer<Self::Registers>) -> Stop;
+    /// Runs it until it stops, in what it was said to run in, with its list registers if its VM has an interrupt controller.
+    /// `flushes` says that this CPU may have cached what another vCPU of the VM translated. A trap that `answer` answers is
+    /// none: it says whether the guest goes on at once.
+    fn run(&mut self, flushes: bool, answer: impl Answer<Self::Registers>) -> Stop;
     /// Puts the host back where a run has left the guest in place: before tables change, or the host goes on.
     fn leave(&mut self);
 }
@@ -117,10 +96,8 @@ pub trait Platform {
     type GuestLock: Mutex<Value = GuestSlot>;
     /// The lock around a VM's board. It is the last one that is taken.
     type BoardLock: Mutex<Value = Board>;
-    /// How a VM translates addresses.
-    type Regime;
     /// A loaded vCPU.
-    type Loaded<'a>: Loaded<'a, Regime = Self::Regime>
+    type Loaded<'a>: Loaded<'a>
     where
         Self: 'a;
 
@@ -157,9 +134,6 @@ pub trait Platform {
     fn create_vcpu(&self, frame: Pfn) -> u64;
     /// Opens a claimed vCPU.
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> Self::Loaded<'a>;
-    /// The regime of a VM with this root table, address size and VMID, for its vCPU `index`. `flush` says that this CPU
-    /// may have cached what another vCPU of the VM translated.
-    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Self::Regime;
     /// Whether the host is in a state (streaming mode) in which no guest may be entered. Asked before a vCPU moves, so
     /// that a refusal changes nothing (I6).
     fn host_is_busy(&self) -> bool;
@@ -180,7 +154,28 @@ pub fn serve(platform: &impl Platform, id: u32, arguments: impl FnOnce() -> [u64
     if id == hvc::VERSION {
         return version(platform);
     }
-    Call::decode(id, arguments()).and_then(|call| dispatch(platform, call)).into()
+    if id == hvc::VCPU_RUN {
+        let [vm, vcpu, answer, ..] = arguments();
+        return run(platform, vm, vcpu, answer);
+    }
+    decoded(platform, id, arguments())
+}
+
+/// Serves any other call. Who has told those two already calls this.
+#[inline(always)]
+pub(crate) fn decoded(platform: &impl Platform, id: u32, arguments: [u64; 5]) -> Reply {
+    Call::decode(id, arguments).and_then(|call| dispatch(platform, call)).into()
+}
+
+/// `VCPU_RUN` of a vCPU of a VM, with the answer to a load.
+#[inline(always)]
+pub(crate) fn run(p: &impl Platform, vm: u64, vcpu: u64, answer: u64) -> Reply {
+    // The one permit of this entry to EL2.
+    let permit = &mut Permit::for_this_entry();
+    match vcpu_run([vm, vcpu]) {
+        Ok((vm, vcpu)) => crate::run::run(p, permit, vm, vcpu, answer),
+        Err(why) => why.into(),
+    }
 }
 
 /// Not in line: who answers without a call of these needs none of the stack that they do.
@@ -203,7 +198,6 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
         Call::PoolTopup { vm, run } => vm::top_up(p, permit, vm, run),
         Call::VcpuCreate { vm, vcpu } => vcpu::create(p, permit, vm, vcpu),
         Call::VcpuReg { vm, vcpu, register, value } => vcpu::register(p, permit, vm, vcpu, register, value),
-        Call::VcpuRun { vm, vcpu, mmio } => crate::run::run(p, permit, vm, vcpu, mmio),
         Call::VcpuKick { vm, vcpu } => vcpu::kick(p, vm, vcpu),
         Call::MemDonate { vm, lot, revocable } => memory::donate(p, permit, vm, lot, revocable),
         Call::MemDonateList { vm, list, records, revocable } => {

@@ -2,24 +2,18 @@
 //! What of a run concerns the VM's board: list registers before and after, what its controller answers itself, and the
 //! guest's calls about its CPUs. The board's lock is held for no other, and never while a guest runs.
 
-use super::{CLASS_HVC, CLASS_SYSREG, Run, Turn};
+use super::{CLASS_HVC, CLASS_SYSREG, Held, Run};
 use crate::calls::{Loaded, Platform, Stop, give};
 use freehold_mem::lock::Mutex;
 use freehold_virt::board::Timers;
 use freehold_virt::exit::Exit;
 use freehold_virt::guest_call::identifier;
-use freehold_virt::handle::MAX_VCPUS;
 use freehold_virt::registers::Registers;
 use freehold_virt::sysreg::Access;
 use freehold_virt::trng;
 use freehold_virt::vcpu::{Next, Trap};
-use freehold_virt::vgic::Window;
 
-impl<'a, P: Platform> Run<'a, P> {
-    fn board(&self) -> <P::BoardLock as Mutex>::Guard<'a> {
-        self.p.board(self.vm.slot()).acquire()
-    }
-
+impl<'a, P: Platform> Run<'a, '_, P> {
     fn timers(&mut self) -> Timers {
         let cntv = self.loaded.timer();
         Timers { cntv, cntp: *self.loaded.parts().1.physical_timer() }
@@ -29,38 +23,50 @@ impl<'a, P: Platform> Run<'a, P> {
     ///
     /// # Errors
     /// How it leaves without having run. A kick is looked for when who kicks can know that it is here.
-    pub(super) fn enter(&mut self, turn: &Turn<P::Regime>) -> Result<Stop, Exit> {
-        let (p, index, timers) = (self.p, self.index, self.timers());
-        let place = (p.cpu(), p.list_registers());
-        let board = p.board(self.vm.slot());
-        board.acquire().enter(index, place, timers, p.now(), self.loaded.lists())?;
-        let Self { loaded, window, is_clear, wake, .. } = self;
+    pub(super) fn enter(&mut self, mut board: Held<'a, P>) -> Result<Stop, Exit> {
+        let (p, lock, index, timers) = (self.p, self.lock, self.index, self.timers());
+        let (cpu, room) = (p.cpu(), p.list_registers());
+        board.enter(index, (cpu, room), timers, p.now(), self.loaded.lists())?;
+        drop(board);
+        let has_gic = self.controller().is_some();
+        // Where no RAM is, what is met there is the controller.
+        let clear = self.controller().filter(|controller| controller.is_clear).map(|controller| controller.window);
+        let Self { loaded, flushes, wake, .. } = self;
         let may_answer = |trap: Trap| match trap.load() {
-            Some((ipa, _)) => *is_clear && may_hold(*window, ipa),
-            None => window.is_some() && trap.class() == CLASS_SYSREG,
+            Some((ipa, _)) => clear.is_some_and(|window| window.is_near(ipa)),
+            None => has_gic && trap.class() == CLASS_SYSREG,
         };
         let stop = if loaded.claim().take_kick() {
             Err(Exit::Kicked)
         } else {
-            Ok(loaded.run(&turn.regime, window.is_some(), |trap, registers| {
+            Ok(loaded.run(*flushes, |trap, registers| {
                 if !may_answer(trap) {
                     return None;
                 }
-                let mut board = board.acquire();
+                let mut board = lock.acquire();
                 let kicks = board.answer_at_once(index, trap, registers)?;
                 *wake |= give(p, kicks);
                 // What it has sent to itself takes a list register.
-                Some(*wake == 0 && kicks.cpus & 1u32.unbounded_shl(place.0 as u32) == 0)
+                Some(*wake == 0 && kicks.cpus & 1u32.unbounded_shl(cpu as u32) == 0)
             }))
         };
-        // Under the lock, which is held to the end of the statement.
-        self.wake |= give(p, board.acquire().leave(index, self.loaded.lists()));
-        p.forget_interrupt();
+        let mut board = lock.acquire();
+        if *flushes && matches!(stop, Ok(Stop::Trap(_))) {
+            // It trapped, so it was entered; an interrupt alone does not say that.
+            board.keep_turn(cpu, index);
+            *flushes = false;
+        }
+        if board.is_told(index) {
+            // Nobody sends another one: under this lock it goes out.
+            p.forget_interrupt();
+        }
+        *wake |= give(p, board.leave(index, loaded.lists()));
         stop
     }
 
     /// Serves a trap of the controller's system registers or of the physical timer's, a PSCI call, and a call for random
     /// numbers; `None` if it is another one.
+    #[inline(never)]
     pub(super) fn trap(&mut self, trap: Trap) -> Option<Next> {
         let p = self.p;
         let (registers, vcpu) = self.loaded.parts();
@@ -68,7 +74,7 @@ impl<'a, P: Platform> Run<'a, P> {
         let (next, kicks) = match trap.class() {
             CLASS_SYSREG => {
                 let (access, timer) = (Access::decode(trap.esr), vcpu.physical_timer());
-                board = p.board(self.vm.slot()).acquire();
+                board = self.lock.acquire();
                 board.vgic()?;
                 (Next::Resume, board.system_register(self.index, access, registers, timer, p.now())?)
             }
@@ -78,7 +84,7 @@ impl<'a, P: Platform> Run<'a, P> {
                     registers.answer(results);
                     return Some(Next::Resume);
                 }
-                board = p.board(self.vm.slot()).acquire();
+                board = self.lock.acquire();
                 board.power_call(self.index, registers)?
             }
             _ => return None,
@@ -87,26 +93,22 @@ impl<'a, P: Platform> Run<'a, P> {
         Some(next)
     }
 
-    /// Keeps an exit from the host if the VM's controller answers it.
+    /// Keeps an access to one of the frames from the host: the VM's controller answers it.
+    #[inline(never)]
     pub(super) fn keep(&mut self, next: Next) -> Next {
         let mut board;
         let kicks = match next {
-            Next::Leave(Exit::MmioStore { ipa, width, data }) if may_hold(self.window, ipa) => {
-                board = self.board();
+            Next::Leave(Exit::MmioStore { ipa, width, data }) => {
+                board = self.lock.acquire();
                 board.store(ipa, width, data)
             }
-            Next::Leave(Exit::MmioLoad { ipa, width }) if may_hold(self.window, ipa) => {
-                board = self.board();
+            Next::Leave(Exit::MmioLoad { ipa, width }) => {
+                board = self.lock.acquire();
                 board.load(ipa, width).map(|(value, kicks)| {
                     let (registers, vcpu) = self.loaded.parts();
                     vcpu.complete(value, registers);
                     kicks
                 })
-            }
-            Next::Leave(Exit::Wfi(_)) => {
-                let (timers, vmcr) = (self.timers(), self.loaded.lists().vmcr());
-                let exit = self.board().idle(self.index, vmcr, timers, self.p.now());
-                return exit.map_or(Next::Resume, Next::Leave);
             }
             Next::Leave(_) | Next::Resume => return next,
         };
@@ -115,9 +117,14 @@ impl<'a, P: Platform> Run<'a, P> {
             Next::Resume
         })
     }
-}
 
-/// Whether one of the controller's frames may be at an address.
-fn may_hold(window: Option<Window>, ipa: u64) -> bool {
-    window.is_some_and(|window| window.locate(ipa, MAX_VCPUS).is_some())
+    /// Keeps a wait from the host that is over.
+    pub(super) fn idle(&mut self, next: Next) -> Next {
+        if !matches!(next, Next::Leave(Exit::Wfi(_))) || self.controller().is_none() {
+            return next;
+        }
+        let (timers, vmcr) = (self.timers(), self.loaded.lists().vmcr());
+        let exit = self.lock.acquire().idle(self.index, vmcr, timers, self.p.now());
+        exit.map_or(Next::Resume, Next::Leave)
+    }
 }

@@ -20,84 +20,142 @@ use freehold_virt::guest_power::Arrival;
 use freehold_virt::handle::{Handle, VcpuIndex};
 use freehold_virt::measure::Shape;
 use freehold_virt::registers::Registers;
+use freehold_virt::setting::{Controller, Setting};
 use freehold_virt::sysreg::{IdView, RawIds};
 use freehold_virt::vcpu::{Next, Trap};
-use freehold_virt::vgic::Window;
 use freehold_virt::vm::Purpose;
 use space::View;
 
 const CLASS_HVC: u64 = 0x16;
 const CLASS_SYSREG: u64 = 0x18;
+/// With bit 2 set, a data access's.
 const CLASS_FETCH: u64 = 0x20;
-const CLASS_DATA: u64 = 0x24;
 
 /// `VCPU_RUN`. Whatever comes of it, the host learns whom it has to wake.
-pub(crate) fn run<P: Platform>(
-    p: &P,
+#[inline(never)]
+pub(crate) fn run<P: Platform>(p: &P, permit: &mut Permit, vm: Handle, index: VcpuIndex, answer: u64) -> Reply {
+    match p.vms().claim(vm, index, Purpose::Run) {
+        Ok(claim) => claimed(p, permit, (vm, index), &mut p.open(claim), answer),
+        Err(why) => why.into(),
+    }
+}
+
+#[inline(always)]
+fn claimed<'a, P: Platform>(
+    p: &'a P,
     permit: &mut Permit,
-    vm: Handle,
-    index: VcpuIndex,
+    (vm, index): (Handle, VcpuIndex),
+    loaded: &mut P::Loaded<'a>,
     answer: u64,
-) -> Result<Reply, Refused> {
-    let loaded = p.open(p.vms().claim(vm, index, Purpose::Run)?);
-    let mut run = Run { p, vm, index, loaded, window: None, is_clear: false, wake: 0 };
-    let exit = run.serve(permit, answer);
-    Ok(Reply::from(exit.map(|exit| Reply::success(exit.results()))).waking(run.wake))
+) -> Reply {
+    if p.host_is_busy() {
+        return Refused::Denied.into();
+    }
+    let lock = p.board(vm.slot());
+    let (mut board, arrival) = if loaded.setting().is_some() {
+        // It is claimed, so its VM is not dying; and it has run, so its VM has.
+        let mut board = lock.acquire();
+        let arrival = board.arrive(index);
+        (board, arrival)
+    } else {
+        match begin(p, permit, (vm, index), lock, loaded) {
+            Ok(arrived) => arrived,
+            Err(why) => return why.into(),
+        }
+    };
+    match arrival {
+        Arrival::Off => return Reply::success(board.rest(Exit::Off).results()),
+        Arrival::Runs => {}
+        Arrival::Starts(entry) => {
+            loaded.reset();
+            let (registers, _) = loaded.parts();
+            registers.set_pc(entry.pc);
+            registers.set_x(0, entry.context);
+        }
+    }
+    let flushes = board.begin_turn(p.cpu(), index);
+    let (registers, vcpu) = loaded.parts();
+    vcpu.complete(answer, registers);
+    loaded.claim().ran();
+    let mut run = Run { p, vm, index, loaded, lock, flushes, wake: 0 };
+    match run.serve(permit, board) {
+        Ok(exit) => Reply::success(exit.results()).waking(run.wake),
+        Err(why) => Reply::from(why).waking(run.wake),
+    }
+}
+
+/// A VM's board, under its lock.
+type Held<'a, P> = <<P as Platform>::BoardLock as Mutex>::Guard<'a>;
+
+/// Marks the VM's first run, and finds its tables and its controller. They stay: the vCPU is claimed. With this call the
+/// measurement is fixed, whether or not the guest gets to its first instruction.
+///
+/// A vCPU that never ran begins together with its VM, or where the guest has started it.
+#[inline(never)]
+fn begin<'a, P: Platform>(
+    p: &'a P,
+    permit: &mut Permit,
+    (vm, index): (Handle, VcpuIndex),
+    lock: &'a P::BoardLock,
+    loaded: &mut P::Loaded<'a>,
+) -> Result<(Held<'a, P>, Arrival), Refused> {
+    with_guest(p, permit, vm, |guest| {
+        let (root, ipa_bits) = guest.memory.root().ok_or(Refused::WrongState)?;
+        let is_first = guest.memory.life() == Life::Building;
+        let mut board = lock.acquire();
+        let arrival = board.arrive(index);
+        let window = board.window();
+        if arrival == Arrival::Runs && loaded.claim().is_fresh() && !is_first {
+            return Err(Refused::WrongState);
+        }
+        if arrival == Arrival::Off {
+            return Ok((board, arrival));
+        }
+        guest.memory.start()?;
+        if is_first {
+            let shape = Shape { ipa_bits, vcpus: p.vms().created(vm), gic: window };
+            guest.measurement.start(&shape, loaded.parts().0, guest.memory.ram());
+        }
+        let controller = window.map(|window| Controller {
+            window,
+            frames: board.frames(),
+            is_clear: guest.memory.ram().all(|ram| window.is_clear_of(ram)),
+        });
+        let vmid = guest.memory.vmid();
+        loaded.settle(Setting { root, ipa_bits, vmid, vcpu: index, controller });
+        Ok((board, arrival))
+    })
 }
 
 /// A vCPU that is being run here.
-struct Run<'a, P: Platform> {
+struct Run<'a, 'l, P: Platform> {
     p: &'a P,
     vm: Handle,
     index: VcpuIndex,
-    loaded: P::Loaded<'a>,
-    /// Where its VM's interrupt controller is, if it has one.
-    window: Option<Window>,
-    /// No RAM is there: what is met at those addresses is the controller.
-    is_clear: bool,
+    loaded: &'l mut P::Loaded<'a>,
+    /// The lock around its VM's board.
+    lock: &'a P::BoardLock,
+    /// Each entry drops what this CPU has cached of the VM.
+    flushes: bool,
     /// vCPUs whose threads the host has to wake.
     wake: u64,
 }
 
-/// How a vCPU runs on this CPU now.
-struct Turn<R> {
-    regime: R,
-    ipa_bits: u32,
-    /// Each entry drops what this CPU has cached of the VM.
-    flushes: bool,
-}
-
-impl<'a, P: Platform> Run<'a, P> {
-    fn serve(&mut self, permit: &mut Permit, answer: u64) -> Result<Exit, Refused> {
-        if self.p.host_is_busy() {
-            return Err(Refused::Denied);
-        }
-        let Some(mut turn) = self.begin(permit)? else {
-            return Ok(self.p.board(self.vm.slot()).acquire().rest(Exit::Off));
-        };
-        let (registers, vcpu) = self.loaded.parts();
-        vcpu.complete(answer, registers);
-        self.loaded.claim().ran();
+impl<'a, P: Platform> Run<'a, '_, P> {
+    fn serve(&mut self, permit: &mut Permit, board: Held<'a, P>) -> Result<Exit, Refused> {
+        let mut held = Some(board);
         loop {
-            let next = match self.enter(&turn) {
+            let board = held.take().unwrap_or_else(|| self.lock.acquire());
+            let next = match self.enter(board) {
                 Err(exit) => Next::Leave(exit),
                 Ok(Stop::Own) => Next::Resume,
-                Ok(Stop::Trap(trap)) => {
-                    // It trapped, so it was entered; an interrupt alone does not say that.
-                    if turn.flushes {
-                        self.keep_turn(permit, &mut turn)?;
-                    }
-                    match self.trap(trap) {
-                        Some(next) => next,
-                        None => self.decide(permit, &turn, trap)?,
-                    }
-                }
+                Ok(Stop::Trap(trap)) => self.decide(permit, trap)?,
                 Ok(Stop::Interrupt) => Next::Leave(Exit::Irq),
                 Ok(Stop::SError) => Next::Leave(Exit::Crash(Crash::Abort)),
                 Ok(Stop::BadState) => Next::Leave(Exit::Crash(Crash::BadState)),
                 Ok(Stop::HostBusy) => return Err(Refused::Denied),
             };
-            match if self.window.is_some() { self.keep(next) } else { next } {
+            match next {
                 Next::Resume if self.wake == 0 => {}
                 Next::Resume => return Ok(Exit::Wake),
                 Next::Leave(exit) => {
@@ -110,72 +168,27 @@ impl<'a, P: Platform> Run<'a, P> {
         }
     }
 
-    /// Marks the VM's first run, and finds its tables. They stay: the vCPU is claimed. With this call the
-    /// measurement is fixed, whether or not the guest gets to its first instruction. `None`: the vCPU is off.
-    ///
-    /// A vCPU that never ran begins together with its VM, or where the guest has started it.
-    fn begin(&mut self, permit: &mut Permit) -> Result<Option<Turn<P::Regime>>, Refused> {
-        let (p, vm, index) = (self.p, self.vm, self.index);
-        with_guest(p, permit, vm, |guest| {
-            let root = guest.memory.root().ok_or(Refused::WrongState)?;
-            let fresh = self.loaded.claim().is_fresh();
-            let mut board = p.board(vm.slot()).acquire();
-            self.window = board.window();
-            let arrival = board.arrive(index);
-            drop(board);
-            match arrival {
-                Arrival::Off => return Ok(None),
-                Arrival::Runs if fresh && guest.memory.life() != Life::Building => return Err(Refused::WrongState),
-                Arrival::Runs => {}
-                Arrival::Starts(entry) => {
-                    self.loaded.reset();
-                    let (registers, _) = self.loaded.parts();
-                    registers.set_pc(entry.pc);
-                    registers.set_x(0, entry.context);
-                }
-            }
-            let is_first = guest.memory.life() == Life::Building;
-            guest.memory.start()?;
-            if is_first {
-                let shape = Shape { ipa_bits: root.1, vcpus: p.vms().created(vm), gic: self.window };
-                guest.measurement.start(&shape, self.loaded.parts().0, guest.memory.ram());
-            }
-            let flushes = guest.begin_turn(p.cpu(), index);
-            let regime = p.regime(root, guest.memory.vmid(), index, flushes);
-            self.is_clear = self.window.is_some_and(|window| guest.memory.ram().all(|ram| window.is_clear_of(ram)));
-            Ok(Some(Turn { regime, ipa_bits: root.1, flushes }))
-        })
-    }
-
-    /// Notes that the vCPU has run here, with what siblings had left flushed.
-    fn keep_turn(&self, permit: &mut Permit, turn: &mut Turn<P::Regime>) -> Result<(), Refused> {
-        with_guest(self.p, permit, self.vm, |guest| {
-            let root = guest.memory.root().ok_or(Refused::WrongState)?;
-            guest.keep_turn(self.p.cpu(), self.index);
-            turn.regime = self.p.regime(root, guest.memory.vmid(), self.index, false);
-            turn.flushes = false;
-            Ok(())
-        })
-    }
-
     /// Has a synchronous exception decided, with as much of the VM's memory in view as it needs.
-    fn decide(&mut self, permit: &mut Permit, turn: &Turn<P::Regime>, trap: Trap) -> Result<Next, Refused> {
+    fn decide(&mut self, permit: &mut Permit, trap: Trap) -> Result<Next, Refused> {
         let class = trap.class();
+        if class & !4 == CLASS_FETCH {
+            return self.abort(permit, trap);
+        }
+        if let Some(next) = self.trap(trap) {
+            return Ok(self.idle(next));
+        }
         let mut raw_ids = None;
         let raw_ids = if class == CLASS_SYSREG { raw_ids.insert(self.p.raw_ids()) } else { &RawIds::NONE };
-        let ids = IdView::new(raw_ids, turn.ipa_bits).with_gic(self.window.is_some());
+        let ipa_bits = self.loaded.setting().map_or(0, |setting| setting.ipa_bits);
+        let ids = IdView::new(raw_ids, ipa_bits).with_gic(self.controller().is_some());
         if class == CLASS_HVC {
             // It may change tables, and those of the host too.
             self.loaded.leave();
+            return self.call(permit, trap, &ids);
         }
-        match class {
-            CLASS_HVC => self.call(permit, trap, &ids),
-            CLASS_FETCH | CLASS_DATA => self.abort(permit, trap, &ids),
-            _ => {
-                let (registers, vcpu) = self.loaded.parts();
-                Ok(vcpu.handle(trap, registers, &View::nothing(&self.p.machine()), &ids))
-            }
-        }
+        let (registers, vcpu) = self.loaded.parts();
+        let next = vcpu.handle(trap, registers, &View::nothing(&self.p.machine()), &ids);
+        Ok(self.idle(next))
     }
 
     /// A call of the guest's, with all of its memory in view.
@@ -195,21 +208,34 @@ impl<'a, P: Platform> Run<'a, P> {
 
     /// An abort. What the guest does not let out, and what a machine's controller does not take because no syndrome
     /// describes it, is an external abort of the guest's.
-    fn abort(&mut self, permit: &mut Permit, trap: Trap, ids: &IdView<'_>) -> Result<Next, Refused> {
+    fn abort(&mut self, permit: &mut Permit, trap: Trap) -> Result<Next, Refused> {
+        let is_of_controller = self.holds(trap.address());
         let (registers, vcpu) = self.loaded.parts();
         let mut guest = self.p.world().guest(permit, self.vm.slot().index()).ok_or(Refused::WrongHandle)?;
         let memory = &guest.get().memory;
-        let is_of_controller = || self.p.board(self.vm.slot()).acquire().holds(trap.address());
-        let trap = trap.across().filter(|_| !is_of_controller()).unwrap_or(trap);
+        let trap = trap.across().filter(|_| !is_of_controller).unwrap_or(trap);
         let is_barred = trap.misses() && memory.bars(Ipa::new(trap.address()).and_then(Ipa::gfn));
-        if !is_barred || is_of_controller() {
-            let next = vcpu.handle(trap, registers, &View::mapped(memory, &self.p.machine()), ids);
-            let is_lost = matches!(next, Next::Leave(Exit::Crash(Crash::NoSyndrome | Crash::Walk)));
-            if !is_lost || !is_of_controller() {
+        if !is_barred || is_of_controller {
+            let next = vcpu.abort(trap, registers, &View::mapped(memory, &self.p.machine()));
+            if !is_of_controller {
                 return Ok(next);
+            }
+            if !matches!(next, Next::Leave(Exit::Crash(Crash::NoSyndrome | Crash::Walk))) {
+                drop(guest);
+                return Ok(self.keep(next));
             }
         }
         registers.inject_external(trap);
         Ok(Next::Resume)
+    }
+
+    /// Whether one of the controller's frames is at an address.
+    fn holds(&self, ipa: u64) -> bool {
+        self.controller().is_some_and(|controller| controller.holds(ipa))
+    }
+
+    /// The controller of its VM, if there is one.
+    fn controller(&self) -> Option<&Controller> {
+        self.loaded.setting()?.controller.as_ref()
     }
 }

@@ -40,6 +40,7 @@ impl<M: Machine> Space for View<'_, M> {
         self.measurement.map(Measurement::attest)
     }
 
+    #[inline(always)]
     fn backing(&self, gfn: Gfn) -> Backing {
         let Some(guest) = self.guest else { return Backing::Outside };
         match guest.view(Claim::new(gfn.ipa()), self.machine) {

@@ -11,14 +11,15 @@ use freehold_arch::percpu::this_cpu;
 use freehold_arch::phys;
 use freehold_arch::random;
 use freehold_arch::switch::{self, GuestContext};
-use freehold_arch::vcpu::{self, Regime};
+use freehold_arch::vcpu;
 use freehold_arch::vectors::HostFrame;
 use freehold_mem::lock::Permit;
-use freehold_mem::{Pfn, VmSlot, Vmid};
+use freehold_mem::{Pfn, VmSlot};
 use freehold_uapi::hvc;
 use freehold_virt::board::Board;
 use freehold_virt::call::Reply;
-use freehold_virt::handle::{Slot, VcpuIndex};
+use freehold_virt::handle::Slot;
+use freehold_virt::setting::Setting;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
@@ -36,9 +37,21 @@ pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
     let id = u32::try_from(frame.x(0) & !SVE_HINT).unwrap_or(0);
     if id == hvc::VERSION {
         answer(frame, &calls::version(&K::PLATFORM));
+    } else if calls::clears_all(id) {
+        run::<K>(frame);
     } else {
         decode::<K>(frame, id);
     }
+}
+
+/// Runs a vCPU. It leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
+#[inline(never)]
+fn run<K: Kind>(frame: &mut HostFrame) {
+    let reply = calls::run(&K::PLATFORM, frame.x(1), frame.x(2), frame.x(3));
+    answer(frame, &reply);
+    // Known to be zero, it would be a call of memset.
+    let zero = core::hint::black_box(0);
+    (8..=17).for_each(|n| frame.set_x(n, zero));
 }
 
 /// Not in line, so that `VERSION`, of which nothing is decoded, needs no stack.
@@ -47,14 +60,8 @@ fn decode<K: Kind>(frame: &mut HostFrame, id: u32) {
     if id == hvc::CALL_UID {
         return uid(frame);
     }
-    let reply = calls::serve(&K::PLATFORM, id, || core::array::from_fn(|n| frame.x(n + 1)));
-    // A run leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
+    let reply = calls::decoded(&K::PLATFORM, id, core::array::from_fn(|n| frame.x(n + 1)));
     answer(frame, &reply);
-    if calls::clears_all(id) {
-        // Known to be zero, it would be a call of memset.
-        let zero = core::hint::black_box(0);
-        (8..=17).for_each(|n| frame.set_x(n, zero));
-    }
 }
 
 #[inline(always)]
@@ -93,7 +100,6 @@ impl<K> El2<K> {
 
 impl<'a> Loaded<'a> for vcpu::Loaded<'a> {
     type Registers = GuestContext;
-    type Regime = Regime;
 
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
         self.claim()
@@ -101,6 +107,14 @@ impl<'a> Loaded<'a> for vcpu::Loaded<'a> {
 
     fn parts(&mut self) -> (&mut GuestContext, &mut Vcpu) {
         self.parts()
+    }
+
+    fn setting(&self) -> Option<&Setting> {
+        self.setting()
+    }
+
+    fn settle(&mut self, setting: Setting) {
+        self.settle(setting);
     }
 
     fn reset(&mut self) {
@@ -119,8 +133,8 @@ impl<'a> Loaded<'a> for vcpu::Loaded<'a> {
         self.lists()
     }
 
-    fn run(&mut self, regime: &Regime, has_gic: bool, answer: impl Answer<GuestContext>) -> Stop {
-        self.run(regime, has_gic, answer)
+    fn run(&mut self, flushes: bool, answer: impl Answer<GuestContext>) -> Stop {
+        self.run(flushes, answer)
     }
 }
 
@@ -129,7 +143,6 @@ impl<K: Kind> Platform for El2<K> {
     type HostLock = K::HostLock;
     type GuestLock = K::GuestLock;
     type BoardLock = Ticket<Board>;
-    type Regime = Regime;
     type Loaded<'a> = vcpu::Loaded<'a>;
 
     fn machine(&self) -> K::Machine {
@@ -198,10 +211,6 @@ impl<K: Kind> Platform for El2<K> {
 
     fn open<'a>(&'a self, claim: Claimed<'a, AtomicU64>) -> vcpu::Loaded<'a> {
         vcpu::Loaded::open(claim)
-    }
-
-    fn regime(&self, root: (Pfn, u32), vmid: Vmid, index: VcpuIndex, flush: bool) -> Regime {
-        vcpu::regime(root, vmid, index, flush)
     }
 
     fn host_is_busy(&self) -> bool {

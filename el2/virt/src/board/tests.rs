@@ -445,3 +445,16 @@ fn nothing_but_the_frames_of_the_vcpus_that_there_are_is_met() {
     }
     assert_eq!(Board::new().load(0x100_ffe8, Width::Word), None, "there is none before the host says where");
 }
+
+#[test]
+fn a_turn_that_did_not_come_about_is_nobodys() {
+    let mut board = Board::new();
+    let [sibling, vcpu] = [vcpu(1), vcpu(0)];
+    assert!(board.begin_turn(0, vcpu));
+    assert!(board.begin_turn(0, vcpu));
+    board.keep_turn(0, vcpu);
+    assert!(!board.begin_turn(0, vcpu));
+    assert!(board.begin_turn(0, sibling));
+    assert!(board.begin_turn(0, vcpu), "an interrupt alone may have taken the sibling off");
+    assert!(board.begin_turn(MAX_CPUS, vcpu), "a CPU that nothing is kept of");
+}

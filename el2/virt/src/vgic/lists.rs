@@ -123,15 +123,20 @@ impl Vgic {
     /// What is of a group that the guest has switched off in its CPU interface comes last, by the masks of the last exit:
     /// it would wait in a list register for ever. If these are others by now and something is left over, the guest comes
     /// out.
+    #[inline]
     pub fn load(&mut self, vcpu: VcpuIndex, cpu: u8, room: usize, lists: &mut Lists) {
-        let me = vcpu.index();
         let room = room.min(MAX_LISTS);
         // Lists that were reset meanwhile hold nothing of what was kept: it is taken back and given anew.
         let may_stay = lists.is_same && lists.used <= room;
-        if let Some(local) = self.locals.get_mut(me).filter(|local| local.place == Place::Kept && may_stay) {
-            local.place = Place::In(cpu);
-            return;
+        match self.locals.get_mut(vcpu.index()) {
+            Some(local) if local.place == Place::Kept && may_stay => local.place = Place::In(cpu),
+            _ => self.fill(vcpu.index(), cpu, room, lists),
         }
+    }
+
+    /// Fills the lists anew. Not in line: an entry that keeps what it has needs none of the stack.
+    #[inline(never)]
+    fn fill(&mut self, me: usize, cpu: u8, room: usize, lists: &mut Lists) {
         lists.clear();
         self.put(me, Place::In(cpu));
         let switched = GROUP0_ON << (lists.vmcr & 1) | GROUP1_ON << (lists.vmcr >> 1 & 1);
@@ -154,14 +159,21 @@ impl Vgic {
 
     /// Folds the list registers back, as the CPU left them, or keeps them. The vCPU is out. What it gives up may be
     /// another one's by now.
+    #[inline]
     pub fn save(&mut self, vcpu: VcpuIndex, lists: &mut Lists) -> Kicks {
-        let me = vcpu.index();
-        if let Some(Local { place: place @ Place::In(_), .. }) = self.locals.get_mut(me)
+        if let Some(Local { place: place @ Place::In(_), .. }) = self.locals.get_mut(vcpu.index())
             && lists.may_stay()
         {
             *place = Place::Kept;
             return Kicks::NONE;
         }
+        self.fold(vcpu, lists)
+    }
+
+    /// Folds them back. Not in line, as [`Self::fill`].
+    #[inline(never)]
+    fn fold(&mut self, vcpu: VcpuIndex, lists: &mut Lists) -> Kicks {
+        let me = vcpu.index();
         let mut kicks = Kicks::NONE;
         self.put(me, Place::Out);
         // Only these can have been ended without a list register. The last one acknowledged is the first one ended.

@@ -144,7 +144,13 @@ impl Vgic {
     }
 
     /// One SPI that [`Self::resample`] asked for and that the guest is done with.
+    #[inline]
     pub fn take_ended(&mut self) -> Option<Intid> {
+        if self.spis.iter().fold(0, |all, bank| all | bank.ended) == 0 { None } else { self.first_ended() }
+    }
+
+    #[inline(never)]
+    fn first_ended(&mut self) -> Option<Intid> {
         (1u32..8).zip(&mut self.spis).find_map(|(n, bank)| {
             let bit = Bits(bank.ended).next()?;
             bank.ended &= bank.ended.wrapping_sub(1);
@@ -225,6 +231,13 @@ impl Vgic {
             Some(Place::In(_)) => self.tell(vcpu.index()),
             Some(Place::Out | Place::Kept | Place::Asleep | Place::Leaving) | None => Kicks::NONE,
         }
+    }
+
+    /// Whether a vCPU that is in its guest was made to come out of it.
+    #[inline]
+    #[must_use]
+    pub fn is_told(&self, vcpu: VcpuIndex) -> bool {
+        self.locals.get(vcpu.index()).is_some_and(|local| local.place == Place::Leaving)
     }
 
     fn put(&mut self, vcpu: usize, place: Place) {

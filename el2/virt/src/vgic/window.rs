@@ -44,6 +44,14 @@ impl Window {
         })
     }
 
+    /// Whether an address is in the frames of as many CPUs as there can be: quicker to say no than [`Self::locate`].
+    #[inline]
+    #[must_use]
+    pub const fn is_near(self, ipa: u64) -> bool {
+        ipa.wrapping_sub(self.distributor) < FRAME
+            || ipa.wrapping_sub(self.redistributors) < REDISTRIBUTORS.saturating_mul(FRAME)
+    }
+
     /// Addresses of the distributor and of the first redistributor.
     #[must_use]
     pub const fn addresses(self) -> [u64; 2] {

@@ -15,8 +15,9 @@ use freehold_mem::{Attributes, Entry, Host, Machine, MemoryMap, PAGE_SIZE, Pfn, 
 use freehold_trace::traced::Traced;
 use freehold_uapi::hvc::{EXIT_CRASH, VCPU_RUN};
 use freehold_virt::board::Board;
-use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::handle::{MAX_VMS, Slot};
 use freehold_virt::registers::Registers;
+use freehold_virt::setting::Setting;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
@@ -218,6 +219,7 @@ impl Registers for Fake {
 pub(super) struct Block {
     registers: Fake,
     vcpu: Vcpu,
+    setting: Option<Setting>,
 }
 
 impl Block {
@@ -225,6 +227,7 @@ impl Block {
         Self {
             registers: Fake { x: [0; 31], pc: 0, pstate: 0x3c5, kept: core::array::from_fn(|n| 0x1000 * n as u64) },
             vcpu: Vcpu::new(),
+            setting: None,
         }
     }
 }
@@ -256,7 +259,6 @@ pub(super) struct Open<'a> {
 
 impl<'a> Loaded<'a> for Open<'a> {
     type Registers = Fake;
-    type Regime = ();
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
         &mut self.claim
     }
@@ -264,7 +266,7 @@ impl<'a> Loaded<'a> for Open<'a> {
         (&mut self.block.registers, &mut self.block.vcpu)
     }
     fn reset(&mut self) {
-        self.block = Block::new();
+        self.block = Block { setting: self.block.setting, ..Block::new() };
     }
     fn timer(&self) -> Timer {
         Timer::new()
@@ -280,7 +282,15 @@ impl<'a> Loaded<'a> for Open<'a> {
         &mut self.lists
     }
 
-    fn run(&mut self, (): &(), _: bool, _: impl Answer<Fake>) -> Stop {
+    fn setting(&self) -> Option<&Setting> {
+        self.block.setting.as_ref()
+    }
+
+    fn settle(&mut self, setting: Setting) {
+        self.block.setting = Some(setting);
+    }
+
+    fn run(&mut self, _: bool, _: impl Answer<Fake>) -> Stop {
         let act = self.board.script[CPU.get()].lock().unwrap().pop_front();
         act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers))
     }
@@ -297,7 +307,6 @@ impl Platform for &'static Bench {
     type HostLock = HostLock;
     type GuestLock = GuestLock;
     type BoardLock = Plain<Board>;
-    type Regime = ();
     type Loaded<'a>
         = Open<'a>
     where
@@ -350,7 +359,6 @@ impl Platform for &'static Bench {
         let block = self.blocks.lock().unwrap().get(&key).cloned().expect("a created vCPU");
         Open { board: self, claim, key, block, lists: Lists::EMPTY }
     }
-    fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, _: bool) {}
     fn host_is_busy(&self) -> bool {
         false
     }

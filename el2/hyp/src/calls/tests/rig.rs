@@ -12,8 +12,9 @@ use freehold_mem::ports::{Broken, Fatal, Frames, TableMemory, Tlb};
 use freehold_mem::{Attributes, Entry, Host, MemoryMap, PAGE_SIZE, Pfn, PfnRun, VmSlot, Vmid};
 use freehold_uapi::hvc;
 use freehold_virt::board::Board;
-use freehold_virt::handle::{MAX_VMS, Slot, VcpuIndex};
+use freehold_virt::handle::{MAX_VMS, Slot};
 use freehold_virt::registers::Registers;
+use freehold_virt::setting::Setting;
 use freehold_virt::sha256::Sha256;
 use freehold_virt::sysreg::RawIds;
 use freehold_virt::timer::Timer;
@@ -203,11 +204,12 @@ pub(super) struct Block {
     pub(super) registers: Fake,
     pub(super) vcpu: Vcpu,
     pub(super) lists: Lists,
+    setting: Option<Setting>,
 }
 
 impl Block {
     fn new() -> Self {
-        Self { registers: Fake::new(), vcpu: Vcpu::new(), lists: Lists::EMPTY }
+        Self { registers: Fake::new(), vcpu: Vcpu::new(), lists: Lists::EMPTY, setting: None }
     }
 }
 
@@ -218,8 +220,8 @@ type Act = Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum When {
     InTheGuest,
-    /// Right after this CPU took its pending kick back.
-    TakenBack,
+    /// Right after the guest is out.
+    Out,
 }
 
 /// The machine.
@@ -417,7 +419,6 @@ pub(super) struct Open<'a> {
 
 impl<'a> Loaded<'a> for Open<'a> {
     type Registers = Fake;
-    type Regime = bool;
     fn claim(&mut self) -> &mut Claimed<'a, AtomicU64> {
         &mut self.claim
     }
@@ -425,7 +426,7 @@ impl<'a> Loaded<'a> for Open<'a> {
         (&mut self.block.registers, &mut self.block.vcpu)
     }
     fn reset(&mut self) {
-        self.block = Block::new();
+        self.block = Block { setting: self.block.setting, ..Block::new() };
     }
     fn timer(&self) -> Timer {
         *self.rig.timer.lock().unwrap()
@@ -433,7 +434,14 @@ impl<'a> Loaded<'a> for Open<'a> {
     fn lists(&mut self) -> &mut Lists {
         &mut self.block.lists
     }
-    fn run(&mut self, sibling: &bool, has_gic: bool, mut answer: impl Answer<Fake>) -> Stop {
+    fn setting(&self) -> Option<&Setting> {
+        self.block.setting.as_ref()
+    }
+    fn settle(&mut self, setting: Setting) {
+        self.block.setting = Some(setting);
+    }
+    fn run(&mut self, flushes: bool, mut answer: impl Answer<Fake>) -> Stop {
+        let has_gic = self.block.setting.expect("it was said").controller.is_some();
         GUEST_IS_HERE.set(false);
         self.rig.now_is(When::InTheGuest);
         if has_gic {
@@ -445,7 +453,7 @@ impl<'a> Loaded<'a> for Open<'a> {
             }
             lists.note(self.rig.masks.load(Ordering::Relaxed), 0, keeps);
         }
-        self.rig.regimes.lock().unwrap().push(*sibling);
+        self.rig.regimes.lock().unwrap().push(flushes);
         loop {
             let act = self.rig.script.lock().unwrap().pop_front();
             let stop = act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers));
@@ -460,6 +468,7 @@ impl<'a> Loaded<'a> for Open<'a> {
     }
     fn leave(&mut self) {
         GUEST_IS_HERE.set(false);
+        self.rig.now_is(When::Out);
     }
 }
 
@@ -475,7 +484,6 @@ impl Platform for Rig {
     type HostLock = Lock<Host<'static>>;
     type GuestLock = Lock<GuestSlot>;
     type BoardLock = Lock<Board>;
-    type Regime = bool;
     type Loaded<'a> = Open<'a>;
 
     fn machine(&self) -> Memory {
@@ -505,7 +513,6 @@ impl Platform for Rig {
     fn forget_interrupt(&self) {
         self.forgotten.fetch_add(1, Ordering::Relaxed);
         self.pending.fetch_and(!(1 << self.cpu.load(Ordering::Relaxed)), Ordering::Relaxed);
-        self.now_is(When::TakenBack);
     }
     fn serves_vms(&self) -> bool {
         self.serves_vms.load(Ordering::Relaxed)
@@ -538,9 +545,6 @@ impl Platform for Rig {
         let key = claim.block();
         let block = self.blocks.lock().unwrap().get(&key).cloned().expect("a created vCPU");
         Open { rig: self, claim, key, block }
-    }
-    fn regime(&self, _: (Pfn, u32), _: Vmid, _: VcpuIndex, sibling: bool) -> bool {
-        sibling
     }
     fn raw_ids(&self) -> RawIds {
         RawIds { isar0: 0x10, ..RawIds::default() }

@@ -6,13 +6,13 @@ use std::sync::{Arc, mpsc};
 
 use freehold_mem::lock::Permit;
 use freehold_mem::verbs::{el2_revoke_guest, guest_relinquish, guest_share_host, guest_unshare_host};
-use freehold_mem::{Claim, GfnRun, Guest, Host, Pfn, VmSlot};
+use freehold_mem::{Claim, GfnRun, Guest, Host, Pfn};
 use freehold_uapi::{guest, hvc::*};
-use freehold_virt::handle::{Handle, VcpuIndex};
+use freehold_virt::handle::Handle;
 use freehold_virt::vcpu::Trap;
 
 use super::rig::{self, Fake, GUEST_RAM, RAM, Rig};
-use crate::calls::{self, GuestSlot, Platform, Stop};
+use crate::calls::{self, Platform, Stop};
 
 const MEMORY: u64 = RAM + 512;
 const SECRET: u64 = 0x5ec2_e75e_c2e7;
@@ -361,20 +361,6 @@ fn what_a_cpu_may_have_cached_of_a_sibling_is_flushed_until_the_vcpu_has_run() {
     rig.cpu.store(0, Ordering::Relaxed);
     let _ = rig.run(vm, 0);
     assert_eq!(*rig.regimes.lock().unwrap(), [true], "a new VM's vCPU is not the old one's");
-}
-
-#[test]
-fn a_turn_that_did_not_come_about_is_nobodys() {
-    let mut slot = GuestSlot::new(VmSlot::new(0).unwrap());
-    let vcpu = VcpuIndex::decode(0).unwrap();
-    assert!(slot.begin_turn(0, vcpu));
-    assert!(slot.begin_turn(0, vcpu));
-    slot.keep_turn(0, vcpu);
-    assert!(!slot.begin_turn(0, vcpu));
-    let sibling = VcpuIndex::existing(1, 2).unwrap();
-    assert!(slot.begin_turn(0, sibling));
-    assert!(slot.begin_turn(0, vcpu), "an interrupt alone may have taken the sibling off");
-    assert!(slot.begin_turn(calls::MAX_CPUS, vcpu), "a CPU that nothing is kept of");
 }
 
 #[test]
