@@ -88,6 +88,13 @@ structs! {
         /// Zero.
         pad: [u8; 64],
     }
+    /// `struct kvm_protected_vm_info`: what `KVM_CAP_ARM_PROTECTED_VM_FLAGS_INFO` answers.
+    ProtectedVmInfo = "kvm_protected_vm_info" {
+        /// Bytes of the firmware that this machine has for protected VMs; 0: none.
+        firmware_size: u64,
+        /// Zero.
+        reserved: [u64; 7],
+    }
     /// `struct kvm_memory_attributes`.
     MemoryAttributes = "kvm_memory_attributes" {
         /// First guest physical address, page aligned.
@@ -413,6 +420,10 @@ items! {
     KVM_VM_TYPE_ARM_PROTECTED = 1 << 31;
     /// `CREATE_VM` type: mask of the address size.
     KVM_VM_TYPE_ARM_IPA_SIZE_MASK = 0xff;
+    /// `ENABLE_CAP` of `KVM_CAP_ARM_PROTECTED_VM`, flag: where the firmware is to start, in `args[0]`.
+    KVM_CAP_ARM_PROTECTED_VM_FLAGS_SET_FW_IPA = 0;
+    /// `ENABLE_CAP` of `KVM_CAP_ARM_PROTECTED_VM`, flag: write a `struct kvm_protected_vm_info` to the address in `args[0]`.
+    KVM_CAP_ARM_PROTECTED_VM_FLAGS_INFO = 1;
     /// Slot flag: log dirty pages.
     KVM_MEM_LOG_DIRTY_PAGES = 1;
     /// Slot flag: read only.

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::page::Span;
 use crate::slots::MAX_SLOTS;
 use freehold_uapi::ioctl::{self as io, Convert, CreateGuestMemfd, EnableCap, MemoryRegion2, VcpuInit};
-use freehold_uapi::ioctl::{MemoryAttributes, MemoryAttributes2};
+use freehold_uapi::ioctl::{MemoryAttributes, MemoryAttributes2, ProtectedVmInfo};
 
 /// Bytes of a page; v1 loads only where the kernel's page is this large too.
 pub const PAGE_SIZE: u64 = 4096;
@@ -107,11 +107,20 @@ pub fn capability(asked: Asked, cap: u64, max_vcpus: u64) -> u64 {
     }
 }
 
-/// Checks `KVM_ENABLE_CAP`: nothing can be switched on.
+/// Answers `KVM_ENABLE_CAP`: where in the VMM to write what, if it may be asked.
+///
+/// Nothing can be switched on. What a protected VM's VMM may ask is how large the firmware is: Android's form of the
+/// capability. There is none, which is an answer; where it should start is then a question about nothing.
 ///
 /// # Errors
-/// `Invalid`, always: KVM's answer for a capability that is unknown or needs no enabling.
-pub const fn enable(_: &EnableCap) -> Result<(), Error> {
+/// `Invalid`: KVM's answer for a capability that is unknown or needs no enabling, and the one of Android's kernel for an
+/// ordinary VM, an argument that must be 0, an unknown flag, and firmware's address where there is no firmware.
+pub fn enable(asked: &EnableCap, protected: bool) -> Result<(u64, ProtectedVmInfo), Error> {
+    let [to, rest @ ..] = asked.args;
+    let info = u64::from(asked.flags) == io::KVM_CAP_ARM_PROTECTED_VM_FLAGS_INFO;
+    if protected && asked.cap == io::KVM_CAP_ARM_PROTECTED_VM && info && rest == [0; 3] {
+        return Ok((to, ProtectedVmInfo { firmware_size: 0, reserved: [0; 7] }));
+    }
     Err(Error::Invalid)
 }
 
@@ -446,8 +455,28 @@ mod tests {
     #[test]
     fn no_capability_is_switched_on() {
         for cap in io::CAPS.iter().map(|item| u32::try_from(item.value).unwrap()).chain([0, u32::MAX]) {
-            let ask = EnableCap { cap, flags: 0, args: [0; 4], pad: [0; 64] };
-            assert_eq!(enable(&ask), Err(Error::Invalid), "{cap}");
+            for protected in [false, true] {
+                let ask = EnableCap { cap, flags: 0, args: [0; 4], pad: [0; 64] };
+                assert_eq!(enable(&ask, protected), Err(Error::Invalid), "{cap}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_protected_vms_firmware_is_none() {
+        let ask = EnableCap { cap: 0xffba_dab1, flags: 1, args: [0x7000, 0, 0, 0], pad: [0; 64] };
+        assert_eq!(enable(&ask, true), Ok((0x7000, ProtectedVmInfo { firmware_size: 0, reserved: [0; 7] })));
+        assert_eq!(enable(&ask, false), Err(Error::Invalid), "ordinary");
+        for flags in [0, 2, 3, 1 << 31, u32::MAX] {
+            assert_eq!(enable(&EnableCap { flags, ..ask }, true), Err(Error::Invalid), "flags {flags:#x}");
+        }
+        for other in 1..4 {
+            let mut args = ask.args;
+            args[other] = 1;
+            assert_eq!(enable(&EnableCap { args, ..ask }, true), Err(Error::Invalid), "argument {other}");
+        }
+        for cap in [0, 165, 205, 0xffba_dab0] {
+            assert_eq!(enable(&EnableCap { cap, ..ask }, true), Err(Error::Invalid), "capability {cap:#x}");
         }
     }
 

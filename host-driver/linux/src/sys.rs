@@ -127,6 +127,7 @@ plain!(
     io::VcpuInit,
     io::OneReg,
     io::EnableCap,
+    io::ProtectedVmInfo,
     io::Convert,
     io::Pending,
     io::Outcome,

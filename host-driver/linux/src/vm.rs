@@ -379,7 +379,10 @@ impl Vm {
             // No attribute is served: a VMM that asks goes on without.
             io::KVM_HAS_DEVICE_ATTR | io::KVM_GET_DEVICE_ATTR | io::KVM_SET_DEVICE_ATTR => Err(Error::NoAddress),
             io::KVM_IRQ_LINE => self.irq_line(sys::copy_in(arg)?).map(|()| 0),
-            io::KVM_ENABLE_CAP => abi::enable(&sys::copy_in(arg)?).map(|()| 0),
+            io::KVM_ENABLE_CAP => {
+                let (to, info) = abi::enable(&sys::copy_in(arg)?, self.is_protected())?;
+                sys::copy_out(usize::try_from(to).map_err(|_| Error::Fault)?, &info).map(|()| 0)
+            }
             // KVM's answer for an ioctl that it does not know on this descriptor.
             _ => Err(Error::Invalid),
         }

@@ -104,6 +104,7 @@ pub(crate) fn vm(kvm: &Kvm) -> Result<(), String> {
     ask("vcpu index, 64 bits", "EINVAL", KVM_CREATE_VCPU, 1 << 32);
     let mut cap = EnableCap { cap: 0x7fff, flags: 0, args: [0; 4], pad: [0; 64] };
     STEP.same("vm: enable unknown cap", "EINVAL", outcome(ioctl(&vm, KVM_ENABLE_CAP, &mut cap)));
+    firmware(&vm);
     for (case, size, flags) in [
         ("size 0", 0, 0),
         ("size unaligned", PAGE + 1, 0),
@@ -119,6 +120,29 @@ pub(crate) fn vm(kvm: &Kvm) -> Result<(), String> {
     let seen = outcome(ioctl(&vm, KVM_CREATE_GUEST_MEMFD, &mut ask));
     STEP.same("vm: guest_memfd larger than the machine", "ENOMEM", seen);
     Ok(())
+}
+
+/// Android's form of `KVM_ENABLE_CAP`: a protected VM's firmware, of which there is none.
+fn firmware(vm: &VmFd) {
+    let ask = |case: &str, expected: &str, flags: u32, args: [u64; 4]| {
+        let mut cap = EnableCap { cap: KVM_CAP_ARM_PROTECTED_VM, flags, args, pad: [0; 64] };
+        STEP.same(&format!("vm: firmware: {case}"), expected, outcome(ioctl(vm, KVM_ENABLE_CAP, &mut cap)));
+    };
+    let mut info = ProtectedVmInfo { firmware_size: u64::MAX, reserved: [u64::MAX; 7] };
+    let at = &raw mut info;
+    let to = at as u64;
+    ask("its size, an argument too many", "EINVAL", 1, [to, 0, 0, 1]);
+    ask("an unknown flag", "EINVAL", 2, [to, 0, 0, 0]);
+    let all = |value: u64| {
+        // SAFETY: it lives; the kernel may have written it, hence the volatile read.
+        let seen = unsafe { at.read_volatile() };
+        format!("{}", seen.firmware_size == value && seen.reserved == [value; 7])
+    };
+    STEP.same("vm: firmware: what is refused writes nothing", "true", all(u64::MAX));
+    ask("its size, nowhere", "EFAULT", 1, [8, 0, 0, 0]);
+    ask("its size", "0", 1, [to, 0, 0, 0]);
+    STEP.same("vm: firmware: there is none", "true", all(0));
+    ask("where it starts", "EINVAL", 0, [0x7fc0_0000, 0, 0, 0]);
 }
 
 fn slots(kvm: &Kvm) -> Result<(), String> {

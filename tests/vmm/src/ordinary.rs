@@ -56,6 +56,11 @@ fn refusals() -> Result<(), String> {
         let seen = outcome(ioctl_value(&vm, KVM_CHECK_EXTENSION, cap.into()));
         STEP.same(&format!("capability {cap:#x}"), expected, seen);
     }
+    let mut info = [u64::MAX; 8];
+    let args = [info.as_mut_ptr() as u64, 0, 0, 0];
+    let mut ask = EnableCap { cap: KVM_CAP_ARM_PROTECTED_VM, flags: 1, args, pad: [0; 64] };
+    let seen = outcome(ioctl(&vm, KVM_ENABLE_CAP, &mut ask));
+    STEP.same("a protected VM's firmware", "EINVAL, true", format!("{seen}, {}", info == [u64::MAX; 8]));
     for flags in [0, GUEST_MEMFD_FLAG_MMAP] {
         let made = make_gmem(&vm, PAGE, flags).map(|_| ()).map_err(errno_name);
         STEP.same(&format!("memory that starts private, flags {flags}"), "Err(\"EINVAL\")", format!("{made:?}"));
