@@ -2,6 +2,7 @@
 //! At a memory cgroup's limit: what a guest touches, a first run, a populate and a new vCPU are ENOMEM for the caller. What
 //! was there is as it was, so the same call goes through when there is memory again; and nobody is killed.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 
 use freehold_uapi::ioctl::*;
@@ -226,8 +227,13 @@ fn batches(filler: &mut Filler, much: &[u8]) -> String {
     format!("batches {some} in part, odd {odd:?}")
 }
 
+/// Leaves a line of what was seen, at once: a process that is killed has left what came before.
+fn say(said: &mut std::fs::File, line: &str) -> Result<(), String> {
+    writeln!(said, "{line}").map_err(|e| e.to_string())
+}
+
 /// Each call at the limit and with memory again; a line for each.
-fn tried(made: &mut Made) -> String {
+fn tried(made: &mut Made, said: &mut std::fs::File) -> Result<(), String> {
     let Made { filler, guest, fresh, vms, file, much, text, .. } = made;
     let mut limited = filler.squeeze();
     let populated = file.populate(ask_for(text)).err().map_or(0, |(error, _)| error);
@@ -238,9 +244,9 @@ fn tried(made: &mut Made) -> String {
     limited &= filler.squeeze();
     let (vcpu, to_have_one) = first_refused(vms, |vm| new_vcpu(vm));
     filler.relax();
-    let mut lines = vec![format!("limited {limited}"), batches(filler, much)];
+    say(said, &format!("limited {limited}"))?;
     let again = converted(file.populate(ask_for(text)));
-    lines.push(format!("populate {}, {attempts}, then {again}", errno_name(populated)));
+    say(said, &format!("populate {}, {attempts}, then {again}", errno_name(populated)))?;
     let seen = filled.map_or_else(
         || "done".to_owned(),
         |error| if error.contains("KVM_RUN ENOMEM") { "ENOMEM".to_owned() } else { error },
@@ -248,10 +254,10 @@ fn tried(made: &mut Made) -> String {
     let rest = guest.rest_of_command(|_| ()).map_or_else(|error| error, |_| "done".to_owned());
     let check = guest.command(proto::CMD_CHECK, [proto::RAM_BASE + AREA, WANTED * PAGE, SEED]);
     let words = check.map_or_else(|error| error, |[differ, ..]| format!("{differ} words differ"));
-    lines.push(format!("touch {seen}, then {rest}, {words}"));
-    lines.push(format!("run {ran}, then {}", to_run.map_or_else(String::new, booted)));
-    lines.push(format!("vcpu {vcpu}, then {}", to_have_one.map_or_else(String::new, |vm| new_vcpu(vm))));
-    lines.join("\n")
+    say(said, &format!("touch {seen}, then {rest}, {words}"))?;
+    say(said, &format!("run {ran}, then {}", to_run.map_or_else(String::new, booted)))?;
+    say(said, &format!("vcpu {vcpu}, then {}", to_have_one.map_or_else(String::new, |vm| new_vcpu(vm))))?;
+    say(said, &batches(filler, much))
 }
 
 /// The child's whole life; what went wrong otherwise.
@@ -259,6 +265,12 @@ fn lived(group: &Group, says: &OwnedFd, go: &OwnedFd) -> Result<(), String> {
     if !group.join(c"/sys/fs/cgroup/limits/cgroup.procs") {
         return Err("not in the group".to_owned());
     }
+    // What the process itself needs at the limit would kill it: its pages, its pages' tables and one CPU's share of the
+    // kernel's objects are its own before.
+    // SAFETY: a plain number: nothing of a file's that a test makes is mapped yet.
+    unsafe { libc::mlockall(libc::MCL_CURRENT) };
+    sys::pin_to(0);
+    let mut said = std::fs::File::create(SAID).map_err(|e| e.to_string())?;
     let mut made = made()?;
     // Room for descriptors in the process' table.
     // SAFETY: plain numbers; the number that is made is closed with the process.
@@ -267,7 +279,7 @@ fn lived(group: &Group, says: &OwnedFd, go: &OwnedFd) -> Result<(), String> {
     if !told(go) {
         return Err("alone".to_owned());
     }
-    std::fs::write(SAID, tried(&mut made)).map_err(|e| e.to_string())
+    tried(&mut made, &mut said)
 }
 
 /// Runs every part.
