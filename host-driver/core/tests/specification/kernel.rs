@@ -8,7 +8,7 @@ use freehold_driver_core::error::Error;
 use freehold_driver_core::file::{Book, File, Freeze, Owner as Whose, Pages, Report, Thread, Wake};
 use freehold_driver_core::give::{List, Lists};
 use freehold_driver_core::notify::Notice;
-use freehold_driver_core::page::{Initial, Origin, Page, Span};
+use freehold_driver_core::page::{HostFault, Initial, Origin, Page, Span};
 use freehold_driver_core::pool::Frames;
 use freehold_driver_core::status::Refused;
 use freehold_oracle::{apply, decide, Call, Done, Env, File as Stands, Op, State as _, Value, Who, World};
@@ -38,6 +38,8 @@ pub(super) enum Fault {
     LosesDonations,
     /// Frames that come back from the VM are not unmapped, nor forgotten by the file.
     KeepsWhatCameBack,
+    /// What processes map stays mapped.
+    KeepsMappings,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -47,6 +49,8 @@ pub(super) struct Frame {
     pub(super) frozen: bool,
     /// References beside the driver's.
     pub(super) held: u8,
+    /// Some process maps it, and holds a reference by that.
+    mapped: bool,
 }
 
 pub(super) struct Kernel {
@@ -61,6 +65,8 @@ pub(super) struct Kernel {
     list: RefCell<Vec<Record>>,
     /// What each offset of a new file is.
     pub(super) initial: Initial,
+    /// Nobody knows the file any more, nor maps it.
+    closed: Cell<bool>,
     fault: Fault,
 }
 
@@ -77,6 +83,7 @@ impl Kernel {
             notice: RefCell::default(),
             list: RefCell::default(),
             initial,
+            closed: Cell::default(),
             fault,
         }
     }
@@ -93,11 +100,25 @@ impl Kernel {
         change(&mut self.frames.borrow_mut()[usize::try_from(page).unwrap()]);
     }
 
+    /// Processes touch whatever they may map, at once.
+    fn touch_all(&self) {
+        for page in 0..PAGES as u64 {
+            let may = !self.closed.get() && self.page(page).host_fault() == HostFault::Map;
+            self.change_frame(page, |frame| frame.mapped |= may && frame.there);
+        }
+    }
+
+    /// The last process that knows the file has gone: a mapping would keep it.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        (0..PAGES as u64).for_each(|page| self.change_frame(page, |frame| frame.mapped = false));
+    }
+
     /// What the specification says of everything, but of the file what the engine's books and the frames say.
     pub(super) fn world(&self) -> Spec {
         let mut world = *self.spec.borrow();
         for page in 0..PAGES as u64 {
-            let Frame { there, frozen, held } = self.at(page);
+            let Frame { there, frozen, held, .. } = self.at(page);
             let file = match self.page(page) {
                 _ if !there => Stands::Out,
                 Page::Host => Stands::Host,
@@ -179,6 +200,7 @@ impl File for Kernel {
         self.pages.replace(states);
         self.next.set(next);
         self.report.set(report);
+        self.touch_all();
         result
     }
 
@@ -192,11 +214,13 @@ impl File for Kernel {
             return Err(Error::NoMemory);
         }
         self.change_frame(page, |frame| assert!(!core::mem::replace(&mut frame.there, true), "brought twice"));
+        self.touch_all();
         Ok(())
     }
 
     fn release(&self, page: u64) {
-        if self.fault == Fault::KeepsWhatCameBack {
+        // The kernel keeps a frame that a process maps.
+        if self.fault == Fault::KeepsWhatCameBack || self.at(page).mapped {
             return;
         }
         self.change_frame(page, |frame| {
@@ -206,7 +230,7 @@ impl File for Kernel {
     }
 
     fn freeze(&self, page: u64) -> Freeze {
-        let held = self.at(page).held > 0;
+        let held = self.at(page).held > 0 || self.at(page).mapped;
         if held && self.fault != Fault::FreezesWhatIsHeld {
             return Freeze::Busy;
         }
@@ -218,7 +242,11 @@ impl File for Kernel {
         self.change_frame(page, |frame| assert!(core::mem::replace(&mut frame.frozen, false), "thawed twice"));
     }
 
-    fn shut(&self, _: Span) {}
+    fn shut(&self, span: Span) {
+        if self.fault != Fault::KeepsMappings {
+            span.pages().for_each(|page| self.change_frame(page, |frame| frame.mapped = false));
+        }
+    }
 
     fn lend(&self, _: u64) -> Result<u64, Refused> {
         Err(Refused { status: hvc::WRONG_STATE, detail: 0 })

@@ -101,6 +101,7 @@ fn make(kernel: &Kernel, step: &Step) -> Made {
         }
         Step::Close => {
             let left = (0..PAGES as u64).filter(|page| matches!(kernel.page(*page), Page::Given | Page::Lent)).count();
+            kernel.close();
             assert_eq!(empty(file), left as u64, "what the guest has stays with it");
             Some(true)
         }
@@ -364,6 +365,7 @@ fn a_kernel_that_does_something_else_is_noticed() {
         (Fault::FreezesWhatIsHeld, "Pin { pfn: 262144 }], then Convert"),
         (Fault::LosesDonations, "then Convert"),
         (Fault::KeepsWhatCameBack, "then Punch"),
+        (Fault::KeepsMappings, "then Punch"),
     ] {
         let why = explore(size, fault).expect_err("a fault was not found");
         assert!(why.replace("One(", "").replace(")", "").contains(step), "{fault:?}: {why}");
