@@ -33,6 +33,7 @@ mod loans;
 mod machine;
 mod neighbours;
 mod ordinary;
+mod passed;
 mod peer;
 mod pinned;
 mod plain;
@@ -88,6 +89,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   pinned      a protected VM on this process' own memory
   direct      what a disk that reaches memory by itself gets of such a VM
   replays     what kvmtool and crosvm say, in their order
+  passed-fds VM VCPU FILE  the program that `replays` executes
   cpus        a guest of several vCPUs, through the driver
   vgic        a guest's interrupts and waits, through the driver
   switch      what survives a run, and what an exit shows
@@ -146,6 +148,7 @@ fn main() {
             {
                 number(&text.to_string_lossy())
             }
+            (lexopt::Arg::Value(text), "passed-fds") if numbers.len() < 3 => number(&text.to_string_lossy()),
             _ => None,
         };
         match given {
@@ -212,6 +215,7 @@ fn main() {
         "gmem-planted" => or_report(guest_memfd::STEP.0, guest_memfd::wide::planted()),
         "gmem-pressure" => or_report(guest_memfd::STEP.0, guest_memfd::pressure::all()),
         "gmem-starved" => or_report(guest_memfd::STEP.0, guest_memfd::starved::all()),
+        "passed-fds" => or_report("replays", passed::executed(&numbers)),
         "gmem-fd" => {
             let fd = numbers.first().and_then(|fd| i32::try_from(*fd).ok()).unwrap_or(-1);
             or_report(guest_memfd::STEP.0, guest_memfd::files::executed(fd));

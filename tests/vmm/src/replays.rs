@@ -59,6 +59,7 @@ pub(crate) fn all() -> Result<(), String> {
         kvmtool(protected)?;
         crosvm(protected)?;
     }
+    crate::passed::all(STEP)?;
     settle(STEP, "all is as before", &hostile, &before);
     Ok(())
 }

@@ -337,7 +337,7 @@ fn message(rights: &mut Rights, vector: &mut libc::iovec) -> libc::msghdr {
     header
 }
 
-pub(super) fn pass(socket: &impl AsRawFd, file: &impl AsRawFd) -> bool {
+pub(crate) fn pass(socket: &impl AsRawFd, file: &impl AsRawFd) -> bool {
     let mut byte = 1u8;
     let mut vector = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut rights =
@@ -347,7 +347,7 @@ pub(super) fn pass(socket: &impl AsRawFd, file: &impl AsRawFd) -> bool {
     unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) == 1 }
 }
 
-pub(super) fn receive(socket: &impl AsRawFd) -> Option<RawFd> {
+pub(crate) fn receive(socket: &impl AsRawFd) -> Option<RawFd> {
     let mut byte = 0u8;
     let mut vector = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut rights = Rights { bytes: 0, level: 0, kind: 0, fd: -1, pad: 0 };

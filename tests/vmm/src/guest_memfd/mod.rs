@@ -3,7 +3,7 @@
 
 pub(crate) mod broken;
 mod busy;
-mod calls;
+pub(crate) mod calls;
 mod charges;
 pub(crate) mod convert;
 pub(crate) mod draining;
