@@ -61,13 +61,23 @@ impl Lent<'_> {
     }
 }
 
+/// What the guest may do with a slot's pages. For this they are looked up, and for nothing more they are lent: a page that
+/// was looked up to be read may be the kernel's page of zeros, or one that others have a copy of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read: the slot is read only.
+    Read,
+    /// Read and write.
+    Write,
+}
+
 /// The loans of one slot, where its VM finds it at present. Known to whoever has the slot's lock.
 pub trait Way {
-    /// Lends `frame` as `page`; 0: an interrupt came first.
+    /// Lends `frame` as `page`, for `access`; 0: an interrupt came first.
     ///
     /// # Errors
     /// What the hypervisor says.
-    fn lend(&self, frame: u64, page: u64) -> Result<u64, Refused>;
+    fn lend(&self, frame: u64, page: u64, access: Access) -> Result<u64, Refused>;
 
     /// Ends the loans of `run`, at most `MAX_RUN` pages. `false` if the hypervisor would not.
     fn recall(&self, run: Span) -> bool;
@@ -81,15 +91,18 @@ pub trait Lease {
     /// How its pages are lent.
     type Way: Way;
 
+    /// What its guest may do. It never changes.
+    fn access(&self) -> Access;
+
     /// A number for [`Lease::passed`], taken before pages are looked up.
     fn begin(&self) -> u64;
 
-    /// Looks up the pages of `span` from its first on, to be written, and writes their frame numbers; they are held until
+    /// Looks up the pages of `span` from its first on, for `access`, and writes their frame numbers; they are held until
     /// [`Lease::let_go`]. Answers how many, at least one.
     ///
     /// # Errors
-    /// `Fault` where the VMM has nothing to write to, `Interrupted`, `NoMemory`, `Poisoned`, `Io` in another process.
-    fn bring(&self, span: Span, frames: &mut [u64; AROUND]) -> Result<usize, Error>;
+    /// `Fault` where the VMM has nothing for that access, `Interrupted`, `NoMemory`, `Poisoned`, `Io` in another process.
+    fn bring(&self, span: Span, access: Access, frames: &mut [u64; AROUND]) -> Result<usize, Error>;
 
     /// Lets go of frames that `bring` held.
     fn let_go(&self, frames: &[u64]);
@@ -116,9 +129,9 @@ pub enum Touched {
 /// What `el2` says of the first page, and then nothing has changed; or why the VMM has no such page. What `el2` says of
 /// another page ends the loans there.
 pub fn touch<L: Lease>(lease: &L, span: Span) -> Result<Touched, NotLent> {
-    let seen = lease.begin();
+    let (access, seen) = (lease.access(), lease.begin());
     let mut frames = [0; AROUND];
-    let brought = lease.bring(span, &mut frames)?;
+    let brought = lease.bring(span, access, &mut frames)?;
     let frames = frames.get(..brought).unwrap_or(&[]);
     let done = lease.change(|lent, way| {
         if *lent.over {
@@ -131,7 +144,7 @@ pub fn touch<L: Lease>(lease: &L, span: Span) -> Result<Touched, NotLent> {
             if lent.has(page) {
                 continue;
             }
-            match way.lend(frame, page) {
+            match way.lend(frame, page, access) {
                 Ok(0) => break,
                 Ok(_) => lent.set(page, true),
                 Err(refused) if page == span.first() => return Err(NotLent::Refused(refused)),
@@ -185,6 +198,7 @@ mod tests {
         refuse_from: Cell<Option<u64>>,
         interrupt_at: Cell<Option<u64>>,
         stubborn: Cell<bool>,
+        rights: Cell<Option<Access>>,
     }
 
     struct Fake {
@@ -195,6 +209,8 @@ mod tests {
         change_under_lookup: Cell<bool>,
         loans: Loans,
         brings: Cell<usize>,
+        access: Cell<Access>,
+        looked_up_for: Cell<Option<Access>>,
     }
 
     impl Fake {
@@ -207,6 +223,8 @@ mod tests {
                 change_under_lookup: Cell::new(false),
                 loans: Loans::default(),
                 brings: Cell::new(AROUND),
+                access: Cell::new(Access::Write),
+                looked_up_for: Cell::new(None),
             }
         }
 
@@ -220,7 +238,8 @@ mod tests {
     }
 
     impl Way for Loans {
-        fn lend(&self, frame: u64, page: u64) -> Result<u64, Refused> {
+        fn lend(&self, frame: u64, page: u64, access: Access) -> Result<u64, Refused> {
+            self.rights.set(Some(access));
             if self.refuse_from.get().is_some_and(|from| page >= from) {
                 return Err(Refused { status: hvc::NEED_PAGES, detail: 3 });
             }
@@ -242,10 +261,14 @@ mod tests {
 
     impl Lease for Fake {
         type Way = Loans;
+        fn access(&self) -> Access {
+            self.access.get()
+        }
         fn begin(&self) -> u64 {
             self.changes.get()
         }
-        fn bring(&self, span: Span, frames: &mut [u64; AROUND]) -> Result<usize, Error> {
+        fn bring(&self, span: Span, access: Access, frames: &mut [u64; AROUND]) -> Result<usize, Error> {
+            self.looked_up_for.set(Some(access));
             if span.first() >= 1000 {
                 return Err(Error::Fault);
             }
@@ -286,6 +309,16 @@ mod tests {
         fake.brings.set(4);
         assert_eq!(touch(&fake, span(74, 16)), Ok(Touched::Done));
         assert_eq!(fake.lent(), (60..78).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_page_is_lent_for_what_it_was_looked_up_for() {
+        for access in [Access::Read, Access::Write] {
+            let fake = Fake::new();
+            fake.access.set(access);
+            assert_eq!(touch(&fake, span(3, 2)), Ok(Touched::Done));
+            assert_eq!((fake.looked_up_for.get(), fake.loans.rights.get()), (Some(access), Some(access)));
+        }
     }
 
     #[test]

@@ -162,7 +162,7 @@ FH_C(void, fhc_plain_lock, struct fh_plain *plain);
 FH_C(void, fhc_plain_unlock, struct fh_plain *plain);
 FH_C(unsigned long, fhc_plain_begin, struct fh_plain *plain);
 FH_C(bool, fhc_plain_passed, struct fh_plain *plain, unsigned long seq);
-FH_C(int, fhc_plain_bring, struct fh_plain *plain, u64 first, u64 *frames, u32 count);
+FH_C(int, fhc_plain_bring, struct fh_plain *plain, u64 first, u64 *frames, u32 count, bool write);
 FH_C(void, fhc_plain_let_go, const u64 *frames, u32 count);
 
 /* pinned.c */

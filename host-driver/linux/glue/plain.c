@@ -114,9 +114,16 @@ bool fhc_plain_passed(struct fh_plain *plain, unsigned long seq)
 	return mmu_interval_read_retry(&plain->notifier, seq);
 }
 
-/* Looks up to FH_AROUND pages up, to be written, and holds them: how many, or an error. */
-int fhc_plain_bring(struct fh_plain *plain, u64 first, u64 *frames, u32 count)
+/*
+ * Looks up to FH_AROUND pages up, to be written or only read, and holds them: how many, or an error.
+ *
+ * What is looked up to be read may be the page of zeros, the file's page behind a private mapping, or one that a child has
+ * too. A store of the process puts another page in its place, which the notifier hears of before (wp_page_copy); a page
+ * that merely becomes writable is the same page.
+ */
+int fhc_plain_bring(struct fh_plain *plain, u64 first, u64 *frames, u32 count, bool write)
 {
+	unsigned int flags = FOLL_HWPOISON | FOLL_INTERRUPTIBLE | (write ? FOLL_WRITE : 0);
 	struct page *pages[FH_AROUND];
 	long got, i;
 
@@ -124,8 +131,7 @@ int fhc_plain_bring(struct fh_plain *plain, u64 first, u64 *frames, u32 count)
 		return -EIO;
 	if (WARN_ON_ONCE(count > FH_AROUND || first >= plain->pages || count > plain->pages - first))
 		return -EINVAL;
-	got = get_user_pages_unlocked(plain->start + (first << PAGE_SHIFT), count, pages,
-				      FOLL_WRITE | FOLL_HWPOISON | FOLL_INTERRUPTIBLE);
+	got = get_user_pages_unlocked(plain->start + (first << PAGE_SHIFT), count, pages, flags);
 	for (i = 0; i < got; i++)
 		frames[i] = page_to_pfn(pages[i]);
 	return got ?: -EFAULT;

@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use freehold_driver_core::el2::Handle;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::page::Span;
-use freehold_driver_core::plain::{self, Lease, Lent, Way, AROUND};
+use freehold_driver_core::plain::{self, Access, Lease, Lent, Way, AROUND};
 use freehold_driver_core::status::Refused;
 
 /// The glue's `struct fh_plain`.
@@ -43,7 +43,6 @@ struct Kept {
 pub(crate) struct At {
     vm: Handle,
     gfn: u64,
-    read_only: bool,
 }
 
 #[expect(improper_ctypes, reason = "the state is opaque to C, which only passes its address on")]
@@ -55,7 +54,7 @@ extern "C" {
     fn fhc_plain_unlock(plain: *mut RawPlain);
     fn fhc_plain_begin(plain: *mut RawPlain) -> usize;
     fn fhc_plain_passed(plain: *mut RawPlain, seen: usize) -> bool;
-    fn fhc_plain_bring(plain: *mut RawPlain, first: u64, frames: *mut u64, count: u32) -> i32;
+    fn fhc_plain_bring(plain: *mut RawPlain, first: u64, frames: *mut u64, count: u32, write: bool) -> i32;
     fn fhc_plain_let_go(frames: *const u64, count: u32);
 }
 
@@ -131,7 +130,7 @@ impl PlainRef {
             unsafe { sys::free(state) };
             return Err(Error::NoMemory);
         };
-        let kept = Kept { at: At { vm, gfn, read_only }, over: false, bits, words };
+        let kept = Kept { at: At { vm, gfn }, over: false, bits, words };
         // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
         unsafe { owned.write(PlainState { start, pages, read_only, kept }) };
         let mut raw = core::ptr::null_mut();
@@ -195,8 +194,8 @@ impl PlainRef {
 }
 
 impl Way for At {
-    fn lend(&self, frame: u64, page: u64) -> Result<u64, Refused> {
-        EL2.mem_share(self.vm, frame, self.gfn.saturating_add(page), !self.read_only)
+    fn lend(&self, frame: u64, page: u64, access: Access) -> Result<u64, Refused> {
+        EL2.mem_share(self.vm, frame, self.gfn.saturating_add(page), access == Access::Write)
     }
 
     fn recall(&self, run: Span) -> bool {
@@ -215,16 +214,25 @@ fn told(kept: u64) {
 impl Lease for PlainRef {
     type Way = At;
 
+    fn access(&self) -> Access {
+        if self.is_read_only() {
+            Access::Read
+        } else {
+            Access::Write
+        }
+    }
+
     fn begin(&self) -> u64 {
         // SAFETY: alive by the invariant.
         let seen = unsafe { fhc_plain_begin(self.raw.as_ptr()) };
         u64::try_from(seen).unwrap_or(0)
     }
 
-    fn bring(&self, span: Span, frames: &mut [u64; AROUND]) -> Result<usize, Error> {
+    fn bring(&self, span: Span, access: Access, frames: &mut [u64; AROUND]) -> Result<usize, Error> {
         let count = u32::try_from(span.count()).unwrap_or(u32::MAX).min(AROUND as u32);
+        let (at, write) = (frames.as_mut_ptr(), access == Access::Write);
         // SAFETY: alive by the invariant; `frames` has room for as many as are asked for.
-        match unsafe { fhc_plain_bring(self.raw.as_ptr(), span.first(), frames.as_mut_ptr(), count) } {
+        match unsafe { fhc_plain_bring(self.raw.as_ptr(), span.first(), at, count, write) } {
             // The guest makes the access again when the signal has been handled.
             -4 | -512 => Err(Error::Interrupted),
             -14 => Err(Error::Fault),

@@ -2,6 +2,8 @@
 //! An ordinary VM on this process' own memory (`KVM_SET_USER_MEMORY_REGION`): the guest finds what the process has there
 //! at each moment, whatever the process does with its mappings, and never what it has no more.
 
+mod read_only;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,7 +36,7 @@ pub(crate) fn all() -> Result<(), String> {
     mappings()?;
     copies()?;
     moves()?;
-    read_only()?;
+    read_only::all()?;
     races()?;
     settle(STEP, "all is as before", &hostile, &before);
     Ok(())
@@ -284,63 +286,6 @@ fn moves() -> Result<(), String> {
         &event,
         event.contains("EFAULT") || event.contains("MemoryFault"),
     );
-    Ok(())
-}
-
-/// A slot that is read only: the guest reads what is there, and what it stores is for its VMM. Where no slot is, loads are
-/// too.
-fn read_only() -> Result<(), String> {
-    let ram = Arc::new(Mapping::anonymous(at(BYTES), false).map_err(errno_name)?);
-    let rom = Mapping::anonymous(at(16 * PAGE), false).map_err(errno_name)?;
-    let mut machine = Machine::plain(plan(), ram)?;
-    let here = RAM_BASE + BYTES;
-    let slot = MemoryRegion {
-        slot: 1,
-        flags: 2,
-        guest_phys_addr: here,
-        memory_size: 16 * PAGE,
-        userspace_addr: rom.at(0).addr() as u64,
-    };
-    STEP.same(
-        "read-only slot: it comes",
-        "0",
-        outcome(ioctl(&machine.vm, KVM_SET_USER_MEMORY_REGION, &mut slot.clone())),
-    );
-    rom.store(8, 0x1234_5678);
-    machine.boot()?;
-    for value in [0x1234_5678, 0x8765_4321] {
-        rom.store(8, value);
-        let [seen, esr, _] = machine.command(CMD_LOAD, [here + 8, 0, 0])?;
-        STEP.same(
-            "read-only slot: the guest reads what is there",
-            format!("{value:#x}, 0"),
-            format!("{seen:#x}, {esr}"),
-        );
-    }
-    // The first page was read before, the other was not.
-    for offset in [8, 5 * PAGE + 16] {
-        machine.answer(CMD_STORE, [here + offset, 0x55, 0]);
-        let told = loop {
-            match machine.step() {
-                Event::Interrupted => {}
-                other @ (Event::Asks | Event::Stored(..) | Event::System(_) | Event::Broken(_)) => {
-                    break format!("{other:x?}");
-                }
-            }
-        };
-        let expected = format!("{:x?}", Event::Stored((here + offset).wrapping_sub(DEVICE), 0x55));
-        STEP.same(&format!("read-only slot: a store at {offset} is told"), expected, told);
-        let [_, esr, _] = machine.rest_of_command(|_| ())?;
-        STEP.same(&format!("read-only slot: the guest goes on from {offset}"), 0, esr);
-    }
-    let left = [rom.load(8), rom.load(at(5 * PAGE + 16))];
-    STEP.same("read-only slot: nothing is stored", format!("{:?}", [0x8765_4321u64, 0]), format!("{left:?}"));
-    let mut gone = MemoryRegion { memory_size: 0, ..slot };
-    STEP.same("read-only slot: it goes", "0", outcome(ioctl(&machine.vm, KVM_SET_USER_MEMORY_REGION, &mut gone)));
-    let [seen, esr, _] = machine.command(CMD_LOAD, [here + 8, 0, 0])?;
-    STEP.same("no slot: its VMM answers the load", format!("{:#x}, 0", u64::MAX), format!("{seen:#x}, {esr}"));
-    let [wrong, ..] = machine.command(CMD_ZERO, [RAM_BASE + FREE, PAGE, 0])?;
-    STEP.same("no slot: its RAM is as it was", 0, wrong);
     Ok(())
 }
 

@@ -387,6 +387,7 @@ pub(crate) fn crosvm(protected: bool) -> Result<(), String> {
         }
     }
     vmm.checks(&vm, "VM", &[(READONLY_MEM, u64::from(!protected))]);
+    let pci = if protected { None } else { Some(configuration(&vmm, &vm)?) };
     let events: Vec<[OwnedFd; 2]> = (0..7).map(|_| [event(), event()]).collect();
     for (gsi, [event, again]) in (0u32..).zip(&events) {
         // Four wires of the serial ports, the clock and the watchdog; the rest are levels of the bus.
@@ -414,12 +415,62 @@ pub(crate) fn crosvm(protected: bool) -> Result<(), String> {
         |vcpu| vmm.registers(vcpu, 1, &[(KVM_REG_PSTATE, START_PSTATE)]),
         || {
             boots(&vmm, &mut machine)?;
+            if let Some(pci) = &pci {
+                configured(&vmm, &mut machine, pci)?;
+            }
             rings(&vmm, &mut machine);
             ends(&vmm, &mut machine)
         },
     );
     vmm.says("its other vCPU came back for signals only", "", told);
     lived
+}
+
+/// Where it has the configuration of its PCI devices, and for how many.
+const PCI: u64 = 0x1_0000;
+const FUNCTIONS: u64 = 3;
+
+/// The configuration of each of its PCI devices is a slot that is read only, of a page that it writes by one mapping and
+/// gives its guest by another one, for reading.
+fn configuration(vmm: &Vmm, vm: &VmFd) -> Result<[Mapping; 2], String> {
+    let page = |n: u64| usize::try_from(n * GRANULE).unwrap_or(0);
+    let (pen, file) = Mapping::memfd(page(FUNCTIONS), true).map_err(errno_name)?;
+    let rom = Mapping::new(&file, 0, page(FUNCTIONS), libc::PROT_READ).map_err(errno_name)?;
+    for n in 0..FUNCTIONS {
+        pen.store(page(n), identity(n));
+        let mut region = MemoryRegion {
+            slot: 1 + u32::try_from(n).unwrap_or(0),
+            flags: u32::try_from(KVM_MEM_READONLY).unwrap_or(0),
+            guest_phys_addr: PCI + n * GRANULE,
+            memory_size: GRANULE,
+            userspace_addr: rom.at(page(n)).addr() as u64,
+        };
+        let seen = outcome(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &mut region));
+        vmm.says(&format!("slot of a PCI device, {n}"), "0", seen);
+    }
+    Ok([pen, rom])
+}
+
+/// Vendor and device.
+const fn identity(n: u64) -> u64 {
+    0x1040_1af4 + (n << 16)
+}
+
+/// The guest finds its devices, and what its VMM writes there later.
+fn configured(vmm: &Vmm, machine: &mut Machine, [pen, _]: &[Mapping; 2]) -> Result<(), String> {
+    for n in 0..FUNCTIONS {
+        let at = PCI + n * GRANULE;
+        let [seen, ..] = machine.command(CMD_LOAD, [at, 0, 0])?;
+        vmm.says(&format!("PCI device {n}: its guest finds it"), format!("{:#x}", identity(n)), format!("{seen:#x}"));
+        pen.store(usize::try_from(n * GRANULE + 8).unwrap_or(0), n);
+        let [seen, ..] = machine.command(CMD_LOAD, [at + 8, 0, 0])?;
+        vmm.says(&format!("PCI device {n}: and what is written later"), n, seen);
+        let mut told = false;
+        machine
+            .command_with(CMD_STORE, [at + 16, 1, 0], |register| told |= register == (at + 16).wrapping_sub(DEVICE))?;
+        vmm.says(&format!("PCI device {n}: its store is an exit"), true, told);
+    }
+    Ok(())
 }
 
 /// A device is switched on: a queue of it rings, of any length, set while both vCPUs are in their runs.

@@ -133,9 +133,13 @@ impl Mapping {
 
     /// Maps `bytes` as `how` says, of a file or, with -1, of none.
     pub(crate) fn mapped(bytes: usize, how: i32, fd: i32) -> Result<Self, i32> {
-        let read_write = libc::PROT_READ | libc::PROT_WRITE;
+        Self::mapped_for(libc::PROT_READ | libc::PROT_WRITE, bytes, how, fd)
+    }
+
+    /// As [`Mapping::mapped`], for what `protection` says.
+    pub(crate) fn mapped_for(protection: i32, bytes: usize, how: i32, fd: i32) -> Result<Self, i32> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, read_write, how, fd, 0) };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, how, fd, 0) };
         match NonNull::new(at.cast::<u8>()) {
             Some(at) if at.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { at, bytes }),
             _ => Err(last_errno()),
