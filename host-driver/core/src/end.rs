@@ -6,7 +6,7 @@
 
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{File, Open, Thread};
+use crate::file::{Book, File, Open, Thread};
 use crate::page::{Initial, Page, Span};
 use crate::pool;
 use crate::status::Refused;
@@ -87,7 +87,45 @@ fn next_run<F: File>(file: &F, state: impl Fn(u64) -> Page, from: u64, end: u64)
     Some((first, Run { pfn, count }))
 }
 
-/// Takes back what the dying VM owns of `span`; the number of frames that `el2` would not return.
+/// What one pass over pages of a dying VM left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "what an attempt has is taken by another pass, when the attempt has ended"]
+pub struct Pass {
+    /// Frames that `el2` would not return.
+    pub lost: u64,
+    /// A page was an attempt's when its turn came: it may be the VM's when that ends.
+    pub draining: bool,
+}
+
+impl Pass {
+    /// This pass and one over other pages.
+    pub const fn and(self, other: Self) -> Self {
+        Self { lost: self.lost.saturating_add(other.lost), draining: self.draining || other.draining }
+    }
+}
+
+/// Passes over what a dying VM has, until no attempt has any of it, or until `until`; frames that were lost.
+///
+/// `doom` came first: what no attempt had in the last pass can not be donated any more.
+pub fn reclaim_all<T: Thread>(thread: &T, until: u64, mut pass: impl FnMut() -> Pass) -> u64 {
+    let mut lost = 0_u64;
+    settles(thread, until, || {
+        let this = pass();
+        lost = lost.saturating_add(this.lost);
+        !this.draining
+    });
+    lost
+}
+
+/// Whether an attempt has a page of those from `from` on.
+fn drains(book: &Book<'_>, from: u64, until: u64) -> bool {
+    (from..until).any(|page| matches!(book.page(page), Page::Draining { .. }))
+}
+
+/// Takes back what the dying VM owns of `span`.
+///
+/// What an attempt has is passed over, and that is noted in the same hold of the lock: whoever asks for it before or after
+/// the pass misses an attempt that begins, or ends, between the two.
 pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
     file: &F,
     span: Span,
@@ -95,13 +133,16 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
     el2: &El2<C>,
     vm: Handle,
     thread: &T,
-) -> u64 {
+) -> Pass {
     let mut lost = 0_u64;
+    let mut draining = false;
     let mut from = span.first();
     while from < span.end() {
         let until = from.saturating_add(F::CHUNK).min(span.end());
         let next = file.change(|book| {
-            let (first, run) = next_run(file, |page| book.page(page), from, until)?;
+            let found = next_run(file, |page| book.page(page), from, until);
+            draining |= drains(book, from, found.map_or(until, |(first, _)| first));
+            let (first, run) = found?;
             let (back, _) = reclaim_run(el2, vm, run);
             let taken = Span::new(first, run.count)?;
             // A page that the host had borrowed is unmapped before its frame goes; a private one has no mapping.
@@ -127,18 +168,20 @@ pub fn reclaim_pages<F: File, C: Conduit, T: Thread>(
         from = next.unwrap_or(until);
         thread.breathe();
     }
-    renew(file, span, initial, thread);
+    draining |= renew(file, span, initial, thread);
     file.wake();
-    lost
+    Pass { lost, draining }
 }
 
 /// Makes offsets that are private, and that the VM was never given, what they are in a new file: the VM that they were
-/// private for is gone.
-fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Initial, thread: &T) {
+/// private for is gone. Whether an attempt has one of them.
+fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Initial, thread: &T) -> bool {
+    let mut draining = false;
     let mut from = span.first();
     while from < span.end() {
         let until = from.saturating_add(F::CHUNK).min(span.end());
         file.change(|book| {
+            draining |= drains(book, from, until);
             for page in from..until {
                 let held = book.page(page) == Page::Held;
                 if held {
@@ -153,6 +196,7 @@ fn renew<F: File, T: Thread>(file: &F, span: Span, initial: Initial, thread: &T)
         from = until;
         thread.breathe();
     }
+    draining
 }
 
 /// How much of a pool came back.

@@ -7,10 +7,9 @@ use crate::port::{Undertaker, EL2};
 use crate::sys::{self, log, Level};
 use crate::vm::{Inner, Life, RawVm, Vm, VmState};
 use freehold_driver_core::convert::bereave;
-use freehold_driver_core::end::{self, abandon_pool, Pool};
+use freehold_driver_core::end::{self, abandon_pool, Pass, Pool};
 use freehold_driver_core::error::Error;
-use freehold_driver_core::file::{any, Thread};
-use freehold_driver_core::page::Page;
+use freehold_driver_core::file::Thread;
 
 impl Vm {
     /// Ends the VM: stops its vCPUs, takes every frame back. May be called again, and while its descriptors are open;
@@ -61,42 +60,29 @@ impl Vm {
 
     /// Passes over the slots until no attempt is under way: each gives up when it looks next. Frames lost.
     fn reclaim_all_slots(self) -> u64 {
-        let mut lost = 0;
-        end::settles(&Undertaker, patience(), || {
-            let (more, draining) = self.reclaim_slots();
-            lost += more;
-            !draining
-        });
-        lost
+        end::reclaim_all(&Undertaker, patience(), || self.reclaim_slots())
     }
 
-    /// One pass over every slot: frames lost, and whether a conversion is under way somewhere.
-    fn reclaim_slots(self) -> (u64, bool) {
+    /// One pass over every slot.
+    fn reclaim_slots(self) -> Pass {
         self.locked(|inner| {
-            let mut lost = 0;
-            let mut draining = false;
-            for slot in inner.slots.iter() {
-                let file = match slot.file {
-                    Backing::File(file) => file,
+            inner.slots.iter().fold(Pass::default(), |so_far, slot| {
+                let lost = |lost| Pass { lost, draining: false };
+                so_far.and(match slot.file {
                     Backing::Plain(plain) => {
                         plain.recall(true);
-                        continue;
+                        Pass::default()
                     }
-                    Backing::Pinned(pinned) => {
-                        lost += pinned.reclaim(self.handle());
-                        continue;
+                    Backing::Pinned(pinned) => lost(pinned.reclaim(self.handle())),
+                    Backing::File(file) if !self.is_protected() => lost(file.unbind(slot.pages)),
+                    Backing::File(file) => {
+                        // What is under way for this VM would outlast it as long as somebody holds a page.
+                        bereave(&file);
+                        let initial = file.initial();
+                        end::reclaim_pages(&file, slot.pages, initial, &EL2, self.handle(), &Undertaker)
                     }
-                };
-                if !self.is_protected() {
-                    lost += file.unbind(slot.pages);
-                    continue;
-                }
-                // What is under way for this VM would outlast it as long as somebody holds a page.
-                bereave(&file);
-                lost += end::reclaim_pages(&file, slot.pages, file.initial(), &EL2, self.handle(), &Undertaker);
-                draining |= any(&file, slot.pages, |page| matches!(page, Page::Draining { .. }));
-            }
-            (lost, draining)
+                })
+            })
         })
     }
 

@@ -232,7 +232,7 @@ const MOVES: [Move; 14] = [
         by: "the driver",
         held: false,
         act: |file| {
-            let lost = end::reclaim_pages(file, all(), Initial::Host, &El2(Willing), Handle(1), &Quiet);
+            let lost = end::reclaim_pages(file, all(), Initial::Host, &El2(Willing), Handle(1), &Quiet).lost;
             if lost == 0 { Ok(()) } else { Err(format!("{lost} lost")) }
         },
     },

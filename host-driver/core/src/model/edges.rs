@@ -137,7 +137,7 @@ fn contiguous_frames_come_back_in_runs_of_the_slots_own_pages() {
     let below = el2(&world);
     doom(&below, VM).unwrap();
     world.functions.take();
-    assert_eq!(reclaim_pages(&file, span(100, 600), Initial::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(100, 600), Initial::Host, &below, VM, &Sleeper::default()).lost, 0);
     assert_eq!(world.functions.take(), [hvc::VM_RECLAIM; 2], "512 and 88 frames");
     assert_eq!(world.owned.borrow().len(), 600);
     assert_eq!((file.state(99), file.state(100), file.state(699)), (Page::Given, Page::Host, Page::Host));
@@ -180,6 +180,6 @@ fn an_el2_that_returns_nothing_is_asked_a_bounded_number_of_times() {
     let file = scattered(&world, 1);
     assert_eq!(convert(&file, span(0, 1), Mode::Now, &Sleeper::default()), Ok(true));
     let says = Says(Cell::default(), ok(0));
-    assert_eq!(reclaim_pages(&file, span(0, 1), Initial::Host, &El2(&says), VM, &Sleeper::default()), 1);
+    assert_eq!(reclaim_pages(&file, span(0, 1), Initial::Host, &El2(&says), VM, &Sleeper::default()).lost, 1);
     assert_eq!((says.0.get(), file.state(0)), (1000, Page::Lost));
 }

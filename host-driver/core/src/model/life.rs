@@ -4,7 +4,7 @@
 use super::*;
 use crate::convert::{bereave, empty, to_private, Mode, Stopped};
 use crate::drain::Aim;
-use crate::end::{abandon_pool, doom, reclaim_pages, reclaim_pool, settles, Pool, SETTLES};
+use crate::end::{abandon_pool, doom, reclaim_all, reclaim_pages, reclaim_pool, settles, Pass, Pool, SETTLES};
 use crate::exit::Request;
 use crate::guest::{relinquish, share, unshare, NotYet};
 
@@ -259,7 +259,7 @@ fn a_pool_that_is_asked_for_early_is_asked_for_again() {
     doom(&below, VM).unwrap();
     assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Early);
     assert_eq!(kept(&world), pool, "nothing is dropped");
-    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &thread), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &thread).lost, 0);
     assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
     assert!(world.frames.borrow().is_empty(), "I8: {:?}", world.frames.borrow());
     assert_eq!(abandon_pool(&kernel), 0);
@@ -275,7 +275,7 @@ fn a_pool_that_nobody_can_ask_for_any_more_is_lost_and_counted() {
     assert_eq!(reclaim_pool(&below, &kernel, VM, &Sleeper::default()), Pool::Early);
     assert_eq!(abandon_pool(&kernel), 32);
     assert_eq!(world.frames.borrow().len(), 32 + 1, "no frame of el2's is freed");
-    assert_eq!(reclaim_pages(&file, span(0, 1), Initial::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 1), Initial::Host, &below, VM, &Sleeper::default()).lost, 0);
 }
 
 /// A reboot or kexec: the page is in somebody's hands, whoever holds the descriptors does nothing, and no signal comes.
@@ -295,7 +295,7 @@ fn the_end_of_the_vm_ends_what_its_guest_waits_for() {
     let stopped = unshare(&file, span(0, 3), &thread, |_| panic!("accepted"));
     assert_eq!(stopped, Err(Stopped { error: Error::Ended, page: 1 }));
     assert!((0..3).all(|page| file.state(page) == Page::Lent));
-    assert_eq!(reclaim_pages(&file, span(0, 3), Initial::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 3), Initial::Host, &below, VM, &Sleeper::default()).lost, 0);
     assert!(world.owned.borrow().is_empty());
     file.check();
     // A vCPU that waits behind another one's attempt ends as well.
@@ -326,7 +326,7 @@ fn the_end_returns_every_frame() {
         let thread = Sleeper::default();
         doom(&below, VM).unwrap();
         doom(&below, VM).unwrap();
-        assert_eq!(reclaim_pages(&file, span(0, 40), Initial::Host, &below, VM, &thread), 0);
+        assert_eq!(reclaim_pages(&file, span(0, 40), Initial::Host, &below, VM, &thread).lost, 0);
         assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
         file.check();
         assert!((0..40).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
@@ -341,7 +341,7 @@ fn after_the_end_empty_private_offsets_are_as_in_a_new_file() {
         let below = el2(&world);
         let file = Model::new(&world, 1000, Page::Vacant);
         doom(&below, VM).unwrap();
-        assert_eq!(reclaim_pages(&file, span(1, 998), initial, &below, VM, &Sleeper::default()), 0);
+        assert_eq!(reclaim_pages(&file, span(1, 998), initial, &below, VM, &Sleeper::default()).lost, 0);
         assert!((1..999).all(|page| file.state(page) == initial.page()));
         // Offsets of no slot of the VM's stay as they are.
         assert_eq!((file.state(0), file.state(999)), (Page::Vacant, Page::Vacant));
@@ -360,7 +360,7 @@ fn after_the_end_pages_that_were_held_for_the_vm_are_as_in_a_new_file() {
     let thread = Sleeper::default();
     to_private(&file, span(0, 3), Aim::Convert, Mode::Now, &thread, &mut crate::convert::Nobody).unwrap();
     doom(&below, VM).unwrap();
-    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &thread), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &thread).lost, 0);
     assert!((0..2).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
     // Of no slot of the VM's.
     assert_eq!(file.state(2), Page::Held);
@@ -375,7 +375,7 @@ fn a_frame_that_el2_keeps_is_lost_and_never_freed() {
     let stuck = file.frame(2).unwrap();
     world.stuck.borrow_mut().insert(stuck);
     doom(&below, VM).unwrap();
-    assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()), 1);
+    assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()).lost, 1);
     assert_eq!(file.state(2), Page::Lost);
     assert_eq!(file.store(2), HostFault::Refuse);
     assert_eq!(empty(&file), 1);
@@ -389,7 +389,7 @@ fn a_vm_that_el2_would_not_end_loses_every_frame_and_frees_none() {
     let file = lent(&world, 4);
     file.store(1);
     let frames = world.frames.borrow().len();
-    assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()), 4);
+    assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()).lost, 4);
     assert!((0..4).all(|page| file.state(page) == Page::Lost && file.store(page) == HostFault::Refuse));
     assert_eq!(empty(&file), 4);
     assert_eq!(world.frames.borrow().len(), frames);
@@ -406,7 +406,7 @@ fn mappings_that_go_with_their_vm_are_counted() {
         }
         let before = file.report.get();
         doom(&below, VM).unwrap();
-        assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()), 0);
+        assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()).lost, 0);
         let after = file.report.get();
         let more = (after.begun - before.begun, after.ended - before.ended);
         // Each run of frames by itself; what was private had no mapping.
@@ -424,12 +424,80 @@ fn an_end_during_a_conversion_takes_what_is_settled_and_comes_back_for_the_rest(
         panic!("nothing began")
     };
     doom(&below, VM).unwrap();
-    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &Sleeper::default()).lost, 0);
     assert!(matches!(file.state(1), Page::Draining { .. }));
     attempt.finish(&file, 0, crate::drain::Rest::Restore);
-    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &Sleeper::default()), 0);
+    assert_eq!(reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &Sleeper::default()).lost, 0);
     assert!(world.owned.borrow().is_empty());
     file.check();
+}
+
+/// The giver's frames are the dying VM's when it has ended, which nobody saw who asks behind the pass whether one is under way.
+#[test]
+fn what_a_giver_ends_with_beside_the_end_comes_back_too() {
+    let world = world();
+    let (kernel, below) = (Kernel(world.clone()), el2(&world));
+    pool::create(&below, &kernel, true, 40).unwrap();
+    let file = written(&world, 3);
+    let crate::drain::Begun::Attempt(mut attempt) = crate::drain::begin(&file, span(1, 1), Aim::Touch) else {
+        panic!("nothing began")
+    };
+    assert_eq!(attempt.step(&file), crate::drain::Step::Frozen);
+    let donated = below.mem_donate(VM, Run { pfn: file.frame(1).unwrap(), count: 1 }, BASE + 1);
+    assert_eq!(donated, Ok(1));
+    doom(&below, VM).unwrap();
+    let thread = Sleeper::default();
+    // Between the first hold of the lock, which passes over the page, and the next.
+    thread.lets_run.replace(Some(Box::new(|| attempt.finish(&file, 1, crate::drain::Rest::Keep))));
+    let passes = Cell::new(0);
+    let lost = reclaim_all(&thread, SETTLES, || {
+        passes.set(passes.get() + 1);
+        reclaim_pages(&file, span(0, 3), Initial::Host, &below, VM, &thread)
+    });
+    assert_eq!((lost, passes.get()), (0, 2));
+    assert_eq!(file.state(1), Page::Host);
+    assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0), "not early: nothing is the guest's");
+    file.check();
+}
+
+/// A vCPU's touch takes a page that waits to be given after the first look at it, and puts it back after the last.
+#[test]
+fn what_an_attempt_takes_beside_the_end_and_puts_back_is_as_in_a_new_file() {
+    let world = world();
+    let below = el2(&world);
+    let file = written(&world, 2);
+    let attempt = RefCell::new(None);
+    let thread = Sleeper::default();
+    to_private(&file, span(0, 2), Aim::Convert, Mode::Now, &thread, &mut crate::convert::Nobody).unwrap();
+    doom(&below, VM).unwrap();
+    thread.lets_run.replace(Some(Box::new(|| {
+        let crate::drain::Begun::Attempt(begun) = crate::drain::begin(&file, span(1, 1), Aim::Touch) else {
+            panic!("nothing began")
+        };
+        attempt.replace(Some(begun));
+    })));
+    let pass = || reclaim_pages(&file, span(0, 2), Initial::Host, &below, VM, &thread);
+    let first = pass();
+    assert_eq!((first.lost, first.draining), (0, true), "it was held when the first hold of the lock looked");
+    attempt.take().unwrap().finish(&file, 0, crate::drain::Rest::Restore);
+    assert_eq!(file.state(1), Page::Held);
+    // Control: with nobody beside it one pass is all.
+    let second = pass();
+    assert_eq!((second.lost, second.draining), (0, false));
+    assert!((0..2).all(|page| file.state(page) == Page::Host && file.frame(page).is_none()));
+    file.check();
+}
+
+#[test]
+fn the_end_gives_up_on_an_attempt_that_does_not_end() {
+    let thread = Sleeper::default();
+    let passes = Cell::new(0_u64);
+    let pass = || {
+        passes.set(passes.get() + 1);
+        Pass { lost: 1, draining: true }.and(Pass { lost: 1, draining: false })
+    };
+    assert_eq!(reclaim_all(&thread, 3, pass), 2 * passes.get());
+    assert_eq!((thread.clock.get(), passes.get()), (3, 4));
 }
 
 #[test]

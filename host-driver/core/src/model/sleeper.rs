@@ -14,6 +14,8 @@ pub(super) struct Sleeper<'a> {
     pub(super) killed: Cell<bool>,
     /// Looks at whether it is killed until it is.
     pub(super) kill_after: Cell<Option<u32>>,
+    /// What others do when it next lets them run.
+    pub(super) lets_run: RefCell<Option<Box<dyn FnOnce() + 'a>>>,
 }
 
 impl<'a> Sleeper<'a> {
@@ -46,7 +48,12 @@ impl Thread for Sleeper<'_> {
         }
     }
 
-    fn breathe(&self) {}
+    fn breathe(&self) {
+        let next = self.lets_run.take();
+        if let Some(next) = next {
+            next();
+        }
+    }
 
     fn dying(&self) -> bool {
         match self.kill_after.get() {

@@ -84,7 +84,7 @@ fn life(seed: u64) -> u64 {
     let thread = Sleeper::default();
     doom(&below, VM).unwrap();
     let all = Span::new(0, PAGES).unwrap();
-    assert_eq!(reclaim_pages(&file, all, initial, &below, VM, &thread), 0);
+    assert_eq!(reclaim_pages(&file, all, initial, &below, VM, &thread).lost, 0);
     assert_eq!(reclaim_pool(&below, &kernel, VM, &thread), Pool::Back(0));
     file.check();
     file.change(|_| file.shut(all));

@@ -96,7 +96,7 @@ fn make(kernel: &Kernel, step: &Step) -> Made {
             // Held pages are new ones then, without a frame: the specification has no move that forgets a frame at an end.
             let held = (0..PAGES as u64).filter(|page| kernel.page(*page) == Page::Held).collect::<Vec<_>>();
             held.into_iter().for_each(|page| to_shared(file, one(page)).unwrap());
-            assert_eq!(reclaim_pages(file, all(), kernel.initial, &below, VM, &Hurried), 0, "lost");
+            assert_eq!(reclaim_pages(file, all(), kernel.initial, &below, VM, &Hurried).lost, 0, "lost");
             Some(done)
         }
         Step::Close => {
