@@ -21,8 +21,8 @@ pub fn ipa_bits() -> u32 {
     Ids.physical_bits().min(MAX_IPA_BITS)
 }
 
-/// VTCR_EL2 for a 4 KB, level 1 start, `ipa_bits` stage 2.
-pub fn vtcr(ipa_bits: u32) -> u64 {
+/// VTCR_EL2 for a 4 KB, level 1 start, `ipa_bits` stage 2, on this CPU.
+fn vtcr(ipa_bits: u32) -> u64 {
     let range = Ids.physical_range();
     let vs = if Ids.has_16_bit_vmid() { VTCR_VS } else { 0 };
     // PS, SH0 inner shareable, write-back walks, SL0 = 1 (start at level 1), T0SZ.
@@ -34,8 +34,8 @@ pub(crate) fn private_vttbr(root: u64, vmid: u64) -> u64 {
     root | vmid << 48
 }
 
-/// VTTBR_EL2 for a root and a VMID, the same on every CPU that uses the VMID.
-pub fn vttbr(root: u64, vmid: u64) -> u64 {
+/// VTTBR_EL2 for a root and a VMID, the same on every CPU that uses the VMID: this CPU shares what it translates, if it can.
+fn vttbr(root: u64, vmid: u64) -> u64 {
     let cnp = if Ids.has_cnp() { VTTBR_CNP } else { 0 };
     private_vttbr(root, vmid) | cnp
 }

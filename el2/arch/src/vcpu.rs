@@ -5,9 +5,9 @@
 //! only as long as its VM can not start to die (so that frame and tables stay the VM's). Does not know what an exit
 //! means.
 
+use crate::fatal;
 use crate::percpu::{self, MAX_CPUS};
 use crate::switch::{self, GuestContext, GuestRegime, HostContext};
-use crate::{fatal, host};
 use core::sync::atomic::AtomicU64;
 use freehold_mem::{PAGE_SIZE, Pfn};
 use freehold_virt::setting::Setting;
@@ -100,9 +100,7 @@ impl<'a> Loaded<'a> {
 
     /// Says what it runs in: its VM's tables, which live as long as the claim.
     pub fn settle(&mut self, setting: Setting) {
-        let Setting { root, ipa_bits, vmid, vcpu, .. } = setting;
-        let vttbr = host::vttbr(root.pa().raw(), vmid.raw().into());
-        let regime = GuestRegime { vttbr, vtcr: host::vtcr(ipa_bits), vmpidr: vcpu.mpidr(), flush_local: true };
+        let regime = GuestRegime { stage2: setting.stage2(), vmpidr: setting.vcpu.mpidr(), flush_local: true };
         self.block.setting = Some((setting, regime));
     }
 

@@ -20,6 +20,49 @@ pub struct Setting {
     pub controller: Option<Controller>,
 }
 
+/// What a VM's stage 2 is on every CPU alike. What belongs to one CPU is not in it: a vCPU goes on where its thread is,
+/// and cores of one machine may differ in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2 {
+    /// `VTTBR_EL2` but for `CnP`.
+    root: u64,
+    /// `VTCR_EL2.T0SZ`.
+    size: u64,
+}
+
+/// `VTCR_EL2` and `VTTBR_EL2` of one CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2Here {
+    /// `VTCR_EL2`.
+    pub vtcr: u64,
+    /// `VTTBR_EL2`.
+    pub vttbr: u64,
+}
+
+/// `VTCR_EL2.T0SZ`.
+const SIZE: u64 = 0x3f;
+/// `VTTBR_EL2.CnP`.
+const SHARED: u64 = 1;
+
+impl Setting {
+    /// How its VM's addresses are translated.
+    #[must_use]
+    pub fn stage2(&self) -> Stage2 {
+        let size = u64::from(64_u32.wrapping_sub(self.ipa_bits)) & SIZE;
+        Stage2 { root: self.root.pa().raw() | u64::from(self.vmid.raw()) << 48, size }
+    }
+}
+
+impl Stage2 {
+    /// The registers on a CPU whose host has these: how wide a physical address and a VMID are (PS, VS), and whether it
+    /// shares translations with others (`CnP`), is the CPU's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn beside(self, host: Stage2Here) -> Stage2Here {
+        Stage2Here { vtcr: host.vtcr & !SIZE | self.size, vttbr: self.root | host.vttbr & SHARED }
+    }
+}
+
 /// Where the frames of a VM's interrupt controller are met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Controller {
@@ -37,5 +80,35 @@ impl Controller {
     #[must_use]
     pub fn holds(&self, ipa: u64) -> bool {
         self.window.is_near(ipa) && self.window.locate(ipa, self.frames).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Setting, Stage2Here};
+    use crate::handle::VcpuIndex;
+    use freehold_mem::{Pfn, VmSlot};
+
+    /// PS and VS of `VTCR_EL2`, and `CnP` of `VTTBR_EL2`, belong to the CPU.
+    #[test]
+    fn a_vcpu_that_moves_to_another_kind_of_core_has_that_cores_widths() {
+        let root = Pfn::new(0x4_5678).unwrap();
+        let setting = |ipa_bits| Setting {
+            root,
+            ipa_bits,
+            vmid: VmSlot::new(4).unwrap().vmid(),
+            vcpu: VcpuIndex::BOOT,
+            controller: None,
+        };
+        let vmid = u64::from(setting(32).vmid.raw()) << 48;
+        let big = Stage2Here { vtcr: 1 << 31 | 1 << 19 | 4 << 16 | 0x3558, vttbr: 0x9_9999_9001 };
+        let little = Stage2Here { vtcr: 1 << 31 | 2 << 16 | 0x3558, vttbr: 0x9_9999_9000 };
+        for (ipa_bits, size) in [(32, 32), (33, 31), (39, 25), (40, 24)] {
+            let stage2 = setting(ipa_bits).stage2();
+            let there = Stage2Here { vtcr: 1 << 31 | 1 << 19 | 4 << 16 | 0x3540 | size, vttbr: vmid | 0x4567_8001 };
+            assert_eq!(stage2.beside(big), there);
+            let here = Stage2Here { vtcr: 1 << 31 | 2 << 16 | 0x3540 | size, vttbr: vmid | 0x4567_8000 };
+            assert_eq!(stage2.beside(little), here);
+        }
     }
 }

@@ -136,7 +136,7 @@ fn load_guest(ctx: &GuestContext, host: &HostContext, regime: &GuestRegime, ids:
     stop_walks(ctx.el1.sctlr, ctx.el1.tcr);
     ctx.el1.load_all_but_regime();
     host.el2.apply_guest_traps(ids);
-    stage2::load(regime.vtcr, regime.vttbr);
+    stage2::load(regime.stage2.beside(host.el2.stage2));
     // Name and revision are this CPU's.
     write_sysreg!("vpidr_el2", midr());
     write_sysreg!("vmpidr_el2", regime.vmpidr);

@@ -3,14 +3,13 @@
 
 use super::el1::{start_walks, stop_walks};
 use crate::barrier;
+use freehold_virt::setting::{Stage2, Stage2Here};
 
 /// How a VM's addresses are translated, and who its vCPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestRegime {
-    /// VTTBR_EL2: root table and VMID.
-    pub vttbr: u64,
-    /// VTCR_EL2.
-    pub vtcr: u64,
+    /// VTTBR_EL2 and VTCR_EL2, but for what belongs to the CPU.
+    pub stage2: Stage2,
     /// VMPIDR_EL2: the affinity that the vCPU reads from MPIDR_EL1.
     pub vmpidr: u64,
     /// Another vCPU of this VM may have been the last one of it on this CPU: what the TLB cached for that one under a like
@@ -19,9 +18,10 @@ pub struct GuestRegime {
 }
 
 /// Puts tables in force. Stage-1 walks must be off.
-pub(super) fn load(vtcr: u64, vttbr: u64) {
-    write_sysreg!("vtcr_el2", vtcr);
-    write_sysreg!("vttbr_el2", vttbr);
+#[inline(always)]
+pub(super) fn load(stage2: Stage2Here) {
+    write_sysreg!("vtcr_el2", stage2.vtcr);
+    write_sysreg!("vttbr_el2", stage2.vttbr);
     barrier::registers_in_effect();
 }
 

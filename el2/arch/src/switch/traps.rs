@@ -5,6 +5,7 @@
 //! traps or is UNDEFINED. Enabling bits (HCRX_EL2, the inverted fine-grained traps) are all zero.
 
 use crate::features::{Has, Ids};
+use freehold_virt::setting::Stage2Here;
 
 const HCR_VM: u64 = 1 << 0;
 const HCR_SWIO: u64 = 1 << 1;
@@ -139,8 +140,7 @@ pub(super) struct HostTraps {
     cptr: u64,
     mdcr: u64,
     cnthctl: u64,
-    vtcr: u64,
-    vttbr: u64,
+    pub(super) stage2: Stage2Here,
     vpidr: u64,
     vmpidr: u64,
     fine: FineTraps,
@@ -156,8 +156,7 @@ impl HostTraps {
             cptr: 0,
             mdcr: 0,
             cnthctl: 0,
-            vtcr: 0,
-            vttbr: 0,
+            stage2: Stage2Here { vtcr: 0, vttbr: 0 },
             vpidr: 0,
             vmpidr: 0,
             fine: FineTraps::new(),
@@ -179,8 +178,7 @@ impl HostTraps {
         self.cptr = read_sysreg!("cptr_el2");
         self.mdcr = read_sysreg!("mdcr_el2");
         self.cnthctl = read_sysreg!("cnthctl_el2");
-        self.vtcr = read_sysreg!("vtcr_el2");
-        self.vttbr = read_sysreg!("vttbr_el2");
+        self.stage2 = Stage2Here { vtcr: read_sysreg!("vtcr_el2"), vttbr: read_sysreg!("vttbr_el2") };
         self.vpidr = read_sysreg!("vpidr_el2");
         self.vmpidr = read_sysreg!("vmpidr_el2");
         self.fine.save(ids);
@@ -199,7 +197,7 @@ impl HostTraps {
 
     /// Puts the host's stage 2 and traps back. Stage-1 walks must be off.
     pub(super) fn restore(&self, ids: Has) {
-        super::stage2::load(self.vtcr, self.vttbr);
+        super::stage2::load(self.stage2);
         // All are loaded before the first is written: in pairs.
         let Self { elr, spsr, hcr, cptr, mdcr, cnthctl, vpidr, vmpidr, .. } = *self;
         write_sysreg!("hcr_el2", hcr);
