@@ -219,6 +219,9 @@ fn save_interface(ctx: &mut GuestContext, lists: Option<&mut Lists>) {
         gicr::release_timer();
     }
     barrier::registers_in_effect();
+    // The writes above are done. The GIC hears of a level that fell in its own time, which no barrier bounds: what was
+    // under way to it goes first, so that as little as can be is left to the host and to the next look at what is pending.
+    barrier::system_done();
 }
 
 /// Puts the host's stage 2, traps, EL1 state and observers back.
