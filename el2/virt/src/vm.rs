@@ -416,6 +416,7 @@ fn named(word: Word, handle: Handle) -> Result<Word, Refused> {
 /// Counts one claim less: the claim that goes was counted, in the lowest bits, so nothing else of the word changes.
 fn release<A: Cell>(cell: &VmCell<A>) {
     let mut seen = cell.word.load();
+    debug_assert!(seen & CLAIMS_MASK != 0, "the claim that goes was counted");
     while let Err(found) = cell.word.exchange(seen, seen.saturating_sub(1)) {
         seen = found;
     }
