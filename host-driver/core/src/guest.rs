@@ -6,13 +6,28 @@
 //!
 //! A request may be old: another vCPU's, for the same pages, was served meanwhile. Then nothing is done, which is no
 //! error: the guest makes its call again, and `el2` answers by what stands there now.
+//!
+//! So is a wait: no vCPU stays away from its guest for longer than [`STRETCH`], for it is the next entry that brings the
+//! guest its interrupts.
 
-use crate::convert::{to_private, Given, Mode, Stopped};
+use crate::convert::{to_private, Given, Giver, Mode, Stopped};
 use crate::drain::{Aim, Attempt, Rest};
 use crate::error::Error;
-use crate::file::{Book, File, Open, Thread};
+use crate::file::{Book, File, Open, Thread, Wake};
 use crate::page::{Initial, Origin, Page, Span};
 use crate::status::Refused;
+
+/// Milliseconds that a vCPU waits for the host at a stretch. What it waited for is then as before, and the guest stands on
+/// its call or access: it is entered, takes what interrupts have come, and makes it again.
+///
+/// Nothing tells the driver of a protected guest's timers, so that a wait which ends when there is something to take can not
+/// be had. What a holder lets go of in one stretch is free in the next, whose first try finds it so.
+pub const STRETCH: u64 = 10;
+
+/// A wait that lasts for one stretch from now.
+fn stretch(thread: &impl Thread) -> Mode {
+    Mode::Until(thread.now().saturating_add(STRETCH))
+}
 
 /// Why a request could not be served at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,10 +124,47 @@ pub fn relinquish<F: File>(
     })
 }
 
-/// Carries out MEM_UNSHARE: waits until the host has let go of every page, then lets `el2` take them back.
+/// Repeats a request whose first page was draining, or had to be backed, which `touch` does; for one stretch.
 ///
-/// What is lent no more stays as it is, and what lies behind it. A signal cancels the attempt: the pages are lent again,
-/// the guest stands on its call, and the next run starts over.
+/// # Errors
+/// Why it stopped. That it was not served in time is none.
+pub fn until_served<T: Thread>(
+    thread: &T,
+    mut ask: impl FnMut() -> Result<u64, NotYet>,
+    mut touch: impl FnMut(u64) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let until = thread.now().saturating_add(STRETCH);
+    loop {
+        match ask() {
+            Ok(_) => return Ok(()),
+            Err(NotYet::Refused(error)) => return Err(error),
+            Err(NotYet::Untouched(_) | NotYet::Draining(_)) if thread.now() >= until => return Ok(()),
+            Err(NotYet::Untouched(page)) => touch(page)?,
+            Err(NotYet::Draining(_)) => {
+                if thread.pause(1000) == Wake::Interrupted {
+                    return Err(Error::Interrupted);
+                }
+            }
+        }
+    }
+}
+
+/// Gives `page` to the guest because a vCPU touched it, if the host lets go of it within one stretch.
+///
+/// # Errors
+/// Why it stopped. That the host has the page still is none: the guest touches it again.
+pub fn touch<F: File, T: Thread>(file: &F, page: u64, thread: &T, giver: &mut impl Giver<F>) -> Result<(), Error> {
+    let span = Span::one(page).ok_or(Error::Invalid)?;
+    match to_private(file, span, Aim::Touch, stretch(thread), thread, giver) {
+        Ok(_) | Err(Stopped { error: Error::TimedOut, .. }) => Ok(()),
+        Err(stopped) => Err(stopped.error),
+    }
+}
+
+/// Carries out MEM_UNSHARE: waits for one stretch until the host has let go of every page, then lets `el2` take them back.
+///
+/// What is lent no more stays as it is, and what lies behind it. A signal, or the stretch's end, cancels the attempt: the
+/// pages are lent again, the guest stands on its call, and the next run starts over.
 ///
 /// # Errors
 /// Why it stopped, and at which page.
@@ -134,9 +186,9 @@ pub fn unshare<F: File, T: Thread>(
             Err(refused) => Given { count: 0, rest: Rest::Restore, error: Some(refused.into()) },
         })
     };
-    match to_private(file, span, Aim::Unshare, Mode::Wait, thread, &mut giver) {
-        // Another vCPU took a page back after it was looked at.
-        Ok(_) | Err(Stopped { error: Error::Exists, .. }) => Ok(()),
+    match to_private(file, span, Aim::Unshare, stretch(thread), thread, &mut giver) {
+        // Another vCPU took a page back after it was looked at; or the guest is to have its interrupts.
+        Ok(_) | Err(Stopped { error: Error::Exists | Error::TimedOut, .. }) => Ok(()),
         Err(stopped) => Err(stopped),
     }
 }

@@ -102,20 +102,8 @@ impl Running {
         self.until_served(file, gfn, || guest::relinquish(&file, span, file.initial(), |count| self.accept(count)))
     }
 
-    /// Repeats a request whose first page had to be backed, or was draining.
-    fn until_served(&self, file: FileRef, gfn: u64, mut ask: impl FnMut() -> Result<u64, NotYet>) -> Result<(), Error> {
-        loop {
-            match ask() {
-                Ok(_) => return Ok(()),
-                Err(NotYet::Untouched(page)) => self.vm.touch(file, page, gfn, self)?,
-                Err(NotYet::Draining(_)) => {
-                    if self.pause(1000) == Wake::Interrupted {
-                        return Err(Error::Interrupted);
-                    }
-                }
-                Err(NotYet::Refused(error)) => return Err(error),
-            }
-        }
+    fn until_served(&self, file: FileRef, gfn: u64, ask: impl FnMut() -> Result<u64, NotYet>) -> Result<(), Error> {
+        guest::until_served(self, ask, |page| self.vm.touch(file, page, gfn, self))
     }
 }
 

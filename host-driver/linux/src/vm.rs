@@ -21,6 +21,7 @@ use freehold_driver_core::el2::Handle;
 use freehold_driver_core::error::Error;
 use freehold_driver_core::file::Thread;
 use freehold_driver_core::give::ToVm;
+use freehold_driver_core::guest;
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
 use freehold_driver_core::slots::{Declared, Slot, Slots};
@@ -250,11 +251,10 @@ impl Vm {
         })
     }
 
-    /// Gives one page to the guest because a vCPU touched it.
+    /// Gives one page to the guest because a vCPU touched it, or has it touch the page again.
     pub(crate) fn touch(self, file: FileRef, page: u64, gfn: u64, thread: &impl Thread) -> Result<(), Error> {
-        let span = Span::one(page).ok_or(Error::Invalid)?;
         let mut giver = ToVm { el2: &EL2, vm: self.handle(), kernel: &self, thread, gfn };
-        to_private(&file, span, Aim::Touch, Mode::Wait, thread, &mut giver).map(|_| ()).map_err(|stopped| stopped.error)
+        guest::touch(&file, page, thread, &mut giver)
     }
 
     /// Fixes the VM's memory before its first run: declares every slot, and donates what was converted before its file

@@ -122,6 +122,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_LAST => last::act(a),
         CMD_TIMERS => extremes::all(),
         CMD_FLOOD => cpus::flood(a, b),
+        CMD_WAITING => cpus::waiting(a, b, c, PERIOD),
         CMD_ALL => cpus::all(a, b, [c, PERIOD]),
         CMD_BENCH => bench::run(a, b, c),
         CMD_TOGETHER => cpus::together(a, b, c),

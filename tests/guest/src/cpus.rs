@@ -5,7 +5,7 @@
 
 use crate::proto::*;
 use crate::sysreg::counter;
-use crate::{fp, hypercall, interrupts, memory, mmu, storm, trap};
+use crate::{device, fp, hypercall, interrupts, memory, mmu, storm, trap};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -125,6 +125,39 @@ fn lend_and_take(address: u64, rounds: u64) -> [u64; 3] {
         }
     }
     seen
+}
+
+/// The first CPU has what it waited for.
+static IS_THERE: AtomicU64 = AtomicU64::new(0);
+
+/// Takes a granule back, or touches one, with interrupts let through, while another CPU works in the first.
+pub(crate) fn waiting(cpu: u64, address: u64, touched: u64, behind: u64) -> [u64; 3] {
+    IS_THERE.store(0, Ordering::Relaxed);
+    let Some(desk) = post(cpu, JOB_BESIDE, [address, 0]) else { return [u64::MAX; 3] };
+    let (answer, taken) = interrupts::let_through(behind, || match touched {
+        0 => hypercall::unshare(address, 1)[0],
+        _ => memory::load(touched),
+    });
+    IS_THERE.store(1, Ordering::Release);
+    let [wrong, rounds, _] = collect(desk);
+    [answer.wrapping_add(wrong), taken, rounds]
+}
+
+/// Adds to a word until the first CPU has what it waits for, and says once that it has taken two interrupts.
+fn beside(address: u64) -> [u64; 3] {
+    let first = memory::load(address);
+    let (mut wrong, mut rounds, mut is_told) = (0, 0, false);
+    while IS_THERE.load(Ordering::Acquire) == 0 {
+        memory::add(address, 1);
+        rounds += 1;
+        wrong += u64::from(memory::load(address) != first + rounds);
+        if !is_told && interrupts::let_in() >= 2 {
+            is_told = true;
+            device::write64(REG_SCRATCH, rounds);
+        }
+        turn();
+    }
+    [wrong, rounds, 0]
 }
 
 /// The granule at which each of two CPUs is.
@@ -248,6 +281,7 @@ extern "C" fn guest_other(context: u64) -> ! {
             JOB_ANSWER => answer(a),
             JOB_TOGETHER => add_to_each(1, a, b),
             JOB_FLOOD => storm::there(a, b),
+            JOB_BESIDE => beside(a),
             JOB_HOLD => [interrupts::held(a, b), 0, 0],
             JOB_OFF => {
                 hypercall::hvc(CPU_OFF, [0; 3]);

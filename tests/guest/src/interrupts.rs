@@ -352,6 +352,30 @@ fn take(cause: impl FnOnce()) -> u64 {
     if times == OPEN + 1 { LAST.load(Ordering::SeqCst) } else { NO_INTERRUPT }
 }
 
+/// So many ticks behind the host's interrupt the virtual timer fires; 0: it does not.
+static BEHIND: AtomicU64 = AtomicU64::new(0);
+
+/// Does something while interrupts are let through, the host's by its edge and the virtual timer's so many ticks behind it;
+/// and how many were taken meanwhile.
+pub(crate) fn let_through<T>(behind: u64, what: impl FnOnce() -> T) -> (T, u64) {
+    make_edge(true);
+    BEHIND.store(behind, Ordering::SeqCst);
+    TAKEN.store(OPEN, Ordering::SeqCst);
+    // SAFETY: the vectors are installed, and take interrupts while `TAKEN` is open.
+    unsafe { asm!("msr daifclr, #2", options(nostack)) };
+    let done = what();
+    // SAFETY: masked again, as everything here is written for.
+    unsafe { asm!("msr daifset, #2", options(nostack)) };
+    BEHIND.store(0, Ordering::SeqCst);
+    disarm(VIRTUAL);
+    (done, TAKEN.swap(CLOSED, Ordering::SeqCst) - OPEN)
+}
+
+/// How many were so far.
+pub(crate) fn let_in() -> u64 {
+    TAKEN.load(Ordering::SeqCst).saturating_sub(OPEN)
+}
+
 /// Deals with an exception if it is an interrupt that is waited for.
 pub(crate) fn taken() -> bool {
     let now = read!("cntvct_el0");
@@ -363,6 +387,10 @@ pub(crate) fn taken() -> bool {
     disarm(got);
     if got < NO_INTERRUPT {
         end(got);
+    }
+    let behind = BEHIND.load(Ordering::SeqCst);
+    if got == SPI && behind != 0 {
+        arm(false, now + behind);
     }
     LAST.store(got, Ordering::SeqCst);
     WHEN.store(now, Ordering::SeqCst);

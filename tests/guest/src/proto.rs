@@ -213,6 +213,10 @@ pub const CMD_UNDESCRIBED: u64 = 48;
 pub const CMD_TIMERS: u64 = 49;
 /// This CPU and CPU arg0 send each other SGIs for arg1 ticks, and until 20 came to both. r0 = what went wrong, r1 = how many were sent, r2 = how many came.
 pub const CMD_FLOOD: u64 = 50;
+/// MEM_UNSHARE of the granule at arg1, or a load of arg2 if that is not 0, while CPU arg0 loads and stores in that granule and
+/// interrupts are let through: SPI [`SPI`] by its edge, which arms the virtual timer. CPU arg0 stores to [`REG_SCRATCH`] when
+/// both came. r0 = the call's answer and what went wrong, r1 = interrupts taken before it returned, r2 = rounds of CPU arg0's.
+pub const CMD_WAITING: u64 = 51;
 /// [`CMD_LAST`]: PSCI `SYSTEM_OFF`, its arguments the canary.
 pub const LAST_OFF: u64 = 0;
 /// [`CMD_LAST`]: PSCI `SYSTEM_RESET`.
@@ -253,6 +257,8 @@ pub const JOB_FLOOD: u64 = 10;
 pub const JOB_ANSWER: u64 = 8;
 /// [`CMD_CPU`]: [`CANARY`] in every general and vector register that is free: stores to the device, spins arg2 ticks, waits for its virtual timer. r0 = 0 if that came.
 pub const JOB_HOLD: u64 = 9;
+/// Of [`CMD_WAITING`]: the other CPU's half.
+pub const JOB_BESIDE: u64 = 11;
 /// CPUs that the payload has room for.
 pub const MOST_CPUS: u64 = 8;
 /// Asks `el2` for its report with the nonce [`nonce`]`(arg0)`. r0–r2 = three registers of the answer, from x(arg1) on.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use freehold_uapi::ioctl::*;
@@ -133,6 +133,7 @@ pub(crate) struct Seat {
     thread: AtomicI32,
     over: AtomicBool,
     gone: AtomicBool,
+    told: AtomicU64,
 }
 
 impl Seat {
@@ -150,7 +151,8 @@ impl Seat {
                 return Ok(runs);
             }
             match vcpu.run() {
-                Ok(VcpuExit::MmioWrite(address, _)) if address == DEVICE + REG_SCRATCH => {
+                Ok(VcpuExit::MmioWrite(address, data)) if address == DEVICE + REG_SCRATCH => {
+                    self.told.store(data.try_into().map_or(u64::MAX, u64::from_le_bytes), Ordering::SeqCst);
                     spi(wire, 0);
                 }
                 Ok(VcpuExit::Intr) => {}
@@ -170,6 +172,11 @@ impl Seat {
                 thread => return thread,
             }
         }
+    }
+
+    /// What its guest stored to the scratch register last.
+    pub(crate) fn told(&self) -> u64 {
+        self.told.load(Ordering::SeqCst)
     }
 
     /// Has the thread come back for good. A signal that comes before its run is of no use, so it gets more.

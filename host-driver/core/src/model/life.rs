@@ -6,7 +6,7 @@ use crate::convert::{bereave, empty, to_private, Mode, Stopped};
 use crate::drain::Aim;
 use crate::end::{abandon_pool, doom, reclaim_all, reclaim_pages, reclaim_pool, settles, Pass, Pool, SETTLES};
 use crate::exit::Request;
-use crate::guest::{relinquish, share, unshare, NotYet};
+use crate::guest::{relinquish, share, touch, unshare, until_served, NotYet, STRETCH};
 
 fn private(world: &Rc<World>, pages: usize) -> Model {
     let file = Model::new(world, pages, Page::Host);
@@ -104,6 +104,84 @@ fn a_signal_while_unsharing_lends_the_pages_again() {
     file.check();
     assert_eq!((file.state(0), file.state(1)), (Page::Lent, Page::Lent));
     assert!(world.request.borrow().is_some());
+}
+
+/// The guest has its interrupts: nobody else enters the vCPU that waits here.
+#[test]
+fn a_guest_whose_host_holds_on_is_entered_again_and_again_until_it_lets_go() {
+    let world = world();
+    let file = lent(&world, 3);
+    file.hold(1);
+    asks(&world, Request::Unshare, 0, 3);
+    for _ in 0..3 {
+        let thread = Sleeper::default();
+        assert_eq!(unshare(&file, span(0, 3), &thread, |_| panic!("accepted")), Ok(()), "it asks again");
+        assert_eq!(thread.clock.get(), STRETCH);
+        assert!((0..3).all(|page| file.state(page) == Page::Lent), "nothing has moved");
+        assert!(world.request.borrow().is_some());
+        file.check();
+    }
+    // Behind another's attempt as well.
+    file.change(|book| book.set(0, Page::Draining { origin: Origin::Lent, attempt: 77 }));
+    let thread = Sleeper::default();
+    assert_eq!(unshare(&file, span(0, 3), &thread, |_| panic!("accepted")), Ok(()));
+    assert_eq!(thread.clock.get(), STRETCH);
+    file.change(|book| book.set(0, Page::Lent));
+    // Control: it ends with the first try behind the holder's.
+    file.let_go(1);
+    let (below, thread) = (el2(&world), Sleeper::default());
+    assert_eq!(unshare(&file, span(0, 3), &thread, |n| below.guest_accept(VM, 0, n)), Ok(()));
+    assert_eq!(thread.clock.get(), 0);
+    assert!((0..3).all(|page| file.state(page) == Page::Given));
+    file.check();
+}
+
+#[test]
+fn a_touch_of_a_page_that_the_host_holds_is_made_again_until_it_lets_go() {
+    let world = world();
+    let file = written(&world, 1);
+    file.hold(0);
+    let (kernel, below) = (Kernel(world.clone()), el2(&world));
+    for _ in 0..3 {
+        let thread = Sleeper::default();
+        assert_eq!(touch(&file, 0, &thread, &mut giver(&below, &kernel, &thread, 0)), Ok(()));
+        assert_eq!((thread.clock.get(), file.state(0)), (STRETCH, Page::Host));
+        file.check();
+    }
+    file.let_go(0);
+    let thread = Sleeper::default();
+    assert_eq!(touch(&file, 0, &thread, &mut giver(&below, &kernel, &thread, 0)), Ok(()));
+    assert_eq!((thread.clock.get(), file.state(0)), (0, Page::Given));
+    file.check();
+}
+
+/// A share or a relinquishing whose page is on its way, or has to be backed first.
+#[test]
+fn a_request_that_waits_is_asked_again_by_its_guest() {
+    let thread = Sleeper::default();
+    let never = |_| panic!("touched");
+    assert_eq!(until_served(&thread, || Err(NotYet::Draining(0)), never), Ok(()));
+    assert_eq!(thread.clock.get(), STRETCH);
+    // Backing it took the whole time: it is for the guest to ask again.
+    let thread = Sleeper::default();
+    let touched = Cell::new(0);
+    let touch = |page| {
+        touched.set(touched.get() + 1);
+        thread.clock.set(thread.clock.get() + STRETCH / 2);
+        assert_eq!(page, 7);
+        Ok(())
+    };
+    assert_eq!(until_served(&thread, || Err(NotYet::Untouched(7)), touch), Ok(()));
+    assert_eq!(touched.get(), 2);
+    // Control: it ends as it ends, and at once.
+    for (answer, end) in [(Ok(1), Ok(())), (Err(NotYet::Refused(Error::Io)), Err(Error::Io))] {
+        assert_eq!(until_served(&Sleeper::default(), || answer, never), end);
+    }
+    let thread = Sleeper::default();
+    thread.signal_at.set(Some(2));
+    assert_eq!(until_served(&thread, || Err(NotYet::Draining(0)), never), Err(Error::Interrupted));
+    let refused = |_| Err(Error::NoMemory);
+    assert_eq!(until_served(&thread, || Err(NotYet::Untouched(0)), refused), Err(Error::NoMemory));
 }
 
 #[test]

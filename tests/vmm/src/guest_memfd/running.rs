@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Conversions under a guest that has run: what it gets then is zeros, and what it takes back it takes back whole.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use super::STEP;
 use super::convert::shown;
 use super::draining::{beside, read_out};
+use super::lives::wait_for;
 use super::rig::{PAGE, bytes, in_pipe, open_attempts, until_pending, word};
+use crate::cpus::{self, Seat};
 use crate::gmem::converted;
 use crate::machine::{Event, Machine, Plan};
 use crate::probe::{Access, probe};
 use crate::proto;
-use crate::vgic::interrupt;
+use crate::vgic::{Cloned as _, interrupt, spi};
 
 const BASE: u64 = proto::RAM_BASE;
 const COUNT: u64 = 4;
@@ -20,7 +23,8 @@ const SEED: u64 = 3;
 /// Runs every part.
 pub(super) fn all() -> Result<(), String> {
     notified_late()?;
-    a_range_comes_back_whole()
+    a_range_comes_back_whole()?;
+    interrupts_come_meanwhile()
 }
 
 /// A notified conversion freezes what the host had prepared; its guest, which runs, finds zeros there (I9).
@@ -61,7 +65,8 @@ fn a_range_comes_back_whole() -> Result<(), String> {
         || machine.step(),
         |thread, ended| {
             STEP.same("unshare of four: it waits for the third", &pending, until_pending(&gmem));
-            STEP.same("unshare of four: the host reads the first", "SIGBUS", probe(ram.at(at(0)), Access::Load));
+            let first = probe(ram.at(at(0)), Access::Load);
+            STEP.same("unshare of four: between two stretches the host reads the first", "done", first);
             STEP.same("unshare of four: it has not returned", false, ended.load(Ordering::SeqCst));
             interrupt(thread);
         },
@@ -83,5 +88,64 @@ fn a_range_comes_back_whole() -> Result<(), String> {
         STEP.same(&format!("unshare of four: the host reads {page}"), "SIGBUS", probe(ram.at(at(page)), Access::Load));
     }
     STEP.same("unshare of four: as many have ended as begun", "0 of some", open_attempts(&gmem));
+    Ok(())
+}
+
+/// While a vCPU waits for what the host holds its guest takes interrupts there, and its other vCPU works in the same page: the
+/// host's interrupt comes when the wait is seen, the timer is armed by that one's handler, and the host lets go when the other
+/// vCPU says that both were taken.
+fn interrupts_come_meanwhile() -> Result<(), String> {
+    let plan = Plan { bytes: 2 * proto::RAM_MIN, boot: proto::BOOT_NO_SHARE, gic: true, vcpus: 2, ..Plan::default() };
+    let (mut machine, _) = Machine::booted(plan)?;
+    let wire = machine.vm.as_fd_clone()?;
+    let mut others = std::mem::take(&mut machine.others);
+    let (done, served) = cpus::beside(&mut others, &wire, |seats| {
+        for (command, argument) in [(proto::CMD_GIC, 2), (proto::CMD_CPU_ON, 1)] {
+            let up = machine.command(command, [argument, 0, 0])?;
+            STEP.same(&format!("a guest that waits: command {command}"), 0, up[0]);
+        }
+        let page = proto::SHARE_BASE + 8 * proto::GRANULE;
+        machine.command(proto::CMD_FILL, [page, PAGE, 0])?;
+        let lent = machine.command(proto::CMD_SHARE, [page, 1, 0])?;
+        STEP.same("a guest that waits: lent", "[0, 1]", format!("{:?}", &lent[..2]));
+        waits_awake(&mut machine, &seats[0], &wire, "unshare that waits", [page, 0])?;
+        // In a page that is the guest's alone by now.
+        machine.ram.store(bytes(proto::RAM_MIN / PAGE), word(7));
+        waits_awake(&mut machine, &seats[0], &wire, "touch that waits", [page, BASE + proto::RAM_MIN])
+    });
+    done?;
+    STEP.same("a guest that waits: its other vCPU's thread", true, served.iter().all(Result::is_ok));
+    Ok(())
+}
+
+fn waits_awake(
+    machine: &mut Machine,
+    other: &Seat,
+    wire: &OwnedFd,
+    case: &str,
+    [page, touched]: [u64; 2],
+) -> Result<(), String> {
+    let (gmem, ram) = (machine.gmem.clone(), machine.ram.clone());
+    let offset = if touched == 0 { page } else { touched } - BASE;
+    let pipe = in_pipe(ram.at(bytes(offset / PAGE)));
+    let before = other.told();
+    let results = beside(
+        || machine.command(proto::CMD_WAITING, [1, page, touched]),
+        |_, ended| {
+            STEP.same(&format!("{case}: it does"), format!("pending at {offset:#x}"), until_pending(&gmem));
+            STEP.same(&format!("{case}: the host's interrupt"), "0", spi(wire, 1));
+            let both = wait_for(|| other.told() != before);
+            STEP.same(&format!("{case}: that and the timer's are taken, and the other vCPU works on"), true, both);
+            STEP.same(&format!("{case}: it waits on"), false, ended.load(Ordering::SeqCst));
+            STEP.same(&format!("{case}: at the same page"), format!("pending at {offset:#x}"), until_pending(&gmem));
+            let stood = read_out(&pipe.0).unwrap_or(0);
+            let (what, as_it_is) =
+                if touched == 0 { ("the other's work", stood > 0) } else { ("the host's word", stood == word(7)) };
+            STEP.judged(&format!("{case}: what the host let go of"), what, format!("{stood:#x}"), as_it_is);
+        },
+    )?;
+    STEP.same(&format!("{case}: let go, it returns, and has taken both"), "[0, 2]", format!("{:?}", &results[..2]));
+    STEP.same(&format!("{case}: the host reads it"), "SIGBUS", probe(ram.at(bytes(offset / PAGE)), Access::Load));
+    STEP.same(&format!("{case}: as many have ended as begun"), "0 of some", open_attempts(&gmem));
     Ok(())
 }
