@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! VMs with an interrupt controller: what it answers itself, and when the host is asked.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use freehold_uapi::hvc::*;
@@ -200,24 +201,30 @@ fn what_a_list_register_may_hold_is_answered_when_they_are_out() {
 
 #[test]
 fn a_stay_in_the_guest_that_was_kicked_ends_with_its_kicks_taken_back() {
-    let rig = Rig::new();
-    let vm = vm(&rig);
-    let forgotten = || rig.forgotten.swap(0, Ordering::Relaxed);
-    forgotten();
-    rig.next(load((REDISTRIBUTORS << 12) + 0x1_0200));
-    assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
-    assert_eq!(forgotten(), 0, "nobody kicked it");
-    rig.elsewhere(When::InTheGuest, VCPU_KICK, &[vm, 0]);
-    rig.next(load((REDISTRIBUTORS << 12) + 0x1_0200));
-    assert_eq!(rig.run(vm, 0)[0], EXIT_KICKED);
-    assert_eq!(forgotten(), 1);
+    for when in [When::In, When::InTheGuest] {
+        let rig = Arc::new(Rig::new());
+        let vm = vm(&rig);
+        let forgotten = || rig.forgotten.swap(0, Ordering::Relaxed);
+        forgotten();
+        rig.next(load((REDISTRIBUTORS << 12) + 0x1_0200));
+        assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+        assert_eq!(forgotten(), 0, "nobody kicked it");
+        rig.elsewhere(when, VCPU_KICK, &[vm, 0]);
+        rig.next(load((REDISTRIBUTORS << 12) + 0x1_0200));
+        let entries = rig.regimes.lock().unwrap().len();
+        assert_eq!(rig.run(vm, 0)[0], EXIT_KICKED);
+        let entered = rig.regimes.lock().unwrap().len() != entries;
+        assert_eq!(entered, when != When::In, "known to be in, it never got there");
+        assert_eq!(rig.pending.load(Ordering::Relaxed), 0, "{when:?}: the host meets a kick");
+        assert_eq!(forgotten(), 1, "{when:?}");
+    }
 }
 
 /// Who sends finds the vCPU out before its kicks are taken back: what came later would be the host's.
 #[test]
 fn no_kick_comes_behind_the_moment_when_they_are_taken_back() {
-    for (when, kicks) in [(When::InTheGuest, 1), (When::Out, 0)] {
-        let rig = Rig::new();
+    for (when, kicks) in [(When::In, 1), (When::InTheGuest, 1), (When::Out, 0)] {
+        let rig = Arc::new(Rig::new());
         let vm = vm(&rig);
         rig.interrupted.store(0, Ordering::Relaxed);
         rig.elsewhere(when, VM_IRQ, &[vm, 40, IRQ_HIGH]);

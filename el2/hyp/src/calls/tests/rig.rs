@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Std, MutexGuard};
 use std::vec::Vec;
@@ -33,6 +34,8 @@ pub(super) const DEVICE: u64 = 0x9000;
 /// Where guests have their RAM.
 pub(super) const GUEST_RAM: u64 = 0x8_0000;
 pub(super) const GUEST_FRAMES: u64 = 1024;
+/// Where [`Rig::elsewhere`] is.
+const OTHER_CPU: u64 = 5;
 
 /// All words of memory that are not zero, by address.
 pub(super) type Words = BTreeMap<u64, u64>;
@@ -113,14 +116,44 @@ impl Fatal for Memory {
     }
 }
 
-/// What another CPU does while this one waits for a lock, once.
+/// What another CPU does while this one waits for a lock, or behind it, once.
 type Meanwhile = Arc<Std<Option<Box<dyn FnOnce() + Send>>>>;
 
 /// A lock of the development machine.
 pub(super) struct Lock<T> {
     value: Std<T>,
     meanwhile: Meanwhile,
+    behind: Meanwhile,
     is_hosts: bool,
+}
+
+/// A value under its lock.
+pub(super) struct Held<'a, T> {
+    value: Option<MutexGuard<'a, T>>,
+    behind: &'a Meanwhile,
+}
+
+impl<T> Deref for Held<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect("until it is dropped")
+    }
+}
+
+impl<T> DerefMut for Held<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_mut().expect("until it is dropped")
+    }
+}
+
+impl<T> Drop for Held<'_, T> {
+    fn drop(&mut self) {
+        self.value = None;
+        if !std::thread::panicking() {
+            let other = self.behind.lock().unwrap().take();
+            other.into_iter().for_each(|what| what());
+        }
+    }
 }
 
 std::thread_local! {
@@ -131,21 +164,21 @@ std::thread_local! {
 
 impl<T> Lock<T> {
     fn new(value: T) -> Self {
-        Self { value: Std::new(value), meanwhile: Meanwhile::default(), is_hosts: false }
+        Self { value: Std::new(value), meanwhile: Meanwhile::default(), behind: Meanwhile::default(), is_hosts: false }
     }
 }
 
 impl<T> Mutex for Lock<T> {
     type Value = T;
     type Guard<'a>
-        = MutexGuard<'a, T>
+        = Held<'a, T>
     where
         T: 'a;
-    fn acquire(&self) -> MutexGuard<'_, T> {
+    fn acquire(&self) -> Held<'_, T> {
         assert!(!self.is_hosts || !GUEST_IS_HERE.get(), "the guest was not left first");
         let other = self.meanwhile.lock().unwrap().take();
         other.into_iter().for_each(|what| what());
-        self.value.lock().unwrap()
+        Held { value: Some(self.value.lock().unwrap()), behind: &self.behind }
     }
 }
 
@@ -219,8 +252,10 @@ type Act = Box<dyn FnOnce(&mut Fake) -> Stop + Send>;
 /// When another CPU does something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum When {
+    /// The vCPU's place is known, and its board is free for the first time; the guest is not entered yet.
+    In,
     InTheGuest,
-    /// Right after the guest is out.
+    /// The board is free for the first time since the guest was left.
     Out,
 }
 
@@ -252,7 +287,10 @@ pub(super) struct Rig {
     /// How often an interrupt of that kind was taken back, and the CPUs where one is pending.
     pub(super) forgotten: AtomicU64,
     pub(super) pending: AtomicU64,
-    elsewhere: Std<Option<(When, u32, Vec<u64>)>>,
+    /// What another CPU does while a guest runs here, or behind that; and behind the next hold of a board.
+    in_the_guest: Meanwhile,
+    out: Meanwhile,
+    behind: Meanwhile,
     pub(super) has_random: AtomicBool,
 }
 
@@ -278,6 +316,9 @@ impl Rig {
         }
         let host = Lock { is_hosts: true, ..Lock::new(host) };
         let meanwhile = Arc::clone(&host.meanwhile);
+        let behind = Meanwhile::default();
+        let board = || Lock { behind: Arc::clone(&behind), ..Lock::new(Board::new()) };
+        let boards = (0..MAX_VMS).map(|_| board()).collect();
         let rig = Self {
             memory,
             world: World::new(host, guests),
@@ -291,7 +332,7 @@ impl Rig {
             busy: AtomicBool::new(false),
             closing: AtomicU64::new(0),
             cpu: AtomicU64::new(0),
-            boards: (0..MAX_VMS).map(|_| Lock::new(Board::new())).collect(),
+            boards,
             now: AtomicU64::new(1000),
             timer: Std::default(),
             lists: Std::default(),
@@ -300,7 +341,9 @@ impl Rig {
             interrupted: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             pending: AtomicU64::new(0),
-            elsewhere: Std::default(),
+            in_the_guest: Meanwhile::default(),
+            out: Meanwhile::default(),
+            behind,
             has_random: AtomicBool::new(false),
         };
         // A slot's word is zero until somebody looked at it: let that be over, so that words can be compared.
@@ -319,16 +362,21 @@ impl Rig {
         *self.meanwhile.lock().unwrap() = Some(Box::new(what));
     }
 
-    /// Lets another CPU make a call, which succeeds, while a vCPU runs here.
-    pub(super) fn elsewhere(&self, when: When, id: u32, arguments: &[u64]) {
-        *self.elsewhere.lock().unwrap() = Some((when, id, arguments.to_vec()));
-    }
-
-    fn now_is(&self, when: When) {
-        let call = self.elsewhere.lock().unwrap().take_if(|(then, ..)| *then == when);
-        if let Some((_, id, arguments)) = call {
-            self.yes(id, &arguments);
-        }
+    /// Lets another CPU make a call, which succeeds, in the next run of a vCPU here.
+    pub(super) fn elsewhere(self: &Arc<Self>, when: When, id: u32, arguments: &[u64]) {
+        let (rig, arguments) = (Arc::clone(self), arguments.to_vec());
+        let what = move || {
+            let here = (rig.cpu.swap(OTHER_CPU, Ordering::Relaxed), GUEST_IS_HERE.replace(false));
+            rig.yes(id, &arguments);
+            rig.cpu.store(here.0, Ordering::Relaxed);
+            GUEST_IS_HERE.set(here.1);
+        };
+        let hook = match when {
+            When::In => &self.behind,
+            When::InTheGuest => &self.in_the_guest,
+            When::Out => &self.out,
+        };
+        *hook.lock().unwrap() = Some(Box::new(what));
     }
 
     /// Makes a call: x0 and x1–x5.
@@ -405,6 +453,9 @@ impl Rig {
     pub(super) fn run_of(&self, vm: u64, vcpu: u64, answer: u64) -> [u64; 5] {
         let (status, x) = self.call(hvc::VCPU_RUN, &[vm, vcpu, answer]);
         assert_eq!(status, hvc::SUCCESS);
+        for hook in [&self.behind, &self.in_the_guest, &self.out] {
+            assert!(hook.lock().unwrap().is_none(), "the other CPU's call never came");
+        }
         x
     }
 }
@@ -443,7 +494,8 @@ impl<'a> Loaded<'a> for Open<'a> {
     fn run(&mut self, flushes: bool, mut answer: impl Answer<Fake>) -> Stop {
         let has_gic = self.block.setting.expect("it was said").controller.is_some();
         GUEST_IS_HERE.set(false);
-        self.rig.now_is(When::InTheGuest);
+        let other = self.rig.in_the_guest.lock().unwrap().take();
+        other.into_iter().for_each(|what| what());
         if has_gic {
             let (lists, keeps) = (&mut self.block.lists, self.rig.keeps.load(Ordering::Relaxed));
             self.rig.lists.lock().unwrap().push(lists.entries().to_vec());
@@ -454,21 +506,24 @@ impl<'a> Loaded<'a> for Open<'a> {
             lists.note(self.rig.masks.load(Ordering::Relaxed), 0, keeps);
         }
         self.rig.regimes.lock().unwrap().push(flushes);
-        loop {
+        let stop = loop {
             let act = self.rig.script.lock().unwrap().pop_front();
             let stop = act.map_or(Stop::Interrupt, |act| act(&mut self.block.registers));
             GUEST_IS_HERE.set(true);
-            let Stop::Trap(trap) = stop else { return stop };
+            let Stop::Trap(trap) = stop else { break stop };
             match answer(trap, &mut self.block.registers) {
                 Some(true) => GUEST_IS_HERE.set(false),
-                Some(false) => return Stop::Own,
-                None => return stop,
+                Some(false) => break Stop::Own,
+                None => break stop,
             }
+        };
+        if let Some(what) = self.rig.out.lock().unwrap().take() {
+            *self.rig.behind.lock().unwrap() = Some(what);
         }
+        stop
     }
     fn leave(&mut self) {
         GUEST_IS_HERE.set(false);
-        self.rig.now_is(When::Out);
     }
 }
 
