@@ -301,14 +301,21 @@ fn what_a_cpu_cached_of_a_sibling_is_flushed() {
     let vm = vm(&rig);
     rig.next(hvc(guest::PSCI_CPU_ON_64, [1, ENTRY, 0]));
     let _ = rig.run(vm, 0);
-    let flushes = |cpu, vcpu| {
+    let flushes = |cpu, vcpu, stop| {
         rig.cpu.store(cpu, Ordering::Relaxed);
         rig.regimes.lock().unwrap().clear();
-        rig.next(|_| Stop::Trap(Trap { esr: 0, far: 0, hpfar: 0 }));
+        rig.next(move |_| stop);
         let _ = rig.run_of(vm, vcpu, 0);
         rig.regimes.lock().unwrap()[0]
     };
+    const TRAP: Stop = Stop::Trap(Trap { esr: 0, far: 0, hpfar: 0 });
     let turns = [(0, 0), (0, 1), (0, 1), (0, 0), (1, 1), (0, 0), (1, 1), (1, 0), (0, 0)];
-    let found = turns.map(|(cpu, vcpu)| flushes(cpu, vcpu));
+    let found = turns.map(|(cpu, vcpu)| flushes(cpu, vcpu, TRAP));
     assert_eq!(found, [false, true, false, true, true, false, false, true, false]);
+    // An interrupt takes the sibling off: how far it got nobody knows, so neither of them was the last one.
+    for (vcpu, stop, flushed) in
+        [(1, Stop::Interrupt, true), (0, Stop::Interrupt, true), (0, TRAP, true), (0, Stop::Interrupt, false)]
+    {
+        assert_eq!(flushes(0, vcpu, stop), flushed, "vCPU {vcpu} until {stop:?}");
+    }
 }
