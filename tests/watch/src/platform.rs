@@ -30,8 +30,8 @@ pub trait Listener {
     fn busy(&self);
     /// Whether the address that EL1 is told of an exception is to be another one. Never, but in a control.
     fn misleads(&self) -> bool;
-    /// A vCPU is about to run, by this root and VMID, with this in x0 to x3, and finds this.
-    fn entering(&self, vmid: u8, root: u64, x: [u64; 4], found: &Found);
+    /// A vCPU is about to run, in this, with this in x0 to x3, and finds this.
+    fn entering(&self, setting: Option<&Setting>, x: [u64; 4], found: &Found);
     /// It stopped, and this can be seen of it.
     fn left(&self, stop: &Stop, seen: &Seen);
     /// The host's own tables are in force here again.
@@ -118,9 +118,8 @@ impl<'a, O: Loaded<'a>, L: Listener + 'static> Loaded<'a> for Open<'a, O, L> {
         if self.listener.misleads() {
             self.open.parts().0.kept(FAR).into_iter().for_each(|far| *far ^= 8);
         }
-        let (vmid, root) = self.setting().map_or((0, 0), |setting| (setting.vmid.raw(), setting.root.raw()));
         let (x, found) = (arguments(&mut self.open), found(&mut self.open));
-        self.listener.entering(vmid, root, x, &found);
+        self.listener.entering(self.open.setting(), x, &found);
         let stop = self.open.run(flushes, answer);
         self.listener.left(&stop, &seen(&mut self.open, &stop));
         stop

@@ -4,6 +4,7 @@
 //! A page's record is a [`Word`] of the shadow ledger, which stands under the host's lock as the ledger does; a VM's
 //! records are changed by who holds that VM's lock, as the VM is. What a vCPU does is followed on its own.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 use freehold_oracle as oracle;
 use freehold_oracle::{Life, Mark, Owner, Page, State, Vcpu, Vm, Who};
@@ -68,11 +69,28 @@ impl Slot {
     /// last one.
     #[must_use]
     pub fn is_of_controller(&self, gfn: u64) -> bool {
+        self.controller(self.redistributors()).is_some_and(|runs| runs.iter().any(|run| run.contains(&gfn)))
+    }
+
+    /// How many vCPUs have redistributors: all up to the last one that there is.
+    #[must_use]
+    pub fn redistributors(&self) -> u64 {
         let there = |vcpu: &Vcpu| vcpu.life != oracle::VcpuLife::Absent;
-        let vcpus = self.vcpus.iter().rposition(there).map_or(0, |last| last as u64 + 1);
-        self.frames.is_some_and(|[distributor, redistributors]| {
-            (distributor..distributor + 16).contains(&gfn)
-                || (redistributors..redistributors + 32 * vcpus).contains(&gfn)
+        self.vcpus.iter().rposition(there).map_or(0, |last| last as u64 + 1)
+    }
+
+    /// Whether RAM lies where the frames are, of as many vCPUs as there can be.
+    #[must_use]
+    pub fn has_ram_below_controller(&self) -> bool {
+        let runs = self.controller(MAX_VCPUS as u64).unwrap_or_default();
+        let ram = || self.ranges.iter().flatten();
+        runs.iter().any(|run| ram().any(|(first, count)| *first < run.end && run.start < first + count))
+    }
+
+    /// The guest frames of its interrupt controller, with the redistributors of so many vCPUs.
+    fn controller(&self, vcpus: u64) -> Option<[Range<u64>; 2]> {
+        self.frames.map(|[distributor, redistributors]| {
+            [distributor..distributor + 16, redistributors..redistributors + 32 * vcpus]
         })
     }
 }

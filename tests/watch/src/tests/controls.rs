@@ -6,9 +6,12 @@ use std::string::String;
 
 use freehold_el2::calls::Stop;
 use freehold_mem::lock::Mutex as _;
+use freehold_mem::{Pfn, VmSlot};
 use freehold_uapi::{guest, hvc::*};
 use freehold_virt::handle::VcpuIndex;
+use freehold_virt::setting::{Controller, Setting};
 use freehold_virt::vcpu;
+use freehold_virt::vgic::Window;
 
 use super::rig::{Fake, GUEST_RAM, RAM, Rig, be};
 use super::storm::{Random, one};
@@ -130,9 +133,9 @@ fn what_a_guest_finds_behind_its_call_is_compared() {
     let version =
         Seen { x: [u64::from(guest::PSCI_VERSION) | 1 << 16, 0, 0, 0], at: [0; 2], stored: 0, deadlines: [0; 2] };
     rig.eye.left(&asks, &version);
-    rig.eye.entering(1, RAM, [0x1_0001, 0, 0, 0], &Found::NONE);
+    rig.eye.entering(rig.eye.setting(0, 0).as_ref(), [0x1_0001, 0, 0, 0], &Found::NONE);
     rig.eye.left(&asks, &version);
-    let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0x1_0000, 0, 0, 0], &Found::NONE));
+    let line = said(&rig, |rig| rig.eye.entering(rig.eye.setting(0, 0).as_ref(), [0x1_0000, 0, 0, 0], &Found::NONE));
     assert!(line.contains("the guest goes on with [10000, 0, 0, 0], and did"), "{line}");
 }
 
@@ -144,7 +147,7 @@ fn a_guest_that_goes_on_though_it_must_come_out_is_found() {
         running(&rig);
         let stop = Stop::Trap(vcpu::Trap { esr, far: 0, hpfar: 0x1000 << 4 });
         rig.eye.left(&stop, &Seen { x: [0; 4], at: [0; 2], stored: 0, deadlines: [0; 2] });
-        let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0; 4], &Found::NONE));
+        let line = said(&rig, |rig| rig.eye.entering(rig.eye.setting(0, 0).as_ref(), [0; 4], &Found::NONE));
         assert!(line.contains("the guest goes on with [0, 0, 0, 0], and did"), "{line}");
     }
 }
@@ -219,7 +222,7 @@ fn a_call_about_devices_that_is_decided_without_the_hosts_lock_is_found() {
         let rig = Rig::new(Fault::None);
         running(&rig);
         rig.eye.left(&asks, &seen);
-        let line = said(&rig, |rig| rig.eye.entering(1, RAM, [0; 4], &Found::NONE));
+        let line = said(&rig, |rig| rig.eye.entering(rig.eye.setting(0, 0).as_ref(), [0; 4], &Found::NONE));
         assert!(line.contains("was decided without the locks that it takes"), "{line}");
     }
 }
@@ -246,6 +249,56 @@ fn a_scrub_that_leaves_something_is_found() {
     assert_eq!(rig.call(VM_DESTROY, &[vm])[0], 0);
     let line = said(&rig, |rig| _ = rig.call(VM_RECLAIM, &[vm, RAM + 16, 1]));
     assert!(line.contains("frame 0x40010 was zeroed, and is not zero"), "{line}");
+}
+
+/// Each part of what a vCPU runs in, of the first one and of another.
+#[test]
+fn a_vcpu_that_runs_in_something_else_is_found() {
+    type Spoil = fn(&mut Setting);
+    fn gic(setting: &mut Setting) -> &mut Controller {
+        setting.controller.as_mut().expect("a controller")
+    }
+    let spoils: [Spoil; 9] = [
+        |_| {},
+        |setting| setting.root = Pfn::new(RAM + 1).unwrap(),
+        |setting| setting.ipa_bits = 39,
+        |setting| setting.vmid = VmSlot::new(1).unwrap().vmid(),
+        |setting| setting.vcpu = VcpuIndex::decode(2).unwrap(),
+        |setting| setting.controller = None,
+        |setting| gic(setting).frames = 8,
+        |setting| gic(setting).is_clear ^= true,
+        |setting| gic(setting).window = Window::new(0x1000, 0x2010, 40).unwrap(),
+    ];
+    for vcpu in [0, 1] {
+        for (n, spoil) in spoils.iter().enumerate() {
+            let rig = Rig::new(Fault::None);
+            let vm = rig.call(VM_CREATE, &[VM_PROTECTED, 40, RAM, 8])[1];
+            for (id, arguments) in [
+                (VM_RANGE, &[vm, GUEST_RAM, 64][..]),
+                (VM_GIC, &[vm, 0x1000, 0x2000]),
+                (VCPU_CREATE, &[vm, 0]),
+                (VCPU_CREATE, &[vm, 1]),
+            ] {
+                assert_eq!(rig.call(id, arguments)[0], 0);
+            }
+            rig.next(|registers| {
+                registers.x[..4].copy_from_slice(&[guest::PSCI_CPU_ON_64.into(), 1, 0, 0]);
+                Stop::Trap(vcpu::Trap { esr: 0x16 << 26 | 1 << 25, far: 0, hpfar: 0 })
+            });
+            assert_eq!(rig.call(VCPU_RUN, &[vm, 0])[..2], [0, EXIT_IRQ]);
+            assert_eq!(rig.call(VCPU_RUN, &[vm, 1])[..2], [0, EXIT_IRQ]);
+            rig.eye.begin(Trap::Call { id: VCPU_RUN, x: [vm, vcpu, 0, 0, 0] });
+            let mut setting = rig.eye.setting(0, vcpu).expect("it ran");
+            spoil(&mut setting);
+            let enter = |rig: &Rig| rig.eye.entering(Some(&setting), [0; 4], &Found::NONE);
+            if n == 0 {
+                enter(&rig);
+            } else {
+                let line = said(&rig, enter);
+                assert!(line.contains(&std::format!("vCPU {vcpu} of slot 0 runs in")), "{n}: {line}");
+            }
+        }
+    }
 }
 
 #[test]

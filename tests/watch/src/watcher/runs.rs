@@ -3,11 +3,15 @@
 
 use core::sync::atomic::Ordering;
 use freehold_el2::calls::Stop;
+use freehold_mem::{Pfn, VmSlot};
 use freehold_oracle::{Kind, Power, VcpuLife};
 use freehold_trace::record::{Event, HOST};
 use freehold_uapi::hvc;
 use freehold_virt::exit::Wish;
+use freehold_virt::handle::VcpuIndex;
+use freehold_virt::setting::{Controller, Setting};
 use freehold_virt::vcpu::Pending;
+use freehold_virt::vgic::Window;
 
 use super::{Ground, Watcher};
 use crate::fault::Fault;
@@ -32,6 +36,22 @@ fn waits_for(pending: Pending) -> freehold_oracle::Pending {
     }
 }
 
+impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
+    /// What a vCPU must run in: the VM's root of its books, as its lock was last let go, and what the host's calls said.
+    pub fn setting(&self, slot: u8, vcpu: u64) -> Option<Setting> {
+        let (root, _) = self.books.get(usize::from(slot))?.lock().root?;
+        let records = self.vms.slot(slot)?;
+        let ipa_bits = u32::from(records.vm.ipa_bits);
+        let controller = records.frames.and_then(|[distributor, redistributors]| {
+            let frames = usize::try_from(records.redistributors()).ok()?;
+            let is_clear = !records.has_ram_below_controller();
+            Some(Controller { window: Window::new(distributor, redistributors, ipa_bits).ok()?, frames, is_clear })
+        });
+        let (root, vmid) = (Pfn::new(root)?, VmSlot::new(slot)?.vmid());
+        Some(Setting { root, ipa_bits, vmid, vcpu: VcpuIndex::decode(vcpu).ok()?, controller })
+    }
+}
+
 impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
     fn looked(&self, wanted: bool) {
         self.here(|cpu| cpu.looks = (cpu.looks.0 + 1, wanted));
@@ -53,7 +73,7 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
         }
     }
 
-    fn entering(&self, vmid: u8, root: u64, x: [u64; 4], found: &Found) {
+    fn entering(&self, setting: Option<&Setting>, x: [u64; 4], found: &Found) {
         if let Some((slot, vcpu, _)) = self.claimed() {
             self.goes_on(slot, x, found);
             if self.vms.vcpu(slot, vcpu).power != Power::On {
@@ -61,8 +81,13 @@ impl<G: Ground, const RECORDS: usize> Listener for Watcher<G, RECORDS> {
                     "vCPU {vcpu} of slot {slot} is about to run, and its guest never started it"
                 ));
             }
+            let must = self.setting(slot, vcpu);
+            if setting != must.as_ref() {
+                self.diverged(format_args!("vCPU {vcpu} of slot {slot} runs in {setting:x?}, and must in {must:x?}"));
+            }
         }
-        self.event(Event::Vttbr { vmid, table: root });
+        let (vmid, table) = setting.map_or((0, 0), |setting| (setting.vmid.raw(), setting.root.raw()));
+        self.event(Event::Vttbr { vmid, table });
     }
 
     fn host_is_back(&self) {

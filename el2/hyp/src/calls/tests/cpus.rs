@@ -2,12 +2,12 @@
 //! VMs of several vCPUs: who starts them, who is woken, and what the host learns of it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use freehold_uapi::{guest, hvc::*};
 use freehold_virt::vcpu::Trap;
 
-use super::rig::{Block, Fake, RAM, Rig, hvc, store, wfi};
+use super::rig::{Block, Fake, GUEST_RAM, RAM, Rig, hvc, store, wfi};
 use crate::calls::Stop;
 
 const ENTRY: u64 = 0x8_0000_1000;
@@ -317,5 +317,77 @@ fn what_a_cpu_cached_of_a_sibling_is_flushed() {
         [(1, Stop::Interrupt, true), (0, Stop::Interrupt, true), (0, TRAP, true), (0, Stop::Interrupt, false)]
     {
         assert_eq!(flushes(0, vcpu, stop), flushed, "vCPU {vcpu} until {stop:?}");
+    }
+}
+
+/// An instruction that reads an ID register to x5.
+fn reads_id(crm: u64, op2: u64) -> impl FnOnce(&mut Fake) -> Stop + Send + 'static {
+    move |_| Stop::Trap(Trap { esr: 0x18 << 26 | 3 << 20 | op2 << 17 | 5 << 5 | crm << 1 | 1, far: 0, hpfar: 0 })
+}
+
+/// What each vCPU keeps of what its VM is: the sizes of addresses that it reads, and where its controller is met.
+#[test]
+fn every_vcpu_runs_in_the_same() {
+    let load = |at: u64| {
+        let esr = 0x24 << 26 | 1 << 24 | 2 << 22 | 6 << 16 | 7;
+        move |_: &mut Fake| Stop::Trap(Trap { esr, far: at & 0xfff, hpfar: at >> 12 << 4 })
+    };
+    let rig = Rig::new();
+    let vm = vm_with_gic(&rig);
+    rig.next(hvc(guest::PSCI_CPU_ON_64, [1, ENTRY, 0]));
+    rig.next(hvc(guest::PSCI_CPU_ON_64, [2, ENTRY, 0]));
+    let _ = rig.run(vm, 0);
+    // Behind the frames of three vCPUs, where those of eight would be.
+    let behind = 0x200_0000 + (3 << 17);
+    for vcpu in 0..3 {
+        let x5 = |crm, op2| {
+            rig.next(reads_id(crm, op2));
+            let (sender, sees_it) = std::sync::mpsc::channel();
+            rig.next(sees(move |registers| sender.send(registers.x[5]).unwrap()));
+            assert_eq!(rig.run_of(vm, vcpu, 0)[0], EXIT_IRQ);
+            sees_it.recv().unwrap()
+        };
+        assert_eq!(x5(7, 0) & 0xf, 2, "40 bits of an address, vCPU {vcpu}");
+        assert_eq!(x5(4, 0) >> 24 & 0xf, 1, "a controller, vCPU {vcpu}");
+        rig.next(load(behind));
+        assert_eq!(rig.run_of(vm, vcpu, 0)[..2], [EXIT_MMIO, behind], "vCPU {vcpu}");
+        rig.next(load(behind - 4));
+        assert_eq!(rig.run_of(vm, vcpu, 0)[0], EXIT_IRQ, "vCPU {vcpu}");
+    }
+}
+
+#[test]
+fn ram_that_lies_under_the_frames_comes_first_for_every_vcpu() {
+    let rig = Rig::new();
+    let vm = vm(&rig);
+    rig.yes(VM_GIC, &[vm, GUEST_RAM, 0x2000]);
+    rig.next(hvc(guest::PSCI_CPU_ON_64, [1, ENTRY, 0]));
+    let _ = rig.run(vm, 0);
+    for vcpu in [0, 1] {
+        let esr = 0x24 << 26 | 1 << 24 | 2 << 22 | 6 << 16 | 7;
+        rig.next(move |_| Stop::Trap(Trap { esr, far: 0, hpfar: GUEST_RAM << 4 }));
+        assert_eq!(rig.run_of(vm, vcpu, 0)[..2], [EXIT_MEM_FAULT, GUEST_RAM], "vCPU {vcpu}");
+    }
+}
+
+/// What a guest has not opened is none of the host's, whichever of its vCPUs reaches for it; its controller needs no opening.
+#[test]
+fn what_a_guest_bars_is_barred_for_every_vcpu() {
+    let rig = Rig::new();
+    let vm = vm_with_gic(&rig);
+    rig.next(hvc(guest::MMIO_GUARD_ENROLL, [0; 3]));
+    rig.next(hvc(guest::PSCI_CPU_ON_64, [1, ENTRY, 0]));
+    let _ = rig.run(vm, 0);
+    for vcpu in [0, 1] {
+        let esr = 0x24 << 26 | 1 << 24 | 2 << 22 | 6 << 16 | 7;
+        // A device; where a fourth vCPU would have its frames; the distributor.
+        for page in [0x9000, 0x2000 + 3 * 32, 0x1000] {
+            rig.next(move |_| Stop::Trap(Trap { esr, far: 0, hpfar: page << 4 }));
+        }
+        let injected = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&injected);
+        rig.next(sees(move |registers| told.store(registers.injected.into(), Ordering::Relaxed)));
+        assert_eq!(rig.run_of(vm, vcpu, 0)[0], EXIT_IRQ, "vCPU {vcpu}");
+        assert_eq!(injected.load(Ordering::Relaxed), 2, "vCPU {vcpu}: two external aborts of its own");
     }
 }

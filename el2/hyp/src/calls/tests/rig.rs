@@ -602,7 +602,7 @@ impl Platform for Rig {
         Open { rig: self, claim, key, block }
     }
     fn raw_ids(&self) -> RawIds {
-        RawIds { isar0: 0x10, ..RawIds::default() }
+        RawIds { isar0: 0x10, mmfr0: 5, ..RawIds::default() }
     }
     fn has_random(&self) -> bool {
         self.has_random.load(Ordering::Relaxed)
