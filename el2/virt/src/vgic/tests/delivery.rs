@@ -350,6 +350,24 @@ fn the_host_hears_of_the_end_of_a_level_that_it_asked_for() {
     assert_eq!(rig.vgic.take_ended(), None);
 }
 
+/// The first and the last interrupt of each bank of SPIs.
+#[test]
+fn the_host_hears_of_the_end_of_every_spi_that_it_asked_for() {
+    for bank in 1..8 {
+        for n in [32 * bank, 32 * bank + 31] {
+            let mut rig = Rig::new(1, 4);
+            rig.bit(0, ENABLE, n);
+            rig.vgic.resample(intid(n), true);
+            rig.wire(n, true);
+            assert_eq!(rig.acknowledge(0), Some(n));
+            assert_eq!(rig.vgic.take_ended(), None);
+            rig.end(0);
+            assert_eq!(rig.vgic.take_ended(), Some(intid(n)));
+            assert_eq!(rig.vgic.take_ended(), None);
+        }
+    }
+}
+
 #[test]
 fn two_kicks_of_one_are_one() {
     let both = Kicks { cpus: 0b11, sleepers: 0b101 }.and(Kicks { cpus: 0b110, sleepers: 0b100 });
