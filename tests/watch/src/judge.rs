@@ -267,7 +267,7 @@ fn run(
         vms.change(slot, |slot| slot.vm.life = Life::Ran);
     }
     if let Some(stopped) = &mut cpu.stopped {
-        stopped.look(&mut View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) }, cpu.holds_host);
+        stopped.look(&mut View { pages: Some(pages), vms, runs: Some((slot, vcpu as u8)) }, cpu.holds_host)?;
     }
     Ok(())
 }

@@ -56,6 +56,8 @@ pub struct Stopped {
     first: Outcome,
     /// Said under the lock under which el2 decides.
     looked: Option<Outcome>,
+    /// The VM's lock was taken since, and let go of.
+    has_looked: bool,
     /// How often the board was let go of since: once with what the list registers held, then behind a call about CPUs.
     boards: u8,
 }
@@ -162,18 +164,23 @@ impl Stopped {
             Stop::Trap(trap) => Some(Made { esr: trap.esr, far: trap.far, pc, pstate }),
             Stop::Interrupt | Stop::SError | Stop::BadState | Stop::Own | Stop::HostBusy => None,
         };
-        Self { reason, x: seen.x, made, deadlines: seen.deadlines, first, looked: None, boards: 0 }
+        Self { reason, x: seen.x, made, deadlines: seen.deadlines, first, looked: None, has_looked: false, boards: 0 }
     }
 
-    /// The VM's lock is held for the last moment. Each look counts anew: el2 decides by its last. A call about devices
-    /// is carried out once el2 has decided it, which it does with the host's lock held too; a turn that is kept first
-    /// lets go of the VM's alone, and until the call is decided siblings find the devices as they were.
-    pub fn look(&mut self, view: &mut View<'_>, holds_host: bool) {
+    /// The VM's lock is held for the last moment, in which el2 has decided. A call about devices is decided, and carried
+    /// out, with the host's lock held too: a look without that is none.
+    ///
+    /// # Errors
+    /// If el2 looked before: what it saw then may be otherwise by now.
+    pub fn look(&mut self, view: &mut View<'_>, holds_host: bool) -> Result<(), Difference> {
+        if core::mem::replace(&mut self.has_looked, true) {
+            return Err(Difference::Said("a run takes the VM's lock twice for one decision"));
+        }
         if let Reason::Act(act @ Act::Call { id, .. }) = self.reason
             && is_of_devices(id)
         {
             if !holds_host {
-                return;
+                return Ok(());
             }
             let op = Op::Guest { cpu: 0, act };
             let outcome = decide(view, &op, &Env::CALM);
@@ -184,6 +191,7 @@ impl Stopped {
         } else if !matches!(self.reason, Reason::Act(Act::Call { id, .. }) if is_of_cpus(id)) {
             self.looked = Some(self.reason.outcome(view));
         }
+        Ok(())
     }
 
     /// The board's lock is. If a call about CPUs was served under it, that is carried out.

@@ -4,8 +4,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
-use freehold_el2::calls::Stop;
-use freehold_mem::lock::Mutex as _;
+use freehold_el2::calls::{Platform as _, Stop};
+use freehold_mem::lock::{Mutex as _, Permit};
 use freehold_mem::{Pfn, VmSlot};
 use freehold_uapi::{guest, hvc::*};
 use freehold_virt::handle::VcpuIndex;
@@ -225,6 +225,18 @@ fn a_call_about_devices_that_is_decided_without_the_hosts_lock_is_found() {
         let line = said(&rig, |rig| rig.eye.entering(rig.eye.setting(0, 0).as_ref(), [0; 4], &Found::NONE));
         assert!(line.contains("was decided without the locks that it takes"), "{line}");
     }
+}
+
+#[test]
+fn a_decision_that_takes_the_vms_lock_twice_is_found() {
+    let rig = Rig::new(Fault::None);
+    running(&rig);
+    let load = Stop::Trap(vcpu::Trap { esr: 0x24 << 26 | 1 << 24 | 2 << 22 | 7, far: 0, hpfar: GUEST_RAM << 4 });
+    rig.eye.left(&load, &Seen { x: [0; 4], at: [0; 2], stored: 0, deadlines: [0; 2] });
+    let look = |rig: &Rig| drop(rig.platform.world().guest(&mut Permit::for_this_entry(), 0));
+    look(&rig);
+    let line = said(&rig, look);
+    assert!(line.contains("takes the VM's lock twice for one decision"), "{line}");
 }
 
 #[test]

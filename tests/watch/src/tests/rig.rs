@@ -379,7 +379,7 @@ impl Platform for &'static Bench {
 /// The machine, and who watches it.
 pub(super) struct Rig {
     pub(super) board: &'static Bench,
-    platform: Watched<&'static Bench, Eye, BoardLock>,
+    pub(super) platform: Watched<&'static Bench, Eye, BoardLock>,
     pub(super) eye: &'static Eye,
     pub(super) boards: &'static [BoardLock; MAX_VMS],
     /// How often a run ended so, and from 16 on how often for want of a vCPU that can go on.
