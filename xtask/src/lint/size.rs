@@ -13,7 +13,7 @@ use crate::ui;
 /// Crates that run at EL2.
 const CRATES: [&str; 5] = ["uapi", "el2/mem", "el2/virt", "el2/arch", "el2/hyp"];
 /// The most that they may have together.
-const LIMIT: usize = 12_700;
+const LIMIT: usize = 12_720;
 
 /// Prints the lines per crate; one finding if there are too many.
 pub(super) fn check(env: &Env) -> Result<Vec<String>> {
