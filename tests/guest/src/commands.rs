@@ -58,7 +58,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
             [value, esr, 0]
         }
         CMD_STORE => {
-            let ((), esr) = trap::catching(|| memory::store(a, b));
+            let ((), esr) = trap::catching(|| memory::store_of(a, b, c));
             [0, esr, 0]
         }
         CMD_GREET => {

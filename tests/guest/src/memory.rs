@@ -6,6 +6,7 @@ use crate::proto::{
     pattern,
 };
 use crate::secret;
+use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 unsafe extern "C" {
@@ -23,6 +24,23 @@ pub(crate) fn load(address: u64) -> u64 {
 pub(crate) fn store(address: u64, value: u64) {
     // SAFETY: as in `load`; callers pass the arenas, which hold no Rust object.
     unsafe { (address as *mut u64).write_volatile(value) }
+}
+
+macro_rules! store_by {
+    ($text:literal, $address:expr, $value:expr) => {
+        // SAFETY: as in `store`; one store, whatever else is in the register.
+        unsafe { asm!($text, in("x0") $value, in("x1") $address, options(nostack)) }
+    };
+}
+
+/// Stores the lowest `bytes` of a word if they are 1, 2 or 4, else all of it.
+pub(crate) fn store_of(address: u64, value: u64, bytes: u64) {
+    match bytes {
+        1 => store_by!("strb w0, [x1]", address, value),
+        2 => store_by!("strh w0, [x1]", address, value),
+        4 => store_by!("str w0, [x1]", address, value),
+        _ => store_by!("str x0, [x1]", address, value),
+    }
 }
 
 /// Adds to one word, whoever else does meanwhile. Only for memory that no Rust object lives in.

@@ -137,7 +137,7 @@ pub const CMD_CHECK: u64 = 11;
 pub const CMD_ZERO: u64 = 12;
 /// 64-bit load of arg0 that may fault. r0 = value, r1 = `ESR_EL1` of the fault or 0. For shared pages and holes only.
 pub const CMD_LOAD: u64 = 13;
-/// 64-bit store of arg1 at arg0 that may fault. r0 = 0, r1 = `ESR_EL1` of the fault or 0.
+/// Store of arg1 at arg0 that may fault, of arg2 bytes if that is 1, 2 or 4, else of 64 bits. r0 = 0, r1 = `ESR_EL1` of the fault or 0.
 pub const CMD_STORE: u64 = 14;
 /// Writes [`GREETING`] at arg0. r0 = 0.
 pub const CMD_GREET: u64 = 15;

@@ -10,6 +10,7 @@ mod attest;
 mod away;
 mod beats;
 mod bench;
+mod beside;
 mod compat;
 mod counters;
 mod cpus;

@@ -9,12 +9,13 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use freehold_uapi::ioctl::*;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use crate::beside::executes;
 use crate::gmem::Gmem;
 use crate::hostile::Hostile;
 use crate::machine::{Event, Machine, is_the_peer, read_program};
@@ -22,7 +23,7 @@ use crate::proto::*;
 use crate::raw::{resting, settle};
 use crate::report::Step;
 use crate::sys::{self, Mapping, errno_name, ioctl, ioctl_value, outcome};
-use crate::vgic::{interrupt, let_signals_interrupt, myself};
+use crate::vgic::{frequency, interrupt, let_signals_interrupt, myself};
 
 const STEP: Step = Step("replays");
 const BYTES: u64 = 2 * RAM_MIN;
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Result<(), String> {
         kvmtool(protected)?;
         crosvm(protected)?;
     }
+    firmware()?;
     crate::passed::all(STEP)?;
     settle(STEP, "all is as before", &hostile, &before);
     Ok(())
@@ -156,11 +158,14 @@ const fn x(n: u64) -> u64 {
     KVM_REG_X0 + 2 * n
 }
 
-/// The other vCPU's thread: `enter` says what is said before its runs, which come back for signals only.
+/// The other vCPU's thread: `enter` says what is said before its runs, which come back for signals only. `meanwhile` is
+/// done beside what is said, `act` beside the runs.
 fn beside<R>(
     vcpu: VcpuFd,
+    machine: &mut Machine,
     enter: impl FnOnce(&VcpuFd) + Send,
-    act: impl FnOnce() -> Result<R, String>,
+    meanwhile: impl FnOnce(&mut Machine) -> Result<(), String>,
+    act: impl FnOnce(&mut Machine) -> Result<R, String>,
 ) -> (Result<R, String>, String) {
     let (thread, over, gone) = (AtomicI32::new(0), AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -179,11 +184,12 @@ fn beside<R>(
             gone.store(true, Ordering::SeqCst);
             told
         });
+        let begun = meanwhile(machine);
         let start = Instant::now();
         while thread.load(Ordering::SeqCst) == 0 && start.elapsed() < PATIENCE {
             std::thread::yield_now();
         }
-        let done = act();
+        let done = begun.and_then(|()| act(machine));
         over.store(true, Ordering::SeqCst);
         let start = Instant::now();
         // A signal that comes before its run is of no use, so it gets more.
@@ -193,6 +199,52 @@ fn beside<R>(
         }
         (done, seat.join().unwrap_or_else(|_| "panicked".into()))
     })
+}
+
+/// One vCPU's spins, in which the other one's registers are set.
+#[derive(Default)]
+struct Spins {
+    /// The spin under way: its number, 0 outside of any.
+    now: AtomicU32,
+    enough: AtomicBool,
+}
+
+/// Spins at most.
+const TRIES: u32 = 10;
+
+impl Spins {
+    /// Has the guest spin until that is enough, without an exit in each spin.
+    fn spin(&self, machine: &mut Machine) -> Result<(), String> {
+        for number in 1..=TRIES {
+            self.now.store(number, Ordering::SeqCst);
+            let done = machine.command(CMD_SPIN, [2 * frequency(), 0, 0]);
+            self.now.store(0, Ordering::SeqCst);
+            done?;
+            if self.enough.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does `act` until it was done once in the midst of a spin of `thread`'s; whether it was.
+    fn within(&self, thread: libc::pid_t, act: impl Fn()) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            let number = self.now.load(Ordering::SeqCst);
+            if number == 0 || !executes(thread) {
+                std::thread::yield_now();
+                continue;
+            }
+            act();
+            if self.now.load(Ordering::SeqCst) == number {
+                self.enough.store(true, Ordering::SeqCst);
+                return true;
+            }
+        }
+        self.enough.store(true, Ordering::SeqCst);
+        false
+    }
 }
 
 fn boots(vmm: &Vmm, machine: &mut Machine) -> Result<(), String> {
@@ -261,19 +313,30 @@ pub(crate) fn kvmtool(protected: bool) -> Result<(), String> {
     };
     vmm.checks(sys, "system", &[(MTE, 0)]);
     let ram = Arc::new(Mapping::anonymous(usize::try_from(BYTES).unwrap_or(0), false).map_err(errno_name)?);
-    let _ = ram.advise(0, usize::try_from(BYTES).unwrap_or(0), libc::MADV_HUGEPAGE);
+    for advice in [libc::MADV_MERGEABLE, libc::MADV_HUGEPAGE] {
+        let _ = ram.advise(0, usize::try_from(BYTES).unwrap_or(0), advice);
+    }
     vmm.slot(&vm, 0, BYTES, ram.at(0));
     // Kernel and initrd come after the slot, the device tree later still.
     ram.copy_in(0, &read_program()?);
     vmm.checks(sys, "system", &[(KVM_CAP_IOEVENTFD, 1), (KVM_CAP_MAX_VCPUS, 8), (KVM_CAP_NR_VCPUS, 8)]);
-    let mut vcpus = vmm.vcpus(&vm)?;
-    vmm.says("run page", 4096, outcome(ioctl_value(sys, KVM_GET_VCPU_MMAP_SIZE, 0)));
     let asked = [(KVM_CAP_ARM_PSCI_0_2, 1), (PTRAUTH[0], 0), (PTRAUTH[1], 0), (SVE, 0)];
-    for (vcpu, id) in vcpus.iter().zip(0..) {
+    let (mut vcpus, mut pages) = (Vec::new(), Vec::new());
+    for id in 0..VCPUS {
+        // One vCPU is whole before the next one is made.
+        let made = vm.create_vcpu(id).map_err(|e| format!("{}: CREATE_VCPU: {}", vmm.who, errno_name(e.errno())))?;
+        vmm.says("run page", 4096, outcome(ioctl_value(sys, KVM_GET_VCPU_MMAP_SIZE, 0)));
+        let bytes = vmm.kvm.get_vcpu_mmap_size().map_err(|e| errno_name(e.errno()))?;
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let page = Mapping::new(&made, 0, bytes, both).map_err(errno_name);
+        vmm.says(&format!("vCPU {id}: its run page is mapped"), true, page.is_ok());
+        pages.push(page?);
         vmm.checks(sys, "system", &asked);
-        vmm.initialises(&vm, vcpu, id);
+        vmm.initialises(&vm, &made, id);
+        vmm.checks(sys, "system", &[(STEAL_TIME, 0), (COALESCED_MMIO, 0)]);
+        vcpus.push(made);
     }
-    vmm.checks(sys, "system", &[(STEAL_TIME, 0), (COALESCED_MMIO, 0), (SIGNAL_MSI, 0)]);
+    vmm.checks(sys, "system", &[(SIGNAL_MSI, 0)]);
     let (irqs, ctrl) = (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_GRP_CTRL);
     for (request, name) in [(KVM_HAS_DEVICE_ATTR, "has"), (KVM_SET_DEVICE_ATTR, "set")] {
         vmm.attr(&gic, request, &format!("vGIC: {name} number of interrupts"), "0", [irqs, 0, 64]);
@@ -289,19 +352,25 @@ pub(crate) fn kvmtool(protected: bool) -> Result<(), String> {
     vmm.registers(&first, 0, &entry);
     vmm.registers(&first, 0, &[(x(0), BOOT_NO_SHARE), (KVM_REG_PC, RAM_BASE)]);
     let mut machine = around(&vmm, vm, first, ram.clone())?;
-    // The first vCPU runs already when the other thread comes to its registers.
+    // The first vCPU is in its guest when the other thread comes to its registers.
     boots(&vmm, &mut machine)?;
+    let (spins, thread) = (Spins::default(), myself());
     let (lived, told) = beside(
         other,
-        |vcpu| vmm.registers(vcpu, 1, &entry),
-        || {
+        &mut machine,
+        |vcpu| {
+            let beside = spins.within(thread, || vmm.registers(vcpu, 1, &entry));
+            vmm.says("vCPU 1: its registers were set while vCPU 0 executed", true, beside);
+        },
+        |machine| spins.spin(machine),
+        |machine| {
             let wire = |machine: &Machine, level| {
                 let irq = u32::try_from(KVM_ARM_IRQ_TYPE_SPI << 24 | SPI).unwrap_or(0);
                 outcome(ioctl(&machine.vm, KVM_IRQ_LINE, &mut IrqLevel { irq, level }))
             };
-            vmm.says("its UART's wire: high, low", "0, 0", format!("{}, {}", wire(&machine, 1), wire(&machine, 0)));
-            queues(&vmm, &machine);
-            ends(&vmm, &mut machine)
+            vmm.says("its UART's wire: high, low", "0, 0", format!("{}, {}", wire(machine, 1), wire(machine, 0)));
+            queues(&vmm, machine);
+            ends(&vmm, machine)
         },
     );
     vmm.says("its other vCPU came back for signals only", "", told);
@@ -412,14 +481,16 @@ pub(crate) fn crosvm(protected: bool) -> Result<(), String> {
     // All are ready before one runs.
     let (lived, told) = beside(
         other,
+        &mut machine,
         |vcpu| vmm.registers(vcpu, 1, &[(KVM_REG_PSTATE, START_PSTATE)]),
-        || {
-            boots(&vmm, &mut machine)?;
+        |_| Ok(()),
+        |machine| {
+            boots(&vmm, machine)?;
             if let Some(pci) = &pci {
-                configured(&vmm, &mut machine, pci)?;
+                configured(&vmm, machine, pci)?;
             }
-            rings(&vmm, &mut machine);
-            ends(&vmm, &mut machine)
+            rings(&vmm, machine);
+            ends(&vmm, machine)
         },
     );
     vmm.says("its other vCPU came back for signals only", "", told);
@@ -470,6 +541,22 @@ fn configured(vmm: &Vmm, machine: &mut Machine, [pen, _]: &[Mapping; 2]) -> Resu
             .command_with(CMD_STORE, [at + 16, 1, 0], |register| told |= register == (at + 16).wrapping_sub(DEVICE))?;
         vmm.says(&format!("PCI device {n}: its store is an exit"), true, told);
     }
+    Ok(())
+}
+
+/// `--protected-vm`: what the firmware's size is, and where it should be. There is none, and there crosvm ends.
+fn firmware() -> Result<(), String> {
+    let vmm = Vmm::new("crosvm --protected-vm", true, c"/dev/kvm")?;
+    let vm = vmm.creates(KVM_VM_TYPE_ARM_PROTECTED | 40)?;
+    vmm.checks(&vm, "VM", &[(KVM_CAP_ARM_PROTECTED_VM, 1)]);
+    let mut info = [u64::MAX; 8];
+    let ask = |flags: u32, args: [u64; 4]| {
+        outcome(ioctl(&vm, KVM_ENABLE_CAP, &mut EnableCap { cap: KVM_CAP_ARM_PROTECTED_VM, flags, args, pad: [0; 64] }))
+    };
+    vmm.says("the firmware's size is told", "0", ask(1, [info.as_mut_ptr() as u64, 0, 0, 0]));
+    vmm.says("and it is none", true, info == [0; 8]);
+    // Did it go on all the same:
+    vmm.says("where it should be", "EINVAL", ask(0, [0x7fc0_0000, 0, 0, 0]));
     Ok(())
 }
 

@@ -256,7 +256,7 @@ fn first_of_all() -> Result<(), String> {
 }
 
 /// Processor time of a thread of this process, in the kernel's ticks.
-fn work(thread: libc::pid_t) -> Result<u64, String> {
+pub(crate) fn work(thread: libc::pid_t) -> Result<u64, String> {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).map_err(|e| e.to_string())?;
     // Fields 14 and 15; the third stands behind the name.
     let fields = stat.rsplit(") ").next().unwrap_or_default().split_whitespace().skip(11).take(2);
