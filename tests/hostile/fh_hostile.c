@@ -1284,6 +1284,17 @@ static struct miscdevice hostile_misc = {
 	.mode = 0600,
 };
 
+static bool take_kvm;
+module_param(take_kvm, bool, 0400);
+MODULE_PARM_DESC(take_kvm, "it has the node that the kernel's own KVM would have");
+
+static struct miscdevice kvm_misc = {
+	.minor = KVM_MINOR,
+	.name = "kvm",
+	.fops = &hostile_fops,
+	.mode = 0600,
+};
+
 static bool hold_sleep;
 module_param(hold_sleep, bool, 0600);
 MODULE_PARM_DESC(hold_sleep, "the machine's sleep waits, once everybody else has been asked, and is refused in the end");
@@ -1388,7 +1399,14 @@ static int __init hostile_init(void)
 	err = misc_register(&hostile_misc);
 	if (err)
 		goto no_device;
+	if (take_kvm) {
+		err = misc_register(&kvm_misc);
+		if (err)
+			goto no_kvm;
+	}
 	return 0;
+no_kvm:
+	misc_deregister(&hostile_misc);
 no_device:
 	unregister_pm_notifier(&sleep_block);
 no_sleep:
@@ -1401,6 +1419,8 @@ static void __exit hostile_exit(void)
 	struct block *block, *next;
 	unsigned long kept = 0;
 
+	if (take_kvm)
+		misc_deregister(&kvm_misc);
 	misc_deregister(&hostile_misc);
 	unregister_pm_notifier(&sleep_block);
 	awake_exit();

@@ -17,7 +17,7 @@ use freehold_uapi::ioctl::*;
 use crate::fuzz::Random;
 use crate::hostile::Hostile;
 use crate::machine::{NODE, entropy, open, read_program, set_plain};
-use crate::proto::{BOOT_NO_SHARE, RAM_BASE, RAM_MIN};
+use crate::proto::{BOOT_NO_SHARE, GICD_GFN, GICR_GFN, RAM_BASE, RAM_MIN};
 use crate::raw::{resting, settle};
 use crate::report::Step;
 use crate::sys::{self, Mapping, errno_name, ioctl_value};
@@ -151,22 +151,24 @@ fn round(random: &mut Random, count: &Count) -> Result<(), String> {
     })
 }
 
-/// Three VMs with what belongs to them: two that could run, and one with a controller that nobody has placed yet.
+/// Three VMs with what belongs to them: two that could run, with a controller that is complete, and one with a controller
+/// that nobody has placed yet.
 fn objects(arena: &Mapping) -> Result<Vec<(Kind, OwnedFd)>, String> {
     let mut made = vec![(Kind::System, node()?)];
     for (at, kind) in [(None, 40), (Some(0), 40), (Some(4 << 20), KVM_VM_TYPE_ARM_PROTECTED | 40)] {
         let vm = made_by(&made[0].1, KVM_CREATE_VM, kind)?;
         let vcpus = [made_by(&vm, KVM_CREATE_VCPU, 0)?, made_by(&vm, KVM_CREATE_VCPU, 1)?];
+        let kind = u32::try_from(KVM_DEV_TYPE_ARM_VGIC_V3).unwrap_or(0);
+        let mut ask = CreateDevice { kind, fd: 0, flags: 0 };
+        sys::ioctl(&vm, KVM_CREATE_DEVICE, &mut ask).map_err(errno_name)?;
+        let gic = sys::owned(ask.fd.into());
         if let Some(at) = at {
             arena.copy_in(at, &read_program()?);
             set_plain(&vm, 0, RAM_BASE, RAM_MIN, arena.at(at)).map_err(errno_name)?;
             starts(&vcpus[0])?;
-        } else {
-            let kind = u32::try_from(KVM_DEV_TYPE_ARM_VGIC_V3).unwrap_or(0);
-            let mut ask = CreateDevice { kind, fd: 0, flags: 0 };
-            sys::ioctl(&vm, KVM_CREATE_DEVICE, &mut ask).map_err(errno_name)?;
-            made.push((Kind::Gic, sys::owned(ask.fd.into())));
+            complete(&gic)?;
         }
+        made.push((Kind::Gic, gic));
         made.extend(vcpus.map(|vcpu| (Kind::Vcpu, vcpu)));
         let flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
         let mut ask = CreateGuestMemfd { size: 64 * PAGE, flags, reserved: [0; 6] };
@@ -175,6 +177,21 @@ fn objects(arena: &Mapping) -> Result<Vec<(Kind, OwnedFd)>, String> {
     }
     made.push((Kind::Event, event()));
     Ok(made)
+}
+
+/// Places a controller where the tests' program looks for it, and completes it: its wires may be raised from then on.
+fn complete(gic: &OwnedFd) -> Result<(), String> {
+    let place = u32::try_from(KVM_DEV_ARM_VGIC_GRP_ADDR).unwrap_or(0);
+    let ctrl = u32::try_from(KVM_DEV_ARM_VGIC_GRP_CTRL).unwrap_or(0);
+    for (group, attr, value) in [
+        (place, KVM_VGIC_V3_ADDR_TYPE_REDIST, GICR_GFN << 12),
+        (place, KVM_VGIC_V3_ADDR_TYPE_DIST, GICD_GFN << 12),
+        (ctrl, KVM_DEV_ARM_VGIC_CTRL_INIT, 0),
+    ] {
+        let mut ask = DeviceAttr { flags: 0, group, attr, addr: (&raw const value) as u64 };
+        sys::ioctl(gic, KVM_SET_DEVICE_ATTR, &mut ask).map_err(errno_name)?;
+    }
+    Ok(())
 }
 
 /// A vCPU that is about to run the tests' program.
@@ -289,6 +306,7 @@ impl Thread<'_> {
                 return self.one(&[0, 32, 36, 40, KVM_VM_TYPE_ARM_PROTECTED, 1 << 31 | 40, 31, 41, 1 << 30]);
             }
             KVM_CREATE_VCPU => return self.one(&[0, 1, 2, 7, 8, u64::MAX]),
+            KVM_CHECK_EXTENSION if self.random.one_in(8) => return KVM_CAP_ARM_PROTECTED_VM.into(),
             KVM_CHECK_EXTENSION => return self.random.below(260),
             KVM_RUN | KVM_GET_API_VERSION | KVM_GET_VCPU_MMAP_SIZE | FREEHOLD_CANCEL => {
                 return u64::from(self.random.one_in(20));
@@ -409,6 +427,14 @@ impl Thread<'_> {
             KVM_IOEVENTFD => {
                 let (event, length) = (self.fd(Kind::Event), self.one(&[0, 1, 2, 3, 4, 8]));
                 vec![self.random.below(3), self.gpa(), length | event << 32, self.random.below(8)]
+            }
+            KVM_ENABLE_CAP => {
+                let (cap, flags) = (KVM_CAP_ARM_PROTECTED_VM, self.one(&[0, 1, 1, 1, 2, 3]));
+                let cap = if self.random.one_in(6) { 0x7fff } else { u64::from(cap) };
+                // Behind what is said there is room for what is told.
+                let told = (&raw const words[32]) as u64;
+                let to = self.one(&[told, told, told + 1, 0, 8, KERNEL, u64::MAX - 7, 0x7fc0_0000]);
+                vec![cap | flags << 32, to, u64::from(self.random.one_in(9)), 0, 0]
             }
             KVM_SET_MP_STATE | KVM_GET_MP_STATE => vec![self.one(&[0, 5, 1, u64::MAX])],
             KVM_GET_ONE_REG | KVM_SET_ONE_REG => {

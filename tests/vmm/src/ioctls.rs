@@ -344,12 +344,15 @@ fn slots_in_use() -> Result<(), String> {
     );
     let again = new_gmem(&machine.vm, MIB).map_err(errno_name)?;
     let second = set_slot(&machine.vm, 1, proto::RAM_BASE + proto::RAM_MIN, MIB, &again, 0);
-    STEP.judged(
-        "in use: new slot after first run",
-        "refused",
-        second.map_or_else(errno_name, |()| "0".to_string()),
-        second.is_err(),
-    );
+    STEP.same("in use: new slot after first run", "Err(\"EPERM\")", format!("{:?}", second.map_err(errno_name)));
+    let mut info = [u64::MAX; 8];
+    for (case, flags, expected) in [("its size", 1, "0"), ("where it starts", 0, "EINVAL")] {
+        let args = [if flags == 1 { info.as_mut_ptr() as u64 } else { 0x7fc0_0000 }, 0, 0, 0];
+        let mut ask = EnableCap { cap: KVM_CAP_ARM_PROTECTED_VM, flags, args, pad: [0; 64] };
+        let seen = outcome(ioctl(&machine.vm, KVM_ENABLE_CAP, &mut ask));
+        STEP.same(&format!("in use: firmware: {case}"), expected, seen);
+    }
+    STEP.same("in use: firmware: there is none", true, info == [0; 8]);
     Ok(())
 }
 

@@ -61,6 +61,8 @@ fn refusals() -> Result<(), String> {
     let mut ask = EnableCap { cap: KVM_CAP_ARM_PROTECTED_VM, flags: 1, args, pad: [0; 64] };
     let seen = outcome(ioctl(&vm, KVM_ENABLE_CAP, &mut ask));
     STEP.same("a protected VM's firmware", "EINVAL, true", format!("{seen}, {}", info == [u64::MAX; 8]));
+    let mut ask = EnableCap { cap: KVM_CAP_ARM_PROTECTED_VM, flags: 0, args: [0x7fc0_0000, 0, 0, 0], pad: [0; 64] };
+    STEP.same("where a protected VM's firmware starts", "EINVAL", outcome(ioctl(&vm, KVM_ENABLE_CAP, &mut ask)));
     for flags in [0, GUEST_MEMFD_FLAG_MMAP] {
         let made = make_gmem(&vm, PAGE, flags).map(|_| ()).map_err(errno_name);
         STEP.same(&format!("memory that starts private, flags {flags}"), "Err(\"EINVAL\")", format!("{made:?}"));

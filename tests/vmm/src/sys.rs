@@ -264,6 +264,14 @@ pub(crate) fn vmsplice(fd: &impl AsRawFd, at: *mut u8, bytes: usize) -> Result<i
     checked(unsafe { libc::vmsplice(fd.as_raw_fd(), &raw const vector, 1, 0) } as i64)
 }
 
+/// mremap(2): pages go to another address, in place of what is there.
+pub(crate) fn remap(from: *mut u8, bytes: usize, to: *mut u8) -> Result<i64, i32> {
+    let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: both are memory of test mappings, of which nobody holds a reference.
+    let at = unsafe { libc::mremap(from.cast(), bytes, bytes, how, to.cast::<libc::c_void>()) };
+    if at == to.cast() { Ok(0) } else { Err(last_errno()) }
+}
+
 /// fallocate(2).
 pub(crate) fn fallocate(fd: &impl AsRawFd, mode: i32, offset: i64, bytes: i64) -> Result<i64, i32> {
     // SAFETY: plain numbers.
