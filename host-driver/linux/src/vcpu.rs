@@ -325,7 +325,11 @@ impl Vcpu<'_> {
         match begun {
             // The VM ended under us, before a reboot: the run itself says so.
             Ok(()) | Err(Error::Ended) => {}
-            Err(error) => return Err(error),
+            Err(error) => {
+                // A VMM that looks at the page whatever the errno is finds no exit of an earlier run in it.
+                running.tell(if error == Error::Interrupted { Told::Intr } else { Told::Nothing });
+                return Err(error);
+            }
         }
         self.state.ran = true;
         run::run(&running, &mut self.state.memory)

@@ -2,6 +2,8 @@
 //! A protected VM on its VMM's own memory (`KVM_SET_USER_MEMORY_REGION`): the guest has what was there before its first
 //! run, and from then on nobody but the guest has it; whoever reaches for it finds a fault or zeros, and the host lives.
 
+mod ways;
+
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -60,6 +62,7 @@ pub(crate) fn all() -> Result<(), String> {
     other_memory()?;
     other_process()?;
     by_nobody()?;
+    ways::all(&hostile)?;
     settle(STEP, "all is as before", &hostile, &before);
     Ok(())
 }
@@ -342,7 +345,7 @@ fn as_nobody() -> Result<(), String> {
     STEP.same("nobody: it goes on when the limit is raised", 1, boot.hash_ok);
     machine.command(CMD_FILL, [RAM_BASE + FREE, FILLED * PAGE, SEED])?;
     STEP.judged("nobody: its pages are charged", "some", locked(), locked() >= FILLED * 4);
-    reaches(&ram, &mut other)?;
+    reaches("nobody", &ram, &mut other)?;
     let [wrong, ..] = machine.command(CMD_CHECK, [RAM_BASE + FREE + 16 * PAGE, 16 * PAGE, SEED])?;
     STEP.same("nobody: what nobody reached for is whole", 0, wrong);
     machine.answer(CMD_LOAD, [RAM_BASE + FREE + 4 * PAGE, 0, 0]);
@@ -405,17 +408,17 @@ pub(crate) fn locked() -> u64 {
 }
 
 /// Ways to a page of the guest's, a page each: an error or zeros.
-fn reaches(ram: &Mapping, other: &mut Other) -> Result<(), String> {
+fn reaches(kind: &str, ram: &Mapping, other: &mut Other) -> Result<(), String> {
     let page = |n: u64| ram.at(at(FREE + n * PAGE));
     STEP.same(
-        "nobody: load, store",
+        &format!("{kind}: load, store"),
         "SIGBUS, SIGBUS",
         [false, true].map(|store| probe_here(page(0), store)).join(", "),
     );
     let (reader, writer) = sys::pipe();
-    STEP.same("nobody: write(2) from it", "EFAULT", outcome(sys::write_from(&writer, page(1), 4096)));
+    STEP.same(&format!("{kind}: write(2) from it"), "EFAULT", outcome(sys::write_from(&writer, page(1), 4096)));
     let _ = sys::write_from(&writer, [7u8; 64].as_ptr(), 64);
-    STEP.same("nobody: read(2) into it", "EFAULT", outcome(sys::read_to(&reader, page(1), 64)));
+    STEP.same(&format!("{kind}: read(2) into it"), "EFAULT", outcome(sys::read_to(&reader, page(1), 64)));
     let file = std::fs::OpenOptions::new()
         .write(true)
         .read(true)
@@ -425,29 +428,34 @@ fn reaches(ram: &Mapping, other: &mut Other) -> Result<(), String> {
         .open("/tmp/direct");
     let file = file.map_err(|e| format!("/tmp/direct: {e}"))?;
     nothing(
+        kind,
         "O_DIRECT write",
         &outcome(sys::write_from(&file, page(2), 4096)),
         &std::fs::read("/tmp/direct").unwrap_or_default(),
     );
     let _ = std::fs::remove_file("/tmp/direct");
-    disk(ram)?;
+    disk(kind, ram)?;
     let (reader, writer) = sys::pipe();
     let spliced = sys::vmsplice(&writer, page(4), 4096);
     drop(writer);
     let mut seen = Vec::new();
     let _ = std::fs::File::from(reader).read_to_end(&mut seen);
-    nothing("vmsplice and read", &outcome(spliced), &seen);
+    nothing(kind, "vmsplice and read", &outcome(spliced), &seen);
     for (n, way) in (5..).zip(WAYS) {
         let (done, seen) = other.ask(way, page(n))?;
-        nothing(&format!("{way:?}"), &done, &seen);
+        nothing(kind, &format!("{way:?}"), &done, &seen);
     }
     // The process that reached for them got nothing of pages that the guest still has either.
-    STEP.same("nobody: it may still use its own", "done", probe_here(ram.at(at(SHARE_BASE - RAM_BASE)), true));
+    STEP.same(
+        &format!("{kind}: it may still use its own"),
+        "done",
+        probe_here(ram.at(at(SHARE_BASE - RAM_BASE)), true),
+    );
     Ok(())
 }
 
 /// A disk to which a page is written, and from which one is read, without a copy in between.
-fn disk(ram: &Mapping) -> Result<(), String> {
+fn disk(kind: &str, ram: &Mapping) -> Result<(), String> {
     let file = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(DISK);
     let file = file.map_err(|e| format!("{DISK}: {e}"))?;
     let written = || -> Vec<u8> {
@@ -457,26 +465,26 @@ fn disk(ram: &Mapping) -> Result<(), String> {
     let own = Mapping::anonymous(4096, false).map_err(errno_name)?;
     own.store(0, CONTROL);
     let done = outcome(sys::write_from(&file, own.at(0), 4096));
-    STEP.same("nobody: disk: it sees what is written", format!("4096, {CONTROL}"), {
+    STEP.same(&format!("{kind}: disk: it sees what is written"), format!("4096, {CONTROL}"), {
         let seen = written();
         format!("{done}, {}", u64::from_le_bytes(seen.try_into().unwrap_or([0xff; 8])))
     });
     let page = |n: u64| ram.at(at(FREE + n * PAGE));
-    nothing("O_DIRECT write to a disk", &outcome(sys::write_from(&file, page(8), 4096)), &written());
+    nothing(kind, "O_DIRECT write to a disk", &outcome(sys::write_from(&file, page(8), 4096)), &written());
     let done = outcome(sys::read_to(&file, page(9), 4096));
     let brought = match probe_here(page(9), false).as_str() {
         "done" => ram.copy_out(at(FREE + 9 * PAGE), 4096),
         _ => Vec::new(),
     };
-    nothing("O_DIRECT read from a disk", &done, &brought);
+    nothing(kind, "O_DIRECT read from a disk", &done, &brought);
     Ok(())
 }
 
 /// A way in came back, and brought nothing of the guest's.
-fn nothing(way: &str, done: &str, seen: &[u8]) {
+fn nothing(kind: &str, way: &str, done: &str, seen: &[u8]) {
     let held = plain_words(seen, SEED) == 0;
     STEP.judged(
-        &format!("nobody: {way}"),
+        &format!("{kind}: {way}"),
         "nothing of the guest's",
         format!("{done}, {} bytes, {} of the guest's", seen.len(), 8 * plain_words(seen, SEED)),
         held,
@@ -488,9 +496,15 @@ enum Way {
     ReadV,
     ProcMem,
     Ptrace,
+    WriteV,
+    WriteMem,
+    Poke,
 }
 
+/// Those that read.
 const WAYS: [Way; 3] = [Way::ReadV, Way::ProcMem, Way::Ptrace];
+/// What the others write.
+const FOREIGN: u64 = 0x5a5a_1234_5a5a_4321;
 
 /// Another process of the same user, which reaches into this one.
 struct Other {
@@ -554,7 +568,19 @@ fn serve(target: libc::pid_t, asked: OwnedFd, answer: OwnedFd) {
             1 => std::fs::File::open(format!("/proc/{target}/mem"))
                 .and_then(|file| file.read_at(&mut page, at))
                 .map_or(-1, |n| n as i64),
-            _ => peek(target, at, &mut page),
+            2 => trace(libc::PTRACE_PEEKDATA, target, at, &mut page),
+            write => {
+                page.copy_from_slice(&FOREIGN.to_le_bytes().repeat(512));
+                match write {
+                    3 => write_v(target, at, &page),
+                    4 => std::fs::File::options()
+                        .write(true)
+                        .open(format!("/proc/{target}/mem"))
+                        .and_then(|file| file.write_at(&page, at))
+                        .map_or(-1, |n| n as i64),
+                    _ => trace(libc::PTRACE_POKEDATA, target, at, &mut page),
+                }
+            }
         };
         let mut told = done.to_le_bytes().to_vec();
         told.extend_from_slice(&page);
@@ -571,7 +597,15 @@ fn read_v(target: libc::pid_t, at: u64, page: &mut [u8]) -> i64 {
     unsafe { libc::process_vm_readv(target, &raw const local, 1, &raw const remote, 1, 0) as i64 }
 }
 
-fn peek(target: libc::pid_t, at: u64, page: &mut [u8]) -> i64 {
+fn write_v(target: libc::pid_t, at: u64, page: &[u8]) -> i64 {
+    let local = libc::iovec { iov_base: page.as_ptr().cast_mut().cast(), iov_len: page.len() };
+    let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: page.len() };
+    // SAFETY: both vectors are alive during the call, which only reads the local one.
+    unsafe { libc::process_vm_writev(target, &raw const local, 1, &raw const remote, 1, 0) as i64 }
+}
+
+/// A word of the stopped process, read or written.
+fn trace(request: libc::c_int, target: libc::pid_t, at: u64, page: &mut [u8]) -> i64 {
     let ask = |request: libc::c_int, at: u64, data: u64| {
         // SAFETY: the numbers name another process; where `data` is an address, what it names is alive during the call.
         unsafe {
@@ -589,8 +623,10 @@ fn peek(target: libc::pid_t, at: u64, page: &mut [u8]) -> i64 {
     }
     // SAFETY: a process that this one traces.
     unsafe { libc::waitpid(target, std::ptr::null_mut(), libc::__WALL) };
-    let mut word = 0u64;
-    let done = ask(libc::PTRACE_PEEKDATA, at, (&raw mut word) as u64);
+    let mut word = u64::from_le_bytes(page[..8].try_into().unwrap_or([0; 8]));
+    // What is read comes by an address, what is written is the number itself.
+    let data = if request == libc::PTRACE_PEEKDATA { (&raw mut word) as u64 } else { word };
+    let done = ask(request, at, data);
     page[..8].copy_from_slice(&word.to_le_bytes());
     ask(libc::PTRACE_DETACH, 0, 0);
     done
