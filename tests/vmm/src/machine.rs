@@ -242,7 +242,11 @@ impl Machine {
         let kvm = open()?;
         let kind = if plan.ordinary { VM_TYPE & !abi::KVM_VM_TYPE_ARM_PROTECTED } else { VM_TYPE };
         let vm = kvm.create_vm_with_type(kind).map_err(|e| err("CREATE_VM", e.errno()))?;
-        let gmem = Arc::new(new_gmem(&vm, 4096).map_err(|e| err("CREATE_GUEST_MEMFD", e))?);
+        let gmem = match is_the_peer() {
+            true => Gmem::new(sys::memfd(4096).map_err(|e| err("memfd", e))?),
+            false => new_gmem(&vm, 4096).map_err(|e| err("CREATE_GUEST_MEMFD", e))?,
+        };
+        let gmem = Arc::new(gmem);
         ram.copy_in(0, &program);
         set_plain(&vm, 0, proto::RAM_BASE, plan.bytes, ram.at(0)).map_err(|e| err("SET_USER_MEMORY_REGION", e))?;
         Self::assembled(&kvm, vm, plan, gmem, ram, program)

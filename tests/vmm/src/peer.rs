@@ -6,7 +6,7 @@
 
 use crate::machine::{ask_the_peer, open};
 use crate::vgic::let_signals_interrupt;
-use crate::{ioctls, or_report, pinned, plain, registers, replays, vgic};
+use crate::{events, ioctls, or_report, pinned, plain, registers, replays, vgic};
 
 /// Runs the cases.
 pub(crate) fn all() {
@@ -17,6 +17,12 @@ pub(crate) fn all() {
     or_report("ioctls", open().and_then(|kvm| ioctls::vcpu(&kvm)));
     or_report("registers", registers::all());
     or_report("plain", plain::slots());
+    or_report("plain", plain::mappings());
+    or_report("plain", plain::remapped());
+    or_report("plain", plain::copies());
+    or_report("plain", plain::read_only::all());
+    or_report("events", events::doorbells(events::Kind::Ordinary));
+    or_report("events", events::refusals(events::Kind::Ordinary));
     or_report("pinned", pinned::slots());
     or_report("vgic", vgic::refusals());
     or_report("vgic", vgic::completion());
