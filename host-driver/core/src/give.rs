@@ -8,7 +8,8 @@ use crate::convert::{Given, Giver};
 use crate::drain::{Attempt, Rest};
 use crate::el2::{Conduit, El2, Handle, Run};
 use crate::error::Error;
-use crate::file::{File, Thread};
+use crate::file::{Book, File, Thread};
+use crate::page::Span;
 use crate::pool;
 use freehold_uapi::hvc::{Record, MAX_RECORDS, MAX_RUN};
 
@@ -118,11 +119,12 @@ impl<C: Conduit, K: pool::Frames + Lists, T: Thread> ToVm<'_, C, K, T> {
             batch.records = batch.records.saturating_add(1);
             batch.frames = batch.frames.saturating_add(run.count);
         };
-        file.change(|book| {
-            let mut frames = 0_u64;
-            for page in start..attempt.span().end().min(start.saturating_add(REACH)) {
+        let mut frames = 0_u64;
+        // Whether the list is full.
+        let mut add = |book: &Book<'_>, part: Span| {
+            for page in part.pages() {
                 if frames == MAX_RUN {
-                    return;
+                    return true;
                 }
                 if attempt.took(book, page).is_none() {
                     continue;
@@ -139,12 +141,17 @@ impl<C: Conduit, K: pool::Frames + Lists, T: Thread> ToVm<'_, C, K, T> {
                     close(&mut batch, (*run, *at));
                     open = None;
                     if batch.records == limit {
-                        return;
+                        return true;
                     }
                 }
                 open = Some((Run { pfn, count: 1 }, gfn));
             }
-        });
+            false
+        };
+        let reach = attempt.span().end().saturating_sub(start).min(REACH);
+        if let Some(reach) = Span::new(start, reach) {
+            let _ = reach.parts(F::CHUNK).any(|part| file.change(|book| add(book, part)));
+        }
         if let Some(last) = open {
             close(&mut batch, last);
         }

@@ -2,7 +2,7 @@
 //! The engine's rules, one by one.
 
 use super::*;
-use crate::convert::{empty, punch, reserve, to_private, to_shared, Mode, Nobody, Stopped};
+use crate::convert::{empty, punch, reserve, to_private, to_shared, Giver, Mode, Nobody, Stopped};
 use crate::drain::{begin, Aim, Begun, Rest, Step};
 use crate::end::reclaim_pages;
 use crate::file::any;
@@ -203,6 +203,25 @@ fn no_long_span_is_walked_in_one_hold_of_the_lock() {
     assert!(holds(&file, |_| assert_eq!(attempt.nth(&file, 0, 0), None)) >= 3, "nth");
     attempt.finish(&file, 0, Rest::Keep);
     let (below, thread) = (el2(&world), Sleeper::default());
+    // A page at the end of many that have no frame, and one at their start: one list has both.
+    let sparse = Model::new(&world, 3 * CHUNK as usize, Page::Host);
+    let kernel = Kernel(world.clone());
+    for page in [0, 3 * CHUNK - 1] {
+        assert_eq!(sparse.store(page), HostFault::Map);
+    }
+    let Begun::Attempt(mut attempt) = begin(&sparse, span(0, 3 * CHUNK), Aim::Convert) else { panic!("nothing began") };
+    while attempt.step(&sparse) != Step::Frozen {}
+    let calls = world.calls.get();
+    let looked = |file: &Model| {
+        let before = file.holds.get();
+        let given = giver(&below, &kernel, &thread, 0).give(file, &attempt);
+        assert_eq!(given.map(|given| (given.count, given.error)), Some((2, None)));
+        file.holds.get() - before
+    };
+    // To find the first, to gather, and to look whether there is another behind the last.
+    assert_eq!(looked(&sparse), 1 + 3 + 3, "gather");
+    assert_eq!(world.calls.get() - calls, 1, "one call");
+    attempt.finish(&sparse, 2, Rest::Keep);
     assert!(
         holds(&file, |all| assert_eq!(reclaim_pages(&file, all, Initial::Host, &below, VM, &thread).lost, 0)) >= 3,
         "end"
