@@ -121,11 +121,21 @@ u64 fhc_page_take(u32 order)
 void fhc_page_give_back(u64 pfn, u64 count)
 {
 	struct page *page = pfn_to_page(pfn);
+	bool poisoned = false;
 	u64 i;
 
-	for (i = 0; i < count; i++)
+	for (i = 0; i < count; i++) {
 		__ClearPageOffline(page + i);
-	__free_pages(page, ilog2(count));
+		poisoned |= PageHWPoison(page + i);
+	}
+	if (!poisoned) {
+		__free_pages(page, ilog2(count));
+		return;
+	}
+	/* Only of a page that is freed by itself does the allocator ask whether it is broken memory. */
+	split_page(page, ilog2(count));
+	for (i = 0; i < count; i++)
+		__free_page(page + i);
 }
 
 /* The kernel's address of a frame that fhc_page_take returned. */

@@ -236,7 +236,7 @@ fn by_host_tools(target: &Target) {
 
 /// One page of `/proc/kcore`, by its physical address: of all segments that have it the first that is not zero. What is
 /// free of the kernel's image is there twice, and its image's own mapping of it is gone.
-fn kcore(address: u64) -> Result<Vec<u8>, String> {
+pub(crate) fn kcore(address: u64) -> Result<Vec<u8>, String> {
     let file = std::fs::File::open("/proc/kcore").map_err(|e| e.to_string())?;
     let mut head = [0u8; 0x4000];
     let got = file.read_at(&mut head, 0).map_err(|e| e.to_string())?;

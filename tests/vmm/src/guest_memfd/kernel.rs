@@ -3,6 +3,7 @@
 //! (B8, B9); who holds pages from inside the kernel for somebody else's sake (FUSE), and who only looks (DAMON, vhost).
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::fuse::Fuse;
 use super::holders::blocks;
 use super::lives::wait_for;
 use super::rig::{PAGE, PAGE_BYTES, PATIENCE, Rig, STILL, bytes, new_vm, open_attempts, word};
+use crate::attack::kcore;
 use crate::gmem::converted;
 use crate::hostile::Hostile;
 use crate::machine::make_gmem;
@@ -26,6 +28,7 @@ const HELD: u64 = 2;
 pub(crate) fn all() -> Result<(), String> {
     left_with_the_kernel()?;
     physical()?;
+    passed_over()?;
     fuse()?;
     populate_from_fuse()?;
     damon()?;
@@ -129,6 +132,46 @@ fn physical() -> Result<(), String> {
     STEP.same("/dev/mem: back", "0", converted(rig.gmem.to_shared(0, PAGE)));
     STEP.same("/dev/mem: nothing came", 0, came);
     STEP.same("/dev/mem: contents are kept", "[]", format!("{:?}", rig.damaged()));
+    Ok(())
+}
+
+/// `KPF_OFFLINE` of `/proc/kpageflags`.
+const OFFLINE: u64 = 1 << 23;
+
+/// What the kernel's table says of a frame: whether scanners and dumps are to pass it over.
+fn is_offline(pfn: u64) -> Result<bool, String> {
+    let mut flags = [0u8; 8];
+    let file = std::fs::File::open("/proc/kpageflags").map_err(|e| e.to_string())?;
+    file.read_exact_at(&mut flags, 8 * pfn).map_err(|e| format!("/proc/kpageflags: {e}"))?;
+    Ok(u64::from_le_bytes(flags) & OFFLINE != 0)
+}
+
+/// A page that is frozen and still the host's frame: `el2` would let the kernel read it, and the kernel's own readers of memory
+/// pass it over.
+fn passed_over() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let pfn = Hostile::open()?.pfn_of(rig.map.at(bytes(HELD))).map_err(errno_name)?;
+    let shows = || {
+        kcore(pfn << 12).map(|page| match u64::from_le_bytes(page[..8].try_into().expect("8 bytes")) {
+            seen if seen == word(HELD) => "its contents".to_owned(),
+            _ if page.iter().all(|&byte| byte == 0) => "zeros".to_owned(),
+            seen => format!("{seen:#x}"),
+        })
+    };
+    // Control: of the host's page either way shows what is there.
+    for state in ["the host's", "held", "the host's again"] {
+        let is_held = state == "held";
+        if is_held {
+            STEP.same("a frozen page: to private", "0", converted(rig.gmem.to_private(0, rig.size(), 60_000)));
+        }
+        let expected = if is_held { "zeros" } else { "its contents" };
+        STEP.same(&format!("/proc/kcore, a page that is {state}"), expected, shows()?);
+        STEP.same(&format!("OFFLINE, a page that is {state}"), is_held, is_offline(pfn)?);
+        if is_held {
+            STEP.same("a frozen page: back", "0", converted(rig.gmem.to_shared(0, rig.size())));
+        }
+    }
+    STEP.same("a frozen page: contents are kept", "[]", format!("{:?}", rig.damaged()));
     Ok(())
 }
 
