@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use freehold_attest::{Digest, Start, Transcript, verify};
-use freehold_uapi::ioctl::Populate;
+use freehold_uapi::ioctl::{KVM_REG_X0, Populate};
 
 use crate::gmem::{Gmem, converted};
 use crate::machine::{Machine, Plan};
@@ -23,6 +23,8 @@ struct Launch {
     plan: Plan,
     contents: Vec<u8>,
     transcript: Transcript,
+    /// What x2 and x3 start with.
+    more: [u64; 2],
 }
 
 impl Launch {
@@ -37,7 +39,7 @@ impl Launch {
     /// A VM with the program's contents, which somebody has brought or will.
     fn around(machine: Machine, plan: Plan) -> Self {
         let contents = padded(&machine.program, plan);
-        Self { machine, plan, contents, transcript: Transcript::new() }
+        Self { machine, plan, contents, transcript: Transcript::new(), more: [0; 2] }
     }
 
     /// A part counts now.
@@ -56,11 +58,22 @@ impl Launch {
     fn start(&self) -> Start {
         Start {
             ipa_bits: 40,
-            vcpus: 1,
-            registers: [RAM_BASE, proto::START_PSTATE, self.plan.boot, self.machine.x1, 0, 0],
+            // A bit for each.
+            vcpus: (1 << self.plan.vcpus) - 1,
+            registers: [RAM_BASE, proto::START_PSTATE, self.plan.boot, self.machine.x1, self.more[0], self.more[1]],
             gic: self.plan.gic.then_some([proto::GICD_GFN, proto::GICR_GFN].map(|gfn| gfn * GRANULE)),
             ranges: vec![(RAM_BASE, self.plan.bytes)],
         }
+    }
+
+    /// Sets x2 and x3.
+    fn start_with(&mut self, more: [u64; 2]) -> Result<(), String> {
+        self.more = more;
+        for (number, value) in (2..).zip(more) {
+            let set = self.machine.vcpu.set_one_reg(KVM_REG_X0 + 2 * number, &value.to_le_bytes());
+            set.map_err(|e| format!("x{number}: {}", sys::errno_name(e.errno())))?;
+        }
+        Ok(())
     }
 
     fn expected(&self) -> Digest {
@@ -174,18 +187,22 @@ fn notified(plan: Plan) -> Result<(), String> {
 
 /// Each thing that is different is seen, and known for what it is.
 fn differences(plan: Plan, first: &mut Launch, expected: Digest) -> Result<(), String> {
-    /// What is different, the plan, a change of the contents, and the parts in which memory is given.
-    type Case = (&'static str, Plan, fn(&mut [u8]), &'static [(u64, u64)]);
+    /// What is different, the plan, a change of the contents, the parts in which memory is given, and x2 and x3.
+    type Case = (&'static str, Plan, fn(&mut [u8]), &'static [(u64, u64)], [u64; 2]);
     const WHOLE: &[(u64, u64)] = &[(0, RAM_MIN)];
-    let cases: [Case; 5] = [
-        ("one bit of the image", plan, |contents| contents[index(SPARE) + 4095] ^= 1, WHOLE),
-        ("the order of donation", plan, |_| (), &[(HALF, RAM_MIN), (0, HALF)]),
-        ("a register", Plan { boot: plan.boot | proto::BOOT_QUIET, ..plan }, |_| (), WHOLE),
-        ("an interrupt controller", Plan { gic: true, ..plan }, |_| (), WHOLE),
-        ("the size of its RAM", Plan { bytes: 2 * RAM_MIN, ..plan }, |_| (), WHOLE),
+    let cases: [Case; 8] = [
+        ("one bit of the image", plan, |contents| contents[index(SPARE) + 4095] ^= 1, WHOLE, [0; 2]),
+        ("the order of donation", plan, |_| (), &[(HALF, RAM_MIN), (0, HALF)], [0; 2]),
+        ("a register", Plan { boot: plan.boot | proto::BOOT_QUIET, ..plan }, |_| (), WHOLE, [0; 2]),
+        ("an interrupt controller", Plan { gic: true, ..plan }, |_| (), WHOLE, [0; 2]),
+        ("x2", plan, |_| (), WHOLE, [1, 0]),
+        ("x3", plan, |_| (), WHOLE, [0, 1 << 63]),
+        ("a second vCPU, which is off", Plan { vcpus: 2, ..plan }, |_| (), WHOLE, [0; 2]),
+        ("the size of its RAM", Plan { bytes: 2 * RAM_MIN, ..plan }, |_| (), WHOLE, [0; 2]),
     ];
-    for (what, plan, change, parts) in cases {
+    for (what, plan, change, parts, more) in cases {
         let mut launch = Launch::new(plan, change)?;
+        launch.start_with(more)?;
         for (start, end) in parts {
             launch.give(*start..*end)?;
         }

@@ -30,9 +30,47 @@ fn held_at(rig: &Rig) -> *mut u8 {
     rig.map.at(bytes(HELD))
 }
 
+/// How often a holder is tried that lets go, until the conversion is through soon enough behind it.
+const TRIES: u32 = 5;
+/// How soon that is: hundreds of times what it takes, and less than any time-out that would see the page free by itself.
+const SOON: Duration = Duration::from_secs(1);
+/// The same of an `io_uring`, whose end the kernel puts off.
+const LATER: Duration = Duration::from_secs(2);
+
+/// As [`blocks`], for what `hold` makes and `release` ends; and soon behind that, in the best of a few tries: a machine that
+/// is busy makes a wait longer, and none makes it shorter.
+fn lets_through<H>(
+    case: &str,
+    rig: &Rig,
+    limit: Duration,
+    mut hold: impl FnMut() -> Result<H, String>,
+    mut release: impl FnMut(H),
+) -> Result<(), String> {
+    let mut best = Duration::MAX;
+    for _ in 0..TRIES {
+        let held = hold()?;
+        best = best.min(blocks(case, rig, || release(held)));
+        if best < limit {
+            break;
+        }
+    }
+    is_soon(case, limit, best);
+    Ok(())
+}
+
+fn is_soon(case: &str, limit: Duration, best: Duration) {
+    let seen = format!("{} us", best.as_micros());
+    STEP.judged(&format!("{case}: soon"), &format!("within {} s", limit.as_secs()), seen, best < limit);
+}
+
 /// The page is held now: at once it is `EAGAIN` with its offset and nothing changes; one that waits is through after
-/// `release`, and says how long that took.
-pub(super) fn blocks(case: &str, rig: &Rig, release: impl FnOnce()) {
+/// `release`; how long after.
+pub(super) fn blocks(case: &str, rig: &Rig, release: impl FnOnce()) -> Duration {
+    blocks_until(case, rig, "[]", release)
+}
+
+/// As [`blocks`], where the holder has written to the pages in `written` by its end.
+fn blocks_until(case: &str, rig: &Rig, written: &str, release: impl FnOnce()) -> Duration {
     let busy = format!("EAGAIN at {:#x}", HELD * PAGE);
     STEP.same(&format!("{case}: at once"), &busy, converted(rig.gmem.to_private_now(0, rig.size())));
     STEP.same(&format!("{case}: nothing has changed"), "[]", format!("{:?}", rig.damaged()));
@@ -51,7 +89,8 @@ pub(super) fn blocks(case: &str, rig: &Rig, release: impl FnOnce()) {
     println!("{case}: {} us after its release", took.as_micros());
     STEP.same(&format!("{case}: the host reads"), "SIGBUS", probe(held_at(rig), Access::Load));
     STEP.same(&format!("{case}: back"), "0", converted(rig.gmem.to_shared(0, rig.size())));
-    STEP.same(&format!("{case}: contents are kept"), "[]", format!("{:?}", rig.damaged()));
+    STEP.same(&format!("{case}: contents are kept"), written, format!("{:?}", rig.damaged()));
+    took
 }
 
 /// Nobody holds the page: the conversion is through at once.
@@ -63,24 +102,27 @@ fn passes(case: &str, rig: &Rig) {
 
 fn pipes() -> Result<(), String> {
     let rig = Rig::new(4)?;
-    let (reader, _writer) = in_pipe(held_at(&rig));
     let mut out = vec![0u8; PAGE_BYTES];
-    blocks("vmsplice, read", &rig, || {
-        let _ = sys::read_to(&reader, out.as_mut_ptr(), PAGE_BYTES);
-    });
+    let held = || Ok(in_pipe(held_at(&rig)));
+    lets_through("vmsplice, read", &rig, SOON, held, |pipe| {
+        let _ = sys::read_to(&pipe.0, out.as_mut_ptr(), PAGE_BYTES);
+    })?;
     STEP.same("vmsplice, read: what was read", true, out[..8] == word(HELD).to_le_bytes());
-    let pipe = in_pipe(held_at(&rig));
-    blocks("vmsplice, closed", &rig, || drop(pipe));
-    let first = in_pipe(held_at(&rig));
-    let second = sys::pipe();
-    STEP.same("tee", "4096", outcome(calls::tee(&first.0, &second.1)));
-    drop(first);
-    blocks("vmsplice, its copy by tee", &rig, || drop(second));
-    let gift = sys::pipe();
-    let vector = libc::iovec { iov_base: held_at(&rig).cast(), iov_len: PAGE_BYTES };
-    let given = call(libc::SYS_vmsplice, &[fd(&gift.1), (&raw const vector) as u64, 1, 8]);
-    STEP.same("vmsplice as a gift", "4096", outcome(given));
-    blocks("vmsplice, a gift", &rig, || drop(gift));
+    lets_through("vmsplice, closed", &rig, SOON, held, drop)?;
+    let copied = || {
+        let (first, second) = (in_pipe(held_at(&rig)), sys::pipe());
+        STEP.same("tee", "4096", outcome(calls::tee(&first.0, &second.1)));
+        Ok(second)
+    };
+    lets_through("vmsplice, its copy by tee", &rig, SOON, copied, drop)?;
+    let given = || {
+        let gift = sys::pipe();
+        let vector = libc::iovec { iov_base: held_at(&rig).cast(), iov_len: PAGE_BYTES };
+        let given = call(libc::SYS_vmsplice, &[fd(&gift.1), (&raw const vector) as u64, 1, 8]);
+        STEP.same("vmsplice as a gift", "4096", outcome(given));
+        Ok(gift)
+    };
+    lets_through("vmsplice, a gift", &rig, SOON, given, drop)?;
     let pipe = in_pipe(held_at(&rig));
     let memfd = call(libc::SYS_memfd_create, &[c"copy".as_ptr() as u64, 0]).map(sys::owned).map_err(errno_name)?;
     STEP.same("splice into a memfd", "4096", outcome(calls::splice(&pipe.0, &memfd)));
@@ -110,23 +152,28 @@ fn direct_io() -> Result<(), String> {
     let rig = Rig::new(4)?;
     let disk = calls::open_direct(c"/dev/fh_slow").map_err(|e| format!("/dev/fh_slow: {}", errno_name(e)))?;
     let at = held_at(&rig) as u64;
-    for (case, number) in [("O_DIRECT write", libc::SYS_pwrite64), ("O_DIRECT read", libc::SYS_pread64)] {
-        slow(true)?;
-        // The disk reads as zeros.
-        rig.map.store(bytes(HELD), word(HELD));
-        let moved = std::thread::scope(|scope| {
-            let mover = scope.spawn(|| call(number, &[fd(&disk), at, PAGE, 0]));
-            STEP.same(&format!("{case}: in flight"), "1", in_flight());
-            if number == libc::SYS_pread64 {
-                let now = converted(rig.gmem.to_private_now(0, rig.size()));
-                STEP.same("O_DIRECT read: at once", format!("EAGAIN at {:#x}", HELD * PAGE), now);
-                let _ = slow(false);
-            } else {
-                blocks(case, &rig, || drop(slow(false)));
+    // The disk reads as zeros.
+    let reads = format!("[{HELD}]");
+    for (case, number, written) in
+        [("O_DIRECT write", libc::SYS_pwrite64, "[]"), ("O_DIRECT read", libc::SYS_pread64, &reads)]
+    {
+        let mut best = Duration::MAX;
+        for _ in 0..TRIES {
+            slow(true)?;
+            rig.map.store(bytes(HELD), word(HELD));
+            let (moved, took) = std::thread::scope(|scope| {
+                let mover = scope.spawn(|| call(number, &[fd(&disk), at, PAGE, 0]));
+                STEP.same(&format!("{case}: in flight"), "1", in_flight());
+                let took = blocks_until(case, &rig, written, || drop(slow(false)));
+                (mover.join().unwrap_or(Err(0)), took)
+            });
+            STEP.same(&format!("{case}: its result"), "4096", outcome(moved));
+            best = best.min(took);
+            if best < SOON {
+                break;
             }
-            mover.join().unwrap_or(Err(0))
-        });
-        STEP.same(&format!("{case}: its result"), "4096", outcome(moved));
+        }
+        is_soon(case, SOON, best);
     }
     STEP.same("O_DIRECT read: what came", 0, rig.map.load(bytes(HELD)));
     let done = converted(rig.gmem.to_private(0, rig.size(), 60_000));
@@ -137,23 +184,28 @@ fn direct_io() -> Result<(), String> {
     STEP.same("O_DIRECT read into a private page", "EFAULT", outcome(refused));
     STEP.same("O_DIRECT: back", "0", converted(rig.gmem.to_shared(0, rig.size())));
     rig.map.store(bytes(HELD), word(HELD));
-    slow(true)?;
-    let aio = Aio::write(&disk, held_at(&rig)).map_err(|e| format!("io_submit: {}", errno_name(e)))?;
-    STEP.same("libaio write: in flight", "1", in_flight());
-    blocks("libaio write", &rig, || drop(slow(false)));
-    STEP.same("libaio write: its result", "4096", outcome(aio.wait()));
-    Ok(())
+    let submitted = || {
+        slow(true)?;
+        let aio = Aio::write(&disk, held_at(&rig)).map_err(|e| format!("io_submit: {}", errno_name(e)))?;
+        STEP.same("libaio write: in flight", "1", in_flight());
+        Ok(aio)
+    };
+    lets_through("libaio write", &rig, SOON, submitted, |aio| {
+        drop(slow(false));
+        STEP.same("libaio write: its result", "4096", outcome(aio.wait()));
+    })
 }
 
 fn registered() -> Result<(), String> {
     let rig = Rig::new(4)?;
-    let ring = Ring::with_buffer(held_at(&rig)).map_err(|e| format!("io_uring: {}", errno_name(e)))?;
-    blocks("io_uring buffer, unregistered", &rig, || {
+    let ring = || Ring::with_buffer(held_at(&rig)).map_err(|e| format!("io_uring: {}", errno_name(e)));
+    let mut rings = Vec::new();
+    lets_through("io_uring buffer, unregistered", &rig, LATER, ring, |ring| {
         STEP.same("io_uring: unregister", "0", outcome(ring.unregister()));
-    });
-    drop(ring);
-    let ring = Ring::with_buffer(held_at(&rig)).map_err(|e| format!("io_uring: {}", errno_name(e)))?;
-    blocks("io_uring buffer, ring closed", &rig, || drop(ring));
+        rings.push(ring);
+    })?;
+    drop(rings);
+    lets_through("io_uring buffer, ring closed", &rig, LATER, ring, drop)?;
     STEP.same("io_uring: back to private", "0", converted(rig.gmem.to_private_now(0, rig.size())));
     let refused = Ring::with_buffer(held_at(&rig)).map_or_else(errno_name, |_| "0".to_owned());
     STEP.same("io_uring: a private page as a buffer", "EFAULT", refused);

@@ -23,6 +23,8 @@ pub(crate) fn all() -> Result<(), String> {
     no_userfaultfd()?;
     no_log_of_stores()?;
     other_ways()?;
+    of_another_process()?;
+    holes_beside_holes()?;
     loops()
 }
 
@@ -100,8 +102,83 @@ fn moved() -> Result<(), String> {
     let there = call(libc::SYS_mremap, &[at as u64, 4 * PAGE, 4 * PAGE, 3, target as u64]);
     STEP.same("mremap: moved", true, there == Ok(target as i64));
     passes("mremap", &rig, target);
+    // MREMAP_MAYMOVE | MREMAP_DONTUNMAP
+    let doubled = call(libc::SYS_mremap, &[target as u64, 4 * PAGE, 4 * PAGE, 5]);
+    STEP.same("mremap: doubled (MREMAP_DONTUNMAP), of a mapping that must not grow", "EINVAL", outcome(doubled));
+    passes("mremap, not doubled", &rig, target);
     // SAFETY: the mapping just moved, of which nobody holds a borrow.
     unsafe { libc::munmap(target.cast(), bytes(4)) };
+    replaced(&rig, both)
+}
+
+/// Other memory is mapped over the file's, and the file over other memory: what is there now is what counts.
+fn replaced(rig: &Rig, both: i32) -> Result<(), String> {
+    let at = raw_map(rig, both, libc::MAP_SHARED).map_err(errno_name)?;
+    probe_here(at, true);
+    rig.map.store(0, super::rig::word(0));
+    let over = |flags: i32, fd: u64| {
+        let flags = u64::from((flags | libc::MAP_FIXED).cast_unsigned());
+        call(libc::SYS_mmap, &[at as u64, PAGE, u64::from(both.cast_unsigned()), flags, fd, 0])
+    };
+    let other = over(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, u64::MAX);
+    STEP.same("MAP_FIXED: other memory over the first page", true, other == Ok(at as i64));
+    STEP.same("MAP_FIXED: at once", "0", converted(rig.gmem.to_private_now(0, rig.size())));
+    STEP.same("MAP_FIXED: a load of the other memory", "done", probe_here(at, false));
+    STEP.same("MAP_FIXED: of the page behind it", "SIGBUS", probe_here(at.wrapping_add(PAGE_BYTES), false));
+    let back = over(libc::MAP_SHARED, fd(&rig.gmem));
+    STEP.same("MAP_FIXED: the file over it, while it is private", true, back == Ok(at as i64));
+    STEP.same("MAP_FIXED: a load there", "SIGBUS", probe_here(at, false));
+    STEP.same("MAP_FIXED: back", "0", converted(rig.gmem.to_shared(0, rig.size())));
+    passes("MAP_FIXED", rig, at);
+    // SAFETY: the mapping made here, of which nobody holds a borrow.
+    unsafe { libc::munmap(at.cast(), bytes(4)) };
+    Ok(())
+}
+
+/// Another process' file and memory, reached for from outside of it: the descriptor by `pidfd_getfd`, the memory by what the
+/// kernel offers.
+fn of_another_process() -> Result<(), String> {
+    let rig = Rig::new(4)?;
+    let (ready, say_ready) = sys::pipe();
+    let (go, say_go) = sys::pipe();
+    let at = rig.map.at(0) as usize;
+    let child = forked(|| {
+        let first = probe_here(at as *mut u8, false) == "done";
+        tell(&say_ready);
+        u8::from(first) | u8::from(told(&go)) << 1
+    });
+    STEP.same("another process: has touched it", true, told(&ready));
+    let pid = u64::from(child.id());
+    let pidfd = call(libc::SYS_pidfd_open, &[pid, 0]).map(sys::owned).map_err(errno_name)?;
+    let theirs = call(libc::SYS_pidfd_getfd, &[fd(&pidfd), fd(&rig.gmem), 0]).map(sys::owned).map_err(errno_name)?;
+    let map = Mapping::new(&theirs, 0, bytes(4), libc::PROT_READ | libc::PROT_WRITE).map_err(errno_name)?;
+    STEP.same("pidfd_getfd: the same file", rig.map.load(bytes(1)), map.load(bytes(1)));
+    passes("pidfd_getfd", &rig, map.at(0));
+    let memory = std::fs::File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
+    let memory = memory.map_err(|e| e.to_string())?;
+    let mut word = 0u64;
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
+    let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 8 };
+    let vectors = [pid, (&raw const local) as u64, 1, (&raw const remote) as u64, 1, 0];
+    let here = (&raw mut word) as u64;
+    for (state, expected, of_memory) in [("the host's", "8", "8"), ("private", "EFAULT", "EIO")] {
+        if state == "private" {
+            STEP.same("another process: to private", "0", converted(rig.gmem.to_private_now(0, rig.size())));
+        }
+        // What is written is what was read before: the word that the page has.
+        for (case, expected, result) in [
+            ("process_vm_readv", expected, call(libc::SYS_process_vm_readv, &vectors)),
+            ("process_vm_writev", expected, call(libc::SYS_process_vm_writev, &vectors)),
+            ("its mem, read", of_memory, call(libc::SYS_pread64, &[fd(&memory), here, 8, at as u64])),
+            ("its mem, written", of_memory, call(libc::SYS_pwrite64, &[fd(&memory), here, 8, at as u64])),
+        ] {
+            STEP.same(&format!("another process: {case}, a page that is {state}"), expected, outcome(result));
+        }
+    }
+    STEP.same("another process: back", "0", converted(rig.gmem.to_shared(0, rig.size())));
+    STEP.same("another process: contents are kept", "[]", format!("{:?}", rig.damaged()));
+    tell(&say_go);
+    STEP.same("another process: lives", "exit 3", child.end());
     Ok(())
 }
 
@@ -306,7 +383,7 @@ fn loops() -> Result<(), String> {
     const ROUNDS: u64 = 60;
     /// Looks that each thread must have had of what was the host's at that moment.
     const LOOKS: u64 = 10;
-    const WAYS: [&str; 4] = ["process_vm_readv", "/proc/self/mem", "madvise", "smaps and pagemap"];
+    const WAYS: [&str; 5] = ["process_vm_readv", "/proc/self/mem", "madvise", "smaps and pagemap", "mlock"];
     let rig = Rig::new(8)?;
     let stop = AtomicBool::new(false);
     let looks = [const { AtomicU64::new(0) }; WAYS.len()];
@@ -347,6 +424,14 @@ fn loops() -> Result<(), String> {
                 ["/proc/self/smaps", "/proc/self/pagemap"].iter().filter(|file| read(file)).count() == 2
             }),
         );
+        spin(
+            4,
+            Box::new(move || {
+                let is_locked = call(libc::SYS_mlock, &[at as u64, size as u64]).is_ok();
+                let _ = call(libc::SYS_munlock, &[at as u64, size as u64]);
+                is_locked
+            }),
+        );
         let mut failed = Vec::new();
         let mut rounds = 0;
         let start = Instant::now();
@@ -371,5 +456,31 @@ fn loops() -> Result<(), String> {
     }
     STEP.same("lookers: contents are kept", "[]", format!("{:?}", rig.damaged()));
     STEP.same("lookers: as many attempts have ended as begun", "0 of some", open_attempts(&rig.gmem));
+    Ok(())
+}
+
+/// Two threads punch the whole file again and again, while a third stores to it: each frame goes once, and none stays.
+fn holes_beside_holes() -> Result<(), String> {
+    const ROUNDS: u32 = 100;
+    let rig = Rig::new(8)?;
+    let punch = || {
+        let how = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+        sys::fallocate(&rig.gmem, how, 0, rig.size().cast_signed())
+    };
+    let (failed, stored) = std::thread::scope(|scope| {
+        let threads = [(); 2].map(|()| scope.spawn(|| (0..ROUNDS).filter(|_| punch().is_err()).count()));
+        let mut stored = 0_u64;
+        while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            (0..8).for_each(|page| rig.map.store(bytes(page), page + 1));
+            stored += 1;
+        }
+        (threads.map(|thread| thread.join().unwrap_or(usize::MAX)), stored)
+    });
+    STEP.same("holes beside holes: that failed", "[0, 0]", format!("{failed:?}"));
+    STEP.judged("holes beside holes: rounds of stores meanwhile", "some", stored, stored > 0);
+    STEP.same("holes beside holes: one more", "0", outcome(punch()));
+    let seen: Vec<_> = (0..8).map(|page| rig.map.load(bytes(page))).collect();
+    STEP.same("holes beside holes: then every page is new", "[0, 0, 0, 0, 0, 0, 0, 0]", format!("{seen:?}"));
+    STEP.same("holes beside holes: as many have ended as begun", "0 of some", open_attempts(&rig.gmem));
     Ok(())
 }

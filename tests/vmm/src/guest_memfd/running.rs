@@ -4,16 +4,19 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
+use freehold_uapi::ioctl::Populate;
+
 use super::STEP;
 use super::convert::shown;
 use super::draining::{beside, read_out};
 use super::lives::wait_for;
-use super::rig::{PAGE, bytes, in_pipe, open_attempts, until_pending, word};
+use super::rig::{PAGE, PAGE_BYTES, bytes, in_pipe, open_attempts, until_pending, word};
 use crate::cpus::{self, Seat};
-use crate::gmem::converted;
+use crate::gmem::{Gmem, converted};
 use crate::machine::{Event, Machine, Plan};
 use crate::probe::{Access, probe};
 use crate::proto;
+use crate::sys::{Mapping, fallocate, outcome};
 use crate::vgic::{Cloned as _, interrupt, spi};
 
 const BASE: u64 = proto::RAM_BASE;
@@ -57,6 +60,7 @@ fn a_range_comes_back_whole() -> Result<(), String> {
     let lent = machine.command(proto::CMD_SHARE, [pages, COUNT, 0])?;
     STEP.same("unshare of four: lent", "[0, 4]", format!("{:?}", &lent[..2]));
     let (gmem, ram) = (machine.gmem.clone(), machine.ram.clone());
+    is_the_guests_to_take_back(&gmem, &ram, offset)?;
     let first = |page: u64| proto::pattern(SEED, pages + page * PAGE);
     let pipe = in_pipe(ram.at(at(2)));
     let pending = format!("pending at {:#x}", offset + 2 * PAGE);
@@ -88,6 +92,35 @@ fn a_range_comes_back_whole() -> Result<(), String> {
         STEP.same(&format!("unshare of four: the host reads {page}"), "SIGBUS", probe(ram.at(at(page)), Access::Load));
     }
     STEP.same("unshare of four: as many have ended as begun", "0 of some", open_attempts(&gmem));
+    Ok(())
+}
+
+/// What the guest has lent is the host's to map, and nobody's in the host to move: each call is refused where it stands, and
+/// changes nothing.
+fn is_the_guests_to_take_back(gmem: &Gmem, ram: &Mapping, offset: u64) -> Result<(), String> {
+    let page = bytes(offset / PAGE);
+    let was = ram.load(page);
+    let source = vec![0x5a_u8; PAGE_BYTES];
+    let ask = Populate { offset, size: PAGE, source: source.as_ptr() as u64, error_offset: 0, reserved: [0; 4] };
+    let how = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+    for pages in [1, COUNT] {
+        let (case, at) = (format!("a lent page, {pages} of four"), format!("{offset:#x}"));
+        let size = pages * PAGE;
+        STEP.same(
+            &format!("{case}: to private"),
+            format!("EPERM at {at}"),
+            converted(gmem.to_private(offset, size, 0)),
+        );
+        STEP.same(&format!("{case}: at once"), format!("EPERM at {at}"), converted(gmem.to_private_now(offset, size)));
+        let begun = converted(gmem.to_private_notify(offset, size, 0));
+        STEP.same(&format!("{case}: by itself"), format!("EPERM at {at}"), begun);
+        STEP.same(&format!("{case}: to shared, which it is"), "0", converted(gmem.to_shared(offset, size)));
+        let punched = outcome(fallocate(gmem, how, offset.cast_signed(), size.cast_signed()));
+        STEP.same(&format!("{case}: a hole"), "EBUSY", punched);
+    }
+    STEP.same("a lent page: populate", format!("EEXIST at {offset:#x}"), converted(gmem.populate(ask)));
+    STEP.same("a lent page: nothing has changed", was, ram.load(page));
+    STEP.same("a lent page: as many have ended as begun", "0 of some", open_attempts(gmem));
     Ok(())
 }
 

@@ -61,6 +61,8 @@ struct Tally {
     faults: AtomicU64,
     refused: AtomicU64,
     punched: AtomicU64,
+    /// Holes behind which a word reads zero that did not before.
+    emptied: AtomicU64,
     pinned: AtomicU64,
     /// Who loads and stores by itself.
     toucher: Option<Toucher>,
@@ -142,7 +144,16 @@ impl Tally {
     /// Whether everything has happened that must.
     fn has_all(&self, two: bool) -> bool {
         let some = |place: &AtomicU64| place.load(Ordering::Relaxed) > 0;
-        let all = [&self.moved, &self.waited, &self.shared, &self.faults, &self.refused, &self.punched, &self.pinned];
+        let all = [
+            &self.moved,
+            &self.waited,
+            &self.shared,
+            &self.faults,
+            &self.refused,
+            &self.punched,
+            &self.emptied,
+            &self.pinned,
+        ];
         let touched = self.toucher.as_ref().is_none_or(Toucher::has_all);
         all.into_iter().all(some) && touched && (!two || some(&self.together))
     }
@@ -176,6 +187,7 @@ impl Tally {
             ("stress: host faults served", &self.faults),
             ("stress: host faults refused", &self.refused),
             ("stress: holes", &self.punched),
+            ("stress: holes that took a word with them", &self.emptied),
             ("stress: pins", &self.pinned),
         ] {
             STEP.judged(&format!("{case}{which}"), "some", show(place), show(place) > 0);
@@ -201,15 +213,25 @@ impl Tally {
 
 /// Whether the host can touch a page now: it is brought, if it is the host's and was not there.
 fn touches(ram: &Mapping, at: usize) -> Result<bool, i32> {
+    reads(ram, at).map(|word| word.is_some())
+}
+
+/// The word there, if the host can read it.
+fn reads(ram: &Mapping, at: usize) -> Result<Option<u64>, i32> {
     let mut word = 0u64;
-    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
-    let remote = libc::iovec { iov_base: ram.at(at).cast(), iov_len: 8 };
-    let me = u64::from(std::process::id());
-    match call(libc::SYS_process_vm_readv, &[me, (&raw const local) as u64, 1, (&raw const remote) as u64, 1, 0]) {
-        Ok(_) => Ok(true),
-        Err(libc::EFAULT) => Ok(false),
+    match moves(libc::SYS_process_vm_readv, ram, at, &mut word) {
+        Ok(_) => Ok(Some(word)),
+        Err(libc::EFAULT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Has the kernel read or write a word there.
+fn moves(number: libc::c_long, ram: &Mapping, at: usize, word: &mut u64) -> Result<i64, i32> {
+    let local = libc::iovec { iov_base: std::ptr::from_mut(word).cast(), iov_len: 8 };
+    let remote = libc::iovec { iov_base: ram.at(at).cast(), iov_len: 8 };
+    let me = u64::from(std::process::id());
+    call(number, &[me, (&raw const local) as u64, 1, (&raw const remote) as u64, 1, 0])
 }
 
 fn convert(gmem: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
@@ -254,11 +276,9 @@ fn convert(gmem: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
 /// Touches a page through the kernel, which says EFAULT where a load would say SIGBUS.
 fn fault(_: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
     let mut word = dice.roll(u64::MAX);
-    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
-    let remote = libc::iovec { iov_base: ram.at(dice.page()).cast(), iov_len: 8 };
+    let at = dice.page();
     let number = if dice.roll(2) == 0 { libc::SYS_process_vm_readv } else { libc::SYS_process_vm_writev };
-    let me = u64::from(std::process::id());
-    match call(number, &[me, (&raw const local) as u64, 1, (&raw const remote) as u64, 1, 0]) {
+    match moves(number, ram, at, &mut word) {
         Ok(8) => Tally::add(&tally.faults),
         Err(libc::EFAULT) => Tally::add(&tally.refused),
         other => tally.wrong("touch", other.err().unwrap_or(0)),
@@ -268,7 +288,8 @@ fn fault(_: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
     }
 }
 
-fn punch(gmem: &Gmem, _: &Mapping, tally: &Tally, dice: &mut Dice) {
+fn punch(gmem: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {
+    empty(gmem, ram, tally, dice.page());
     let (offset, size) = dice.range();
     let mode = libc::FALLOC_FL_KEEP_SIZE | if dice.roll(3) == 0 { 0 } else { libc::FALLOC_FL_PUNCH_HOLE };
     match sys::fallocate(gmem, mode, offset.cast_signed(), size.cast_signed()) {
@@ -277,6 +298,18 @@ fn punch(gmem: &Gmem, _: &Mapping, tally: &Tally, dice: &mut Dice) {
         Err(error) => tally.wrong("fallocate", error),
     }
     std::thread::sleep(Duration::from_micros(dice.roll(2000)));
+}
+
+/// Writes a word where the host may, and punches a hole there. Others may write there again before it is looked at.
+fn empty(gmem: &Gmem, ram: &Mapping, tally: &Tally, at: usize) {
+    let mode = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+    let written = moves(libc::SYS_process_vm_writev, ram, at, &mut 0x6877_6f6c_6500).is_ok();
+    if written && reads(ram, at).is_ok_and(|word| word.is_some_and(|word| word != 0)) {
+        let punched = sys::fallocate(gmem, mode, at as i64, PAGE.cast_signed());
+        if punched.is_ok() && reads(ram, at) == Ok(Some(0)) {
+            Tally::add(&tally.emptied);
+        }
+    }
 }
 
 fn pin(_: &Gmem, ram: &Mapping, tally: &Tally, dice: &mut Dice) {

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn all() -> Result<(), String> {
     bounded()?;
     killed()?;
+    woken()?;
+    who_may_not_wait()?;
     beside_attempts_that_end()?;
     beside_attempts_in_a_row()
 }
@@ -100,6 +102,60 @@ fn killed() -> Result<(), String> {
         }
     }
     STEP.judged("a fault that waits: is killed", "in the fault, signal 9, within 1 s", seen, false);
+    Ok(())
+}
+
+/// How soon a fault is through that the attempt's end wakes: before it would look by itself, a second from the attempt's begin.
+const WOKEN: Duration = Duration::from_millis(500);
+
+/// The attempt is cancelled while the fault waits, which is served then: it was woken, and did not look again at the end of its
+/// patience.
+fn woken() -> Result<(), String> {
+    let mut seen = String::new();
+    let mut held = false;
+    for _ in 0..TRIES {
+        let ((waits, end), took) = beside_a_wait(|rig, begin| {
+            let child = forked(|| {
+                std::hint::black_box(rig.map.load(0));
+                0
+            });
+            let waits = in_fault(&child, begin);
+            let _ = rig.gmem.cancel();
+            (waits, child.end())
+        })?;
+        seen = format!("in the fault: {waits}, {end}, after {} ms", took.as_millis());
+        held = waits && end == "exit 0" && took < WOKEN;
+        if held {
+            break;
+        }
+    }
+    STEP.judged("a fault that waits: is woken by the attempt's end", "in the fault, exit 0, within 500 ms", seen, held);
+    Ok(())
+}
+
+/// What the kernel reads for a debugger, or for who opens `/proc/PID/mem`, does not wait for a page that drains.
+fn who_may_not_wait() -> Result<(), String> {
+    let memory = std::fs::File::open("/proc/self/mem").map_err(|e| e.to_string())?;
+    let mut best = Duration::MAX;
+    for _ in 0..TRIES {
+        let ((first, beside), took) = beside_a_wait_for(2, |rig, _| {
+            let mut word = 0u64;
+            let mut read = |page: u64| {
+                let at = rig.map.at(bytes(page)) as u64;
+                sys::outcome(call(libc::SYS_pread64, &[fd(&memory), (&raw mut word) as u64, 8, at]))
+            };
+            (read(0), read(3))
+        })?;
+        STEP.same("/proc/self/mem of a page that drains", "EIO", first);
+        // Control: of one that does not.
+        STEP.same("/proc/self/mem of a page beside it", "8", beside);
+        best = best.min(took);
+        if best < WOKEN {
+            break;
+        }
+    }
+    let took = format!("{} ms", best.as_millis());
+    STEP.judged("/proc/self/mem of a page that drains: at once", "within 500 ms", took, best < WOKEN);
     Ok(())
 }
 
