@@ -71,7 +71,7 @@ pub(crate) fn all(env: &Env, tools: &Tools, wanted: &[String]) -> Result<Parts> 
         archive.add(&format!("lib/debian/{name}"), &file)?;
     }
     let initramfs = env.out.join("initramfs.cpio");
-    image::write_whole(&initramfs, &archive.bytes()?)?;
+    image::write_whole(&initramfs, &archive.padded(1 << 20)?)?;
     let bundle = match &el2 {
         Some(el2) => {
             let out = env.out.join("freehold.img");

@@ -69,6 +69,17 @@ impl Archive {
         Ok(out)
     }
 
+    /// The same, and zeros, which the kernel passes over, up to a whole number of `unit` bytes: a path that a module was
+    /// built in is longer or shorter, and may not move what the host has behind the archive.
+    ///
+    /// # Errors
+    /// As [`Archive::bytes`].
+    pub(crate) fn padded(&self, unit: usize) -> Result<Vec<u8>> {
+        let mut bytes = self.bytes()?;
+        bytes.resize(bytes.len().next_multiple_of(unit), 0);
+        Ok(bytes)
+    }
+
     fn directories(&self) -> Vec<String> {
         let mut found: Vec<String> = ["proc", "sys", "dev", "tmp"].map(str::to_owned).to_vec();
         for path in self.files.keys() {

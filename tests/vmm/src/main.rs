@@ -82,7 +82,8 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU
   soak SEED SECONDS  random calls with guests that run, a while
   bench       things done between marks, which the emulator counts
-  bench-boot  marks that the host is up
+  bench-boot  marks that the host is up, and counts a system call
+  bench-quick  the part of `bench` in which a guest runs alone
   bench-ipi   interrupts between two CPUs of a guest, between marks
   ordinary    an ordinary VM, through the driver
   events      eventfds that stores ring, and that raise interrupts
@@ -183,6 +184,7 @@ fn main() {
         "soak" => or_report("soak", soak::all(numbers.first().copied(), numbers.get(1).copied())),
         "bench" => or_report("bench", bench::all()),
         "bench-boot" => bench::boot(),
+        "bench-quick" => or_report("bench", bench::guest()),
         "bench-ipi" => or_report("bench", bench::between()),
         "ordinary" => {
             or_report("ordinary", ordinary::all());

@@ -59,6 +59,12 @@ impl Baseline {
         Ok(std::fs::write(path(env), serde_json::to_string_pretty(self)? + "\n")?)
     }
 
+    /// Of these rows only.
+    pub(super) fn only(mut self, names: &[&str]) -> Self {
+        self.rows.retain(|row| names.contains(&row.name.as_str()));
+        self
+    }
+
     /// Whether both were counted with the same programs.
     pub(super) fn is_alike(&self, other: &Self) -> bool {
         self.versions == other.versions
@@ -128,6 +134,14 @@ mod tests {
             row.least += row.least * 3 / 100 + 1;
         }
         assert_eq!(was.worse(&now).len(), was.rows.len());
+    }
+
+    #[test]
+    fn of_some_rows_the_others_are_not_asked_for() {
+        let was = of(&[("call", 1000, 1000), ("other", 1, 1)]).only(&["call"]);
+        assert_eq!(was.worse(&of(&[("call", 1021, 1021)])), ["call on max: was 1000, is 1021"]);
+        assert_eq!(was.worse(&of(&[("call", 1000, 1000)])), Vec::<String>::new());
+        assert_eq!(was.worse(&of(&[("other", 9, 9)])), ["call on max: was 1000, is not counted"]);
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub(crate) fn run(env: &Env, args: &BenchArgs) -> Result<ExitCode> {
         report::document(env, &columns, &versions)?;
     }
     if args.check {
-        let worse = worse(env, &now)?;
+        let worse = worse(&Baseline::committed(env)?, &now);
         worse.iter().for_each(|line| println!("worse: {line}"));
         return Ok(ExitCode::from(u8::from(!worse.is_empty())));
     }
@@ -122,38 +122,53 @@ pub(crate) fn run(env: &Env, args: &BenchArgs) -> Result<ExitCode> {
 }
 
 /// What is worse than the baseline; nothing where that was counted with other programs, which it says.
-fn worse(env: &Env, now: &Baseline) -> Result<Vec<String>> {
-    let was = Baseline::committed(env)?;
+fn worse(was: &Baseline, now: &Baseline) -> Vec<String> {
     let worse = was.worse(now);
     if was.is_alike(now) {
-        return Ok(worse);
+        return worse;
     }
     ui::note(&format!("the baseline was counted with {:?}, now it is {:?}", was.versions, now.versions));
     worse.iter().for_each(|line| ui::note(&format!("not judged: {line}")));
-    Ok(Vec::new())
+    Vec::new()
 }
 
-/// The pieces of the suite: Freehold's figures against the baseline, and that they are the same twice. Not in CI, for rows
-/// of donations depend on the length of the initramfs.
+/// The pieces of the suite: some of Freehold's figures against the baseline, in CI; with `--long` all of them, and that
+/// they are the same twice.
 pub(crate) fn works() -> Vec<Work> {
-    vec![Work::new("bench/max", quick).only_long()]
+    vec![Work::new("bench/quick", quick), Work::new("bench/max", twice).only_long()]
+}
+
+impl<'b> Bench<'b> {
+    fn of(context: &'b Context<'_>) -> Result<Self> {
+        let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
+        Ok(Self { env: context.env, tools, parts, plugin: builds::counter(context.env)? })
+    }
+
+    /// Freehold's figures, and which of the baseline's are better.
+    fn judged(&self, case: &str, marks: &Marks, was: &Baseline) -> Result<Item> {
+        let column = Column::new(CPUS[0], marks, &Marks::default(), &Marks::default());
+        let now = Baseline::new(std::slice::from_ref(&column), &self.versions()?);
+        let worse = worse(was, &now);
+        let lost =
+            (!worse.is_empty()).then(|| format!("{}\n`cargo xtask bench --accept` takes them", worse.join("\n")));
+        Ok(Item::new(case, lost))
+    }
 }
 
 fn quick(context: &Context<'_>) -> Result<Vec<Item>> {
-    let (tools, parts) = context.boot.as_ref().context("nothing was built to boot")?;
-    let bench = Bench { env: context.env, tools, parts, plugin: builds::counter(context.env)? };
-    let cpu = CPUS[0];
-    let [first, second] = [(); 2].map(|()| bench.whole(Subject::Freehold, cpu));
+    let bench = Bench::of(context)?;
+    let marks = bench.boot(Subject::Freehold, CPUS[0], "bench-quick", &[], 1)?;
+    let was = Baseline::committed(context.env)?.only(&rows::QUICK);
+    Ok(vec![bench.judged("bench/quick-is-no-worse", &marks, &was)?])
+}
+
+fn twice(context: &Context<'_>) -> Result<Vec<Item>> {
+    let bench = Bench::of(context)?;
+    let [first, second] = [(); 2].map(|()| bench.whole(Subject::Freehold, CPUS[0]));
     let (first, second) = (first?, second?);
-    let same = first == second;
-    let column = Column::new(cpu, &first, &Marks::default(), &Marks::default());
-    let now = Baseline::new(std::slice::from_ref(&column), &bench.versions()?);
-    let worse = worse(context.env, &now)?;
-    let lost = (!worse.is_empty()).then(|| format!("{}\n`cargo xtask bench --accept` takes them", worse.join("\n")));
-    Ok(vec![
-        Item::new("bench/max-is-repeatable", (!same).then(|| "two runs differ".to_owned())),
-        Item::new("bench/max-is-no-worse", lost),
-    ])
+    let differ = (first != second).then(|| "two runs differ".to_owned());
+    let no_worse = bench.judged("bench/max-is-no-worse", &first, &Baseline::committed(context.env)?)?;
+    Ok(vec![Item::new("bench/max-is-repeatable", differ), no_worse])
 }
 
 struct Bench<'b> {
@@ -172,19 +187,21 @@ impl Bench<'_> {
 
     /// All that a subject shows: what one CPU does, and what two do.
     fn whole(&self, subject: Subject, cpu: &str) -> Result<Marks> {
-        let mut marks = self.boot(subject, cpu, &LEAN, 1)?;
-        if subject != Subject::Plain {
-            marks.take(rows::marked::IPI, &self.boot(subject, cpu, &[], 2)?);
+        if subject == Subject::Plain {
+            return self.boot(subject, cpu, "bench-boot", &[], 1);
         }
+        let mut marks = self.boot(subject, cpu, "bench", &LEAN, 1)?;
+        marks.take(rows::marked::IPI, &self.boot(subject, cpu, "bench-ipi", &[], 2)?);
         Ok(marks)
     }
 
     /// All of them in one run; the IPI's, which takes two CPUs, has its own.
     fn profile(&self, rows: &[u64], cpu: &str) -> Result<ExitCode> {
         let (pairs, alone): (Vec<u64>, Vec<u64>) = rows.iter().partition(|row| **row == rows::marked::IPI);
-        for (rows, cpus) in [(alone, 1), (pairs, 2)].into_iter().filter(|(rows, _)| !rows.is_empty()) {
+        let runs = [(alone, "bench", 1), (pairs, "bench-ipi", 2)];
+        for (rows, job, cpus) in runs.into_iter().filter(|(rows, ..)| !rows.is_empty()) {
             let labels: Vec<u64> = rows.iter().map(|row| rows::marked::end(*row)).collect();
-            let marks = self.boot(Subject::Freehold, cpu, &labels, cpus)?;
+            let marks = self.boot(Subject::Freehold, cpu, job, &labels, cpus)?;
             for (row, label) in rows.iter().zip(labels) {
                 let rounds = marks.rounds(*row).len() as u64;
                 if rounds == 0 {
@@ -198,22 +215,21 @@ impl Bench<'_> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Runs the job of a machine with so many CPUs.
-    fn boot(&self, subject: Subject, cpu: &str, profile: &[u64], cpus: u32) -> Result<Marks> {
-        let pair = if cpus > 1 { "-ipi" } else { "" };
-        let name = format!("bench-{}-{cpu}{pair}", subject.name());
+    /// Runs a job on a machine with so many CPUs.
+    fn boot(&self, subject: Subject, cpu: &str, job: &str, profile: &[u64], cpus: u32) -> Result<Marks> {
+        let name = format!("{job}-{}-{cpu}", subject.name());
         let image = self.parts.image.as_ref().context("there is no el2 to boot")?;
         let (kernel, rest) = match subject {
             Subject::Freehold => (image, ""),
             Subject::Peer => (&self.tools.guest_kernel, " kvm-arm.mode=protected"),
-            Subject::Plain => (&self.tools.kernel, "-boot"),
+            Subject::Plain => (&self.tools.kernel, ""),
         };
         let out = self.env.out.join(format!("{name}.marks"));
         let mut machine = Machine::new(kernel, &self.parts.initramfs);
         machine.cpu = if cpu == "max" { cpu.to_owned() } else { format!("{cpu},cntfrq=1000000000") };
         machine.smp = cpus;
         machine.el2 = subject != Subject::Plain;
-        machine.append = format!("fh.job=bench{pair}{rest}");
+        machine.append = format!("fh.job={job}{rest}");
         machine.counted = Some(Counted { plugin: self.plugin.clone(), out: out.clone(), profile: profile.to_vec() });
         let log = self.env.logs().join(format!("{name}.log"));
         let mut running = Running::start(&self.tools.qemu, &machine, &log)?;

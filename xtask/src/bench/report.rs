@@ -52,7 +52,7 @@ impl Column {
     /// The figures of the machines; `plain` is the peer of what the host does without el2.
     pub(super) fn new(cpu: &str, freehold: &Marks, peer: &Marks, plain: &Marks) -> Self {
         let line = |row: &'static Row| {
-            let other = if row.name == "host boot" { plain } else { peer };
+            let other = if row.is_of_the_host() { plain } else { peer };
             let peer = if row.no_peer.is_some() { None } else { row.seen(other, true) };
             Line { row, freehold: row.seen(freehold, false), peer }
         };
