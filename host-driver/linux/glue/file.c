@@ -402,7 +402,8 @@ int fhc_file_open(u64 pages, bool mappable, bool shared, u64 vm)
 	fd = get_unused_fd_flags(0);
 	if (fd < 0)
 		goto drop;
-	file = anon_inode_create_getfile("[freehold-guest_memfd]", &fh_file_fops, f, O_RDWR, NULL);
+	file = fh_room_for_a_file() ? ERR_PTR(-ENOMEM) :
+		anon_inode_create_getfile("[freehold-guest_memfd]", &fh_file_fops, f, O_RDWR, NULL);
 	if (IS_ERR(file)) {
 		put_unused_fd(fd);
 		fd = PTR_ERR(file);

@@ -35,6 +35,8 @@ int fhc_gic_open(struct fh_vm *vm)
 {
 	int fd;
 
+	if (fh_room_for_a_file())
+		return -ENOMEM;
 	kref_get(&vm->ref);
 	fd = anon_inode_getfd("freehold-vgic-v3", &gic_fops, vm, O_RDWR | O_CLOEXEC);
 	if (fd < 0)

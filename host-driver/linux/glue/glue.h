@@ -37,6 +37,8 @@ struct file;
 
 /* For whatever a call makes: charged to its caller, who hears of a limit and is not killed for it. */
 #define FH_GFP (GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
+/* Asked before the kernel makes a file of ours: 0 or -ENOMEM. */
+int fh_room_for_a_file(void);
 
 /* vCPUs of a VM, at most. */
 #define FH_VCPUS 64

@@ -103,6 +103,21 @@ void fhc_breathe(void)
 }
 
 /*
+ * A file and its name are the kernel's to allocate, and charged so that a group at its limit loses a process instead of being
+ * told. What is charged here, with a limit told, and given back stays in this CPU's share of the group's account, of which
+ * the next charges are met. A thread that is moved in between meets what every open(2) does.
+ */
+int fh_room_for_a_file(void)
+{
+	struct page *page = alloc_pages(FH_GFP, 2);
+
+	if (!page)
+		return -ENOMEM;
+	__free_pages(page, 2);
+	return 0;
+}
+
+/*
  * Frames for el2: contiguous, charged, and marked offline, so that /proc/kcore, dumps and scanners keep off them.
  * Returns the first frame number, or U64_MAX.
  */

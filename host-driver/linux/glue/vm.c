@@ -291,7 +291,7 @@ int fhc_vm_open(struct fh_vm *vm, struct fh_vm_state *state)
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0)
 		return fd;
-	file = anon_inode_getfile("freehold-vm", &fh_vm_fops, vm, O_RDWR);
+	file = fh_room_for_a_file() ? ERR_PTR(-ENOMEM) : anon_inode_getfile("freehold-vm", &fh_vm_fops, vm, O_RDWR);
 	if (IS_ERR(file)) {
 		put_unused_fd(fd);
 		return PTR_ERR(file);
@@ -381,7 +381,7 @@ int fhc_vcpu_open(struct fh_vm *vm, u32 id, struct fh_vcpu_state *state)
 		goto free_page;
 	snprintf(name, sizeof(name), "freehold-vcpu:%u", id);
 	kref_get(&vm->ref);
-	file = anon_inode_getfile(name, &vcpu_fops, vcpu, O_RDWR);
+	file = fh_room_for_a_file() ? ERR_PTR(-ENOMEM) : anon_inode_getfile(name, &vcpu_fops, vcpu, O_RDWR);
 	if (IS_ERR(file)) {
 		put_unused_fd(fd);
 		fd = PTR_ERR(file);
