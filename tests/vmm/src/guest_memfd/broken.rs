@@ -70,12 +70,14 @@ fn frozen() -> Result<(), String> {
     let punched = fallocate(&rig.gmem, how, (TOLD * PAGE).cast_signed(), PAGE.cast_signed());
     STEP.same(&format!("{CASE} breaks: a hole there"), "0", outcome(punched));
     STEP.same(&format!("{CASE} breaks: then a load"), "done", probe(rig.map.at(bytes(TOLD)), Access::Load));
+    retired(CASE, pfn)
+}
+
+/// The frame is nobody's to have again.
+fn retired(case: &str, pfn: u64) -> Result<(), String> {
     let told = told_of(pfn)?;
-    STEP.same(
-        &format!("{CASE} breaks: the frame is marked, and not the allocator's"),
-        "(true, false)",
-        format!("{told:?}"),
-    );
+    let case = format!("{case} breaks: the frame is marked, and not the allocator's");
+    STEP.same(&case, "(true, false)", format!("{told:?}"));
     Ok(())
 }
 
@@ -98,13 +100,7 @@ fn given() -> Result<(), String> {
     STEP.same(&format!("{CASE} breaks: it has it"), format!("[{}, 0]", word(TOLD)), format!("{:?}", &seen[..2]));
     drop(machine);
     STEP.same(&format!("{CASE} breaks: its VM ends"), true, wait_for(|| hostile.unreachable_of(pfn, 1).is_empty()));
-    let told = told_of(pfn)?;
-    STEP.same(
-        &format!("{CASE} breaks: the frame is marked, and not the allocator's"),
-        "(true, false)",
-        format!("{told:?}"),
-    );
-    Ok(())
+    retired(CASE, pfn)
 }
 
 /// A frame of a VM's pool breaks: the kernel gets the others back to give out, and not this one.
@@ -119,12 +115,7 @@ fn of_a_pool() -> Result<(), String> {
     breaks(CASE, pfn)?;
     drop(vm);
     STEP.same(&format!("{CASE} breaks: its VM ends"), true, wait_for(|| hostile.unreachable_of(pfn, 1).is_empty()));
-    let told = told_of(pfn)?;
-    STEP.same(
-        &format!("{CASE} breaks: the frame is marked, and not the allocator's"),
-        "(true, false)",
-        format!("{told:?}"),
-    );
+    retired(CASE, pfn)?;
     let marked = pool.iter().map(|&pfn| told_of(pfn)).filter(|told| told.as_ref().is_ok_and(|told| told.0)).count();
     STEP.same(&format!("{CASE} breaks: that are marked"), 1, marked);
     Ok(())
