@@ -14,7 +14,7 @@ use crate::{audit, builds, cmd};
 /// Name, and what `cargo test` is told.
 type Suite = (&'static str, &'static [&'static str]);
 
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     ("mem", &["--package", "freehold-mem", "--lib"]),
     // The lock order: programs that must not compile.
     ("mem-types", &["--package", "freehold-mem", "--doc"]),
@@ -23,6 +23,7 @@ const SUITES: [Suite; 9] = [
     ("hyp", &["--package", "freehold-el2", "--lib"]),
     ("driver", &["--package", "freehold-driver-core", "--lib"]),
     ("driver-loom", &["--package", "freehold-driver-core", "--test", "window_races"]),
+    ("driver-drain", &["--package", "freehold-driver-core", "--test", "drain_races"]),
     ("driver-specification", &["--package", "freehold-driver-core", "--test", "specification"]),
     ("watch", &["--package", "freehold-el2-watch", "--lib"]),
 ];

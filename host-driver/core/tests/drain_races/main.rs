@@ -7,6 +7,8 @@
 //! the test where it is called from there. Nobody tries again after a time: an attempt that misses the event waits for
 //! ever, which loom reports as a deadlock.
 
+mod notice;
+
 use freehold_driver_core::convert::{cancel, to_private, Mode, Nobody, Stopped};
 use freehold_driver_core::drain::Aim;
 use freehold_driver_core::error::Error;
@@ -63,6 +65,8 @@ struct OnePage {
     /// Times that it was armed; nobody in the model decides by it.
     arms: std::sync::atomic::AtomicU32,
     event: Notify,
+    /// What whoever polls sees.
+    told: AtomicBool,
     source: Source,
 }
 
@@ -75,6 +79,7 @@ impl OnePage {
             once: Mutex::new(false),
             arms: std::sync::atomic::AtomicU32::new(0),
             event: Notify::new(),
+            told: AtomicBool::new(false),
             source,
         })
     }
@@ -162,7 +167,9 @@ impl File for OnePage {
 
     fn wake(&self) {}
 
-    fn tell(&self, _: bool) {}
+    fn tell(&self, outcome: bool) {
+        self.told.store(outcome, Ordering::Relaxed);
+    }
 
     fn arm(&self, _: u64) {
         let before = self.arms.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
