@@ -153,7 +153,7 @@ pub(crate) fn forked(body: impl FnOnce() -> u8) -> Child {
     // SAFETY: the child makes system calls and touches test mappings, and leaves by _exit.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        // SAFETY: plain numbers: the child dies with its parent, and after a minute.
+        // SAFETY: plain numbers: the child dies with its parent, and after two minutes.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         // SAFETY: a plain number.
         unsafe { libc::alarm(120) };

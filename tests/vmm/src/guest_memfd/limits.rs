@@ -289,11 +289,15 @@ pub(super) fn all() -> Result<(), String> {
     let group = Group::new("limits")?;
     let ((done, says_done), (waits, go)) = (sys::pipe(), sys::pipe());
     let _ = std::fs::remove_file(SAID);
-    let child = forked(|| match lived(&group, &says_done, &waits) {
-        Ok(()) => 0,
-        Err(error) => {
-            println!("limits: {error}");
-            1
+    let child = forked(|| {
+        // SAFETY: a plain number: a kernel that watches itself takes minutes to fill so many pages.
+        unsafe { libc::alarm(900) };
+        match lived(&group, &says_done, &waits) {
+            Ok(()) => 0,
+            Err(error) => {
+                println!("limits: {error}");
+                1
+            }
         }
     });
     drop((says_done, waits));
