@@ -265,8 +265,8 @@ items! {
     /// VM: creates a vCPU.
     KVM_CREATE_VCPU = ioc(NONE, KVM_MAGIC, 0x41, 0);
     /// VM: sets a slot of the VMM's own memory: creates, moves or deletes it. Of an ordinary VM pages are lent to the guest
-    /// as it touches them and taken back when the VMM's mapping of them changes; after the first run, a slot lies in what
-    /// was some slot's at that time (`EPERM`). Of a protected VM they are pinned and given to the guest, at the first run
+    /// as it touches them and taken back when the VMM's mapping of them changes; after the first run, a slot may be anywhere
+    /// but at the interrupt controller (`EEXIST`). Of a protected VM they are pinned and given to the guest, at the first run
     /// with what is in them, later zeroed; then slots stay (`EPERM`). No dirty logs (`EINVAL`;
     /// protected: `EPERM`). What the guest of an ordinary VM stores to a read-only slot goes to the VMM (protected: `EPERM`).
     KVM_SET_USER_MEMORY_REGION = ioc(WRITE, KVM_MAGIC, 0x46, 32);

@@ -35,10 +35,10 @@ const ZERO: u64 = 31;
 
 /// The registers of a vCPU that nobody runs, by the hypervisor's numbers.
 pub trait Registers {
-    /// Reads one.
-    fn register(&self, number: u64) -> u64;
+    /// Reads one. `None`: the VM has ended.
+    fn register(&self, number: u64) -> Option<u64>;
     /// Writes one.
-    fn set_register(&self, number: u64, value: u64);
+    fn set_register(&self, number: u64, value: u64) -> Option<()>;
 }
 
 /// A load that the VMM has to answer.
@@ -66,22 +66,22 @@ pub enum Wanted {
 /// Whether the vCPU's last abort was a store, or what a page that can be read refuses. A walk that finds no page is
 /// none, whatever it was made for: the bit speaks of that access. What comes as a permission fault was lent already.
 pub fn stores(vcpu: &impl Registers) -> bool {
-    let esr = vcpu.register(hvc::REG_EXIT_ESR);
-    esr >> 26 & 0x3f == DATA_ABORT && (esr & STATUS == PERMISSION || esr & (WNR | CM | S1PTW) == WNR)
+    let stored = |esr| esr & STATUS == PERMISSION || esr & (WNR | CM | S1PTW) == WNR;
+    vcpu.register(hvc::REG_EXIT_ESR).is_some_and(|esr| esr >> 26 & 0x3f == DATA_ABORT && stored(esr))
 }
 
-/// What the vCPU's last abort, at `gfn`, was to be.
-pub fn wanted(vcpu: &impl Registers, gfn: u64) -> Wanted {
-    let esr = vcpu.register(hvc::REG_EXIT_ESR);
+/// What the vCPU's last abort, at `gfn`, was to be. `None`: its VM has ended.
+pub fn wanted(vcpu: &impl Registers, gfn: u64) -> Option<Wanted> {
+    let esr = vcpu.register(hvc::REG_EXIT_ESR)?;
     if esr >> 26 & 0x3f != DATA_ABORT || esr & S1PTW != 0 {
-        return Wanted::Unknown;
+        return Some(Wanted::Unknown);
     }
     if esr & CM != 0 {
-        advance(vcpu);
-        return Wanted::Nothing;
+        advance(vcpu)?;
+        return Some(Wanted::Nothing);
     }
     if esr & ISV == 0 {
-        return Wanted::Unknown;
+        return Some(Wanted::Unknown);
     }
     let size = match esr >> 22 & 3 {
         0 => 1,
@@ -89,29 +89,29 @@ pub fn wanted(vcpu: &impl Registers, gfn: u64) -> Wanted {
         2 => 4,
         _ => 8,
     };
-    let address = gfn.checked_shl(PAGE_SHIFT).unwrap_or(0) | vcpu.register(hvc::REG_EXIT_FAR) & PAGE_MASK;
+    let address = gfn.checked_shl(PAGE_SHIFT).unwrap_or(0) | vcpu.register(hvc::REG_EXIT_FAR)? & PAGE_MASK;
     let rt = esr >> 16 & 31;
     if esr & WNR == 0 {
         let load = Load { rt, size, signed: esr & SSE != 0, wide: esr & SF != 0 };
-        return Wanted::Load(Mmio { address, size, store: None }, load);
+        return Some(Wanted::Load(Mmio { address, size, store: None }, load));
     }
-    let data = if rt == ZERO { 0 } else { cut(vcpu.register(rt), size) };
-    advance(vcpu);
-    Wanted::Store(Mmio { address, size, store: Some(data) })
+    let data = if rt == ZERO { 0 } else { cut(vcpu.register(rt)?, size) };
+    advance(vcpu)?;
+    Some(Wanted::Store(Mmio { address, size, store: Some(data) }))
 }
 
 impl Load {
-    /// Gives the guest what was loaded, and lets it go on behind the load.
-    pub fn answer(self, data: u64, vcpu: &impl Registers) {
+    /// Gives the guest what was loaded, and lets it go on behind the load. `None`: its VM has ended.
+    pub fn answer(self, data: u64, vcpu: &impl Registers) -> Option<()> {
         let value = cut(data, self.size);
         let unused = u32::from(8_u8.saturating_sub(self.size)).saturating_mul(8);
         #[expect(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "the sign is what is extended")]
         let extended = ((value << unused) as i64 >> unused) as u64;
         let value = if self.signed { extended } else { value };
         if self.rt != ZERO {
-            vcpu.set_register(self.rt, if self.wide { value } else { value & 0xffff_ffff });
+            vcpu.set_register(self.rt, if self.wide { value } else { value & 0xffff_ffff })?;
         }
-        advance(vcpu);
+        advance(vcpu)
     }
 }
 
@@ -125,9 +125,9 @@ const fn cut(value: u64, size: u8) -> u64 {
     }
 }
 
-fn advance(vcpu: &impl Registers) {
-    vcpu.set_register(hvc::REG_PC, vcpu.register(hvc::REG_PC).wrapping_add(4));
-    vcpu.set_register(hvc::REG_PSTATE, vcpu.register(hvc::REG_PSTATE) & !BTYPE);
+fn advance(vcpu: &impl Registers) -> Option<()> {
+    vcpu.set_register(hvc::REG_PC, vcpu.register(hvc::REG_PC)?.wrapping_add(4))?;
+    vcpu.set_register(hvc::REG_PSTATE, vcpu.register(hvc::REG_PSTATE)? & !BTYPE)
 }
 
 #[cfg(test)]
@@ -139,15 +139,19 @@ mod tests {
     struct Vcpu(RefCell<BTreeMap<u64, u64>>);
 
     impl Registers for Vcpu {
-        fn register(&self, number: u64) -> u64 {
+        fn register(&self, number: u64) -> Option<u64> {
             assert_ne!(number, ZERO, "no register has that number");
-            self.0.borrow().get(&number).copied().unwrap_or(0)
+            (self.0.borrow().get(&GONE) != Some(&number)).then(|| self.0.borrow().get(&number).copied().unwrap_or(0))
         }
-        fn set_register(&self, number: u64, value: u64) {
+        fn set_register(&self, number: u64, value: u64) -> Option<()> {
             assert_ne!(number, ZERO, "no register has that number");
             self.0.borrow_mut().insert(number, value);
+            Some(())
         }
     }
+
+    /// Where the test has the number of the register that the VM's end has taken.
+    const GONE: u64 = u64::MAX;
 
     const FAR: u64 = 0xffff_8000_1234_5678;
 
@@ -160,7 +164,7 @@ mod tests {
     }
 
     fn stands(vcpu: &Vcpu) -> (u64, u64) {
-        (vcpu.register(hvc::REG_PC), vcpu.register(hvc::REG_PSTATE))
+        (vcpu.register(hvc::REG_PC).unwrap(), vcpu.register(hvc::REG_PSTATE).unwrap())
     }
 
     const BEFORE: (u64, u64) = (0x8000_1000, 0x6000_0c05);
@@ -175,7 +179,7 @@ mod tests {
         // A pair; a fetch; a trapped register.
         for (class, iss) in [(DATA_ABORT, WNR), (DATA_ABORT, 0), (0x20, ISV), (0x18, ISV | WNR), (0x25, ISV | WNR)] {
             let vcpu = vcpu(class, iss);
-            assert_eq!(wanted(&vcpu, 9), Wanted::Unknown, "{class:#x} {iss:#x}");
+            assert_eq!(wanted(&vcpu, 9), Some(Wanted::Unknown), "{class:#x} {iss:#x}");
             assert_eq!(stands(&vcpu), BEFORE);
         }
     }
@@ -184,7 +188,7 @@ mod tests {
     fn a_cache_of_what_is_not_there_is_clean() {
         let vcpu = vcpu(DATA_ABORT, CM | WNR);
         assert!(!stores(&vcpu), "it stores nothing, whatever the bit says");
-        assert_eq!(wanted(&vcpu, 9), Wanted::Nothing);
+        assert_eq!(wanted(&vcpu, 9), Some(Wanted::Nothing));
         assert_eq!(stands(&vcpu), BEHIND);
     }
 
@@ -206,7 +210,7 @@ mod tests {
             let vcpu = vcpu(class, iss);
             assert_eq!(stores(&vcpu), stored, "{class:#x} {iss:#x}");
             if iss & S1PTW != 0 {
-                assert_eq!((wanted(&vcpu, 9), stands(&vcpu)), (Wanted::Unknown, BEFORE), "{iss:#x}");
+                assert_eq!((wanted(&vcpu, 9), stands(&vcpu)), (Some(Wanted::Unknown), BEFORE), "{iss:#x}");
             }
         }
     }
@@ -217,11 +221,11 @@ mod tests {
             let vcpu = vcpu(DATA_ABORT, of(size, 7) | WNR);
             assert!(stores(&vcpu));
             let mmio = Mmio { address: 0x8_0001_9678, size: bytes, store: Some(data) };
-            assert_eq!(wanted(&vcpu, 0x80_0019), Wanted::Store(mmio));
+            assert_eq!(wanted(&vcpu, 0x80_0019), Some(Wanted::Store(mmio)));
             assert_eq!(stands(&vcpu), BEHIND);
         }
         let nothing = Mmio { address: 0x9678, size: 8, store: Some(0) };
-        assert_eq!(wanted(&vcpu(DATA_ABORT, of(3, 31) | WNR), 9), Wanted::Store(nothing));
+        assert_eq!(wanted(&vcpu(DATA_ABORT, of(3, 31) | WNR), 9), Some(Wanted::Store(nothing)));
     }
 
     #[test]
@@ -239,15 +243,29 @@ mod tests {
         ] {
             let vcpu = vcpu(DATA_ABORT, of(size, 7) | bits);
             assert!(!stores(&vcpu));
-            let Wanted::Load(mmio, load) = wanted(&vcpu, 9) else { panic!("a load") };
+            let Some(Wanted::Load(mmio, load)) = wanted(&vcpu, 9) else { panic!("a load") };
             assert_eq!(mmio, Mmio { address: 0x9678, size: 1 << size, store: None });
             assert_eq!(stands(&vcpu), BEFORE, "not before it is answered");
-            load.answer(SAID, &vcpu);
-            assert_eq!((vcpu.register(7), stands(&vcpu)), (expected, BEHIND), "{size} {bits:#x}");
+            load.answer(SAID, &vcpu).unwrap();
+            assert_eq!((vcpu.register(7), stands(&vcpu)), (Some(expected), BEHIND), "{size} {bits:#x}");
         }
         let vcpu = vcpu(DATA_ABORT, of(3, 31) | SF);
-        let Wanted::Load(_, load) = wanted(&vcpu, 9) else { panic!("a load") };
-        load.answer(SAID, &vcpu);
+        let Some(Wanted::Load(_, load)) = wanted(&vcpu, 9) else { panic!("a load") };
+        load.answer(SAID, &vcpu).unwrap();
         assert_eq!(stands(&vcpu), BEHIND, "into no register");
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_vcpu_whose_registers_have_gone() {
+        for (iss, last) in [(of(3, 7), hvc::REG_EXIT_FAR), (of(3, 7) | WNR, 7), (CM, hvc::REG_PC)] {
+            for gone in [hvc::REG_EXIT_ESR, last] {
+                let vcpu = vcpu(DATA_ABORT, iss);
+                vcpu.0.borrow_mut().insert(GONE, gone);
+                assert_eq!(wanted(&vcpu, 9), None, "{iss:#x} {gone}");
+            }
+        }
+        let vcpu = vcpu(DATA_ABORT, WNR);
+        vcpu.0.borrow_mut().insert(GONE, hvc::REG_EXIT_ESR);
+        assert!(!stores(&vcpu));
     }
 }

@@ -9,7 +9,6 @@ use crate::el2::Handle;
 use crate::error::Error;
 use crate::file::{any, Book, File, Open, Owner};
 use crate::page::{Page, Span};
-use crate::slots::MAX_SLOTS;
 use crate::status::Refused;
 use freehold_uapi::hvc::MAX_RUN;
 
@@ -24,9 +23,12 @@ pub struct Binding {
     pub gfn: u64,
 }
 
+/// Slots that one file can stand in at a time.
+pub const MAX_BINDINGS: usize = 32;
+
 /// Every binding of a file. No two have a page in common, as slots do not.
 #[derive(Clone, Debug, Default)]
-pub struct Bindings([Option<Binding>; MAX_SLOTS]);
+pub struct Bindings([Option<Binding>; MAX_BINDINGS]);
 
 /// A run of guest frames of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl Bindings {
     /// Adds one.
     ///
     /// # Errors
-    /// `NoSpace`, which a VM with its number of slots does not get to.
+    /// `NoSpace` for one more than [`MAX_BINDINGS`].
     pub fn add(&mut self, binding: Binding) -> Result<(), Error> {
         let room = self.0.iter_mut().find(|place| place.is_none()).ok_or(Error::NoSpace)?;
         *room = Some(binding);
@@ -201,7 +203,7 @@ mod tests {
     fn a_binding_is_forgotten_alone_and_its_place_used_again() {
         let mut bindings = Bindings::default();
         let binding = |first| Binding { vm: Handle(1), pages: span(first, 1), gfn: first };
-        for first in 0..MAX_SLOTS as u64 {
+        for first in 0..MAX_BINDINGS as u64 {
             bindings.add(binding(first)).unwrap();
         }
         assert_eq!(bindings.add(binding(99)), Err(Error::NoSpace));

@@ -126,7 +126,10 @@ impl Memory {
 /// The errno of the ioctl; the run page says more for `Interrupted` and `Fault`.
 pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
     match memory.load.take() {
-        Some((size, Some(load))) => load.answer(machine.loaded(size), machine),
+        Some((size, Some(load))) => {
+            // Of a VM that has ended the entry below says so.
+            let _ = load.answer(machine.loaded(size), machine);
+        }
         Some((size, None)) => memory.value = machine.loaded(size),
         None => {}
     }
@@ -194,14 +197,15 @@ pub fn run(machine: &impl Machine, memory: &mut Memory) -> Result<(), Error> {
             Ok(Served::Done) => machine.breathe(),
             Ok(Served::Nobodys(gfn)) => return nobodys(machine, gfn),
             Ok(Served::Devices(gfn)) => match access::wanted(machine, gfn) {
-                Wanted::Nothing => machine.breathe(),
-                Wanted::Unknown => return nobodys(machine, gfn),
-                Wanted::Store(mmio) if machine.rings(&mmio) => machine.breathe(),
-                Wanted::Store(mmio) => {
+                // Of a VM that has ended the next entry says so.
+                None | Some(Wanted::Nothing) => machine.breathe(),
+                Some(Wanted::Unknown) => return nobodys(machine, gfn),
+                Some(Wanted::Store(mmio)) if machine.rings(&mmio) => machine.breathe(),
+                Some(Wanted::Store(mmio)) => {
                     machine.tell(Told::Mmio(mmio));
                     return Ok(());
                 }
-                Wanted::Load(mmio, load) => {
+                Some(Wanted::Load(mmio, load)) => {
                     memory.load = Some((mmio.size, Some(load)));
                     machine.tell(Told::Mmio(mmio));
                     return Ok(());
@@ -262,6 +266,7 @@ mod tests {
         wake: Cell<u64>,
         slept: Cell<Option<Slept>>,
         ended: Cell<bool>,
+        is_gone: Cell<bool>,
     }
 
     /// A store there rings somebody.
@@ -282,12 +287,13 @@ mod tests {
     }
 
     impl Registers for Script {
-        fn register(&self, number: u64) -> u64 {
-            self.registers.borrow().get(&number).copied().unwrap_or(0)
+        fn register(&self, number: u64) -> Option<u64> {
+            (!self.is_gone.get()).then(|| self.registers.borrow().get(&number).copied().unwrap_or(0))
         }
 
-        fn set_register(&self, number: u64, value: u64) {
+        fn set_register(&self, number: u64, value: u64) -> Option<()> {
             self.registers.borrow_mut().insert(number, value);
+            Some(())
         }
     }
 
@@ -537,7 +543,7 @@ mod tests {
         run(&script, &mut memory).unwrap();
         let mmio = Mmio { address: 0x7678, size: 8, store: Some(0x33) };
         assert_eq!(script.log(), format!("Nothing enter(0) touch(7) {:?}", Told::Mmio(mmio)));
-        assert_eq!(script.register(hvc::REG_PC), 0x1004);
+        assert_eq!(script.register(hvc::REG_PC), Some(0x1004));
         run(&script, &mut memory).unwrap();
         assert!(script.log().starts_with("Nothing enter(0)"), "nothing is owed");
     }
@@ -546,24 +552,38 @@ mod tests {
     fn a_load_where_no_slot_is_gets_the_vmms_answer_before_anything_else() {
         let (script, mut memory) = (aborts(false), Memory::default());
         run(&script, &mut memory).unwrap();
-        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (0x33, 0x1000));
+        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (Some(0x33), Some(0x1000)));
         script.loaded.set(0x77);
         script.signal_after.set(Some(0));
         assert_eq!(run(&script, &mut memory), Err(Error::Interrupted), "immediate_exit is how a VMM completes it");
-        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (0x77, 0x1004));
+        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (Some(0x77), Some(0x1004)));
         script.signal_after.set(None);
         script.loaded.set(0x99);
         run(&script, &mut memory).unwrap();
-        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (0x77, 0x1004), "once");
+        assert_eq!((script.register(3), script.register(hvc::REG_PC)), (Some(0x77), Some(0x1004)), "once");
+    }
+
+    #[test]
+    fn nothing_is_told_of_a_vm_whose_registers_have_gone() {
+        for store in [false, true] {
+            let script = aborts(store);
+            script.is_gone.set(true);
+            script.answers.borrow_mut().truncate(1);
+            let refused = Refused { status: hvc::STALE_HANDLE, detail: 0 };
+            script.answers.borrow_mut().push_back(Err(refused));
+            run(&script, &mut Memory::default()).unwrap();
+            let last = format!("{:?}", Told::FailEntry(hvc::STALE_HANDLE.cast_unsigned()));
+            assert_eq!(script.log(), format!("Nothing enter(0) touch(7) enter(0) {last}"));
+        }
     }
 
     #[test]
     fn what_can_not_be_described_stays_a_memory_fault() {
         let script = aborts(true);
-        script.set_register(hvc::REG_EXIT_ESR, 0x24 << 26 | 1 << 6);
+        script.set_register(hvc::REG_EXIT_ESR, 0x24 << 26 | 1 << 6).unwrap();
         assert_eq!(run(&script, &mut Memory::default()), Err(Error::Fault));
         assert_eq!(script.log(), "Nothing enter(0) touch(7) MemoryFault(7)");
-        assert_eq!(script.register(hvc::REG_PC), 0x1000);
+        assert_eq!(script.register(hvc::REG_PC), Some(0x1000));
     }
 
     #[test]

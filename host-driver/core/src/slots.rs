@@ -7,11 +7,11 @@
 use crate::error::Error;
 use crate::page::Span;
 
-/// Slots of a VM.
-pub const MAX_SLOTS: usize = 32;
+/// Slots of a VM: crosvm has one for each function of a PCI device, beside those of its RAM.
+pub const MAX_SLOTS: usize = 512;
 
-/// Runs of guest frames that `el2` knows as RAM of a VM, at most.
-pub const MAX_RANGES: usize = 8;
+/// Slots of a protected VM: `el2` keeps so many ranges of one.
+pub const MAX_PROTECTED: usize = 8;
 
 /// One slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,39 +58,43 @@ impl<F> Slot<F> {
     }
 }
 
-/// Every slot of a VM.
+/// Every slot of a VM, in places of the caller's: too many for a stack of the kernel's.
+///
+/// # Invariants
+/// No slot has a number of `used` or more.
 #[derive(Debug)]
-pub struct Slots<F> {
-    slots: [Option<Slot<F>>; MAX_SLOTS],
-}
-
-impl<F: Clone + PartialEq> Default for Slots<F> {
-    fn default() -> Self {
-        Self::new()
-    }
+pub struct Slots<F: 'static> {
+    slots: &'static mut [Option<Slot<F>>],
+    /// How far whoever looks for one has to look.
+    used: usize,
 }
 
 impl<F: Clone + PartialEq> Slots<F> {
-    /// No slots.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { slots: [const { None }; MAX_SLOTS] }
+    /// No slots yet in these empty places, one for each number.
+    pub fn over(places: &'static mut [Option<Slot<F>>]) -> Self {
+        Self { slots: places, used: 0 }
+    }
+
+    /// Gives the places back: there are no slots any more, and never will be.
+    pub fn places(&mut self) -> &'static mut [Option<Slot<F>>] {
+        self.used = 0;
+        core::mem::take(&mut self.slots)
     }
 
     /// Every slot in use.
     pub fn iter(&self) -> impl Iterator<Item = &Slot<F>> {
-        self.slots.iter().flatten()
+        self.slots.iter().take(self.used).flatten()
     }
 
     /// Every slot in use, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot<F>> {
-        self.slots.iter_mut().flatten()
+        self.slots.iter_mut().take(self.used).flatten()
     }
 
     /// The slot with this number.
     #[must_use]
     pub fn get(&self, id: u32) -> Option<&Slot<F>> {
-        self.iter().find(|slot| slot.id == id)
+        self.slots.get(usize::try_from(id).ok()?)?.as_ref()
     }
 
     /// The slot that has `gfn`.
@@ -142,8 +146,10 @@ impl<F: Clone + PartialEq> Slots<F> {
                 return Err(Error::Exists);
             }
         }
-        let room = usize::try_from(slot.id).ok().and_then(|id| self.slots.get_mut(id)).ok_or(Error::Invalid)?;
-        *room = Some(slot);
+        let id = usize::try_from(slot.id).map_err(|_| Error::Invalid)?;
+        *self.slots.get_mut(id).ok_or(Error::Invalid)? = Some(slot);
+        // INVARIANT: this is the only way in.
+        self.used = self.used.max(id.saturating_add(1));
         Ok(())
     }
 
@@ -164,15 +170,10 @@ impl<F: Clone + PartialEq> Slots<F> {
         Ok(())
     }
 
-    /// The guest frames of every slot as runs, from `from` on: the first of them, slots that touch taken together.
+    /// Whether some slot has some of these guest frames.
     #[must_use]
-    pub fn next_range(&self, from: u64) -> Option<Span> {
-        let first = self.iter().filter(|slot| slot.gfn >= from).map(|slot| slot.gfn).min()?;
-        let mut end = first;
-        while let Some(slot) = self.of_gfn(end) {
-            end = slot.gfns()?.end();
-        }
-        Span::new(first, end.saturating_sub(first))
+    pub fn meet(&self, gfns: Span) -> bool {
+        self.iter().any(|slot| slot.gfns().is_some_and(|theirs| theirs.meets(gfns)))
     }
 
     /// Removes a slot.
@@ -180,7 +181,11 @@ impl<F: Clone + PartialEq> Slots<F> {
     /// # Errors
     /// `Invalid` if there is none of this number.
     pub fn remove(&mut self, id: u32) -> Result<Slot<F>, Error> {
-        usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id)).and_then(Option::take).ok_or(Error::Invalid)
+        let slot = usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id)).and_then(Option::take);
+        // INVARIANT: what is left of the others is empty.
+        let last = self.slots.iter().take(self.used).rposition(Option::is_some);
+        self.used = last.map_or(0, |last| last.saturating_add(1));
+        slot.ok_or(Error::Invalid)
     }
 
     /// Takes any slot out, until there is none.
@@ -189,25 +194,39 @@ impl<F: Clone + PartialEq> Slots<F> {
     }
 }
 
-/// What `el2` knows as RAM of an ordinary VM: what its slots had when it first ran. They come and go inside it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Declared([Option<Span>; MAX_RANGES]);
+/// Where an ordinary VM that runs has no slot: at the frames of its interrupt controller. All else `el2` knows as RAM
+/// of it, so that slots come and go anywhere; what a slot does not serve, the driver finds out ([`crate::access`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holes([Option<Span>; 2]);
 
-impl Declared {
-    /// Notes a run.
-    ///
-    /// # Errors
-    /// `NoSpace` if there are too many.
-    pub fn add(&mut self, run: Span) -> Result<(), Error> {
-        let place = self.0.iter_mut().find(|place| place.is_none()).ok_or(Error::NoSpace)?;
-        *place = Some(run);
-        Ok(())
+impl Holes {
+    /// Of a controller whose frames are these.
+    #[must_use]
+    pub const fn of([one, other]: [Span; 2]) -> Self {
+        Self([Some(one), Some(other)])
     }
 
-    /// Whether one run has all of `gfns`.
+    /// Whether a slot may not have these guest frames.
     #[must_use]
-    pub fn covers(&self, gfns: Span) -> bool {
-        self.0.iter().flatten().any(|run| run.covers(gfns))
+    pub fn meet(&self, gfns: Span) -> bool {
+        self.0.iter().flatten().any(|hole| hole.meets(gfns))
+    }
+
+    /// The first run between the holes from `from` on, below `end`.
+    #[must_use]
+    pub fn next(&self, from: u64, end: u64) -> Option<Span> {
+        let holes = || self.0.iter().flatten();
+        // Twice: the one may end where the other begins.
+        let first = holes().chain(holes()).fold(from, |at, hole| {
+            let is_inside = (hole.first()..hole.end()).contains(&at);
+            if is_inside {
+                hole.end()
+            } else {
+                at
+            }
+        });
+        let to = holes().map(|hole| hole.first()).filter(|&at| at > first).fold(end, u64::min);
+        Span::new(first, to.checked_sub(first)?)
     }
 }
 
@@ -215,13 +234,17 @@ impl Declared {
 mod tests {
     use super::*;
 
+    fn none() -> Slots<u32> {
+        Slots::over(vec![None; MAX_SLOTS].leak())
+    }
+
     fn slot(id: u32, gfn: u64, first: u64, count: u64, file: u32) -> Slot<u32> {
         Slot { id, gfn, pages: Span::new(first, count).unwrap(), file, declared: false }
     }
 
     #[test]
     fn one_guest_frame_has_one_offset() {
-        let mut slots = Slots::new();
+        let mut slots = none();
         slots.add(slot(0, 0x80, 0, 16, 1)).unwrap();
         assert_eq!(slots.add(slot(1, 0x8f, 100, 1, 1)), Err(Error::Exists));
         assert_eq!(slots.add(slot(1, 0x70, 100, 17, 2)), Err(Error::Exists));
@@ -231,7 +254,7 @@ mod tests {
 
     #[test]
     fn one_offset_has_one_guest_frame() {
-        let mut slots = Slots::new();
+        let mut slots = none();
         slots.add(slot(0, 0x80, 8, 16, 1)).unwrap();
         assert_eq!(slots.add(slot(1, 0x1000, 23, 4, 1)), Err(Error::Exists));
         slots.add(slot(1, 0x1000, 24, 4, 1)).unwrap();
@@ -240,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_number_is_used_once_and_in_range() {
-        let mut slots = Slots::new();
+        let mut slots = none();
         slots.add(slot(3, 0, 0, 1, 1)).unwrap();
         assert_eq!(slots.add(slot(3, 10, 10, 1, 1)), Err(Error::Invalid));
         assert_eq!(slots.add(slot(MAX_SLOTS as u32, 10, 10, 1, 1)), Err(Error::Invalid));
@@ -251,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_range_of_guest_frames_is_walked_slot_by_slot() {
-        let mut slots = Slots::new();
+        let mut slots = none();
         slots.add(slot(0, 0x80, 8, 16, 1)).unwrap();
         slots.add(slot(1, 0x90, 100, 4, 2)).unwrap();
         let all = Span::new(0x88, 10).unwrap();
@@ -267,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_slot_moves_to_where_no_other_is() {
-        let mut slots = Slots::new();
+        let mut slots = none();
         slots.add(slot(0, 0x80, 0, 16, 1)).unwrap();
         slots.add(slot(1, 0x90, 0, 16, 2)).unwrap();
         let never = |_: &u32| unreachable!("refused");
@@ -284,34 +307,58 @@ mod tests {
     }
 
     #[test]
-    fn slots_that_touch_are_one_range() {
-        let mut slots = Slots::new();
-        assert_eq!(slots.next_range(0), None);
-        slots.add(slot(3, 0x90, 0, 16, 1)).unwrap();
-        slots.add(slot(1, 0x80, 16, 16, 1)).unwrap();
-        slots.add(slot(2, 0x200, 32, 1, 1)).unwrap();
-        assert_eq!(slots.next_range(0), Span::new(0x80, 32));
-        assert_eq!(slots.next_range(0xa0), Span::new(0x200, 1));
-        assert_eq!(slots.next_range(0x201), None);
+    fn every_slot_of_the_largest_number_is_found() {
+        let mut slots = none();
+        let span = |first, count| Span::new(first, count).unwrap();
+        assert!(!slots.meet(span(0, u64::MAX)));
+        let last = MAX_SLOTS as u32 - 1;
+        slots.add(slot(last, 0x80, 8, 16, 1)).unwrap();
+        assert_eq!(slots.of_gfn(0x8f).map(|slot| slot.id), Some(last));
+        slots.add(slot(0, 0x100, 0, 1, 1)).unwrap();
+        assert_eq!(slots.iter().map(|slot| slot.id).collect::<Vec<_>>(), [0, last]);
+        assert!(slots.meet(span(0x8f, 1)) && slots.meet(span(0, 0x81)));
+        assert!(!slots.meet(span(0x90, 0x70)) && !slots.meet(span(0, 0x80)));
+        slots.remove(last).unwrap();
+        assert!(slots.of_gfn(0x8f).is_none() && slots.get(0).is_some());
+        // Nobody looks behind the last one.
+        assert_eq!(slots.used, 1);
+        assert_eq!(slots.remove(7), Err(Error::Invalid));
+        assert_eq!(slots.used, 1);
+    }
+
+    /// Every run between the holes.
+    fn between(holes: Holes, end: u64) -> Vec<(u64, u64)> {
+        let mut from = 0;
+        std::iter::from_fn(|| {
+            let run = holes.next(from, end)?;
+            from = run.end();
+            Some((run.first(), run.end()))
+        })
+        .collect()
     }
 
     #[test]
-    fn what_was_declared_covers_what_lies_inside_one_run() {
-        let mut declared = Declared::default();
+    fn all_is_ram_but_the_controllers_frames() {
         let span = |first, count| Span::new(first, count).unwrap();
-        assert!(!declared.covers(span(0x80, 1)));
-        declared.add(span(0x80, 16)).unwrap();
-        assert!(declared.covers(span(0x80, 16)) && declared.covers(span(0x8f, 1)));
-        assert!(!declared.covers(span(0x8f, 2)) && !declared.covers(span(0x7f, 1)));
-        for first in 1..MAX_RANGES as u64 {
-            declared.add(span(first * 0x100, 1)).unwrap();
+        assert_eq!(between(Holes::default(), 0x1000), [(0, 0x1000)]);
+        let of = |one, other| Holes::of([one, other]);
+        let (low, high) = (span(0x80, 16), span(0x200, 64));
+        for holes in [of(low, high), of(high, low)] {
+            assert_eq!(between(holes, 0x1000), [(0, 0x80), (0x90, 0x200), (0x240, 0x1000)]);
+            for (gfns, meets) in [(span(0x8f, 1), true), (span(0x90, 0x170), false), (span(0, 0x1000), true)] {
+                assert_eq!(holes.meet(gfns), meets, "{gfns:?}");
+            }
         }
-        assert_eq!(declared.add(span(0x9000, 1)), Err(Error::NoSpace));
+        // They touch, begin the address space, and end it.
+        for holes in [of(span(0, 16), span(16, 16)), of(span(16, 16), span(0, 16))] {
+            assert_eq!(between(holes, 0x1000), [(0x20, 0x1000)]);
+        }
+        assert_eq!(between(of(low, span(0xfe0, 32)), 0x1000), [(0, 0x80), (0x90, 0xfe0)]);
     }
 
     #[test]
     fn every_slot_is_popped_once() {
-        let mut slots = Slots::new();
+        let mut slots = none();
         slots.add(slot(5, 0x80, 8, 16, 1)).unwrap();
         slots.add(slot(31, 0x100, 0, 8, 2)).unwrap();
         assert_eq!([slots.pop(), slots.pop(), slots.pop()].map(|slot| slot.map(|s| s.id)), [Some(5), Some(31), None]);
@@ -319,7 +366,7 @@ mod tests {
 
     #[test]
     fn lookups_go_both_ways() {
-        let mut slots = Slots::new();
+        let mut slots = none();
         slots.add(slot(0, 0x80, 8, 16, 1)).unwrap();
         assert_eq!(slots.of_gfn(0x81).unwrap().page(0x81), Some(9));
         assert!(slots.of_gfn(0x90).is_none());

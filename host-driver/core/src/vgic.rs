@@ -6,6 +6,7 @@
 //! interrupt state. Errors are those of Linux `arch/arm64/kvm/vgic` for the same mistake.
 
 use crate::error::Error;
+use crate::page::Span;
 use freehold_uapi::ioctl as io;
 
 /// Bytes of the distributor, and the alignment of every frame.
@@ -250,6 +251,16 @@ impl Vgic {
         Ok(Frames { distributor: base >> PAGE_SHIFT, redistributors: there.base >> PAGE_SHIFT })
     }
 
+    /// The guest frames that `el2` serves: the distributor's, and the redistributors of all vCPUs that it has, below `vcpus`.
+    ///
+    /// # Errors
+    /// As [`Vgic::frames`].
+    pub fn windows(&self, facts: Facts, vcpus: u64) -> Result<[Span; 2], Error> {
+        let Frames { distributor, redistributors } = self.frames(facts)?;
+        let run = |first, bytes: u64| Span::new(first, bytes >> PAGE_SHIFT).ok_or(Error::NoAddress);
+        Ok([run(distributor, FRAME)?, run(redistributors, vcpus.saturating_mul(REDISTRIBUTOR))?])
+    }
+
     /// The SPI that `KVM_IRQ_LINE` names.
     ///
     /// # Errors
@@ -487,7 +498,13 @@ mod tests {
         vgic.set(Attr::Distributor, REDIST + 3 * FRAME, FACTS).unwrap();
         vgic.set(Attr::Init, 0, FACTS).unwrap();
         assert_eq!(vgic.frames(FACTS), Err(Error::Invalid));
-        assert_eq!(vgic.frames(Facts { vcpus: 1, ..FACTS }).map(|f| f.distributor), Ok((REDIST + 3 * FRAME) >> 12));
+        assert_eq!(vgic.windows(FACTS, 2), Err(Error::Invalid));
+        let alone = Facts { vcpus: 1, ..FACTS };
+        assert_eq!(vgic.frames(alone).map(|f| f.distributor), Ok((REDIST + 3 * FRAME) >> 12));
+        for vcpus in [1, 3] {
+            let windows = [((REDIST + 3 * FRAME) >> 12, 16), (REDIST >> 12, 32 * vcpus)];
+            assert_eq!(vgic.windows(alone, vcpus).map(|runs| runs.map(|run| (run.first(), run.count()))), Ok(windows));
+        }
     }
 
     #[test]

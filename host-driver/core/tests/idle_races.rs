@@ -131,11 +131,11 @@ impl Bell for Vcpu {
 }
 
 impl Registers for Vcpu {
-    fn register(&self, _: u64) -> u64 {
+    fn register(&self, _: u64) -> Option<u64> {
         unreachable!("no access of this guest is the VMM's")
     }
 
-    fn set_register(&self, _: u64, _: u64) {
+    fn set_register(&self, _: u64, _: u64) -> Option<()> {
         unreachable!("nor answered by it")
     }
 }

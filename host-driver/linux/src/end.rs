@@ -133,6 +133,9 @@ extern "C" fn fh_vm_end(raw: *mut RawVm, state: *mut VmState) {
     while let Some(slot) = vm.locked(|inner| inner.slots.pop()) {
         slot.file.put();
     }
+    let places = vm.locked(|inner| inner.slots.places().as_mut_ptr());
+    // SAFETY: came from `alloc` in `build`; each is empty, and the VM does not know them any more.
+    unsafe { sys::free(places) };
     // SAFETY: came from `alloc` in `build`, and the VM is gone.
     unsafe { sys::free(state) };
 }

@@ -49,7 +49,7 @@ impl Vm {
         sys::copy_out(arg, &ask).map(|()| 0)
     }
 
-    fn facts(self, inner: &Inner) -> Facts {
+    pub(crate) fn facts(self, inner: &Inner) -> Facts {
         Facts { ipa_bits: self.ipa_bits(), vcpus: u64::from(inner.opened.count_ones()) }
     }
 

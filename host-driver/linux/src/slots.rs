@@ -14,7 +14,7 @@ use freehold_driver_core::page::{Page, Span};
 use freehold_driver_core::plain::{self, Touched};
 use freehold_driver_core::pool;
 use freehold_driver_core::run::Served;
-use freehold_driver_core::slots::Slot;
+use freehold_driver_core::slots::{Slot, MAX_PROTECTED};
 use freehold_driver_core::status::Refused;
 use freehold_uapi::{hvc, ioctl as io};
 
@@ -43,7 +43,8 @@ impl Vm {
         served
     }
 
-    /// `Ok(false)`: there is nothing that could be lent.
+    /// `Ok(false)`: there is nothing that could be lent. Where the slot has gone meanwhile the guest touches it again, and then
+    /// no slot has it: the access is the VMM's.
     fn lend_from(self, backing: Backing, page: u64, left: u64) -> Result<bool, Error> {
         let most = match backing {
             Backing::File(_) => AROUND,
@@ -59,12 +60,12 @@ impl Vm {
                 Backing::Pinned(_) => Err(NotLent::Error(Error::Io)),
             };
             match touched {
-                Ok(touched) => return Ok(touched == Touched::Done),
+                Ok(Touched::Done | Touched::Gone) => return Ok(true),
                 Err(NotLent::Refused(Refused { status: hvc::NEED_PAGES, detail })) => {
                     pool::grow(&EL2, &self, self.handle(), detail)?;
                 }
-                // The slot has gone meanwhile.
-                Err(NotLent::Refused(Refused { status: hvc::GFN_NOT_MAPPED, .. })) => return Ok(false),
+                // As `Gone`, of a file.
+                Err(NotLent::Refused(Refused { status: hvc::GFN_NOT_MAPPED, .. })) => return Ok(true),
                 Err(NotLent::Refused(refused)) => return Err(refused.into()),
                 Err(NotLent::Error(Error::Fault)) => return Ok(false),
                 Err(NotLent::Error(error)) => return Err(error),
@@ -104,6 +105,9 @@ impl Vm {
     fn add_slot(self, slot: Slot<Backing>) -> Result<(), Error> {
         self.living(|inner| {
             inner.may_have(slot.gfns().ok_or(Error::Invalid)?, self.is_protected())?;
+            if self.is_protected() && inner.slots.iter().count() >= MAX_PROTECTED {
+                return Err(Error::NoSpace);
+            }
             let Backing::File(file) = slot.file else { return inner.slots.add(slot) };
             let (id, pages, gfn) = (slot.id, slot.pages, slot.gfn);
             let owner = Owner { vm: self.id(), ordinary: !self.is_protected() };
@@ -150,12 +154,12 @@ impl Vm {
 
 impl Inner {
     /// Whether a slot may have these guest frames. A protected VM's slots are fixed at its first run; an ordinary VM's
-    /// come and go inside the RAM that it had then.
+    /// come and go, but not where `el2` has its interrupt controller.
     fn may_have(&self, gfns: Span, protected: bool) -> Result<(), Error> {
-        if self.life == Life::Ran && (protected || !self.declared.covers(gfns)) {
-            Err(Error::Denied)
-        } else {
-            Ok(())
+        match self.life {
+            Life::Ran if protected => Err(Error::Denied),
+            _ if self.holes.is_some_and(|holes| holes.meet(gfns)) => Err(Error::Exists),
+            Life::New | Life::Ran | Life::Ended | Life::Over => Ok(()),
         }
     }
 

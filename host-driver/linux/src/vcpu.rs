@@ -157,13 +157,13 @@ impl Bell for Running {
 }
 
 impl Registers for Running {
-    fn register(&self, number: u64) -> u64 {
+    fn register(&self, number: u64) -> Option<u64> {
         // It has just come back from a run: nothing can be wrong with it but that its VM ends, and then it runs no more.
-        EL2.vcpu_get_reg(self.vm.handle(), self.id, number).unwrap_or(0)
+        EL2.vcpu_get_reg(self.vm.handle(), self.id, number).ok()
     }
 
-    fn set_register(&self, number: u64, value: u64) {
-        let _ = EL2.vcpu_set_reg(self.vm.handle(), self.id, number, value);
+    fn set_register(&self, number: u64, value: u64) -> Option<()> {
+        EL2.vcpu_set_reg(self.vm.handle(), self.id, number, value).ok()
     }
 }
 

@@ -24,7 +24,7 @@ use freehold_driver_core::give::ToVm;
 use freehold_driver_core::guest;
 use freehold_driver_core::page::Span;
 use freehold_driver_core::pool;
-use freehold_driver_core::slots::{Declared, Slot, Slots};
+use freehold_driver_core::slots::{Holes, Slot, Slots, MAX_SLOTS};
 use freehold_driver_core::vgic::Vgic;
 use freehold_uapi::ioctl as io;
 
@@ -51,8 +51,8 @@ pub(crate) struct VmState {
 /// What the VM's lock protects.
 pub(crate) struct Inner {
     pub(crate) slots: Slots<Backing>,
-    /// What `el2` knows as RAM of an ordinary VM.
-    pub(crate) declared: Declared,
+    /// What `el2` does not know as RAM of an ordinary VM, once it knows what is.
+    pub(crate) holes: Option<Holes>,
     pub(crate) life: Life,
     /// vCPUs that `el2` has, a bit each.
     pub(crate) created: u64,
@@ -228,17 +228,25 @@ impl Vm {
         Ok(())
     }
 
-    /// Tells `el2` the RAM of an ordinary VM, slots that touch taken together: it takes only a few runs.
+    /// Tells `el2` the RAM of an ordinary VM: all that its slots may ever have.
     fn declare_ordinary(self, inner: &mut Inner) -> Result<(), Error> {
+        if inner.holes.is_some() {
+            return Ok(());
+        }
+        // `el2` has frames for every vCPU up to the last one that it made.
+        let vcpus = u64::from(u64::BITS.saturating_sub(inner.created.leading_zeros()));
+        let windows = inner.gic.as_ref().map(|gic| gic.windows(self.facts(inner), vcpus)).transpose()?;
+        let holes = windows.map_or(Holes::default(), Holes::of);
+        if windows.is_some_and(|frames| frames.iter().any(|&run| inner.slots.meet(run))) {
+            return Err(Error::Exists);
+        }
+        let end = 1_u64.unbounded_shl(u32::try_from(self.ipa_bits()).unwrap_or(0)) / abi::PAGE_SIZE;
         let mut from = 0;
-        while let Some(run) = inner.slots.next_range(from) {
-            if !inner.declared.covers(run) {
-                let declare = || EL2.vm_range(self.handle(), run.first(), run.count());
-                pool::supplied(&EL2, &self, self.handle(), declare)?;
-                inner.declared.add(run)?;
-            }
+        while let Some(run) = holes.next(from, end) {
+            EL2.vm_range(self.handle(), run.first(), run.count())?;
             from = run.end();
         }
+        inner.holes = Some(holes);
         Ok(())
     }
 
@@ -404,23 +412,34 @@ pub(crate) fn create(argument: usize, protect: bool) -> Result<i64, Error> {
 
 fn build(vm: Vm, kind: VmType) -> Result<i64, Error> {
     let ipa_bits = kind.ipa_bits;
-    let state = sys::alloc::<VmState>(1);
-    if state.is_null() {
-        return Err(Error::NoMemory);
-    }
-    let handle = match pool::create(&EL2, &vm, kind.protected, ipa_bits) {
+    let (state, places) = (sys::alloc::<VmState>(1), sys::alloc::<Option<Slot<Backing>>>(MAX_SLOTS));
+    let born = if state.is_null() || places.is_null() {
+        Err(Error::NoMemory)
+    } else {
+        pool::create(&EL2, &vm, kind.protected, ipa_bits)
+    };
+    let handle = match born {
         Ok(handle) => handle,
         Err(error) => {
-            // SAFETY: fresh from `alloc`, and nobody knows it.
+            // SAFETY: fresh from `alloc`, or null, and nobody knows it.
+            unsafe { sys::free(places) };
+            // SAFETY: fresh from `alloc`, or null, and nobody knows it.
             unsafe { sys::free(state) };
             return Err(error);
         }
     };
+    for number in 0..MAX_SLOTS {
+        // SAFETY: the number is below the length of the allocation.
+        let place = unsafe { places.add(number) };
+        // SAFETY: in the allocation, of this type's size and alignment, and nobody else knows it.
+        unsafe { place.write(None) };
+    }
+    // SAFETY: each was written just now; the VM's end frees them, after this has gone.
+    let slots = Slots::over(unsafe { core::slice::from_raw_parts_mut(places, MAX_SLOTS) });
     let flag = || AtomicBool::new(false);
     let (ended, has_gic, has_doorbells) = (flag(), flag(), flag());
     let doorbells = core::ptr::null_mut();
-    let declared = Declared::default();
-    let inner = Inner { slots: Slots::new(), declared, life: Life::New, created: 0, opened: 0, gic: None, doorbells };
+    let inner = Inner { slots, holes: None, life: Life::New, created: 0, opened: 0, gic: None, doorbells };
     // SAFETY: the allocation is of this type's size and alignment, and nobody else knows it.
     unsafe {
         state.write(VmState { handle, ipa_bits, protected: kind.protected, ended, has_gic, has_doorbells, inner })

@@ -21,6 +21,7 @@ pub(crate) fn all() {
     or_report("plain", plain::remapped());
     or_report("plain", plain::copies());
     or_report("plain", plain::read_only::all());
+    or_report("plain", plain::places::all());
     or_report("events", events::doorbells(events::Kind::Ordinary));
     or_report("events", events::refusals(events::Kind::Ordinary));
     or_report("pinned", pinned::slots());

@@ -79,10 +79,10 @@ impl Slot {
         self.vcpus.iter().rposition(there).map_or(0, |last| last as u64 + 1)
     }
 
-    /// Whether RAM lies where the frames are, of as many vCPUs as there can be.
+    /// Whether RAM lies where the frames are.
     #[must_use]
     pub fn has_ram_below_controller(&self) -> bool {
-        let runs = self.controller(MAX_VCPUS as u64).unwrap_or_default();
+        let runs = self.controller(self.redistributors()).unwrap_or_default();
         let ram = || self.ranges.iter().flatten();
         runs.iter().any(|run| ram().any(|(first, count)| *first < run.end && run.start < first + count))
     }

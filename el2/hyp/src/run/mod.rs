@@ -119,7 +119,7 @@ fn begin<'a, P: Platform>(
         let controller = window.map(|window| Controller {
             window,
             frames: board.frames(),
-            is_clear: guest.memory.ram().all(|ram| window.is_clear_of(ram)),
+            is_clear: guest.memory.ram().all(|ram| window.is_clear_of(ram, board.frames())),
         });
         let vmid = guest.memory.vmid();
         loaded.settle(Setting { root, ipa_bits, vmid, vcpu: index, controller });

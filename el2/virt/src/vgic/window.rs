@@ -36,12 +36,15 @@ impl Window {
         Ok(Self { distributor: distributor << 12, redistributors: redistributors << 12 })
     }
 
-    /// Whether this RAM is elsewhere. The redistributors are taken for as many as there can be.
+    /// Whether this RAM is elsewhere, in a VM with so many vCPUs.
     #[must_use]
-    pub fn is_clear_of(&self, ram: GfnRun) -> bool {
-        [(self.distributor, 1), (self.redistributors, REDISTRIBUTORS)].iter().all(|(first, frames)| {
-            ram.end() <= first >> 12 || first.saturating_add(frames.saturating_mul(FRAME)) >> 12 <= ram.start().raw()
-        })
+    pub fn is_clear_of(&self, ram: GfnRun, vcpus: usize) -> bool {
+        [(self.distributor, 1), (self.redistributors, 2_u64.saturating_mul(vcpus as u64))].iter().all(
+            |(first, frames)| {
+                ram.end() <= first >> 12
+                    || first.saturating_add(frames.saturating_mul(FRAME)) >> 12 <= ram.start().raw()
+            },
+        )
     }
 
     /// Whether an address is in the frames of as many CPUs as there can be: quicker to say no than [`Self::locate`].

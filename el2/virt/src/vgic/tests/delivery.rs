@@ -682,6 +682,21 @@ fn the_frames_lie_where_the_host_said() {
         assert_eq!(window.locate(ipa, 2), expected, "{ipa:#x}");
     }
     assert_eq!(window.locate(0x3ffd_0000, 1), None, "a vCPU that there is not has no frame");
+    // RAM right beside the frames that there are is elsewhere; one granule of them is not.
+    let redistributors = Window::new(0x1000, 0x2000, 40).unwrap();
+    for (first, count, vcpus, clear) in [
+        (0x2000 + 64, 1 << 20, 2, true),
+        (0x2000 + 63, 1, 2, false),
+        (0x2000 + 64, 1, 3, false),
+        (0x1010, 0xff0, 2, true),
+        (0x1010, 0xff1, 2, false),
+        (0x100f, 1, 2, false),
+        (0, 0x1000, 2, true),
+        (0, 0x1001, 2, false),
+    ] {
+        let ram = freehold_mem::GfnRun::decode(first, count).unwrap();
+        assert_eq!(redistributors.is_clear_of(ram, vcpus), clear, "{first:#x}+{count:#x}, {vcpus}");
+    }
     let overlap = Window::new(0, 0, 40).unwrap();
     assert_eq!(overlap.locate(8, 8), Some((Frame::Distributor, 8)));
     assert_eq!(overlap.locate(8 << 17, 8), None, "no ninth vCPU");
