@@ -27,10 +27,10 @@ impl HostFrame {
         self.x.get(n).copied().unwrap_or(0)
     }
 
-    /// Writes x0-x7.
+    /// All of them: x0-x18.
     #[inline(always)]
-    pub fn set_first(&mut self, values: [u64; 8]) {
-        self.x.iter_mut().zip(values).for_each(|(register, value)| *register = value);
+    pub fn registers(&mut self) -> &mut [u64; 19] {
+        &mut self.x
     }
 
     /// Writes x0-x18; any other number is ignored.

@@ -187,8 +187,12 @@ impl Rig {
     /// Makes a call, while another CPU may be in one.
     pub(crate) fn call_only(&self, cpu: usize, id: u32, x: [u64; 5]) -> Answer {
         LENDS.set(id == hvc::MEM_SHARE);
-        let [x0, x @ .., _] = calls::serve(&self.cpu(cpu), id, || x).registers();
-        Answer { status: x0.cast_signed(), x }
+        let mut caller = [0; 19];
+        caller[0] = id.into();
+        caller[1..6].copy_from_slice(&x);
+        calls::serve(&self.cpu(cpu), &mut caller);
+        let [x0, x1, x2, x3, x4, ..] = caller;
+        Answer { status: x0.cast_signed(), x: [x1, x2, x3, x4] }
     }
 
     /// Makes a call on CPU 1, and another on CPU 0 while the guest that the first one enters is running: both answers.

@@ -27,7 +27,7 @@ const VCPU: By = By::Bits(3);
 const TAKES: &[(&str, By, usize)] = &[
     // The host's: handles and vCPUs of every call, counters of CPUs, and everybody's frames.
     ("call::Call::decode", By::Sign, 18),
-    ("hypercalls::run", By::Sign, 2),
+    ("calls::run", By::Sign, 2),
     ("counters::counter", By::Sign, 1),
     ("ledger::Ledger::place", By::Sign, 1),
     // A guest's: CPUs that it names in PSCI calls, and the frames of their redistributors.

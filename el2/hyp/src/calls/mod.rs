@@ -147,34 +147,56 @@ pub trait Platform {
     fn counter(&self, permit: &mut Permit, counter: u64, index: u64) -> Option<u64>;
 }
 
-/// Serves the call `id` with x1–x5, which are taken if they are needed.
+/// A host's x0–x18, at a call. What is not written here stays.
+pub type Caller = [u64; 19];
+
+/// SMCCC's hint that no SVE state is live; not part of an identifier.
+const SVE_HINT: u64 = 1 << 16;
+
+/// Serves one call: what is in the registers behind it is the answer.
 #[inline(always)]
-pub fn serve(platform: &impl Platform, id: u32, arguments: impl FnOnce() -> [u64; 5]) -> Reply {
-    // The one call of which nothing is decoded.
-    if id == hvc::VERSION {
-        return version(platform);
+pub fn serve(platform: &impl Platform, caller: &mut Caller) {
+    let id = u32::try_from(caller[0] & !SVE_HINT).unwrap_or(0);
+    match id {
+        // The one call of which nothing is decoded.
+        hvc::VERSION => answer(caller, &version(platform)),
+        hvc::VCPU_RUN => run(platform, caller),
+        _ => decode(platform, caller, id),
     }
-    if id == hvc::VCPU_RUN {
-        let [vm, vcpu, answer, ..] = arguments();
-        return run(platform, vm, vcpu, answer);
-    }
-    decoded(platform, id, arguments())
 }
 
-/// Serves any other call. Who has told those two already calls this.
-#[inline(always)]
-pub(crate) fn decoded(platform: &impl Platform, id: u32, arguments: [u64; 5]) -> Reply {
-    Call::decode(id, arguments).and_then(|call| dispatch(platform, call)).into()
-}
-
-/// `VCPU_RUN` of a vCPU of a VM, with the answer to a load.
-#[inline(always)]
-pub(crate) fn run(p: &impl Platform, vm: u64, vcpu: u64, answer: u64) -> Reply {
+/// Runs a vCPU. It leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
+#[inline(never)]
+fn run(p: &impl Platform, caller: &mut Caller) {
     // The one permit of this entry to EL2.
     let permit = &mut Permit::for_this_entry();
-    match vcpu_run([vm, vcpu]) {
-        Ok((vm, vcpu)) => crate::run::run(p, permit, vm, vcpu, answer),
+    let [_, vm, vcpu, load, ..] = *caller;
+    let reply = match vcpu_run([vm, vcpu]) {
+        Ok((vm, vcpu)) => crate::run::run(p, permit, vm, vcpu, load),
         Err(why) => why.into(),
+    };
+    answer(caller, &reply);
+    // Known to be zero, it would be a call of memset.
+    let zero = core::hint::black_box(0);
+    caller[8..=17].iter_mut().for_each(|register| *register = zero);
+}
+
+/// Not in line, so that `VERSION`, of which nothing is decoded, needs no stack.
+#[inline(never)]
+fn decode(p: &impl Platform, caller: &mut Caller, id: u32) {
+    if id == hvc::CALL_UID {
+        return caller.iter_mut().zip(hvc::UID).for_each(|(register, word)| *register = word.into());
+    }
+    let [_, x1, x2, x3, x4, x5, ..] = *caller;
+    let reply = Call::decode(id, [x1, x2, x3, x4, x5]).and_then(|call| dispatch(p, call)).into();
+    answer(caller, &reply);
+}
+
+#[inline(always)]
+fn answer(caller: &mut Caller, reply: &Reply) {
+    let [x0, x1, x2, x3, x4, x5] = reply.registers();
+    if let Some(registers) = caller.first_chunk_mut() {
+        *registers = [x0, x1, x2, x3, x4, x5, 0, 0];
     }
 }
 
@@ -209,13 +231,7 @@ fn dispatch(p: &impl Platform, call: Call) -> Result<Reply, Refused> {
     }
 }
 
-/// Whether an identifier is of the call after which not even SMCCC's x8–x17 keep what the host passed.
-#[must_use]
-pub const fn clears_all(id: u32) -> bool {
-    id == hvc::VCPU_RUN
-}
-
-pub(crate) fn version(p: &impl Platform) -> Reply {
+fn version(p: &impl Platform) -> Reply {
     let slots = if p.serves_vms() { MAX_VMS as u64 } else { 0 };
     Reply::success([u64::from(freehold_uapi::ABI_VERSION), RELEASE, slots, MAX_VCPUS as u64])
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine under the handlers of [`crate::calls`], and the registers that a call comes and goes in.
+//! The machine under the handlers of [`crate::calls`].
 
 use super::{Kind, counters, statics};
 use crate::calls::{self, GuestSlot, Loaded, Platform};
@@ -15,9 +15,7 @@ use freehold_arch::vcpu;
 use freehold_arch::vectors::HostFrame;
 use freehold_mem::lock::Permit;
 use freehold_mem::{Pfn, VmSlot};
-use freehold_uapi::hvc;
 use freehold_virt::board::Board;
-use freehold_virt::call::Reply;
 use freehold_virt::handle::Slot;
 use freehold_virt::setting::Setting;
 use freehold_virt::sha256::Sha256;
@@ -29,51 +27,10 @@ use freehold_virt::vm::{Claimed, Vms};
 
 const _: () = assert!(freehold_arch::percpu::MAX_CPUS <= calls::MAX_CPUS, "every CPU's turns are kept");
 
-/// SMCCC's hint that no SVE state is live; not part of an identifier.
-const SVE_HINT: u64 = 1 << 16;
-
 /// Serves one call. The program counter is behind it already.
-pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
-    let id = u32::try_from(frame.x(0) & !SVE_HINT).unwrap_or(0);
-    if id == hvc::VERSION {
-        answer(frame, &calls::version(&K::PLATFORM));
-    } else if calls::clears_all(id) {
-        run::<K>(frame);
-    } else {
-        decode::<K>(frame, id);
-    }
-}
-
-/// Runs a vCPU. It leaves nothing of what the host passed, so that nobody relies on it; other calls keep SMCCC's x8 and up.
-#[inline(never)]
-fn run<K: Kind>(frame: &mut HostFrame) {
-    let reply = calls::run(&K::PLATFORM, frame.x(1), frame.x(2), frame.x(3));
-    answer(frame, &reply);
-    // Known to be zero, it would be a call of memset.
-    let zero = core::hint::black_box(0);
-    (8..=17).for_each(|n| frame.set_x(n, zero));
-}
-
-/// Not in line, so that `VERSION`, of which nothing is decoded, needs no stack.
-#[inline(never)]
-fn decode<K: Kind>(frame: &mut HostFrame, id: u32) {
-    if id == hvc::CALL_UID {
-        return uid(frame);
-    }
-    let reply = calls::decoded(&K::PLATFORM, id, core::array::from_fn(|n| frame.x(n + 1)));
-    answer(frame, &reply);
-}
-
 #[inline(always)]
-fn answer(frame: &mut HostFrame, reply: &Reply) {
-    let [x0, x1, x2, x3, x4, x5] = reply.registers();
-    frame.set_first([x0, x1, x2, x3, x4, x5, 0, 0]);
-}
-
-fn uid(frame: &mut HostFrame) {
-    for (n, word) in hvc::UID.into_iter().enumerate() {
-        frame.set_x(n, word.into());
-    }
+pub(crate) fn handle<K: Kind>(frame: &mut HostFrame) {
+    calls::serve(&K::PLATFORM, frame.registers());
 }
 
 /// All VMs.

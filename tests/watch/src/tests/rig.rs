@@ -454,7 +454,12 @@ impl Rig {
         let mut x = [0; 5];
         x[..arguments.len()].copy_from_slice(arguments);
         self.eye.begin(Trap::Call { id, x });
-        let [x @ .., _] = calls::serve(&self.platform, id, || x).registers();
+        let mut caller = [0; 19];
+        caller[0] = id.into();
+        caller[1..6].copy_from_slice(&x);
+        calls::serve(&self.platform, &mut caller);
+        let [x0, x1, x2, x3, x4, ..] = caller;
+        let x = [x0, x1, x2, x3, x4];
         then(x);
         self.eye.end(x, false);
         if id == VCPU_RUN && x[0] == 0 {

@@ -326,15 +326,36 @@ fn slots_run_out() {
 #[test]
 fn an_unknown_call_is_not_supported() {
     let rig = Rig::new();
-    for id in [0, BASE - 1, BASE + 19, CALL_UID, u32::MAX, 0xC400_0003] {
+    for id in [0, BASE - 1, BASE + 19, CALL_UID + 1, u32::MAX, 0xC400_0003] {
         assert_eq!(rig.no(id, &[1, 2, 3, 4, 5]), NOT_SUPPORTED);
     }
 }
 
-/// What keeps the host's x8-x17 and what does not (ABI): `VCPU_RUN` alone clears them.
+/// What keeps the host's x8-x17 and what does not (ABI): `VCPU_RUN` alone clears them, run or refused. x0 to x7 are the
+/// answer's, but for the UID's words; the hint of SVE is no part of an identifier, and what is wider than one is none.
 #[test]
 fn a_run_alone_clears_what_smccc_lets_a_callee_keep() {
-    for call in freehold_uapi::hvc::CALLS {
-        assert_eq!(crate::calls::clears_all(call.id), call.name == "VCPU_RUN", "{}", call.name);
+    let rig = Rig::new();
+    let ids = freehold_uapi::hvc::CALLS.iter().map(|call| call.id);
+    for (id, hint) in ids.chain([CALL_UID, BASE + 100]).flat_map(|id| [0, 1 << 16].map(|hint| (id, hint))) {
+        let mut before = rig.caller(id, &[]);
+        before[0] |= hint;
+        let mut x = before;
+        crate::calls::serve(&rig, &mut x);
+        if id == CALL_UID {
+            assert_eq!(x[..4], UID.map(u64::from));
+            assert_eq!(x[4..], before[4..]);
+            continue;
+        }
+        assert_eq!(x[0] as i64 == NOT_SUPPORTED, id == BASE + 100, "{id:#x}");
+        assert_eq!(x[6..8], [0; 2]);
+        assert_eq!(x[8..18], if id == VCPU_RUN { [0; 10] } else { before[8..18].try_into().unwrap() });
+        assert_eq!(x[18], before[18]);
+    }
+    for wide in [1 << 32, 1 << 63] {
+        let mut x = rig.caller(VERSION, &[]);
+        x[0] |= wide;
+        crate::calls::serve(&rig, &mut x);
+        assert_eq!(x[0] as i64, NOT_SUPPORTED);
     }
 }

@@ -379,12 +379,25 @@ impl Rig {
         *hook.lock().unwrap() = Some(Box::new(what));
     }
 
-    /// Makes a call: x0 and x1–x5.
+    /// A host's registers at a call: what it is not asked for is something.
+    pub(super) fn caller(&self, id: u32, arguments: &[u64]) -> calls::Caller {
+        let mut x = core::array::from_fn(|n| 0x5eed << 16 | n as u64);
+        x[0] = id.into();
+        x[1..6].fill(0);
+        x[1..=arguments.len()].copy_from_slice(arguments);
+        x
+    }
+
+    /// Makes a call: x0 and x1–x5. The others are what the ABI says.
     pub(super) fn call(&self, id: u32, arguments: &[u64]) -> (i64, [u64; 5]) {
-        let mut x = [0; 5];
-        x[..arguments.len()].copy_from_slice(arguments);
-        let [x0, results @ ..] = calls::serve(self, id, || x).registers();
-        (x0.cast_signed(), results)
+        let before = self.caller(id, arguments);
+        let mut x = before;
+        calls::serve(self, &mut x);
+        // SMCCC lets a callee use x8–x17; x18 is the platform's.
+        let [x0, x1, x2, x3, x4, x5, rest @ ..] = x;
+        let kept = if id == hvc::VCPU_RUN { [0; 10] } else { before[8..18].try_into().unwrap() };
+        assert!(rest[..2] == [0; 2] && rest[2..12] == kept && rest[12] == before[18], "{id:#x}: {x:x?}");
+        (x0.cast_signed(), [x1, x2, x3, x4, x5])
     }
 
     /// Makes a call that succeeds, and returns x1.
