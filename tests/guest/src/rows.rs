@@ -73,9 +73,9 @@ pub const DONATE_1: u64 = 44;
 pub const DONATE_64: u64 = 45;
 /// 512 pages in a run.
 pub const DONATE_512: u64 = 46;
-/// 64 pages, each apart from the others.
+/// 64 pages, every other one of a block of 2 MiB that was whole.
 pub const DONATE_LIST_64: u64 = 47;
-/// 256 pages, each apart from the others.
+/// 256 pages.
 pub const DONATE_LIST_256: u64 = 48;
 /// A call that takes one page back from a VM that has ended.
 pub const RECLAIM_1: u64 = 49;
@@ -95,6 +95,16 @@ pub const MAPPED_64: u64 = 54;
 pub const FAULTS_AT_REST: u64 = 55;
 /// Bytes that the host lends EL2 for a VM with one vCPU and a controller, before the guest has any memory.
 pub const VM_MEMORY: u64 = 56;
+/// 64 pages, each in a block of 2 MiB of its own that was whole.
+pub const DONATE_WHOLE_64: u64 = 57;
+/// 256 pages.
+pub const DONATE_WHOLE_256: u64 = 58;
+/// 64 pages, each in a block of its own that was split before.
+pub const DONATE_SPLIT_64: u64 = 59;
+/// 256 pages.
+pub const DONATE_SPLIT_256: u64 = 60;
+/// `VERSION`, for its profile: its figure is counted by its number, wherever it is called.
+pub const VERSION: u64 = 61;
 
 /// The label of a row's begin.
 #[must_use]

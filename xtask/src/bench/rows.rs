@@ -111,7 +111,7 @@ const PEER_DONATE: u32 = 0xc600_001f;
 const PEER_RECLAIM: u32 = 0xc600_002c;
 
 /// All of them.
-pub(super) const ROWS: [Row; 57] = [
+pub(super) const ROWS: [Row; 61] = [
     row("host call", Figure::Call(hvc::VERSION, PEER_LEAST), Some(70)),
     row("guest HVC", Figure::All(m::GUEST_HVC), Some(200)),
     row("vGIC register read", Figure::All(m::VGIC_READ), Some(400)),
@@ -139,6 +139,10 @@ pub(super) const ROWS: [Row; 57] = [
     own("donate, batch 512", Figure::El2(m::DONATE_512), 512, Some(400), ONE_BY_ONE),
     own("donate, 64 scattered", Figure::El2(m::DONATE_LIST_64), 64, None, ONE_BY_ONE),
     own("donate, 256 scattered", Figure::El2(m::DONATE_LIST_256), 256, None, ONE_BY_ONE),
+    own("donate, 64 blocks, whole", Figure::El2(m::DONATE_WHOLE_64), 64, None, ONE_BY_ONE),
+    own("donate, 256 blocks, whole", Figure::El2(m::DONATE_WHOLE_256), 256, None, ONE_BY_ONE),
+    own("donate, 64 blocks, split", Figure::El2(m::DONATE_SPLIT_64), 64, None, ONE_BY_ONE),
+    own("donate, 256 blocks, split", Figure::El2(m::DONATE_SPLIT_256), 256, None, ONE_BY_ONE),
     own("broadcasts, batch 512", Figure::Broadcasts(m::DONATE_512), 1, None, ONE_BY_ONE).of("broadcasts"),
     row("reclaim, batch 1", Figure::El2OrCall(m::RECLAIM_1, PEER_RECLAIM), None),
     own("reclaim, batch 64", Figure::El2(m::RECLAIM_64), 64, None, ONE_BY_ONE),
