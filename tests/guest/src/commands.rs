@@ -91,9 +91,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_IPI => interrupts::send_to_self(a),
         CMD_TICKS => interrupts::ticks(a, b, c),
         CMD_SPI => {
-            if a != 0 {
-                interrupts::make_edge(true);
-            }
+            interrupts::make_edge(a != 0);
             interrupts::wait_for_spi()
         }
         CMD_POLL_TIMER => interrupts::poll_timer(a, b),

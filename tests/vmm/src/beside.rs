@@ -40,10 +40,21 @@ pub(crate) fn all() -> Result<(), String> {
     Ok(())
 }
 
+/// The cases of an ordinary VM.
+pub(crate) fn ordinary() -> Result<(), String> {
+    of_kind(Kind::Ordinary)?;
+    twice(Kind::Ordinary)
+}
+
 /// Waits until a thread is in its guest; whether it came to that.
 pub(crate) fn executes(thread: libc::pid_t) -> bool {
+    executes_until(thread, &AtomicBool::new(false))
+}
+
+/// As [`executes`], until nobody wants to know any more.
+pub(crate) fn executes_until(thread: libc::pid_t, over: &AtomicBool) -> bool {
     let (start, before) = (Instant::now(), work(thread).unwrap_or(0));
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < PATIENCE && !over.load(Ordering::SeqCst) {
         if work(thread).is_ok_and(|now| now >= before + ENTERED) {
             return true;
         }

@@ -3,7 +3,7 @@
 //! other threads move from CPU to CPU; what a VMM may set and see of a vCPU; and how the VM ends.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,13 @@ use freehold_uapi::ioctl::*;
 use freehold_uapi::{guest, hvc};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::events::{self, Kind};
 use crate::machine::{Event, Machine, Plan, VM_TYPE, counter, open};
 use crate::probe::probe_here;
 use crate::proto::*;
 use crate::report::Step;
+use crate::runs;
+use crate::sheet;
 use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
 use crate::vgic::{Cloned as _, interrupt, let_signals_interrupt, myself, sleeps, spi};
 
@@ -29,7 +32,10 @@ pub(crate) fn all() -> Result<(), String> {
     let_signals_interrupt();
     refusals()?;
     unsaid()?;
-    ends()?;
+    for kind in [Kind::Protected, Kind::Ordinary] {
+        ends(kind)?;
+    }
+    runs::all()?;
     works()
 }
 
@@ -83,7 +89,7 @@ fn refusals() -> Result<(), String> {
 }
 
 /// The VMM of an ordinary VM need not say of the others that they are off, and switches none on by saying that they are.
-fn unsaid() -> Result<(), String> {
+pub(crate) fn unsaid() -> Result<(), String> {
     let vm = open()?.create_vm_with_type(VM_TYPE & !KVM_VM_TYPE_ARM_PROTECTED).map_err(|e| errno_name(e.errno()))?;
     let vcpus = [0, 1].map(|index| vm.create_vcpu(index));
     let [Ok(first), Ok(second)] = vcpus else { return Err(format!("CREATE_VCPU: {vcpus:?}")) };
@@ -104,16 +110,16 @@ fn init(vcpu: &VcpuFd, features: &[u64]) -> String {
     outcome(ioctl(vcpu, KVM_ARM_VCPU_INIT, &mut VcpuInit { target, features: flags(features) }))
 }
 
-fn state(number: u32) -> String {
+pub(crate) fn state(number: u32) -> String {
     format!("{:?}", Ok::<u32, i32>(number))
 }
 
-fn read_state(vcpu: &VcpuFd) -> String {
+pub(crate) fn read_state(vcpu: &VcpuFd) -> String {
     let mut state = MpState { mp_state: 77 };
     format!("{:?}", ioctl(vcpu, KVM_GET_MP_STATE, &mut state).map(|_| state.mp_state))
 }
 
-fn set_state(vcpu: &VcpuFd, mp_state: u32) -> Result<i64, i32> {
+pub(crate) fn set_state(vcpu: &VcpuFd, mp_state: u32) -> Result<i64, i32> {
     ioctl(vcpu, KVM_SET_MP_STATE, &mut MpState { mp_state })
 }
 
@@ -122,7 +128,7 @@ fn set_reg(vcpu: &VcpuFd, id: u64, value: u64) -> Result<i64, i32> {
 }
 
 /// The lower half of what a register of 16 bytes at most holds.
-fn get_reg(vcpu: &VcpuFd, id: u64) -> Result<u64, i32> {
+pub(crate) fn get_reg(vcpu: &VcpuFd, id: u64) -> Result<u64, i32> {
     let mut value = [0u64; 2];
     ioctl(vcpu, KVM_GET_ONE_REG, &mut OneReg { id, addr: value.as_mut_ptr() as u64 }).map(|_| value[0])
 }
@@ -207,14 +213,23 @@ pub(crate) fn beside<R>(
     })
 }
 
+/// A machine of so many vCPUs that has not begun.
+fn made(kind: Kind) -> Result<Machine, String> {
+    match kind {
+        Kind::Ordinary => events::made(kind, VCPUS, RAM_MIN),
+        Kind::Protected => Machine::new(plan()),
+    }
+}
+
 /// Threads that a vCPU which is off sleeps in, before and after the VM's life; and how the VM's end is told.
-fn ends() -> Result<(), String> {
-    for (name, command, arguments, kind, flag) in [
+pub(crate) fn ends(kind: Kind) -> Result<(), String> {
+    for (name, command, arguments, event, flag) in [
         ("off", CMD_OFF, [0; 3], KVM_SYSTEM_EVENT_SHUTDOWN, 0),
         ("reset", CMD_RESET, [0; 3], KVM_SYSTEM_EVENT_RESET, 0),
         ("reset 2", CMD_HVC, [u64::from(guest::PSCI_SYSTEM_RESET2_64), 0, 0], KVM_SYSTEM_EVENT_RESET, 1),
     ] {
-        let mut machine = Machine::new(plan())?;
+        let name = if kind == Kind::Ordinary { format!("ordinary, {name}") } else { name.to_owned() };
+        let mut machine = made(kind)?;
         let wire = machine.vm.as_fd_clone()?;
         let mut others = std::mem::take(&mut machine.others);
         let (ended, served) = beside(&mut others, &wire, |seats| {
@@ -226,21 +241,24 @@ fn ends() -> Result<(), String> {
                 "0",
                 outcome(set_reg(&machine.vcpu, KVM_REG_PC, RAM_BASE)),
             );
-            let private = machine.gmem.to_private(0, plan().private, 0);
-            private.map_err(|(e, at)| format!("convert: {} at {at:#x}", errno_name(e)))?;
+            if kind == Kind::Protected {
+                let private = machine.gmem.to_private(0, plan().private, 0);
+                private.map_err(|(e, at)| format!("convert: {} at {at:#x}", errno_name(e)))?;
+            }
             machine.boot()?;
-            STEP.same("the controller is what it says", 0, machine.command(CMD_GIC, [VCPUS, 0, 0])?[0]);
-            STEP.same("a CPU starts", 0, machine.command(CMD_CPU_ON, [1, 0, 0])?[0]);
+            let controller = machine.command(CMD_GIC, [VCPUS, 0, 0])?[0];
+            STEP.same(&format!("{name}: the controller is what it says"), 0, controller);
+            STEP.same(&format!("{name}: a CPU starts"), 0, machine.command(CMD_CPU_ON, [1, 0, 0])?[0]);
             Ok::<Event, String>(machine.last_command(command, arguments))
         });
         STEP.same(
             &format!("{name}: the event"),
-            format!("{:?}", Event::System(u32::try_from(kind).unwrap_or(0))),
+            format!("{:?}", Event::System(u32::try_from(event).unwrap_or(0))),
             format!("{:?}", ended?),
         );
         let told =
             [machine.run_page.load(32) & 0xffff_ffff, machine.run_page.load(32) >> 32, machine.run_page.load(40)];
-        STEP.same(&format!("{name}: type, count, data"), format!("{:?}", [kind, 1, flag]), format!("{told:?}"));
+        STEP.same(&format!("{name}: type, count, data"), format!("{:?}", [event, 1, flag]), format!("{told:?}"));
         let held = served.iter().all(|served| served.is_ok());
         STEP.judged(
             &format!("{name}: the others' threads came back for signals only"),
@@ -250,7 +268,7 @@ fn ends() -> Result<(), String> {
         );
         let states: Vec<_> = [&machine.vcpu].into_iter().chain(&others).map(read_state).collect();
         STEP.same(&format!("{name}: every vCPU is off"), [state(5), state(5), state(5)].join(" "), states.join(" "));
-        ran_no_more(&mut machine, name);
+        ran_no_more(&mut machine, &name);
     }
     Ok(())
 }
@@ -321,42 +339,12 @@ fn works() -> Result<(), String> {
 /// KVM's other ways to a vCPU's state: registers in bulk, events, debugging, translation, statistics; and the
 /// page that is shared with the VMM.
 fn shows_nothing(machine: &Machine, vcpu: &VcpuFd) {
-    let mut room = [0u64; 128];
-    let mut ask = |fd: &dyn AsRawFd, nr: u32, dir: u32, size: u32| {
-        let at = (&raw mut room) as u64;
-        outcome(ioctl_value(&fd.as_raw_fd(), ioc(dir, KVM_MAGIC, nr, size), at))
-    };
-    for (name, nr, dir, size) in [
-        ("GET_REGS", 0x81, 2, 864),
-        ("SET_REGS", 0x82, 1, 864),
-        ("GET_SREGS", 0x83, 2, 0),
-        ("TRANSLATE", 0x85, 3, 24),
-        ("SET_SIGNAL_MASK", 0x8b, 1, 4),
-        ("GET_FPU", 0x8c, 2, 0),
-        ("SET_GUEST_DEBUG", 0x9b, 1, 520),
-        ("GET_VCPU_EVENTS", 0x9f, 2, 64),
-        ("SET_VCPU_EVENTS", 0xa0, 1, 64),
-        ("ARM_VCPU_FINALIZE", 0xc2, 1, 4),
-        ("GET_STATS_FD", 0xce, 0, 0),
-    ] {
-        STEP.same(&format!("no {name} of a vCPU"), "EINVAL", ask(vcpu, nr, dir, size));
-    }
-    for (name, nr) in [("SET", 0xe1), ("GET", 0xe2), ("HAS", 0xe3)] {
-        STEP.same(&format!("no {name}_DEVICE_ATTR of a vCPU"), "ENXIO", ask(vcpu, nr, 1, 24));
-        STEP.same(&format!("no {name}_DEVICE_ATTR of a VM"), "ENXIO", ask(&machine.vm, nr, 1, 24));
-    }
+    sheet::refused(STEP, "", &machine.vm, vcpu);
     // Names only: of what its VMM gave it, of the CPU's number and of the PSCI version.
-    STEP.same("GET_REG_LIST of a vCPU without room", "E2BIG", ask(vcpu, 0xb0, 3, 8));
-    STEP.same("GET_REG_LIST of a vCPU", "0", ask(vcpu, 0xb0, 3, 8));
-    for (name, nr, dir, size) in [
-        ("GET_DIRTY_LOG", 0x42, 1, 16),
-        ("ARM_MTE_COPY_TAGS", 0xb4, 2, 48),
-        ("CLEAR_DIRTY_LOG", 0xc0, 3, 24),
-        ("GET_STATS_FD", 0xce, 0, 0),
-        ("ARM_SET_COUNTER_OFFSET", 0xb5, 1, 16),
-    ] {
-        STEP.same(&format!("no {name} of a VM"), "EINVAL", ask(&machine.vm, nr, dir, size));
-    }
+    let mut room = [0u64; 128];
+    let mut list = || outcome(ioctl(vcpu, KVM_GET_REG_LIST, &mut room));
+    STEP.same("GET_REG_LIST of a vCPU without room", "E2BIG", list());
+    STEP.same("GET_REG_LIST of a vCPU", "0", list());
     STEP.same("registers that it names", 8, room[0]);
     // Header and the exit's own fields take 64 bytes.
     let page = machine.run_page.copy_out(64, 4096 - 64);

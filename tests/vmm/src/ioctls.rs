@@ -15,6 +15,7 @@ use crate::machine::{Machine, NODE, Plan, VM_TYPE, counter, new_gmem, open, set_
 use crate::probe::{Access, probe};
 use crate::proto;
 use crate::report::Step;
+use crate::sheet;
 use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
 
 const STEP: Step = Step("ioctls");
@@ -47,6 +48,7 @@ fn new_vm(kvm: &Kvm) -> Result<VmFd, String> {
 pub(crate) fn all() -> Result<(), String> {
     let kvm = open()?;
     system(&kvm);
+    sheet::all(&kvm)?;
     counters(&kvm);
     vm(&kvm)?;
     slots(&kvm)?;

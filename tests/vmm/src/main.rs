@@ -50,6 +50,8 @@ mod reset;
 #[path = "../../guest/src/rows.rs"]
 mod rows;
 mod run;
+mod runs;
+mod sheet;
 mod soak;
 mod spinning;
 mod successor;
@@ -76,7 +78,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
   stage NAME  a VMM that `cycles` kills at a stage
   canary      stores to RAM that is not donated yet
   ioctls      bad input to the driver
-  peer        cases of ioctls, registers, plain, pinned, vgic and replays, asked of the kernel's own KVM
+  peer        cases of ioctls, registers, plain, events, pinned, cpus, vgic and replays, asked of the kernel's own KVM
   ioctl-fuzz [SEED [CALLS]]  random ioctls on every descriptor, from two threads
   refusals    wrong calls past the driver
   fuzz [SEED [CALLS]]  random calls past the driver, from every CPU

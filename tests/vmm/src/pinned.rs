@@ -94,6 +94,7 @@ pub(crate) fn slots() -> Result<(), String> {
     ask("overlap", "EEXIST", MemoryRegion { slot: 2, guest_phys_addr: RAM_BASE + 15 * PAGE, ..good });
     ask("moves", "0", MemoryRegion { guest_phys_addr: RAM_BASE - 8 * PAGE, ..good });
     ask("delete", "0", MemoryRegion { memory_size: 0, ..good });
+    STEP.same("slot: said by the larger ioctl", "0", crate::plain::by_the_larger(&vm, &good));
     Ok(())
 }
 

@@ -5,24 +5,28 @@
 pub(crate) mod places;
 pub(crate) mod read_only;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use freehold_uapi::ioctl::*;
 
+use crate::beside::executes_until;
 use crate::hostile::Hostile;
-use crate::machine::{Event, Machine, open, set_plain};
-use crate::ordinary::{BYTES, FREE, PAGE, at, plan};
+use crate::machine::{Event, Machine, Plan, is_the_peer, open, set_plain};
+use crate::ordinary::{BYTES, FREE, NO_SLOT, PAGE, at, plan};
 use crate::proto::*;
 use crate::raw::{resting, settle};
 use crate::report::Step;
 use crate::sys::{self, Mapping, errno_name, ioctl, outcome};
+use crate::vgic::{interrupt, let_signals_interrupt, myself};
 
 const STEP: Step = Step("plain");
 
 /// Runs the cases.
 pub(crate) fn all() -> Result<(), String> {
+    let_signals_interrupt();
     let hostile = Hostile::open()?;
     let before = resting(&hostile);
     slots()?;
@@ -39,6 +43,7 @@ pub(crate) fn all() -> Result<(), String> {
     remapped()?;
     copies()?;
     moves()?;
+    gone()?;
     places::all()?;
     places::here()?;
     read_only::all()?;
@@ -103,7 +108,24 @@ pub(crate) fn slots() -> Result<(), String> {
     ask("delete", "0", MemoryRegion { memory_size: 0, ..good });
     ask("delete again", "EINVAL", MemoryRegion { memory_size: 0, ..good });
     ask("good again", "0", MemoryRegion { guest_phys_addr: RAM_BASE, ..good });
+    STEP.same("slot: said by the larger ioctl", "0", by_the_larger(&vm, &good));
     Ok(())
+}
+
+/// Sets slot 9 to what `like` has, somewhere else, by `KVM_SET_USER_MEMORY_REGION2`, and takes it back.
+pub(crate) fn by_the_larger(vm: &impl AsRawFd, like: &MemoryRegion) -> String {
+    let mut ask = MemoryRegion2 {
+        slot: 9,
+        flags: 0,
+        guest_phys_addr: like.guest_phys_addr + 256 * PAGE,
+        memory_size: like.memory_size,
+        userspace_addr: like.userspace_addr,
+        ..NO_SLOT
+    };
+    let set = outcome(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &mut ask));
+    ask.memory_size = 0;
+    let gone = outcome(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &mut ask));
+    if gone == "0" { set } else { format!("{set}, and goes: {gone}") }
 }
 
 /// One life on one kind of memory.
@@ -278,50 +300,94 @@ pub(crate) fn copies() -> Result<(), String> {
     Ok(())
 }
 
-/// A running guest's slots go, come and move.
-fn moves() -> Result<(), String> {
-    let (mut machine, ram) = booted()?;
+/// A machine whose program is in slot 0 and has no more than that slot; slot 1 is all the rest of its RAM.
+fn halved() -> Result<(Machine, Arc<Mapping>), String> {
+    let ram = Arc::new(Mapping::anonymous(at(BYTES), false).map_err(errno_name)?);
+    let mut machine = Machine::plain(Plan { bytes: FREE, ..plan() }, ram.clone())?;
+    set_plain(&machine.vm, 1, RAM_BASE + FREE, BYTES - FREE, ram.at(at(FREE))).map_err(errno_name)?;
+    machine.boot()?;
+    Ok((machine, ram))
+}
+
+/// A running guest's slot of data goes, comes and moves; its program stays.
+pub(crate) fn moves() -> Result<(), String> {
+    let (mut machine, ram) = halved()?;
+    let data = RAM_BASE + FREE;
     let other = Mapping::anonymous(at(BYTES), false).map_err(errno_name)?;
+    machine.command(CMD_FILL, [data, 16 * PAGE, 3])?;
+    STEP.same("data: its slot goes", "Ok(())", format!("{:?}", set_plain(&machine.vm, 1, data, 0, ram.at(0))));
+    let [seen, ..] = machine.command(CMD_LOAD, [data + PAGE, 0, 0])?;
+    STEP.same("data: where it was is nothing: its VMM is asked", u64::MAX, seen);
+    let mut told = false;
+    machine.command_with(CMD_STORE, [data, 0x66, 0], |at| told |= at == data.wrapping_sub(DEVICE))?;
+    STEP.same("data: and is told of a store", true, told);
+    STEP.same("data: what it wrote stays", 0, differ(&ram, FREE, 16 * PAGE, 3));
+    machine.answer(CMD_LOAD_PAIR, [data, 0, 0]);
+    let event = until_it_stops(&mut machine);
+    STEP.same("data: for a pair of registers its VMM can not be asked", memory_fault(FREE), event);
+    let set = set_plain(&machine.vm, 2, data, BYTES - FREE, other.at(at(FREE)));
+    STEP.same("data: another slot comes", "Ok(())", format!("{set:?}"));
+    machine.rest_of_command(|_| ())?;
+    let [left, ..] = machine.command(CMD_ZERO, [data, 16 * PAGE, 0])?;
+    STEP.same("data: it goes on in other memory", 0, left);
+    // It becomes smaller, and then stands one page further.
+    let gone = set_plain(&machine.vm, 2, data, 0, other.at(0));
+    let back = set_plain(&machine.vm, 2, data, 16 * PAGE, other.at(at(FREE)));
+    STEP.same("data: a smaller slot", "(Ok(()), Ok(()))", format!("{:?}", (gone, back)));
+    machine.command(CMD_FILL, [data, PAGE, 4])?;
+    let moved = set_plain(&machine.vm, 2, data + PAGE, 16 * PAGE, other.at(at(FREE)));
+    STEP.same("data: it moves", "Ok(())", format!("{moved:?}"));
+    let [seen, ..] = machine.command(CMD_LOAD, [data + PAGE, 0, 0])?;
+    STEP.same("data: its contents moved with it", format!("{:#x}", pattern(4, data)), format!("{seen:#x}"));
+    let [seen, ..] = machine.command(CMD_LOAD, [data, 0, 0])?;
+    STEP.same("data: and where it was is nothing", u64::MAX, seen);
+    let first = set_plain(&machine.vm, 3, data, PAGE, ram.at(at(FREE)));
+    STEP.same("data: a slot comes before it", "Ok(())", format!("{first:?}"));
+    let [seen, ..] = machine.command(CMD_LOAD, [data, 0, 0])?;
+    STEP.same("data: with what is there", format!("{:#x}", pattern(3, data)), format!("{seen:#x}"));
+    Ok(())
+}
+
+/// The slot of a running guest's program goes: there is no instruction that its VMM could be asked about.
+pub(crate) fn gone() -> Result<(), String> {
+    let (mut machine, ram) = booted()?;
     machine.command(CMD_FILL, [RAM_BASE + FREE, 16 * PAGE, 3])?;
+    STEP.same("program: its slot goes", "Ok(())", format!("{:?}", set_plain(&machine.vm, 0, RAM_BASE, 0, ram.at(0))));
+    machine.answer(CMD_NOP, [0; 3]);
+    let (thread, out) = (myself(), AtomicBool::new(false));
+    let event = std::thread::scope(|scope| {
+        // Under KVM the guest takes the fetch's abort by a fetch from there, and so on: a signal ends that.
+        scope.spawn(|| {
+            let entered = executes_until(thread, &out);
+            while entered && !out.load(Ordering::SeqCst) {
+                interrupt(thread);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let event = if is_the_peer() { format!("{:?}", machine.step()) } else { until_it_stops(&mut machine) };
+        out.store(true, Ordering::SeqCst);
+        event
+    });
+    // Of some page of its program.
+    STEP.judged("program: it finds nothing", "MemoryFault", &event, event.contains("MemoryFault"));
+    STEP.same("program: what it wrote stays", 0, differ(&ram, FREE, 16 * PAGE, 3));
+    if is_the_peer() {
+        return Ok(());
+    }
+    let other = Mapping::anonymous(at(BYTES), false).map_err(errno_name)?;
     STEP.same(
-        "running: beside its RAM",
+        "program: a slot comes beside its RAM",
         "Ok(())",
         format!("{:?}", set_plain(&machine.vm, 1, RAM_BASE + BYTES, PAGE, other.at(0))),
     );
     other.copy_in(0, &ram.copy_out(0, at(FREE)));
-    STEP.same("running: its slot goes", "Ok(())", format!("{:?}", set_plain(&machine.vm, 0, RAM_BASE, 0, ram.at(0))));
-    machine.answer(CMD_NOP, [0; 3]);
-    let event = until_it_stops(&mut machine);
-    // Of some page of its program.
-    STEP.judged("running: it finds nothing", "MemoryFault", &event, event.contains("MemoryFault"));
-    STEP.same("running: what it wrote stays", 0, differ(&ram, FREE, 16 * PAGE, 3));
-    let halves = [(2, 0), (3, FREE)];
-    for (slot, from) in halves {
-        let bytes = if from == 0 { FREE } else { BYTES - FREE };
+    for (slot, from, bytes) in [(2, 0, FREE), (3, FREE, BYTES - FREE)] {
         let set = set_plain(&machine.vm, slot, RAM_BASE + from, bytes, other.at(at(from)));
-        STEP.same(&format!("running: slot {slot} comes"), "Ok(())", format!("{set:?}"));
+        STEP.same(&format!("program: slot {slot} comes"), "Ok(())", format!("{set:?}"));
     }
     machine.rest_of_command(|_| ())?;
     let [left, ..] = machine.command(CMD_ZERO, [RAM_BASE + FREE, 16 * PAGE, 0])?;
-    STEP.same("running: it goes on in other memory", 0, left);
-    // The second half becomes smaller, and then stands one page further.
-    let gone = set_plain(&machine.vm, 3, RAM_BASE + FREE, 0, other.at(0));
-    let back = set_plain(&machine.vm, 3, RAM_BASE + FREE, 16 * PAGE, other.at(at(FREE)));
-    STEP.same("running: a smaller slot", "(Ok(()), Ok(()))", format!("{:?}", (gone, back)));
-    machine.command(CMD_FILL, [RAM_BASE + FREE, PAGE, 4])?;
-    let moved = set_plain(&machine.vm, 3, RAM_BASE + FREE + PAGE, 16 * PAGE, other.at(at(FREE)));
-    STEP.same("running: it moves", "Ok(())", format!("{moved:?}"));
-    let [seen, ..] = machine.command(CMD_LOAD, [RAM_BASE + FREE + PAGE, 0, 0])?;
-    STEP.same(
-        "running: its contents moved with it",
-        format!("{:#x}", pattern(4, RAM_BASE + FREE)),
-        format!("{seen:#x}"),
-    );
-    let [seen, ..] = machine.command(CMD_LOAD, [RAM_BASE + FREE, 0, 0])?;
-    STEP.same("running: where it was is nothing: its VMM is asked", u64::MAX, seen);
-    machine.answer(CMD_LOAD_PAIR, [RAM_BASE + FREE, 0, 0]);
-    let event = until_it_stops(&mut machine);
-    STEP.same("running: for a pair of registers there, it can not be", memory_fault(FREE), event);
+    STEP.same("program: it goes on in other memory", 0, left);
     Ok(())
 }
 

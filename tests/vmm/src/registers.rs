@@ -131,6 +131,10 @@ pub(crate) fn refusals() -> Result<(), String> {
     }
     STEP.same("set: from nowhere", "EFAULT", outcome(ioctl(vcpu, KVM_SET_ONE_REG, &mut OneReg { id: FPCR, addr: 8 })));
     STEP.same("get: to nowhere", "EFAULT", outcome(ioctl(vcpu, KVM_GET_ONE_REG, &mut OneReg { id: FPCR, addr: 8 })));
+    let now = || get(vcpu, KVM_REG_TIMER_CNT).map_or(0, |[low, _]| low);
+    // No machine has counted so far.
+    STEP.same("counter: it may be written", "0", set(vcpu, KVM_REG_TIMER_CNT, 1 << 60));
+    STEP.same("counter: what is written is not taken", true, (1..1 << 60).contains(&now()));
     let again = new_vcpu_init(vcpu);
     let read = [KVM_REG_PSTATE, KVM_REG_PC, KVM_REG_X0 + 60].map(|id| get(vcpu, id).map(|[low, _]| low).unwrap_or(99));
     STEP.same("initialised again: as after reset", format!("0, {:x?}", [START, 0, 0]), format!("{again}, {read:x?}"));

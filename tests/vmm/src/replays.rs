@@ -271,7 +271,8 @@ fn dumps(vmm: &Vmm, vcpu: &VcpuFd) {
 
 /// Has the other vCPU started, and ends the VM.
 fn ends(vmm: &Vmm, machine: &mut Machine) -> Result<(), String> {
-    // The tests' program knows the driver's controller only.
+    // The peer's SPIs are edges until a guest says what they are, so that the UART's wire that was high waits to be taken;
+    // the tests' program wants to find nothing.
     if !is_the_peer() {
         vmm.says("its guest's controller is one", 0, machine.command(CMD_GIC, [VCPUS, 0, 0])?[0]);
         vmm.says("its guest starts the other vCPU", 0, machine.command(CMD_CPU_ON, [1, 0, 0])?[0]);

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use freehold_uapi::ioctl::*;
 use kvm_ioctls::VmFd;
 
-use crate::away;
 use crate::machine::{Event, Machine, Plan, VM_TYPE, new_vcpu, open};
 use crate::proto::*;
 use crate::report::Step;
 use crate::spinning;
 use crate::sys::{self, errno_name, ioctl, ioctl_value, outcome};
+use crate::{away, events};
 
 /// The step that these cases are of.
 pub(crate) const STEP: Step = Step("vgic");
@@ -91,11 +91,26 @@ pub(crate) fn all() -> Result<(), String> {
     let (mut machine, _) = Machine::booted(plan)?;
     late(&machine);
     serves(&mut machine)?;
-    waits(&mut machine)?;
+    waits(&mut machine, "")?;
     interrupted(&mut machine)?;
     away::from_a_guest_that_spins(machine)?;
     spinning::all()?;
-    raised_early()
+    raised_early()?;
+    ordinary()
+}
+
+/// An ordinary guest's waits, and its VMM's interrupts.
+pub(crate) fn ordinary() -> Result<(), String> {
+    let mut machine = events::made(events::Kind::Ordinary, 1, RAM_MIN)?;
+    machine.boot()?;
+    machine.command(CMD_GIC, [0; 3])?;
+    for (name, kind, number) in [("an SGI", 2, SGI), ("a PPI", 2, 20), ("the timer's PPI", 2, 27), ("?", 3, SPI)] {
+        STEP.same(&format!("ordinary: forged: {name}"), "EINVAL", line(&machine.vm, kind, number, 1));
+        // Where it may be raised it does not stay so.
+        line(&machine.vm, kind, number, 0);
+    }
+    STEP.same("ordinary: an SPI that it does not have", "EINVAL", line(&machine.vm, KVM_ARM_IRQ_TYPE_SPI, 64, 1));
+    waits(&mut machine, "ordinary: ")
 }
 
 pub(crate) fn refusals() -> Result<(), String> {
@@ -279,26 +294,32 @@ pub(crate) fn myself() -> libc::pid_t {
 }
 
 /// A thread whose guest waits sleeps, until the timer fires or the host's interrupt comes.
-fn waits(machine: &mut Machine) -> Result<(), String> {
+fn waits(machine: &mut Machine, who: &str) -> Result<(), String> {
     let (before, start) = (worked(), Instant::now());
-    let [_, late, ticks] = clean(machine, "a timer a second away ends a wait", CMD_TICKS, [1, frequency(), TICK_WAIT])?;
+    let [_, late, ticks] =
+        clean(machine, &format!("{who}a timer a second away ends a wait"), CMD_TICKS, [1, frequency(), TICK_WAIT])?;
     let (work, time) = (worked() - before, start.elapsed());
     let seen = format!("{work:?} of {time:?}; {late} ticks late of {ticks}");
-    STEP.judged("its thread sleeps meanwhile", "less than half of the time at work", seen, work * 2 < time);
+    STEP.judged(
+        &format!("{who}its thread sleeps meanwhile"),
+        "less than half of the time at work",
+        seen,
+        work * 2 < time,
+    );
     let wire = machine.vm.as_fd_clone()?;
     for round in 0..3 {
         let thread = myself();
         let result = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let asleep = sleeps(thread);
-                STEP.same(&format!("round {round}: it sleeps until the host's interrupt"), true, asleep);
-                STEP.same(&format!("round {round}: the wire goes up"), "0", spi(&wire, 1));
+                STEP.same(&format!("{who}round {round}: it sleeps until the host's interrupt"), true, asleep);
+                STEP.same(&format!("{who}round {round}: the wire goes up"), "0", spi(&wire, 1));
             });
             spi_command(machine, &wire)
         })?;
         let [got, after, _] = result;
         let expected = format!("{SPI}, then {NO_INTERRUPT}");
-        STEP.same(&format!("round {round}: it takes it once"), expected, format!("{got}, then {after}"));
+        STEP.same(&format!("{who}round {round}: it takes it once"), expected, format!("{got}, then {after}"));
     }
     Ok(())
 }
