@@ -7,12 +7,17 @@
 //! program in it and are about to run. What each thread does depends on its seed and on what it was answered, and on
 //! nothing else.
 
+mod count;
+mod good;
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use freehold_uapi::hvc;
 use freehold_uapi::ioctl::*;
+
+use count::Count;
 
 use crate::fuzz::Random;
 use crate::hostile::Hostile;
@@ -29,6 +34,8 @@ const CALLS: u64 = 10_000;
 const ROUND: u64 = 500;
 const THREADS: u64 = 2;
 const PAGE: u64 = 4096;
+/// Of each file that all threads have.
+const PAGES: u64 = 64;
 /// Memory for slots, and what is kept free behind it.
 const ARENA: usize = 16 << 20;
 const RESERVE: usize = 1 << 30;
@@ -37,6 +44,8 @@ const KEPT: usize = 12;
 /// Room for what is said, and for the longest answer: the names of all registers, which come if any room is claimed.
 const WORDS: usize = 128;
 const KERNEL: u64 = 0xffff_8000_0000_1000;
+
+const PROTECTED: u64 = KVM_VM_TYPE_ARM_PROTECTED | 40;
 
 /// What a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,16 +77,6 @@ fn of(request: u32) -> Kind {
     }
 }
 
-/// What was made of calls so far.
-#[derive(Default)]
-struct Count {
-    calls: AtomicU64,
-    done: AtomicU64,
-    interrupted: AtomicU64,
-    /// `KVM_RUN`s that a guest or a signal ended.
-    ran: AtomicU64,
-}
-
 /// Runs the cases: a seed, and how many calls.
 pub(crate) fn all(seed: Option<u64>, calls: Option<u64>) -> Result<(), String> {
     let seed = seed.unwrap_or_else(entropy) | 1;
@@ -86,7 +85,7 @@ pub(crate) fn all(seed: Option<u64>, calls: Option<u64>) -> Result<(), String> {
     let_signals_interrupt();
     let hostile = Hostile::open()?;
     let (before, files) = (resting(&hostile), descriptors());
-    let count = Count::default();
+    let count = Count::new();
     let mut random = Random(seed);
     while count.calls.load(Ordering::Relaxed) < calls {
         round(&mut random, &count)?;
@@ -96,6 +95,16 @@ pub(crate) fn all(seed: Option<u64>, calls: Option<u64>) -> Result<(), String> {
     let seen = format!("{done} of {calls}, {interrupted} interrupted, {ran} runs (seed {seed:#x})");
     let held = done * 10 >= calls && interrupted > 0 && ran * 50 >= calls;
     STEP.judged("calls that do something", "a tenth or more, and runs", seen, held);
+    let each: Vec<String> = count.carried_out().map(|(name, times)| format!("{name} {times}")).collect();
+    println!("ioctl-fuzz: carried out: {}", each.join(", "));
+    // Nobody holds a page here, so that every conversion is over at once and leaves no outcome to ask for.
+    let may_be = |name: &str| name == "FREEHOLD_OUTCOME";
+    let never = count.carried_out().filter(|(name, times)| *times == 0 && !may_be(name));
+    let never: Vec<&str> = never.map(|(name, _)| name).collect();
+    // Of fewer calls than this some are never made.
+    if calls >= CALLS {
+        STEP.same("ioctls of which none was carried out", "[]", format!("{never:?}"));
+    }
     settle(STEP, "all is as before", &hostile, &before);
     STEP.same("no descriptor is left", files, descriptors());
     STEP.same("nothing stays charged", 0, crate::pinned::locked());
@@ -155,8 +164,8 @@ fn round(random: &mut Random, count: &Count) -> Result<(), String> {
 /// that nobody has placed yet.
 fn objects(arena: &Mapping) -> Result<Vec<(Kind, OwnedFd)>, String> {
     let mut made = vec![(Kind::System, node()?)];
-    for (at, kind) in [(None, 40), (Some(0), 40), (Some(4 << 20), KVM_VM_TYPE_ARM_PROTECTED | 40)] {
-        let vm = made_by(&made[0].1, KVM_CREATE_VM, kind)?;
+    for (at, of) in [(None, PROTECTED), (Some(0), 40), (Some(4 << 20), PROTECTED)] {
+        let vm = made_by(&made[0].1, KVM_CREATE_VM, of)?;
         let vcpus = [made_by(&vm, KVM_CREATE_VCPU, 0)?, made_by(&vm, KVM_CREATE_VCPU, 1)?];
         let kind = u32::try_from(KVM_DEV_TYPE_ARM_VGIC_V3).unwrap_or(0);
         let mut ask = CreateDevice { kind, fd: 0, flags: 0 };
@@ -170,13 +179,24 @@ fn objects(arena: &Mapping) -> Result<Vec<(Kind, OwnedFd)>, String> {
         }
         made.push((Kind::Gic, gic));
         made.extend(vcpus.map(|vcpu| (Kind::Vcpu, vcpu)));
-        let flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
-        let mut ask = CreateGuestMemfd { size: 64 * PAGE, flags, reserved: [0; 6] };
-        made.push((Kind::Gmem, made_by(&vm, KVM_CREATE_GUEST_MEMFD, (&raw mut ask) as u64)?));
+        let shared = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
+        made.push((Kind::Gmem, file(&vm, shared)?));
+        if of == PROTECTED {
+            // One that is the guest's from the beginning, and one that is bound.
+            let (private, bound) = (file(&vm, GUEST_MEMFD_FLAG_MMAP)?, file(&vm, shared)?);
+            good::bind(&vm, &bound)?;
+            made.extend([private, bound].map(|file| (Kind::Gmem, file)));
+        }
         made.push((Kind::Vm, vm));
     }
     made.push((Kind::Event, event()));
     Ok(made)
+}
+
+/// A `guest_memfd`.
+fn file(vm: &OwnedFd, flags: u64) -> Result<OwnedFd, String> {
+    let mut ask = CreateGuestMemfd { size: PAGES * PAGE, flags, reserved: [0; 6] };
+    made_by(vm, KVM_CREATE_GUEST_MEMFD, (&raw mut ask) as u64)
 }
 
 /// Places a controller where the tests' program looks for it, and completes it: its wires may be raised from then on.
@@ -243,8 +263,10 @@ impl Thread<'_> {
     /// A descriptor of this kind, most of the time.
     fn descriptor(&mut self, kind: Kind) -> i32 {
         let kind = if self.random.one_in(12) { self.one(&KINDS) } else { kind };
+        // The others' as often as all that it has made itself.
+        let own = if self.random.one_in(2) { &self.own[..] } else { &[] };
         let fds: Vec<i32> =
-            self.shared.iter().chain(&self.own).filter(|(k, _)| *k == kind).map(|(_, fd)| fd.as_raw_fd()).collect();
+            self.shared.iter().chain(own).filter(|(k, _)| *k == kind).map(|(_, fd)| fd.as_raw_fd()).collect();
         if fds.is_empty() || self.random.one_in(40) { self.one(&[-1, 9999]) } else { self.one(&fds) }
     }
 
@@ -258,7 +280,11 @@ impl Thread<'_> {
 
     fn call(&mut self) {
         let table = IOCTLS.iter().filter_map(|item| u32::try_from(item.value).ok()).collect::<Vec<u32>>();
-        let known = if self.random.one_in(5) { KVM_RUN } else { self.one(&table) };
+        let known = match self.random.below(15) {
+            0..3 => KVM_RUN,
+            3 | 4 => self.one(&good::RARE),
+            _ => self.one(&table),
+        };
         let request = match self.random.below(24) {
             // Another size, another direction, another number.
             0 => known ^ 1 << (16 + self.random.below(8)),
@@ -275,11 +301,7 @@ impl Thread<'_> {
             at => at,
         };
         let done = ioctl_value(&fd, request, argument);
-        self.count.calls.fetch_add(1, Ordering::Relaxed);
-        self.count.done.fetch_add(u64::from(done.is_ok()), Ordering::Relaxed);
-        self.count.interrupted.fetch_add(u64::from(done == Err(libc::EINTR)), Ordering::Relaxed);
-        let ran = request == KVM_RUN && (done.is_ok() || done == Err(libc::EINTR));
-        self.count.ran.fetch_add(u64::from(ran), Ordering::Relaxed);
+        self.count.note(request, done);
         match (request, done) {
             (KVM_CREATE_VM, Ok(fd)) => self.keep(Kind::Vm, fd),
             (KVM_CREATE_VCPU, Ok(fd)) => self.keep(Kind::Vcpu, fd),
@@ -403,6 +425,11 @@ impl Thread<'_> {
             if matches!(request, KVM_SET_USER_MEMORY_REGION | KVM_SET_USER_MEMORY_REGION2) {
                 (words[2], words[3]) = (self.small(), self.memory());
             }
+            return;
+        }
+        let good = if self.random.one_in(2) { self.good(request, words) } else { None };
+        if let Some(good) = good {
+            words.iter_mut().zip(good).for_each(|(word, said)| *word = said);
             return;
         }
         let said: Vec<u64> = match request {
