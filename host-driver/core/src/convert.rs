@@ -160,9 +160,11 @@ fn finish_with<F: File, T: Thread>(
             break Given { count: 0, rest: Rest::Restore, error: Some(error) };
         }
     };
-    let page = attempt.nth(file, first, given.count).unwrap_or(first);
+    // Looked for only where it is told, and before the attempt lets go of its pages.
+    let stopped =
+        given.error.map(|error| Stopped { error, page: attempt.nth(file, first, given.count).unwrap_or(first) });
     attempt.finish(file, given.count, given.rest);
-    given.error.map_or(Ok(()), |error| Err(Stopped { error, page }))
+    stopped.map_or(Ok(()), Err)
 }
 
 fn freeze_all<F: File, T: Thread>(
