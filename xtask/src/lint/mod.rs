@@ -47,12 +47,14 @@ pub(crate) fn works() -> Vec<Work> {
 }
 
 const BARE: &str = "aarch64-unknown-none-softfloat";
-const HOST: [&str; 11] = [
+const HOST: [&str; 13] = [
     "freehold-count",
     "freehold-vmm-boot",
     "freehold-uapi",
     "freehold-mem",
     "freehold-virt",
+    "freehold-el2",
+    "freehold-el2-watch",
     "freehold-driver-core",
     "freehold-model",
     "freehold-fuzz",

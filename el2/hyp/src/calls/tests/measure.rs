@@ -28,7 +28,7 @@ fn page(rig: &Rig, frame: u64) -> Vec<u8> {
 /// Writes something of its own to each of so many frames.
 fn fill(rig: &Rig, first: u64, count: u64) {
     for frame in first..first + count {
-        [0, 7, 8, 300, 511].into_iter().for_each(|index| rig.memory.write(frame, index, frame << 32 | index + 1));
+        [0, 7, 8, 300, 511].into_iter().for_each(|index| rig.memory.write(frame, index, frame << 32 | (index + 1)));
     }
 }
 
