@@ -11,7 +11,7 @@ use super::report::Column;
 use crate::env::Env;
 
 /// Thousandths that a row may grow.
-const TOLERANCE: u64 = 20;
+pub(super) const TOLERANCE: u64 = 20;
 
 /// One row on one CPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
