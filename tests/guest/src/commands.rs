@@ -92,7 +92,7 @@ fn execute(command: u64, [a, b, c]: [u64; 3]) -> [u64; 3] {
         CMD_TICKS => interrupts::ticks(a, b, c),
         CMD_SPI => {
             interrupts::make_edge(a != 0);
-            interrupts::wait_for_spi()
+            if b == 0 { interrupts::wait_for_spi() } else { interrupts::wait_for_two() }
         }
         CMD_POLL_TIMER => interrupts::poll_timer(a, b),
         CMD_RULES => gic::rules(),

@@ -410,8 +410,17 @@ pub(crate) fn make_edge(edge: bool) {
 
 /// Waits for the host's interrupt. A level stays until the host lets it fall.
 pub(crate) fn wait_for_spi() -> [u64; 3] {
+    [take_spi(), acknowledge(), 0]
+}
+
+/// Waits for two, one behind the other.
+pub(crate) fn wait_for_two() -> [u64; 3] {
+    [take_spi(), take_spi(), acknowledge()]
+}
+
+fn take_spi() -> u64 {
     let got = poll();
     device::write64(REG_SCRATCH, got);
     end(got);
-    [got, acknowledge(), 0]
+    got
 }

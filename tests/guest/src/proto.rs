@@ -168,6 +168,8 @@ pub const CMD_IPI: u64 = 27;
 /// arg0 periods of arg1 ticks of a timer, as `TICK_*` in arg2 says. r0 = what went wrong, r1 = most ticks late, r2 = ticks that all took.
 pub const CMD_TICKS: u64 = 28;
 /// Waits by WFI for SPI [`SPI`], edge-triggered if arg0 is not 0, else by its level; makes one store to [`REG_SCRATCH`] while it is active. r0 = INTID that came, r1 = what came after its end.
+/// With arg1 not 0 it does so twice, and only then looks whether anything else came: r1 = INTID that came second, r2 = what came
+/// after its end. Whoever hears of the first end may raise it again at once.
 pub const CMD_SPI: u64 = 29;
 /// Starts CPU arg0 by `CPU_ON`, twice, and waits until it is there. r0, r1 = what the calls returned, r2 = its AFFINITY_INFO then.
 pub const CMD_CPU_ON: u64 = 30;
