@@ -127,6 +127,8 @@ pub(super) struct Code {
     words: Vec<u32>,
     functions: Vec<Function>,
     labels: BTreeMap<String, u64>,
+    /// What the linker script names, wherever it is.
+    linker: BTreeMap<String, u64>,
     /// Where the linker says that words are data.
     data: Vec<(u64, u64)>,
 }
@@ -139,6 +141,8 @@ impl Code {
         let (start, bytes) = (text.address(), text.data()?);
         let words = bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
         let end = start + bytes.len() as u64;
+        let named = |s: &object::read::elf::ElfSymbol<'_, '_, _>| Some((s.name().ok()?.to_owned(), s.address()));
+        let linker = parsed.symbols().filter_map(|s| named(&s)).filter(|(name, _)| name.starts_with("__")).collect();
         let symbols = parsed.symbols().filter(|s| s.section_index() == Some(text.index()));
         let mut all: Vec<(u64, String, bool)> = symbols
             .map(|s| (s.address(), s.name().unwrap_or("").to_owned(), s.kind() == SymbolKind::Text && s.size() > 0))
@@ -163,12 +167,17 @@ impl Code {
         for at in 1..functions.len() {
             functions[at - 1].end = functions[at].start;
         }
-        Ok(Self { start, words, functions, labels, data })
+        Ok(Self { start, words, functions, labels, linker, data })
     }
 
     /// Where a label stands.
     pub(super) fn label(&self, name: &str) -> Result<u64> {
         self.labels.get(name).copied().with_context(|| format!("the image has no {name}"))
+    }
+
+    /// A place of the linker script's.
+    pub(super) fn linker(&self, name: &str) -> Result<u64> {
+        self.linker.get(name).copied().with_context(|| format!("the image has no {name}"))
     }
 
     pub(super) fn does(&self, at: u64) -> Option<Does> {
@@ -188,6 +197,16 @@ impl Code {
     pub(super) fn function(&self, at: u64) -> Option<&Function> {
         let after = self.functions.partition_point(|f| f.start <= at);
         self.functions.get(after.checked_sub(1)?).filter(|f| at < f.end)
+    }
+
+    /// As `function`, but what assembly names one behind the other is one: control runs over such ends.
+    pub(super) fn routine(&self, at: u64) -> Option<Function> {
+        let found = self.function(at)?;
+        let index = self.functions.iter().position(|f| f.start == found.start)?;
+        let open = |f: &&Function| !f.is_closed && !found.is_closed;
+        let first = self.functions[..index].iter().rev().take_while(open).last().unwrap_or(found);
+        let last = self.functions[index..].iter().skip(1).take_while(open).last().unwrap_or(found);
+        Some(Function { start: first.start, end: last.end, ..found.clone() })
     }
 
     pub(super) fn functions(&self) -> &[Function] {

@@ -4,8 +4,10 @@
 //! `no-panic`: nothing that the host or a guest can do reaches a panic of Rust. `barriers` and `maintenance`: what must
 //! stand behind exception returns, at entries, and around TLB and cache maintenance. `ports`: what `mem` relies on does
 //! what it is called for. `controls`: the same audit finds each fault that is patched into a copy of the image. `size`:
-//! what is loaded stays small. `masks`: indices of a lower level's are confined where they are taken. `random`: guests' random numbers are the CPU's. `observers`: a switch stops what could watch a guest, and forgets where it was. `stops`: each
-//! place of the source that may stop the machine has its reason.
+//! what is loaded stays small. `masks`: indices of a lower level's are confined where they are taken. `random`: guests'
+//! random numbers are the CPU's. `observers`: a switch stops what could watch a guest, and forgets where it was. `stack`:
+//! the deepest chain of calls from each entry fits its stack. `stops`: each place of the source that may stop the machine
+//! has its reason.
 
 mod code;
 mod graph;
@@ -14,6 +16,7 @@ mod observers;
 mod order;
 mod ports;
 mod random;
+mod stack;
 mod stops;
 mod value;
 
@@ -50,6 +53,7 @@ pub(crate) fn works() -> Vec<Work> {
         case("image/ports-do-what-they-say", ports::judge),
         case("image/observers-stand-still", observers::judge),
         case("image/random-numbers-are-the-cpus", random::judge),
+        case("image/stacks-are-deep-enough", stack::judge),
         case("image/controls", controls),
         Work::new("image/stops-have-reasons", |context| {
             let found = stops::reasons(context.env)?;
@@ -81,6 +85,7 @@ pub(crate) fn judge(elf: &[u8]) -> Result<Vec<String>> {
         ports::judge(&code)?,
         observers::judge(&code)?,
         random::judge(&code)?,
+        stack::judge(&code)?,
     ];
     Ok(found.concat())
 }
@@ -159,6 +164,7 @@ fn controls(code: &Code) -> Result<Vec<String>> {
     faults.extend(masks::all(code).into_iter().map(|at| ("one mask less", vec![(at, NOP)], masks::judge as _)));
     faults.extend(of_ports(code)?);
     faults.extend(of_random(code, eret)?);
+    faults.extend(of_stacks(code)?);
     let mut missed = Vec::new();
     for (what, patches, judge) in faults {
         let mut copy = code.clone();
@@ -168,6 +174,23 @@ fn controls(code: &Code) -> Result<Vec<String>> {
         }
     }
     Ok(missed)
+}
+
+/// Faults in what is taken from the stacks, in the function that routes the host's calls.
+fn of_stacks(code: &Code) -> Result<Vec<Fault<'_>>> {
+    let call = |at: u64, to: u64| 0x9400_0000 | ((to.wrapping_sub(at) >> 2) as u32 & 0x3ff_ffff);
+    let run = code.functions().iter().find(|f| code::plain(&f.name) == "freehold_el2::calls::run");
+    let (start, end) = run.map(|f| (f.start, f.end)).context("no calls::run")?;
+    let takes = (start..end).step_by(4).find(|at| stack::takes(code, *at)).context("it takes nothing")?;
+    let within = takes + 4;
+    let judge = stack::judge;
+    Ok(vec![
+        ("a frame of 48 KiB", vec![(takes, 0xd140_33ff)], judge),
+        ("a frame of a size that is computed", vec![(within, 0xcb21_63ff)], judge),
+        ("a frame that is not given back", vec![(within, 0xd100_43ff)], judge),
+        ("a function that calls itself", vec![(within, call(within, start))], judge),
+        ("a call through a register, of unknown depth", vec![(within, CALL_REGISTER)], judge),
+    ])
 }
 
 /// Faults in the random numbers; `elsewhere` is no place for them.

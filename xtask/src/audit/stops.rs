@@ -13,7 +13,7 @@ use super::graph;
 use crate::env::Env;
 
 /// Names of the functions that stop the machine; the audit ends there.
-const STOPS: [&str; 2] = ["freehold_arch::fatal::panic", "freehold_arch::fatal::stop"];
+pub(super) const STOPS: [&str; 2] = ["freehold_arch::fatal::panic", "freehold_arch::fatal::stop"];
 
 /// `mem`'s port for what it can not repair.
 const PORT: &str = "freehold_mem..ports..Fatal$GT$::fatal";

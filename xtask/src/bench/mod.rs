@@ -118,7 +118,11 @@ pub(crate) fn run(env: &Env, args: &BenchArgs) -> Result<ExitCode> {
         let worse = worse(&was, &now);
         worse.iter().for_each(|line| println!("worse: {line}"));
         if worse.is_empty() && was.is_alike(&now) {
-            println!("none of {} rows is more than {} % worse than the baseline", now.rows.len(), baseline::TOLERANCE / 10);
+            println!(
+                "none of {} rows is more than {} % worse than the baseline",
+                now.rows.len(),
+                baseline::TOLERANCE / 10
+            );
         }
         return Ok(ExitCode::from(u8::from(!worse.is_empty())));
     }
