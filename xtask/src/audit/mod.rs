@@ -94,6 +94,9 @@ fn image(context: &Context<'_>) -> Result<Code> {
     Code::read(&std::fs::read(builds::el2_elf(context.env)?)?)
 }
 
+/// How many of `exceptions` are the host's, which come first.
+const HOSTS: usize = 2;
+
 /// Where a CPU comes from a lower level: the host's and the guests' exceptions. IRQ, FIQ and SError of the host are not
 /// among them: HCR_EL2.IMO, FMO and AMO are clear while it runs.
 fn exceptions(code: &Code) -> Result<Vec<u64>> {

@@ -32,7 +32,11 @@ const BEGIN_ANEW: [(&str, &str); 4] = [
 
 /// Functions of the boot that call themselves, how often at most, and why.
 const RECURSIVE: [(&str, u64, &str); 2] = [
-    ("core::slice::sort::unstable::quicksort::quicksort", 16, "twice the logarithm of at most 256 ranges of memory"),
+    (
+        "core::slice::sort::unstable::quicksort::quicksort",
+        16,
+        "twice the logarithm of 256; at most 64 ranges of memory are sorted",
+    ),
     ("core::slice::sort::shared::pivot::median3_rec", 4, "a third of that logarithm, and the first"),
 ];
 /// What prints, which calls by registers whoever can be printed, and bytes that are allowed for it.
@@ -141,7 +145,6 @@ impl Depths<'_> {
     /// Walks a function from an entry on every path, with so many bytes of its own taken before.
     fn walk(&mut self, entry: u64, taken: i64) -> u64 {
         let Some(function) = self.code.routine(entry) else { return 0 };
-        let own = |to: u64| (function.start..function.end).contains(&to);
         let mut at_depth = BTreeMap::from([(entry, taken)]);
         let (mut todo, mut deepest) = (vec![entry], 0);
         while let Some(at) = todo.pop() {
@@ -169,7 +172,7 @@ impl Depths<'_> {
             }
             // The loop that takes a large frame is counted as a whole where it begins.
             let next: Vec<u64> = next.into_iter().filter(|to| *to >= at || self.probed(*to).is_none()).collect();
-            for to in next.into_iter().filter(|to| own(*to)) {
+            for to in next {
                 match at_depth.insert(to, depth) {
                     None => todo.push(to),
                     Some(other) if other != depth => {
@@ -206,19 +209,15 @@ impl Depths<'_> {
                 self.found.insert(format!("{}: a call through a register, of any depth", self.code.shown(at)));
                 (after.into_iter().collect(), Vec::new())
             }
-            Does::JumpRegister => (self.cases(function), Vec::new()),
+            Does::JumpRegister => {
+                let cases = self.cases(function);
+                if cases.is_empty() {
+                    self.found.insert(format!("{}: goes where a register says, of any depth", self.code.shown(at)));
+                }
+                (cases, Vec::new())
+            }
             Does::Return | Does::ExceptionReturn | Does::Trap => (Vec::new(), Vec::new()),
-            Does::Dsb(_)
-            | Does::Isb
-            | Does::Sb
-            | Does::Tlbi { .. }
-            | Does::TlbiVmidHere
-            | Does::TlbiAgain
-            | Does::CleanData
-            | Does::DropFetches
-            | Does::ClearBranches
-            | Does::SignMask
-            | Does::Other => (after.into_iter().collect(), Vec::new()),
+            _ => (after.into_iter().collect(), Vec::new()),
         }
     }
 
@@ -257,12 +256,13 @@ pub(super) fn judge(code: &Code) -> Result<Vec<String>> {
         left: BTreeMap::new(),
         found: BTreeSet::new(),
     };
-    let (vectors, guest) = (code.label("freehold_vectors")?, code.label("freehold_guest_vectors")?);
-    let host = depths.of(vectors + 0x400).max(depths.of(vectors + 0x600));
+    let entries = super::exceptions(code)?;
+    let (host, guest) = entries.split_at(super::HOSTS);
+    let host = host.iter().map(|at| depths.of(*at)).max().context("no vectors")?;
     // A guest leaves onto the stack of the host's call that has entered it, where that left for the guest.
     let run = code.label("freehold_run_guest")?;
     let left = depths.left.range(run..).next().map_or(0, |(_, left)| *left);
-    let exit = (0..8).map(|n| depths.walk(guest + 0x400 + 0x80 * n, left)).max().context("no vectors")?;
+    let exit = guest.iter().map(|at| depths.walk(*at, left)).max().context("no vectors")?;
     let served = host + exit.saturating_sub(left.cast_unsigned());
     let woken = depths.of(code.label("freehold_secondary")?);
     let boot = depths.of(code.label("freehold_entry")?);
