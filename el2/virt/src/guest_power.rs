@@ -234,7 +234,9 @@ mod tests {
     #[test]
     fn a_cpu_is_started_once_and_where_the_guest_said() {
         let mut power = Power::new();
-        assert_eq!(power.arrive(vcpu(1)), Arrival::Off, "the host starts nobody");
+        for n in 1..8 {
+            assert_eq!(power.arrive(vcpu(n)), Arrival::Off, "the host starts nobody, and {n} neither");
+        }
         assert_eq!(call(&mut power, ON64, [1, 0x8000_0000_1000, 7]), Some(Answer::Start(vcpu(1))));
         assert_eq!(call(&mut power, ON64, [1, 0x2000, 8]), refused(code::ON_PENDING));
         assert_eq!(power.arrive(vcpu(1)), Arrival::Starts(Entry { pc: 0x8000_0000_1000, context: 7 }));

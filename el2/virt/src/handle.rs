@@ -209,5 +209,8 @@ mod tests {
         for word in [8, 9, 256, 1 << 32, u64::MAX] {
             assert_eq!(VcpuIndex::decode(word), Err(Refused::WrongVcpu));
         }
+        for word in 0..8 {
+            assert_eq!(VcpuIndex::decode(word).map(VcpuIndex::bit), Ok(1 << word), "each has a bit of its own");
+        }
     }
 }

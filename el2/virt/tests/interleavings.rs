@@ -204,6 +204,31 @@ fn control_weak_words_reuse_a_slot_too_early() {
     freed_and_reused::<true>();
 }
 
+/// Whoever ends a VM right behind a run of it may have its slot's next VM before that run is out of the call.
+#[test]
+fn a_run_that_ends_leaves_nothing_in_the_slots_next_vm() {
+    let mut every = loom::model::Builder::new();
+    // Of a CPU that looks away for so often; the words that a slot's end clears are many.
+    every.preemption_bound = Some(2);
+    every.check(|| {
+        let (cells, handle) = machine::<false>();
+        let other = {
+            let cells = Arc::clone(&cells);
+            thread::spawn(move || Vms::new(&*cells).claim(handle, first(), Purpose::Run).map(drop))
+        };
+        let vms = Vms::new(&*cells);
+        let next = vms.destroy(handle).ok().map(|()| {
+            vms.free(handle).unwrap();
+            vms.reserve().map(Reserved::publish).unwrap()
+        });
+        let ran = other.join().unwrap();
+        match next {
+            Some(next) => assert_eq!(vms.check_vcpu(next, first()), Ok(()), "a vCPU of the VM before, after {ran:?}"),
+            None => assert_eq!(ran, Ok(()), "a VM that could not end was busy"),
+        }
+    });
+}
+
 #[test]
 fn a_slot_is_freed_once_and_its_old_handle_names_nothing() {
     loom::model(|| {

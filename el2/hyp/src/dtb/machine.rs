@@ -380,6 +380,29 @@ mod tests {
     }
 
     #[test]
+    fn each_range_counts_of_what_names_several() {
+        let two = |from: [u32; 2]| [0, from[0], 0, 0x1000, 0, from[1], 0, 0x2000];
+        let of = |path, from| read(board().with_cells(path, "reg", &two(from))).unwrap();
+        let kept = of("reserved-memory/secure@50000000", [0x5000_0000, 0x6000_0000]);
+        let no_map: Vec<&Span> = kept.no_map().collect();
+        assert_eq!(no_map, [&(0x5000_0000..0x5000_1000), &(0x6000_0000..0x6000_2000)]);
+        let hidden = of("fw-cfg@9020000", [0x902_0000, 0x904_0000]).hidden;
+        assert_eq!(hidden[..2], [0x902_0000..0x902_1000, 0x904_0000..0x904_2000]);
+        let banks = of("memory@40000000", [0x4000_0000, 0x8000_0000]).banks;
+        assert_eq!(banks.as_slice(), [0x4000_0000..0x4000_1000, 0x8000_0000..0x8000_2000]);
+    }
+
+    #[test]
+    fn what_the_header_reserves_is_reserved() {
+        let machine =
+            read(board().with_reservation(0x4300_0000, 0x3000).with_reservation(0x4500_0000, 0x1000)).unwrap();
+        let spans: Vec<&Span> = machine.reserved.iter().map(|reserved| &reserved.span).collect();
+        let [one, other, secure] = [0x4300_0000..0x4300_3000, 0x4500_0000..0x4500_1000, 0x5000_0000..0x5010_0000];
+        assert_eq!(spans, [&one, &other, &secure]);
+        assert_eq!(machine.no_map().count(), 1, "the host may map the others");
+    }
+
+    #[test]
     fn hidden_devices_that_touch_are_one_run() {
         for at in [0x902_1000, 0x901_f000] {
             let tree =

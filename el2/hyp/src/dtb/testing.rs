@@ -5,6 +5,8 @@
 #[derive(Clone, Default)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
+    /// What the header reserves: start and size.
+    reserved: Vec<[u64; 2]>,
 }
 
 #[derive(Clone)]
@@ -43,6 +45,11 @@ impl Node {
 impl Tree {
     pub(crate) fn without(mut self, name: &str) -> Self {
         self.nodes.retain(|node| node.name != name);
+        self
+    }
+
+    pub(crate) fn with_reservation(mut self, start: u64, size: u64) -> Self {
+        self.reserved.push([start, size]);
         self
     }
 
@@ -133,12 +140,14 @@ impl Tree {
         };
         write(&root, &mut structure, &mut strings);
         structure.extend(9u32.to_be_bytes());
-        let structure_at = 40 + 16;
+        let reserved = self.reserved.iter().chain(&[[0; 2]]).flatten();
+        let reserved: Vec<u8> = reserved.flat_map(|word| word.to_be_bytes()).collect();
+        let structure_at = 40 + reserved.len();
         let strings_at = structure_at + structure.len();
         let total = strings_at + strings.len();
         let header = [0xd00d_feed, total, structure_at, strings_at, 40, 17, 16, 0, strings.len(), structure.len()];
         let header = header.iter().flat_map(|word| (*word as u32).to_be_bytes());
-        header.chain([0; 16]).chain(structure).chain(strings).collect()
+        header.chain(reserved).chain(structure).chain(strings).collect()
     }
 }
 
@@ -177,6 +186,7 @@ pub(crate) fn board() -> Tree {
     let reserved = Node::new("reserved-memory").cells("#address-cells", &[2]).cells("#size-cells", &[2]);
     let secret = Node::new("secure@50000000").wide("reg", &[0x5000_0000, 0x10_0000]).cells("no-map", &[]);
     Tree {
+        reserved: Vec::new(),
         nodes: vec![
             memory(0x4000_0000, 0x8000_0000),
             Node::new("psci").text("compatible", "arm,psci-1.0\0arm,psci-0.2").text("method", "smc"),

@@ -258,6 +258,23 @@ fn a_long_call_stops_for_an_interrupt_and_goes_on() {
     assert_eq!(rig.return_pool(0, POOL, 16), Ok((16, true)));
 }
 
+/// What is left of it holds tables and registers, which nobody has zeroed yet.
+#[test]
+fn a_pool_that_comes_back_in_parts_stays_out_of_reach_until_its_turn() {
+    let mut rig = Rig::new();
+    rig.with_vm(0, Kind::Protected, POOL, 80);
+    rig.die(0);
+    assert_eq!(rig.return_pool_with(0, POOL, 80, &mut || true), Ok((32, false)));
+    let vm = VmSlot::new(0).unwrap();
+    assert_eq!(
+        [31, 32, 79].map(|at| view(&rig, POOL + at)),
+        [HostView::Mapped, HostView::Pool(vm), HostView::Pool(vm)]
+    );
+    assert_eq!((rig.m.content(pfn(POOL + 31)), rig.m.content(pfn(POOL + 32))), (0, HOST_DATA));
+    assert_eq!(rig.return_pool_with(0, POOL + 32, 48, &mut || true), Ok((32, false)));
+    assert_eq!(rig.return_pool(0, POOL + 64, 16), Ok((16, true)));
+}
+
 #[test]
 fn where_contents_stay_it_stops_sooner() {
     let mut rig = Rig::new();

@@ -266,10 +266,20 @@ impl Rig {
     }
 
     pub(crate) fn return_pool(&mut self, slot: usize, from: u64, count: u64) -> Result<(u64, bool), Refused> {
+        self.return_pool_with(slot, from, count, &mut || false)
+    }
+
+    pub(crate) fn return_pool_with(
+        &mut self,
+        slot: usize,
+        from: u64,
+        count: u64,
+        pause: &mut impl FnMut() -> bool,
+    ) -> Result<(u64, bool), Refused> {
         let before = self.picture();
         let done = PfnRun::decode(from, count).and_then(|run| {
             let checked = el2_return_host::check(&mut self.host, &mut self.guests[slot], Claim::new(run))?;
-            let returned = checked.commit(&mut self.m, &mut || false);
+            let returned = checked.commit(&mut self.m, pause);
             Ok((returned.done, returned.freed))
         });
         self.judge(before, done)

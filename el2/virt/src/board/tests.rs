@@ -458,3 +458,15 @@ fn a_turn_that_did_not_come_about_is_nobodys() {
     assert!(board.begin_turn(0, vcpu), "an interrupt alone may have taken the sibling off");
     assert!(board.begin_turn(MAX_CPUS, vcpu), "a CPU that nothing is kept of");
 }
+
+#[test]
+fn each_cpu_has_turns_of_its_own() {
+    let mut board = Board::new();
+    let [sibling, vcpu] = [vcpu(1), vcpu(0)];
+    (0..MAX_CPUS).for_each(|cpu| board.keep_turn(cpu, sibling));
+    for cpu in 0..MAX_CPUS {
+        assert!(board.begin_turn(cpu, vcpu), "CPU {cpu} has the sibling's translations");
+        board.keep_turn(cpu, vcpu);
+    }
+    assert!((0..MAX_CPUS).all(|cpu| !board.begin_turn(cpu, vcpu)));
+}

@@ -5,6 +5,8 @@ use super::*;
 use crate::convert::{to_private, Mode, Nobody, Stopped};
 use crate::drain::Aim;
 use crate::end::{doom, reclaim_pages};
+use crate::exit::Request;
+use crate::guest::share;
 
 /// A file of the host's whose frames are contiguous.
 fn contiguous(world: &Rc<World>, pages: u64) -> Model {
@@ -143,6 +145,40 @@ fn contiguous_frames_come_back_in_runs_of_the_slots_own_pages() {
     assert_eq!((file.state(99), file.state(100), file.state(699)), (Page::Given, Page::Host, Page::Host));
     assert_eq!(file.state(700), Page::Given, "no page behind the span");
     file.check();
+}
+
+/// A run of frames is taken back at once, whatever the guest had done with each.
+#[test]
+fn what_was_lent_is_unmapped_wherever_it_stands_in_its_run() {
+    for lent in 0..4 {
+        let world = world();
+        let file = contiguous(&world, 4);
+        assert_eq!(convert(&file, span(0, 4), Mode::Now, &Sleeper::default()), Ok(true));
+        let below = el2(&world);
+        let pages = span(lent, 4 - lent);
+        *world.request.borrow_mut() = Some((BASE + lent, pages.count(), Request::Share));
+        assert_eq!(share(&file, pages, |n| below.guest_accept(VM, 0, n)), Ok(pages.count()));
+        pages.pages().for_each(|page| assert_eq!(file.store(page), HostFault::Map));
+        doom(&below, VM).unwrap();
+        world.functions.take();
+        assert_eq!(reclaim_pages(&file, span(0, 4), Initial::Host, &below, VM, &Sleeper::default()).lost, 0);
+        assert_eq!(world.functions.take(), [hvc::VM_RECLAIM], "one run");
+        file.check();
+    }
+}
+
+#[test]
+fn of_a_run_that_comes_back_in_part_the_rest_is_lost() {
+    let world = world();
+    let file = contiguous(&world, 6);
+    assert_eq!(convert(&file, span(0, 6), Mode::Now, &Sleeper::default()), Ok(true));
+    let below = el2(&world);
+    let first = file.frame(0).unwrap();
+    world.stuck.borrow_mut().insert(first + 2);
+    doom(&below, VM).unwrap();
+    assert_eq!(reclaim_pages(&file, span(0, 6), Initial::Host, &below, VM, &Sleeper::default()).lost, 4);
+    assert!((0..6).all(|page| file.state(page) == if page < 2 { Page::Host } else { Page::Lost }));
+    assert!(world.frames.borrow().keys().copied().eq(first + 2..first + 6), "what el2 did not return is not freed");
 }
 
 /// An `el2` that says the same to everything.

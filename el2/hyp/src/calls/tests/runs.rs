@@ -438,6 +438,30 @@ fn power_goes_off_over_scrubbed_memory() {
     assert_eq!(rig.vms().count(), 0);
 }
 
+/// Two protected VMs, and an ordinary one in the slot between them.
+#[test]
+fn power_goes_off_over_every_vm_and_keeps_no_pool_but_that_of_an_ordinary_one() {
+    let rig = &Rig::new();
+    let first = rig.vm(RAM);
+    let ordinary = rig.yes(VM_CREATE, &[0, 40, RAM + 16, 16]);
+    rig.yes(VM_RANGE, &[ordinary, GUEST_RAM, 2]);
+    rig.yes(MEM_SHARE, &[ordinary, MEMORY + 8, GUEST_RAM, 2, SHARE_WRITE]);
+    let last = rig.vm(RAM + 32);
+    for (vm, frame) in [(first, MEMORY), (last, MEMORY + 1)] {
+        rig.yes(MEM_DONATE, &[vm, frame, GUEST_RAM, 1, 0]);
+        assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
+    }
+    let theirs = [MEMORY, MEMORY + 1, RAM + 15, RAM + 47];
+    theirs.iter().for_each(|frame| rig.memory.write(*frame, 1, SECRET));
+    assert!(calls::quiesce(rig));
+    assert_eq!(theirs.map(|frame| rig.memory.read(frame, 1)), [0; 4]);
+    for vm in [first, last] {
+        assert_eq!(rig.no(VCPU_RUN, &[vm, 0, 0]), WRONG_STATE);
+    }
+    calls::reopen(rig);
+    assert_eq!(rig.yes(MEM_UNSHARE, &[ordinary, GUEST_RAM, 2]), 2, "by tables that nobody has zeroed");
+}
+
 #[test]
 fn power_stays_on_while_a_vcpu_runs() {
     let rig = &Rig::new();
