@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Two CPUs in calls at the same time, cut at every lock, lock-free word and guest entry.
+//! Two CPUs in calls at the same time, cut at every lock, before each operation on the lock-free words, and at each guest
+//! entry. What such an operation does with its words, one after the other, is loom's (`el2/virt/tests`).
 //!
 //! In each state of a small world, each pair of calls of which one could be done is made by two CPUs at once. All ways
 //! to cut them once are tried, and all ways to cut them twice where both could be done; in larger worlds, the pairs of

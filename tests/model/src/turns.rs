@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which of two CPUs goes on where a call may be cut: at its locks, its lock-free words, and around its guest.
+//! Which of two CPUs goes on where a call may be cut: at its locks, before its operations on lock-free words, and around its
+//! guest.
 //!
 //! Two threads stand for two CPUs, and only one of them moves at a time: a plan says at which points the other gets its
 //! turn. So an interleaving is a list of numbers, and the same list gives the same run again. A thread without a plan
