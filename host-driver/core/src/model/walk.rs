@@ -32,6 +32,8 @@ fn life(seed: u64) -> u64 {
     let mut done = 0;
     world.pool_free.set(dice.roll(8));
     world.burst.set(1 + dice.roll(40));
+    // What a VM has is given and taken back in runs of frames, then.
+    world.adjacent.set(dice.roll(2) == 0);
     for _ in 0..200 {
         let thread = Sleeper::default();
         thread.signal_at.set(Some(1 + dice.roll(4) as u32));

@@ -19,6 +19,8 @@ pub(super) struct Frame {
 pub(super) struct World {
     pub(super) frames: RefCell<BTreeMap<u64, Frame>>,
     pub(super) next_pfn: Cell<u64>,
+    /// Allocations follow each other without a hole, as a kernel's often do.
+    pub(super) adjacent: Cell<bool>,
     /// Guest frame behind each frame of the VM, and whether it is shared.
     pub(super) owned: RefCell<BTreeMap<u64, (u64, bool)>>,
     /// Guest frame behind each frame of the host's that an ordinary VM borrows.
@@ -70,8 +72,8 @@ impl World {
 
     pub(super) fn take_frames(&self, count: u64) -> u64 {
         let first = self.next_pfn.get();
-        // A hole between any two runs, so that only one allocation is contiguous.
-        self.next_pfn.set(first + count + 1);
+        // Else a hole between any two runs, so that only one allocation is contiguous.
+        self.next_pfn.set(first + count + u64::from(!self.adjacent.get()));
         for pfn in first..first + count {
             self.frames.borrow_mut().insert(pfn, Frame::default());
         }
