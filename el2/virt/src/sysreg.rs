@@ -296,6 +296,74 @@ mod tests {
     }
 
     #[test]
+    fn every_field_that_is_shown_is_written_here_again() {
+        /// Places of fields of four bits, and the most that is shown of each; all else is hidden.
+        type Shown = &'static [(u32, u64)];
+        let raw = everything();
+        let ids = IdView::new(&raw, 40);
+        let fields: [(u8, u8, Shown); 8] = [
+            // EL0, EL1, FP, AdvSIMD, DIT, CSV2, CSV3.
+            (4, 0, &[(0, 1), (1, 1), (4, 1), (5, 1), (12, 1), (14, 1), (15, 1)]),
+            // BT, SSBS.
+            (4, 1, &[(0, 1), (1, 2)]),
+            // AES, SHA1, SHA2, CRC32, Atomic, RDM, SHA3, SM3, SM4, DP, FHM, TS, TLB, RNDR.
+            (
+                6,
+                0,
+                &[
+                    (1, 2),
+                    (2, 1),
+                    (3, 2),
+                    (4, 1),
+                    (5, 3),
+                    (7, 1),
+                    (8, 1),
+                    (9, 1),
+                    (10, 1),
+                    (11, 1),
+                    (12, 1),
+                    (13, 2),
+                    (14, 2),
+                    (15, 1),
+                ],
+            ),
+            // DPB, APA, API, JSCVT, FCMA, LRCPC, GPA, GPI, FRINTTS, SB, SPECRES, BF16, DGH, I8MM.
+            (
+                6,
+                1,
+                &[
+                    (0, 2),
+                    (1, 5),
+                    (2, 5),
+                    (3, 1),
+                    (4, 1),
+                    (5, 2),
+                    (6, 1),
+                    (7, 1),
+                    (8, 1),
+                    (9, 1),
+                    (10, 1),
+                    (11, 1),
+                    (12, 1),
+                    (13, 1),
+                ],
+            ),
+            // GPA3, APA3, BC, PAC_frac, CLRBHB.
+            (6, 2, &[(2, 1), (3, 5), (5, 1), (6, 1), (7, 1)]),
+            // PARange of 40 bits, ASIDBits, BigEnd, SNSMem, BigEndEL0, ExS.
+            (7, 0, &[(0, 2), (1, 2), (2, 1), (3, 1), (4, 1), (11, 1)]),
+            // HAFDBS, HPDS, PAN, SpecSEI, ETS, nTLBPA, ECBHB.
+            (7, 1, &[(0, 2), (3, 2), (5, 3), (6, 1), (9, 2), (12, 1), (15, 1)]),
+            // CnP, UAO, LSM, IESB, ST, AT, TTL, BBM, E0PD.
+            (7, 2, &[(0, 1), (1, 1), (2, 1), (3, 1), (7, 1), (8, 1), (12, 1), (13, 2), (15, 1)]),
+        ];
+        for (crm, op2, shown) in fields {
+            let all = shown.iter().fold(0, |all, (place, most)| all | most << (4 * place));
+            assert_eq!(ids.id(crm, op2), all, "{crm} {op2}: {:#x}", ids.id(crm, op2) ^ all);
+        }
+    }
+
+    #[test]
     fn a_listed_feature_that_hardware_has_is_shown() {
         // Every field says 1, the least that is "there" for each of these.
         let one = 0x1111_1111_1111_1111;

@@ -90,7 +90,7 @@ fn a_verifier_that_knows_image_and_parameters_comes_to_the_same() {
 #[cfg_attr(miri, ignore = "hashes 20,000 blocks, by code that the other tests hash with")]
 fn whatever_the_guest_starts_from_changes_the_measurement() {
     type Change = fn(&mut Case);
-    let changes: [(&str, Change); 25] = [
+    let changes: [(&str, Change); 26] = [
         ("first byte of a page", |case| case.pages[0].1[0] ^= 1),
         ("last byte of a page", |case| case.pages[2].1[4095] ^= 0x80),
         ("address of a page", |case| case.pages[1].0 += 4096),
@@ -102,6 +102,7 @@ fn whatever_the_guest_starts_from_changes_the_measurement() {
         ("address size", |case| case.start.ipa_bits = 39),
         ("a vCPU more", |case| case.start.vcpus = 0b111),
         ("another vCPU", |case| case.start.vcpus = 0b101),
+        ("the last vCPU", |case| case.start.vcpus = 0b1000_0011),
         ("program counter", |case| case.start.registers[0] += 4),
         ("PSTATE", |case| case.start.registers[1] ^= 1),
         ("x0", |case| case.start.registers[2] ^= 1),
