@@ -71,12 +71,13 @@ fn a_guest_that_guards_nothing_is_barred_from_nothing_and_ram_is_never_barred() 
 
 #[test]
 fn what_is_open_is_what_was_opened_and_not_shut_since() {
+    const STEPS: u32 = if cfg!(miri) { 300 } else { 10_000 };
     let mut rig = Rig::new();
     let guest = running(&mut rig);
     guest.guard();
     let (mut set, mut refused) = (BTreeSet::new(), 0);
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    for step in 0..10_000 {
+    for step in 0..STEPS {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -108,5 +109,5 @@ fn what_is_open_is_what_was_opened_and_not_shut_since() {
             set.extend((0..MAX_DEVICES as u64).map(|n| AT + 4 * n));
         }
     }
-    assert!(refused > 20, "{refused}");
+    assert!(cfg!(miri) || refused > 20, "{refused}");
 }

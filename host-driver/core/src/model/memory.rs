@@ -107,8 +107,8 @@ fn memory_that_runs_out_at_any_step_leaves_a_state_that_is_documented() {
     const PAGES: u64 = 300;
     let mut failed = 0;
     for aim in [Aim::Convert, Aim::Populate, Aim::Reserve, Aim::Touch] {
-        // Each of the first, and some of those that are alike.
-        for fails_at in (0..8).chain((8..PAGES + 20).step_by(17)) {
+        // Each of the first, and some of those that are alike: under an interpreter fewer.
+        for fails_at in (0..8).chain((8..PAGES + 20).step_by(if cfg!(miri) { 101 } else { 17 })) {
             let world = world();
             world.pool_free.set(0);
             let initial = if aim == Aim::Convert { Page::Host } else { Page::Vacant };
@@ -151,5 +151,5 @@ fn memory_that_runs_out_at_any_step_leaves_a_state_that_is_documented() {
             }
         }
     }
-    assert!(failed > 40, "only {failed} allocations failed");
+    assert!(failed > if cfg!(miri) { 20 } else { 40 }, "only {failed} allocations failed");
 }
