@@ -28,3 +28,6 @@ pub fn serve([x0, x1, x2, x3]: [u64; 4], vm: &mut Guest) -> Option<i64> {
     };
     Some(if done { guest::OK } else { guest::INVALID_PARAMETER })
 }
+
+#[cfg(test)]
+mod tests;

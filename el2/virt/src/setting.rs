@@ -85,9 +85,31 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
-    use super::{Setting, Stage2Here};
+    use super::{Controller, Setting, Stage2Here};
     use crate::handle::VcpuIndex;
+    use crate::vgic::Window;
     use freehold_mem::{Pfn, VmSlot};
+
+    #[test]
+    fn a_controller_is_where_the_frames_of_its_cpus_are() {
+        let controller =
+            |frames| Controller { window: Window::new(0x1000, 0x2000, 40).unwrap(), frames, is_clear: true };
+        for (ipa, frames, held) in [
+            (0x100_0000, 1, true),
+            (0x100_ffff, 1, true),
+            (0x101_0000, 1, false),
+            (0xff_ffff, 1, false),
+            (0x201_ffff, 1, true),
+            // As near as frames may be, but of a CPU that is not there.
+            (0x202_0000, 1, false),
+            (0x202_0000, 2, true),
+            (0x1ff_ffff, 8, false),
+            (0, 8, false),
+            (u64::MAX, 8, false),
+        ] {
+            assert_eq!(controller(frames).holds(ipa), held, "{ipa:#x} of {frames}");
+        }
+    }
 
     /// PS and VS of `VTCR_EL2`, and `CnP` of `VTTBR_EL2`, belong to the CPU.
     #[test]

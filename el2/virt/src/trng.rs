@@ -74,6 +74,11 @@ mod tests {
     }
 
     #[test]
+    fn errors_are_the_standards() {
+        assert_eq!([NOT_SUPPORTED, INVALID_PARAMETERS, NO_ENTROPY].map(u64::cast_signed), [-1, -2, -3]);
+    }
+
+    #[test]
     fn without_a_source_nothing_is_there() {
         for id in [VERSION, FEATURES, UUID, RND32, RND64] {
             assert_eq!(serve(id, 1, NO_SOURCE), Some([NOT_SUPPORTED, 0, 0, 0]), "{id:#x}");

@@ -143,6 +143,8 @@ mod tests {
         assert_eq!(faults.patience(places + 1, true, at(1001)), 0);
         assert!(faults.patience(places, true, at(1001)) > 0, "whoever has one keeps it");
         faults.over(3);
+        assert_eq!(faults.patience(3, true, at(1001)), 0, "it has none any more");
+        assert!(faults.patience(4, true, at(1001)) > 0, "and nobody else lost theirs");
         assert_eq!(waits(&mut faults, places + 1, 1002), 10 * SECOND, "a place that became free");
     }
 

@@ -297,6 +297,19 @@ mod tests {
         states[0]
     }
 
+    #[test]
+    fn a_file_has_pages_or_is_empty() {
+        let said = |book: &mut Book<'_>| (book.len(), book.is_empty());
+        let (mut next, mut report) = (1, Report::default());
+        let (mut notice, mut owner) = (Notice::None, Owner::default());
+        for len in [0, 1, 3] {
+            let mut states = std::vec![Page::Host; len];
+            let (pages, next, report) = (Pages::new(&mut states), &mut next, &mut report);
+            let mut book = Book { pages, next, report, notice: &mut notice, owner: &mut owner };
+            assert_eq!(said(&mut book), (len as u64, len == 0));
+        }
+    }
+
     fn is_private(page: Page) -> bool {
         matches!(page, Page::Held | Page::Vacant | Page::Given)
     }

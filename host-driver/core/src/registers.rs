@@ -381,6 +381,14 @@ mod tests {
         assert_eq!(unique.len(), names.len());
     }
 
+    /// Each is of 64 bits, and KVM counts in words of 32.
+    #[test]
+    fn no_name_begins_inside_a_core_register() {
+        for at in (1..=LAST_SPSR).step_by(2) {
+            assert_eq!(Register::decode(io::KVM_REG_X0 + at, true), Err(Error::NoEntry), "{at}");
+        }
+    }
+
     #[test]
     fn no_other_register_is_named() {
         let bad = [

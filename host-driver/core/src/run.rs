@@ -549,6 +549,18 @@ mod tests {
     }
 
     #[test]
+    fn a_store_where_no_slot_is_rings_whoever_asked_for_it() {
+        let script = aborts(true);
+        script.answers.borrow_mut()[0] = Ok([hvc::EXIT_MEM_FAULT, DOORBELL >> 12, 0, 0]);
+        script.touch.set(Some(Ok(Served::Devices(DOORBELL >> 12))));
+        script.set_register(hvc::REG_EXIT_FAR, 0x5000 | DOORBELL & 0xfff).unwrap();
+        run(&script, &mut Memory::default()).unwrap();
+        let log = script.log();
+        assert!(log.starts_with("Nothing enter(0) touch(13) rung enter(0) Crash"), "{log}");
+        assert_eq!(script.register(hvc::REG_PC), Some(0x1004));
+    }
+
+    #[test]
     fn a_load_where_no_slot_is_gets_the_vmms_answer_before_anything_else() {
         let (script, mut memory) = (aborts(false), Memory::default());
         run(&script, &mut memory).unwrap();

@@ -2,6 +2,8 @@
 //! Where ledger and tables disagree, `el2` stops rather than hand out a frame twice (I1).
 
 use super::rig::{GUEST_RAM, RAM, Rig, gfn, pfn};
+use crate::batch::Batch;
+use crate::guest_space::{Access, Near, Tables};
 use crate::pte::{self, Form};
 use crate::{Attributes, Entry, Kind, State, VmSlot};
 
@@ -107,7 +109,11 @@ fn a_guest_frame_that_maps_another_frame_is_not_unmapped_for_it() {
 fn stops_with(said: State, ask: impl FnOnce(&mut Rig)) -> std::string::String {
     let mut rig = rig();
     lie(&mut rig, FREE, said);
-    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ask(&mut rig)));
+    stops(&mut rig, ask)
+}
+
+fn stops(rig: &mut Rig, ask: impl FnOnce(&mut Rig)) -> std::string::String {
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ask(rig)));
     stopped.err().and_then(|why| why.downcast::<std::string::String>().ok()).map_or_else(Default::default, |why| *why)
 }
 
@@ -130,4 +136,34 @@ fn a_guest_moves_only_what_the_ledger_says_is_its_own_and_there() {
         assert_eq!(stops_with(truth, unshare), "fatal: OneOwner");
     }
     assert_eq!(stops_with(truth, |rig| assert_eq!(rig.share(0, GUEST_RAM, 1), Ok(1))), "");
+}
+
+/// Maps a frame behind every check, after a walk to `first`, which leaves the table at hand.
+fn map_unasked(rig: &mut Rig, first: Option<u64>, at: u64, frame: u64) {
+    let Rig { host, guests, m } = rig;
+    let (vm, body) = (guests[0].vm(), guests[0].body.as_mut().unwrap());
+    let mut near = Near::default();
+    if let Some(first) = first {
+        body.space.leaf(gfn(first), &mut near, m);
+    }
+    let mut tables = Tables { pool: &mut body.pool, ledger: &mut host.ledger, vm };
+    let mut words = [0];
+    let mut batch = Batch::new(&mut words);
+    batch.push(pfn(frame), gfn(at)).unwrap();
+    for granule in batch.granules().iter() {
+        body.space.map(granule, Access::ALL, host.space.how, &mut tables, &mut near, m);
+    }
+}
+
+#[test]
+fn nothing_is_mapped_over_a_page_or_over_what_was_revoked() {
+    // Far from the walk before, and near to it.
+    for first in [None, Some(GUEST_RAM + 7)] {
+        let mut rig = rig();
+        assert_eq!(stops(&mut rig, |rig| map_unasked(rig, first, GUEST_RAM, FREE + 9)), "fatal: OneOwner");
+        rig = self::rig();
+        rig.donate_with(0, FREE + 3, GUEST_RAM + 3, 1, true, &mut || false).unwrap();
+        rig.revoke(0, FREE + 3).unwrap();
+        assert_eq!(stops(&mut rig, |rig| map_unasked(rig, first, GUEST_RAM + 3, FREE + 9)), "fatal: OneOwner");
+    }
 }

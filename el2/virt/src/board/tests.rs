@@ -138,6 +138,19 @@ fn a_vcpu_that_is_off_sleeps_until_it_is_started_again() {
 }
 
 #[test]
+fn a_vcpu_that_the_host_sets_back_is_on_or_off_from_there_and_its_thread_is_one_to_wake() {
+    let mut there = board();
+    there.reset(vcpu(1), true);
+    assert_eq!(there.vgic().unwrap().wake(vcpu(1)), wakes(2));
+    assert_eq!(there.arrive(vcpu(1)), Arrival::Runs, "and no guest has started it");
+    let mut gone = board();
+    gone.reset(vcpu(0), false);
+    assert_eq!(gone.arrive(vcpu(0)), Arrival::Off, "the first one too");
+    let (answer, _) = call(&mut gone, 1, guest::PSCI_CPU_ON_64, [0, 0x4000, 1]);
+    assert_eq!(answer, Some((Next::Resume, wakes(1))));
+}
+
+#[test]
 fn an_identifier_may_carry_the_hint_and_nothing_else() {
     let mut board = board();
     let mut r = Fake::new();
@@ -201,10 +214,35 @@ fn a_kick_reaches_a_vcpu_in_its_guest_and_leaves_a_sleeper_to_the_host() {
     assert_eq!(board.kick(vcpu(1)), Kicks::NONE);
     assert_eq!(board.vgic().unwrap().wake(vcpu(1)), wakes(2), "it is still to be woken");
     let mut lists = enter(&mut board, vcpu(1), 3).unwrap();
+    assert!(!board.is_told(vcpu(1)));
     assert_eq!(board.kick(vcpu(1)), Kicks { cpus: 1 << 3, sleepers: 0 });
+    assert_eq!([0, 1, 2].map(|n| board.is_told(vcpu(n))), [false, true, false], "an interrupt is on its way");
     assert_eq!(board.kick(vcpu(1)), Kicks::NONE, "once");
     assert_eq!(board.leave(vcpu(1), &mut lists), Kicks::NONE);
+    assert!(!board.is_told(vcpu(1)));
     assert_eq!(board.kick(vcpu(1)), Kicks::NONE, "it is out");
+}
+
+/// What is active is in the priorities of whoever is in its guest: it has to look anew.
+#[test]
+fn a_vcpu_in_its_guest_is_told_of_what_becomes_active() {
+    const ISACTIVER: u64 = 0x201_0300 + (1 << 17);
+    let mut board = board();
+    assert_eq!(board.store(ISACTIVER, Width::Word, 1 << 4), Some(Kicks::NONE), "it is out");
+    let _lists = enter(&mut board, vcpu(1), 3).unwrap();
+    assert_eq!(board.store(ISACTIVER, Width::Word, 1 << 5), Some(Kicks { cpus: 1 << 3, sleepers: 0 }));
+}
+
+/// In every bank at once: as many as there are list registers are put there.
+#[test]
+fn what_is_active_everywhere_is_loaded_as_far_as_there_is_room() {
+    let mut board = board();
+    let _ = board.store(0x201_0300, Width::Word, 1 << 5).unwrap();
+    for bank in 1..8 {
+        let _ = board.store(0x100_0300 + 4 * bank, Width::Word, 1 << 8).unwrap();
+    }
+    let mut lists = enter(&mut board, vcpu(0), 0).unwrap();
+    assert_eq!(lists.entries().iter().filter(|entry| **entry >> 62 == 2).count(), 4, "{:x?}", lists.entries());
 }
 
 /// The guest of vCPU 0 has ended SPI 40, whose wire is high.
@@ -443,7 +481,39 @@ fn nothing_but_the_frames_of_the_vcpus_that_there_are_is_met() {
         assert_eq!(board.load(ipa, Width::Word), answer, "{ipa:#x}");
         assert_eq!(board.store(ipa, Width::Word, 1), answer.map(|_| Kicks::NONE), "{ipa:#x}");
     }
+    // ITLinesNumber 7, IDbits 10 less one, No1N.
+    assert_eq!(board.load(0x100_0004, Width::Word), Some((0x0248_0007, Kicks::NONE)), "GICD_TYPER");
     assert_eq!(Board::new().load(0x100_ffe8, Width::Word), None, "there is none before the host says where");
+}
+
+#[test]
+fn what_no_list_register_has_a_part_in_is_answered_inside_the_guest() {
+    const INTO_X5: u64 = 0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 5 << 16 | 7;
+    const OUT_OF_X5: u64 = 0x18 << 26 | 1 << 25 | 3 << 20 | 12 << 10 | 5 << 5 | 11 << 1;
+    const SGI: u64 = 3 << 24 | 1 << 1;
+    let load = |ipa: u64| Trap { esr: INTO_X5, far: ipa, hpfar: ipa >> 12 << 4 };
+    let register = |op2: u64| Trap { esr: OUT_OF_X5 | op2 << 17, far: 0, hpfar: 0 };
+    let ask = |board: &mut Board, trap: Trap| {
+        let mut r = Fake::new();
+        r.x[5] = SGI;
+        let answer = board.answer_at_once(vcpu(0), trap, &mut r);
+        let untouched = {
+            let mut fresh = Fake::new();
+            fresh.x[5] = SGI;
+            fresh
+        };
+        assert_eq!(answer.is_none(), r == untouched, "it is stepped over exactly if it is answered");
+        (answer, r.x[5])
+    };
+    let mut board = asleep();
+    assert_eq!(ask(&mut board, load(0x100_ffe8)), (Some(Kicks::NONE), 0x3b));
+    assert_eq!(ask(&mut board, load(0x100_0204)), (None, SGI), "GICD_ISPENDR");
+    assert_eq!(ask(&mut board, load(0xff_ffe8)), (None, SGI), "no frame");
+    assert_eq!(ask(&mut board, register(1)), (None, SGI), "ICC_DIR_EL1");
+    assert_eq!(ask(&mut board, register(5)), (Some(wakes(2)), SGI), "ICC_SGI1R_EL1");
+    for trap in [load(0x100_ffe8), register(5)] {
+        assert_eq!(ask(&mut Board::new(), trap), (None, SGI), "there is no controller");
+    }
 }
 
 #[test]

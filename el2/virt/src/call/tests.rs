@@ -83,6 +83,10 @@ fn every_flag_says_one_thing_and_no_other() {
         let call = Call::decode(hvc::MEM_DONATE_LIST, [HANDLE, 1, 1, flags, 0]);
         assert!(matches!(call, Ok(Call::MemDonateList { revocable, .. }) if revocable == wanted), "{call:?}");
     }
+    for (id, wanted) in [(hvc::VCPU_SET_REG, Some(7)), (hvc::VCPU_GET_REG, None)] {
+        let call = Call::decode(id, [HANDLE, 0, 3, 7, 0]);
+        assert!(matches!(call, Ok(Call::VcpuReg { value, .. }) if value == wanted), "{call:?}");
+    }
     for (first, second) in [(false, false), (true, false), (false, true), (true, true)] {
         let either = |one, two| if first { one } else { 0 } | if second { two } else { 0 };
         let flags = either(hvc::SHARE_WRITE, hvc::SHARE_EXEC);

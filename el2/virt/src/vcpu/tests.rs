@@ -362,6 +362,36 @@ fn every_register_of_an_ordinary_vm_is_the_hosts_each_by_its_own_number() {
 }
 
 #[test]
+fn a_load_is_answered_at_once_only_if_its_syndrome_describes_it_and_nothing_is_mapped() {
+    const IPA: u64 = 0x12_3456_7ab8;
+    let load = |esr| Trap { esr, far: 0xffff_0000_dead_0ab8, hpfar: IPA >> 12 << 4 }.load();
+    for status in 0..0x40 {
+        let esr = DABT | ISV | 2 << 22 | 9 << 16 | status;
+        let told = load(esr).map(|(ipa, load)| (ipa, load.rt, load.width()));
+        assert_eq!(told, (4..8).contains(&status).then_some((IPA, 9, Width::Word)), "{status:#x}");
+    }
+    let good = syndrome(3, 5);
+    assert!(load(good).is_some() && load(good | SSE).is_some() && load(good & !SF).is_some());
+    assert_eq!(load(good & !ISV), None);
+    assert_eq!(load(good & !DABT | IABT), None, "a fetch");
+    for other in 1..8 {
+        let esr = good | other << 6;
+        assert_eq!(load(esr), None, "a store, a walk, a cache operation: {esr:#x}");
+    }
+}
+
+#[test]
+fn what_goes_on_behind_its_page_has_no_syndrome() {
+    for (sas, bytes) in [(0, 1), (1, 2), (2, 4), (3, 8)] {
+        for offset in 0xff0..0x1000 {
+            let trap = Trap { esr: syndrome(sas, 7), far: 0xffff_0000_dead_0000 | offset, hpfar: 0x8_0000 };
+            let told = (offset + bytes > 0x1000).then_some(Trap { esr: trap.esr & !ISV, ..trap });
+            assert_eq!(trap.across(), told, "{bytes} at {offset:#x}");
+        }
+    }
+}
+
+#[test]
 fn no_exception_panics() {
     let (mut vcpu, mut r) = (Vcpu::new(), Fake::new());
     let mut x = 88_172_645_463_325_252u64;

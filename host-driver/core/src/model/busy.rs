@@ -3,7 +3,7 @@
 //! page stays frozen behind the answer.
 
 use super::*;
-use crate::convert::{cancel, populate, to_private, Given, Giver, Mode, Nobody, Stopped, SHORT_WAITS};
+use crate::convert::{bereave, cancel, populate, to_private, Given, Giver, Mode, Nobody, Stopped, SHORT_WAITS};
 use crate::drain::{Aim, Attempt};
 use crate::notify::{collect, drive, start, Next, Outcome};
 
@@ -154,5 +154,16 @@ fn a_signal_ends_a_populate_that_waits_for_a_busy_vm() {
     assert_eq!(stopped, Err(Stopped { error: Error::Interrupted, page: 4 }));
     assert_eq!(world.frames.borrow().len(), before);
     assert!((4..COUNT).all(|page| file.state(page) == Page::Vacant));
+    file.check();
+}
+
+/// It is the VMM's own, which may have it for the file's next VM: only what guest and vCPUs wait for ends with the VM.
+#[test]
+fn a_populate_outlives_the_vm() {
+    let world = world();
+    let file = Model::new(&world, COUNT as usize, Page::Vacant);
+    let thread = Sleeper::of(vec![Box::new(|| bereave(&file))]);
+    assert_eq!(populate(&file, span(0, 2), &thread, |_| Ok(()), &mut Busy(100)), Ok(()));
+    assert!((0..2).all(|page| file.state(page) == Page::Held));
     file.check();
 }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::convert::{to_private, Mode, Nobody, Stopped};
 use crate::drain::Aim;
-use crate::end::{doom, reclaim_pages};
+use crate::end::{doom, reclaim_pages, reclaim_pool, Pool};
 use crate::exit::Request;
 use crate::guest::share;
 
@@ -122,13 +122,15 @@ fn an_el2_that_never_gets_on_is_believed_for_so_long() {
 
 #[test]
 fn an_el2_that_gets_on_slowly_is_never_too_slow() {
+    // More than one list, also under an interpreter.
+    const PAGES: u64 = if cfg!(miri) { 300 } else { 1500 };
     let world = world();
-    let file = scattered(&world, 1500);
+    let file = scattered(&world, PAGES);
     let (says, kernel, thread) = (Says(Cell::default(), ok(1)), Kernel(world.clone()), Sleeper::default());
     let below = El2(&says);
     let mut give = ToVm { el2: &below, vm: VM, kernel: &kernel, thread: &thread, gfn: BASE };
-    assert_eq!(to_private(&file, span(0, 1500), Aim::Convert, Mode::Wait, &thread, &mut give), Ok(true));
-    assert_eq!(says.0.get(), 1500);
+    assert_eq!(to_private(&file, span(0, PAGES), Aim::Convert, Mode::Wait, &thread, &mut give), Ok(true));
+    assert_eq!(says.0.get(), PAGES);
 }
 
 #[test]
@@ -200,6 +202,19 @@ fn a_vm_that_is_in_use_or_gone_is_not_doomed() {
         assert_eq!(doom(&El2(&Says(Cell::default(), status(code))), VM), Err(error));
     }
     assert_eq!(doom(&El2(&Says(Cell::default(), status(hvc::WRONG_STATE))), VM), Ok(()), "it is dying already");
+}
+
+/// Only that frames of the guest's are to come back first makes it early: whoever asks again then has it.
+#[test]
+fn a_pool_that_el2_refuses_for_any_other_reason_is_lost() {
+    for code in [hvc::STALE_HANDLE, hvc::WRONG_STATE, hvc::GUEST_FRAMES_LEFT] {
+        let world = world();
+        let (kernel, says) = (Kernel(world.clone()), Says(Cell::default(), status(code)));
+        pool::create(&el2(&world), &kernel, true, 40).unwrap();
+        let count = world.kept.borrow()[0].count;
+        let expected = if code == hvc::GUEST_FRAMES_LEFT { Pool::Early } else { Pool::Back(count) };
+        assert_eq!(reclaim_pool(&El2(&says), &kernel, VM, &Sleeper::default()), expected, "{code}");
+    }
 }
 
 #[test]

@@ -170,6 +170,19 @@ fn nothing_of_an_ordinary_vms_file_becomes_private() {
     }
 }
 
+/// What makes nothing private is not refused.
+#[test]
+fn a_reservation_in_an_ordinary_vms_file_is_what_it_is_in_any_other() {
+    let world = world();
+    for (initial, after) in [(Page::Host, Page::Host), (Page::Vacant, Page::Held)] {
+        let file = Model::new(&world, 2, initial);
+        file.owner.set(ORDINARY);
+        assert_eq!(reserve(&file, span(0, 2), &Sleeper::default()), Ok(()));
+        assert!((0..2).all(|page| file.state(page) == after), "{initial:?}");
+        file.check();
+    }
+}
+
 /// The file becomes an ordinary VM's between two parts of a conversion that nobody has refused yet.
 #[test]
 fn a_conversion_that_meets_its_files_new_owner_is_undone() {

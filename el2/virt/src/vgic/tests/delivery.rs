@@ -350,6 +350,24 @@ fn the_host_hears_of_the_end_of_a_level_that_it_asked_for() {
     assert_eq!(rig.vgic.take_ended(), None);
 }
 
+/// Each at the same place of its bank.
+#[test]
+fn the_host_hears_of_the_ends_of_two_banks() {
+    let mut rig = Rig::new(1, 4);
+    for n in [40, 72] {
+        rig.bit(0, ENABLE, n);
+        rig.vgic.resample(intid(n), true);
+        rig.wire(n, true);
+    }
+    for _ in 0..2 {
+        let n = rig.acknowledge(0).unwrap();
+        assert_eq!(rig.end(0), Some(n));
+        rig.wire(n, false);
+    }
+    assert_eq!([rig.vgic.take_ended(), rig.vgic.take_ended()], [Some(intid(40)), Some(intid(72))]);
+    assert_eq!(rig.vgic.take_ended(), None);
+}
+
 /// The first and the last interrupt of each bank of SPIs.
 #[test]
 fn the_host_hears_of_the_end_of_every_spi_that_it_asked_for() {
@@ -701,4 +719,24 @@ fn the_frames_lie_where_the_host_said() {
     assert_eq!(overlap.locate(8, 8), Some((Frame::Distributor, 8)));
     assert_eq!(overlap.locate(8 << 17, 8), None, "no ninth vCPU");
     assert_eq!(overlap.locate(8 << 17, usize::MAX), None);
+}
+
+/// The distributor's frame, and two for each of eight CPUs.
+#[test]
+fn near_is_what_any_cpu_may_have_as_a_frame() {
+    let window = Window::new(0x1000, 0x2000, 40).unwrap();
+    for (ipa, near) in [
+        (0xff_ffff, false),
+        (0x100_0000, true),
+        (0x100_ffff, true),
+        (0x101_0000, false),
+        (0x1ff_ffff, false),
+        (0x200_0000, true),
+        (0x20f_ffff, true),
+        (0x210_0000, false),
+        (0, false),
+        (u64::MAX, false),
+    ] {
+        assert_eq!(window.is_near(ipa), near, "{ipa:#x}");
+    }
 }
