@@ -88,8 +88,7 @@ impl Reader {
             let ends = over.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout);
             let written = written(&mut self.monitor, &self.file, self.place)?;
             if ends || written - self.taken > self.place.records / 8 {
-                let stretch = self.stretch()?;
-                let left = self.judge(&stretch);
+                let left = self.stretch()?;
                 anyhow::ensure!(!ends || left == 0, "the last {left} records of the trace are not whole");
             }
             if ends {
@@ -98,33 +97,34 @@ impl Reader {
         }
     }
 
-    /// All records that were not read yet.
-    fn stretch(&mut self) -> Result<Vec<u8>> {
-        let (file, place, taken) = (&self.file, self.place, self.taken);
-        self.monitor.while_stopped(|monitor| {
-            let written = written(monitor, file, place)?;
+    /// Hands all records that were not read yet to the checker; how many are left from the first on that is not whole. The
+    /// machine stands meanwhile: four CPUs write faster than one judges.
+    fn stretch(&mut self) -> Result<usize> {
+        let Self { monitor, file, place, taken, checker } = self;
+        monitor.while_stopped(|monitor| {
+            let written = written(monitor, file, *place)?;
             let mut stretch = Vec::new();
-            for (first, count) in pieces(taken, written, place.records)? {
+            for (first, count) in pieces(*taken, written, place.records)? {
                 stretch.extend(memory(monitor, file, place.at + first * RECORD, count * RECORD)?);
             }
-            Ok(stretch)
+            Ok(judge(&stretch, taken, checker))
         })
     }
+}
 
-    /// Hands a stretch to the checker, up to the first record that is not whole; how many are left from there on.
-    fn judge(&mut self, stretch: &[u8]) -> usize {
-        let (records, _) = stretch.as_chunks::<BYTES>();
-        for (done, record) in records.iter().enumerate() {
-            let words = words(record);
-            // Somebody has taken the number and not written the record yet: an older one stands there, or none.
-            if words[0] >> 24 <= self.taken {
-                return records.len() - done;
-            }
-            self.taken += 1;
-            self.checker.words(words);
+/// Hands a stretch to the checker, up to the first record that is not whole; how many are left from there on.
+fn judge(stretch: &[u8], taken: &mut u64, checker: &mut Checker) -> usize {
+    let (records, _) = stretch.as_chunks::<BYTES>();
+    for (done, record) in records.iter().enumerate() {
+        let words = words(record);
+        // Somebody has taken the number and not written the record yet: an older one stands there, or none.
+        if words[0] >> 24 <= *taken {
+            return records.len() - done;
         }
-        0
+        *taken += 1;
+        checker.words(words);
     }
+    0
 }
 
 /// A record as it stands in memory.
