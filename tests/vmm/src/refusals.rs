@@ -72,7 +72,8 @@ fn ram_end() -> u64 {
 fn bad_runs(bench: &Bench) -> Vec<(&'static str, u64, u64, i64)> {
     let image = bench.hostile.counter(COUNTER_CARVEOUT_BASE, 0);
     let tables = bench.hostile.counter(COUNTER_CARVEOUT_BASE, 1);
-    let beyond = ram_end().max(tables + bench.hostile.counter(COUNTER_CARVEOUT_FRAMES, 1));
+    let kept = no_map_regions().into_iter().map(|(_, end)| end).max().unwrap_or(0);
+    let beyond = ram_end().max(kept).max(tables + bench.hostile.counter(COUNTER_CARVEOUT_FRAMES, 1));
     let good = bench.memory.first;
     vec![
         ("count 0", good, 0, ZERO_COUNT),
@@ -323,23 +324,32 @@ fn late_vcpus(bench: &Bench) {
     bench.refuse("late: run of vcpu 2, which is not there", VCPU_RUN, &[b, 2, 0], WRONG_VCPU);
 }
 
-/// Memory that the device tree marks no-map; the boot of this suite has some.
+/// First frame and the one behind the last of each part of memory that the device tree marks no-map.
+fn no_map_regions() -> Vec<(u64, u64)> {
+    let nodes = std::fs::read_dir("/proc/device-tree/reserved-memory").into_iter().flatten().flatten();
+    let regions = nodes.filter(|node| node.path().join("no-map").exists()).filter_map(|node| {
+        let reg = std::fs::read(node.path().join("reg")).ok()?;
+        let word = |at: usize| Some(u64::from_be_bytes(reg.get(at..at + 8)?.try_into().ok()?));
+        Some((word(0)? >> 12, (word(0)? + word(8)?) >> 12))
+    });
+    let mut regions: Vec<(u64, u64)> = regions.collect();
+    regions.sort_unstable();
+    regions
+}
+
+/// Memory that the device tree marks no-map; the boot of this suite has 2 MB, and the last frames of RAM.
 fn no_map(bench: &Bench) {
-    let found = std::fs::read_dir("/proc/device-tree/reserved-memory")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|node| node.path().join("no-map").exists())
-        .find_map(|node| std::fs::read(node.path().join("reg")).ok())
-        .and_then(|reg| Some(u64::from_be_bytes(reg.get(..8)?.try_into().ok()?)));
-    let Some(address) = found else {
-        STEP.same("no-map memory in this boot", "some", "none");
+    let regions = no_map_regions();
+    let [(pfn, _), (low, high)] = regions[..] else {
+        STEP.same("no-map memory in this boot", "two regions", format!("{regions:x?}"));
         return;
     };
-    let pfn = address >> 12;
     bench.refuse("donate: no-map", MEM_DONATE, &[bench.a, pfn, GFN + 16, 1, 0], NO_MAP);
     bench.refuse("top-up: no-map", POOL_TOPUP, &[bench.a, pfn, 1], NO_MAP);
     bench.refuse("create: no-map", VM_CREATE, &[VM_PROTECTED, 40, pfn, 8], NO_MAP);
+    bench.refuse("donate: no-map at the end of RAM, first frame", MEM_DONATE, &[bench.a, low, GFN + 16, 1, 0], NO_MAP);
+    let last = high - 1;
+    bench.refuse("donate: no-map at the end of RAM, last frame", MEM_DONATE, &[bench.a, last, GFN + 16, 1, 0], NO_MAP);
 }
 
 fn lists(bench: &Bench) {

@@ -115,7 +115,7 @@ impl Machine {
     /// If the device tree cannot be made.
     pub(crate) fn with_no_map(mut self, qemu: &Path, file: &Path) -> Result<Self> {
         let mut tree = self.device_tree(qemu, file)?;
-        tree.root.children.push(no_map_region());
+        tree.root.children.push(no_map_regions());
         crate::image::write_whole(file, &tree.bytes())?;
         self.extra.extend(["-dtb".to_owned(), file.display().to_string()]);
         Ok(self)
@@ -149,14 +149,18 @@ impl Machine {
     }
 }
 
-/// 2 MiB near the end of 2 GiB of RAM, as firmware would keep them for itself.
-fn no_map_region() -> Node {
+/// What firmware keeps for itself of 2 GiB of RAM: 2 MiB near the end, and three frames at the very end, where `el2` would
+/// have its own tables. Not a part of a frame: Linux itself does not boot with one.
+fn no_map_regions() -> Node {
     let two = 2u32.to_be_bytes();
-    let reg: Vec<u8> = [0xb000_0000u64, 2 << 20].iter().flat_map(|v| v.to_be_bytes()).collect();
-    let mut region = Node { name: "firmware@b0000000".to_owned(), ..Node::default() };
-    region.set("reg", &reg);
-    region.set("no-map", &[]);
-    let mut parent = Node { name: "reserved-memory".to_owned(), children: vec![region], ..Node::default() };
+    let region = |(start, size): (u64, u64)| {
+        let mut region = Node { name: format!("firmware@{start:x}"), ..Node::default() };
+        region.set("reg", &[start, size].map(u64::to_be_bytes).concat());
+        region.set("no-map", &[]);
+        region
+    };
+    let children = [(0xb000_0000, 2 << 20), (0xbfff_d000, 0x3000)].map(region).to_vec();
+    let mut parent = Node { name: "reserved-memory".to_owned(), children, ..Node::default() };
     parent.set("#address-cells", &two);
     parent.set("#size-cells", &two);
     parent.set("ranges", &[]);
