@@ -352,6 +352,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_cut_into_as_many_ranges_as_are_supported_and_no_more() {
+        let holes = |count: u64| (0..count).map(|n| 0x4020_0000 + (n << 22)..0x4040_0000 + (n << 22));
+        let blob = edited(&board(), &holes(31).collect::<Vec<_>>());
+        let reg = property(&blob, &["memory@40000000"], "reg").unwrap();
+        assert_eq!(reg.len(), 32 * 16, "each hole makes one more");
+        assert_eq!(reg[31 * 16..], [0x47c0_0000_u64, 0x7840_0000].map(u64::to_be_bytes).concat());
+        let (blob, mut out) = (board().blob(), vec![0; 1 << 16]);
+        let many = rewrite(&Dtb::parse(&blob).unwrap(), &holes(32).collect::<Vec<_>>(), &mut out);
+        assert!(many.is_err());
+    }
+
+    #[test]
     fn a_number_is_written_in_its_cells_or_not_at_all() {
         let written = |number, cells| {
             let mut value = ArrayVec::<u8, 8>::new();

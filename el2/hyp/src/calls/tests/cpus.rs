@@ -65,6 +65,7 @@ fn the_host_starts_no_vcpu_and_begins_no_vm_by_one_that_is_off() {
     assert_eq!(rig.run(vm, 0)[0], EXIT_IRQ);
     assert_eq!(rig.run_of(vm, 1, 0)[0], EXIT_OFF, "nor when the VM runs");
     assert_eq!(rig.no(VCPU_SET_REG, &[vm, 1, REG_PC, 0x666_0000]), WRONG_STATE);
+    assert_eq!(rig.yes(VCPU_GET_REG, &[vm, 1, REG_PC]), 0x666_0000, "it never ran: what it has is the host's");
     assert_eq!(rig.regimes.lock().unwrap().len(), 1, "one entry, of vCPU 0");
 }
 

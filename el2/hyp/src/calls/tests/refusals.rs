@@ -352,6 +352,9 @@ fn a_run_alone_clears_what_smccc_lets_a_callee_keep() {
         assert_eq!(x[8..18], if id == VCPU_RUN { [0; 10] } else { before[8..18].try_into().unwrap() });
         assert_eq!(x[18], before[18]);
     }
+    let mut version = rig.caller(VERSION, &[]);
+    crate::calls::serve(&rig, &mut version);
+    assert_eq!((version[0], version[2]), (0, 0x100), "0.1.0");
     for wide in [1 << 32, 1 << 63] {
         let mut x = rig.caller(VERSION, &[]);
         x[0] |= wide;
