@@ -106,22 +106,25 @@ fn judge(
     if all.len() != again.len() {
         bail!("cargo-mutants judged {} of {} mutants of {package}", all.len(), again.len());
     }
-    settle(&mut all, &sample)?;
+    let unviable = settle(&mut all, &sample)?;
     all.extend(explained.into_iter().map(|name| Mutant::of(name, Verdict::Missed)));
-    all.extend(named(Outcome::Killed).map(|name| Mutant::of(name, Verdict::Killed)));
+    let killed = named(Outcome::Killed).filter(|name| !unviable.contains(name));
+    all.extend(killed.map(|name| Mutant::of(name, Verdict::Killed)));
+    all.extend(unviable.iter().map(|name| Mutant::of(name, Verdict::Unviable)));
     all.extend(named(Outcome::Unviable).map(|name| Mutant::of(name, Verdict::Unviable)));
     all.iter_mut().for_each(|mutant| mutant.what = without_place(&mutant.what));
     Ok(all)
 }
 
-/// Takes the sample out again: each of it must have been killed here too.
-fn settle(all: &mut Vec<Mutant>, sample: &[&String]) -> Result<()> {
-    let lives = all.iter().find(|m| m.verdict != Verdict::Killed && sample.contains(&&m.what));
-    if let Some(mutant) = lives {
+/// Takes the sample out again: none of it may live here. Those that do not compile here, where no test's names are in
+/// scope, are told: they are no programs.
+fn settle(all: &mut Vec<Mutant>, sample: &[&String]) -> Result<Vec<String>> {
+    let (own, rest): (Vec<Mutant>, Vec<Mutant>) = all.drain(..).partition(|mutant| sample.contains(&&mutant.what));
+    *all = rest;
+    if let Some(mutant) = own.iter().find(|mutant| mutant.verdict == Verdict::Missed) {
         bail!("killed by a switch, but it lives: {}", mutant.what);
     }
-    all.retain(|mutant| !sample.contains(&&mutant.what));
-    Ok(())
+    Ok(own.into_iter().filter(|mutant| mutant.verdict == Verdict::Unviable).map(|mutant| mutant.what).collect())
 }
 
 /// An expression that matches this text alone.
@@ -325,12 +328,11 @@ mod tests {
     fn who_lives_without_a_switch_was_not_killed_by_it() {
         let names = ["a.rs:1:1: x".to_owned(), "a.rs:2:2: y".to_owned()];
         let sample: Vec<&String> = names.iter().collect();
-        let mut all = vec![mutant(&names[0], Verdict::Killed), mutant("a.rs:3:3: z", Verdict::Missed)];
-        settle(&mut all, &sample).unwrap();
-        assert_eq!(all, [mutant("a.rs:3:3: z", Verdict::Missed)], "the sample is no second count");
-        for verdict in [Verdict::Missed, Verdict::Unviable] {
-            assert!(settle(&mut vec![mutant(&names[1], verdict)], &sample).is_err());
-        }
+        let other = mutant("a.rs:3:3: z", Verdict::Missed);
+        let mut all = vec![mutant(&names[0], Verdict::Killed), other.clone(), mutant(&names[1], Verdict::Unviable)];
+        assert_eq!(settle(&mut all, &sample).unwrap(), [names[1].clone()], "no program");
+        assert_eq!(all, [other], "the sample is no second count");
+        assert!(settle(&mut vec![mutant(&names[1], Verdict::Missed)], &sample).is_err());
     }
 
     #[test]
