@@ -71,7 +71,7 @@ fn a_guest_that_guards_nothing_is_barred_from_nothing_and_ram_is_never_barred() 
 
 #[test]
 fn what_is_open_is_what_was_opened_and_not_shut_since() {
-    const STEPS: u32 = if cfg!(miri) { 300 } else { 10_000 };
+    const STEPS: u32 = if cfg!(miri) { 30 } else { 10_000 };
     let mut rig = Rig::new();
     let guest = running(&mut rig);
     guest.guard();
