@@ -419,6 +419,20 @@ fn what_software_made_active_goes_to_whom_it_is_routed_to_and_to_nobody_else() {
 }
 
 #[test]
+fn what_software_makes_active_of_another_vcpus_own_reaches_it_at_once() {
+    let mut rig = Rig::new(2, 4);
+    rig.bit(0, ACTIVATE, 3);
+    let kicks = rig.vgic.write(Frame::Private(vcpu(1)), ACTIVATE, Width::Word, 1 << 4, 2);
+    assert_eq!(kicks, Kicks { cpus: 0b10, sleepers: 0 });
+    rig.give(kicks);
+    let [entry] = rig.cpus[1].lists.entries() else { panic!("one list register") };
+    assert_eq!((number(*entry), *entry & (PENDING | ACTIVE)), (4, ACTIVE));
+    // It is out now, and whoever is out is told of nothing.
+    rig.leave(1);
+    assert_eq!(rig.vgic.write(Frame::Private(vcpu(1)), ACTIVATE, Width::Word, 1 << 5, 2), Kicks::NONE);
+}
+
+#[test]
 fn asking_twice_for_the_end_of_a_level_is_asking_once() {
     let mut rig = Rig::new(1, 4);
     for n in [40, 41] {
