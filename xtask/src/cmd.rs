@@ -47,9 +47,10 @@ pub(crate) fn cargo(root: &Path) -> Command {
     command
 }
 
-/// `command`, ended by force with all that it started if it takes longer than `limit`.
+/// `command`, ended by force with all that it started if it takes longer than `limit`, or if the thread that waits for it
+/// ends: whoever stops this program at the keyboard does not reach it, for it has a process group of its own.
 pub(crate) fn bounded(command: &Command, limit: Duration) -> Command {
-    let mut outer = Command::new("timeout");
+    let mut outer = bound_to_us(Path::new("timeout"), "TERM");
     outer.arg("--kill-after=5").arg(limit.as_secs().to_string()).arg(command.get_program()).args(command.get_args());
     if let Some(dir) = command.get_current_dir() {
         outer.current_dir(dir);
@@ -61,6 +62,18 @@ pub(crate) fn bounded(command: &Command, limit: Duration) -> Command {
         };
     }
     outer
+}
+
+/// A command that gets `signal` from the kernel when the thread that started it ends, even by SIGKILL.
+pub(crate) fn bound_to_us(program: &Path, signal: &str) -> Command {
+    match which("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", signal]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
 }
 
 /// The last `count` lines of `text`.
@@ -81,6 +94,8 @@ fn is_program(file: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -88,6 +103,31 @@ mod tests {
         assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
         assert_eq!(tail("a", 2), "a");
         assert_eq!(tail("", 2), "");
+    }
+
+    #[test]
+    fn nothing_bounded_outlives_whoever_waits_for_it() {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000");
+        let mut sleep = bounded(&sleep, Duration::from_secs(60));
+        let waits = move || {
+            let timeout = sleep.spawn().unwrap();
+            // Only from here on does it know of us, and it of what it is to end.
+            let children = format!("/proc/{0}/task/{0}/children", timeout.id());
+            let mut inner = String::new();
+            while inner.is_empty() {
+                std::thread::sleep(Duration::from_millis(50));
+                inner = std::fs::read_to_string(&children).unwrap();
+            }
+            (timeout, PathBuf::from(format!("/proc/{}", inner.trim())))
+        };
+        let begin = Instant::now();
+        let (mut timeout, inner) = std::thread::spawn(waits).join().unwrap();
+        assert!(!timeout.wait().unwrap().success());
+        while inner.exists() && begin.elapsed() < Duration::from_secs(30) {
+            std::thread::yield_now();
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "{} goes on", inner.display());
     }
 
     #[test]

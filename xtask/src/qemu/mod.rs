@@ -186,7 +186,7 @@ impl Running {
     /// If QEMU cannot be started or the log cannot be written.
     pub(crate) fn start(qemu: &Path, machine: &Machine, log: &Path) -> Result<Self> {
         let qmp = socket_path();
-        let mut command = bound_to_us(qemu);
+        let mut command = cmd::bound_to_us(qemu, "KILL");
         command.args(machine.arguments());
         command.args(["-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con"]);
         for socket in [qmp.clone(), second(&qmp)] {
@@ -216,7 +216,7 @@ impl Running {
     /// # Errors
     /// If QEMU cannot be started or fails.
     pub(crate) fn attached(qemu: &Path, machine: &Machine) -> Result<()> {
-        let mut command = bound_to_us(qemu);
+        let mut command = cmd::bound_to_us(qemu, "KILL");
         let status = command.args(machine.arguments()).args(["-serial", "mon:stdio"]).status()?;
         anyhow::ensure!(status.success(), "QEMU failed ({status})");
         Ok(())
@@ -265,18 +265,6 @@ impl Drop for Running {
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.qmp);
         let _ = std::fs::remove_file(second(&self.qmp));
-    }
-}
-
-/// A command that the kernel kills when this program dies, even by SIGKILL.
-fn bound_to_us(program: &Path) -> Command {
-    match cmd::which("setpriv") {
-        Some(setpriv) => {
-            let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL"]).arg(program);
-            command
-        }
-        None => Command::new(program),
     }
 }
 
