@@ -183,7 +183,7 @@ fn suites() -> Vec<Suite> {
     };
     vec![
         suite("lint", 120, 1, false, lint::works()),
-        suite("unit", 150, 1, false, unit::works()),
+        suite("unit", 150, 2, false, unit::works()),
         suite("miri", 60, 1, false, miri::works()),
         suite("image", 120, 1, false, audit::works()),
         suite("model", 180, 2, false, model::works()),
