@@ -162,6 +162,7 @@ struct DevBootArgs {
 }
 
 fn main() -> ExitCode {
+    a_panic_ends_all();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return bad_arguments(&error),
@@ -174,6 +175,15 @@ fn main() -> ExitCode {
             ExitCode::from(if asked_wrongly { 2 } else { 1 })
         }
     }
+}
+
+/// Nobody waits for some of the threads: one that is gone without a word could pass for one that found nothing.
+fn a_panic_ends_all() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |what| {
+        say(what);
+        std::process::abort();
+    }));
 }
 
 /// Help and version as they are; of an error only the line that says what is wrong.

@@ -183,19 +183,19 @@ fn suites() -> Vec<Suite> {
     };
     vec![
         suite("lint", 120, 1, false, lint::works()),
-        suite("unit", 140, 2, false, unit::works()),
-        suite("miri", 60, 1, false, miri::works()),
+        suite("unit", 105, 2, false, unit::works()),
+        suite("miri", 40, 1, false, miri::works()),
         suite("image", 120, 1, false, audit::works()),
         suite("model", 180, 2, false, model::works()),
-        suite("mutants", 90, 1, false, mutants::works()),
+        suite("mutants", 80, 1, false, mutants::works()),
         suite("fuzz", 180, 2, false, fuzz::works()),
-        suite("boot", 80, 2, true, boot::works()),
-        suite("life", 220, 2, true, life::works()),
-        suite("watch", 150, 2, true, watch::works()),
+        suite("boot", 60, 2, true, boot::works()),
+        suite("life", 195, 2, true, life::works()),
+        suite("watch", 120, 2, true, watch::works()),
         suite("bench", 90, 1, true, bench::works()),
         suite("guest-memfd", 360, 2, true, life::guest_memfd_works()),
         suite("guests", 240, 2, true, guests::works()),
-        suite("kvm", 420, 1, true, kvm::works()),
+        suite("kvm", 360, 1, true, kvm::works()),
     ]
 }
 
