@@ -126,6 +126,7 @@ const USAGE: &str = "usage: freehold-vmm SUBCOMMAND
 ";
 
 fn main() {
+    sys::ignore_ends_of_children();
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|name| name == "run") {
         std::process::exit(run::run(arguments).into());

@@ -288,6 +288,14 @@ pub(crate) fn memfd(bytes: u64) -> Result<RawFd, i32> {
     Ok(fd)
 }
 
+/// No thread is told of a child's end, which is waited for. `fork` blocks every signal of its thread for a moment: a child
+/// that ends within it would have another thread interrupted, and what that waits for made a second time.
+pub(crate) fn ignore_ends_of_children() {
+    let set = vmm_sys_util::signal::create_sigset(&[libc::SIGCHLD]).expect("a signal");
+    // SAFETY: the set is alive during the call.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+}
+
 /// Keeps this thread on one CPU.
 pub(crate) fn pin_to(cpu: usize) {
     allow(0, &[cpu]);

@@ -104,6 +104,8 @@ fn by_address() -> Result<(), String> {
         let waiter = scope.spawn(|| set(&vm, all));
         STEP.same("attributes: waits in the second slot", "pending at 0x1000", until_pending(&files[1]));
         STEP.same("attributes: the first slot is private", "SIGBUS", probe(maps[0].at(bytes(3)), Access::Load));
+        let begun = files[1].pending().map_or_else(errno_name, |state| state.begun.to_string());
+        STEP.same("attributes: it waits in one attempt", "1", begun);
         let deleted = set_slot(&vm, 1, 0, 0, &files[1], 0).map_or_else(errno_name, |()| "0".to_owned());
         STEP.same("attributes: deleting the slot meanwhile", "EBUSY", deleted);
         drop(pipe);
