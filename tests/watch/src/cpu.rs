@@ -118,6 +118,8 @@ pub struct Cpu {
     pub busy: bool,
     /// How many calls that name the VM of its call had ended when it came, and how many of those that claim a vCPU.
     pub ended: [u64; 2],
+    /// How many calls that make a VM had ended when it came.
+    pub created: u64,
     /// A frame that was zeroed and is not zero.
     pub left: Option<u64>,
     /// What was read of a frame last.
@@ -139,7 +141,7 @@ impl Cpu {
             listed: 0,
             looks: (0, false),
             closing: false,
-            came: Came { slot: None, version: 0, outcome: None },
+            came: Came { slot: None, counts: None, version: 0, outcome: None },
             verdict: None,
             arrived: None,
             stopped: None,
@@ -147,6 +149,7 @@ impl Cpu {
             found: ([0; 4], Found::NONE),
             busy: false,
             ended: [0; 2],
+            created: 0,
             left: None,
             read: [0; WORDS],
         }
@@ -164,7 +167,7 @@ impl Cpu {
     pub fn begin(&mut self, trap: Trap, step: u64) {
         (self.trap, self.step, self.count, self.listed) = (trap, step, 0, 0);
         (self.looks, self.closing) = ((0, false), false);
-        (self.came, self.verdict, self.ended) = (Came::default(), None, [0; 2]);
+        (self.came, self.verdict, self.ended, self.created) = (Came::default(), None, [0; 2], 0);
         (self.arrived, self.stopped, self.waits, self.busy) = (None, None, None, false);
         match trap {
             Trap::Other => {}

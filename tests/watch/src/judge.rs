@@ -11,7 +11,7 @@ use core::fmt;
 use freehold_el2::calls::MAX_CPUS;
 use freehold_oracle::{Call, Done, Env, Life, Op, Outcome, Pending, Stray, Who, apply, decide};
 use freehold_uapi::hvc;
-use freehold_virt::handle::MAX_VMS;
+use freehold_virt::handle::{Handle, MAX_VMS};
 
 use crate::cpu::{Books, Cpu, Verdict};
 use crate::given::Found;
@@ -121,6 +121,18 @@ pub fn slot_of(vms: &Vms, id: u32, x: [u64; 5]) -> Option<u8> {
         Who::Slot(slot) => Some(slot),
         Who::Ended | Who::Never => None,
     }
+}
+
+/// The slot whose next VM a call names: there is none yet, as the records have it.
+#[must_use]
+pub fn next_of(vms: &Vms, id: u32, x: [u64; 5]) -> Option<u8> {
+    if matches!(id, hvc::VERSION | hvc::COUNTER | hvc::VM_CREATE) {
+        return None;
+    }
+    let handle = Handle::decode(x[0]).ok()?;
+    let slot = handle.slot().raw();
+    let records = vms.slot(slot)?;
+    (records.vm.life == Life::Free && handle.generation().get() == records.generation).then_some(slot)
 }
 
 /// Whether a call claims a vCPU, if only for a moment.
@@ -312,18 +324,19 @@ fn books(vms: &Vms, slot: u8, now: &Books) -> Result<(), Difference> {
 pub struct Came {
     /// The slot that its call names.
     pub slot: Option<u8>,
+    /// That, or the one whose next VM it names.
+    pub counts: Option<u8>,
     /// Version of the slot's records.
     pub version: u64,
     /// What might come of it.
     pub outcome: Option<Outcome>,
 }
 
-/// The CPU comes with a call.
+/// The CPU comes with a call, which names this slot's VM, or its next one.
 #[must_use]
-pub fn comes(vms: &Vms, id: u32, x: [u64; 5]) -> Came {
-    let slot = slot_of(vms, id, x);
+pub fn comes(vms: &Vms, id: u32, x: [u64; 5], slot: Option<u8>, counts: Option<u8>) -> Came {
     let version = slot.and_then(|slot| vms.slot(slot)).map_or(0, |slot| slot.version);
-    Came { slot, version, outcome: Some(unlocked(vms, id, x)) }
+    Came { slot, counts, version, outcome: Some(unlocked(vms, id, x)) }
 }
 
 /// What the records say of a call without a look at any page.
@@ -346,6 +359,8 @@ pub struct Others {
     pub called: bool,
     /// One had a claim on a vCPU of it.
     pub claimed: bool,
+    /// One made a VM.
+    pub created: bool,
 }
 
 /// The CPU leaves with this in x0–x4. Says whether the answer could be judged.
@@ -374,7 +389,7 @@ pub fn answer(cpu: &Cpu, vms: &Vms, id: u32, x: [u64; 5], others: Others) -> Res
     let before = cpu.came.outcome.unwrap_or(Outcome::refused(freehold_oracle::Statuses::NONE));
     let after = unlocked(vms, id, arguments);
     if id == hvc::VCPU_RUN && status == hvc::SUCCESS {
-        turn::exit(cpu, cpu.came.slot.and_then(|slot| vms.slot(slot)).is_some_and(|slot| slot.vm.gic), results)?;
+        turn::exit(cpu, cpu.came.counts.and_then(|slot| vms.slot(slot)).is_some_and(|slot| slot.vm.gic), results)?;
         // Whether it may be run at all.
         let may = before.done.is_some() || after.done.is_some();
         return if may || others.called { Ok(may) } else { Err(Difference::Answer { x, outcome: after }) };
@@ -395,7 +410,9 @@ pub fn answer(cpu: &Cpu, vms: &Vms, id: u32, x: [u64; 5], others: Others) -> Res
         return Ok(false);
     }
     let changed = slot_of(vms, id, arguments) != cpu.came.slot || version != cpu.came.version;
-    if (changed || others.called) && is_documented(id, status) {
+    // A VM can be named a moment before its records say so.
+    let born = others.created && cpu.came.slot.is_none() && cpu.came.counts.is_some();
+    if (changed || born || others.called) && is_documented(id, status) {
         return Ok(false);
     }
     Err(Difference::Answer { x, outcome: after })

@@ -63,6 +63,8 @@ pub struct Watcher<G, const RECORDS: usize> {
     vms: Vms,
     /// Per slot: calls that name its VM, begun and ended; and those of them that claim a vCPU.
     calls: [[AtomicU64; 4]; MAX_VMS],
+    /// Calls that make a VM, begun and ended.
+    creations: [AtomicU64; 2],
     steps: AtomicU64,
     /// Answers that could not be judged, because what they are of changed meanwhile.
     open: AtomicU64,
@@ -83,6 +85,7 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
             tables: SpinMutex::new(Walker::new()),
             vms: Vms::new(),
             calls: [const { [const { AtomicU64::new(0) }; 4] }; MAX_VMS],
+            creations: [const { AtomicU64::new(0) }; 2],
             steps: AtomicU64::new(0),
             open: AtomicU64::new(0),
             host_root: AtomicU64::new(0),
@@ -122,13 +125,17 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
                 return;
             }
             let slot = judge::slot_of(&self.vms, id, x);
-            cpu.ended = [1, 3].map(|which| slot.map_or(0, |slot| self.counted(slot, which)));
-            self.count(slot, 0);
+            let counts = slot.or_else(|| judge::next_of(&self.vms, id, x));
+            cpu.ended = [1, 3].map(|which| counts.map_or(0, |slot| self.counted(slot, which)));
+            cpu.created = self.creations[1].load(Ordering::SeqCst);
+            self.count(counts, 0);
             if judge::claims(id) {
-                self.count(slot, 2);
+                self.count(counts, 2);
             }
-            cpu.came = judge::comes(&self.vms, id, x);
-            cpu.came.slot = slot;
+            if id == hvc::VM_CREATE {
+                self.creations[0].fetch_add(1, Ordering::SeqCst);
+            }
+            cpu.came = judge::comes(&self.vms, id, x, slot, counts);
         });
         if let Trap::Call { id: SYSTEM_OFF, x: _ } = trap {
             self.ground.say(format_args!(
@@ -147,10 +154,13 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
         if let Trap::Call { id, x: _ } = trap
             && judge::is_ours(id)
         {
-            let slot = self.here(|cpu| cpu.came.slot);
-            self.count(slot, 1);
+            let counts = self.here(|cpu| cpu.came.counts);
+            self.count(counts, 1);
             if judge::claims(id) {
-                self.count(slot, 3);
+                self.count(counts, 3);
+            }
+            if id == hvc::VM_CREATE {
+                self.creations[1].fetch_add(1, Ordering::SeqCst);
             }
         }
         self.event(Event::Leave);
@@ -160,11 +170,12 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
     fn judge(&self, cpu: &Cpu, x: [u64; 5], injected: bool) -> Result<(), Difference> {
         match cpu.trap {
             Trap::Call { id, x: _ } if judge::is_ours(id) => {
-                let slot = cpu.came.slot;
-                let other = |which, own, ended| slot.is_some_and(|slot| self.counted(slot, which) - ended > own);
+                let counts = cpu.came.counts;
+                let other = |which, own, ended| counts.is_some_and(|slot| self.counted(slot, which) - ended > own);
                 let others = judge::Others {
                     called: other(0, 1, cpu.ended[0]),
                     claimed: other(2, u64::from(judge::claims(id)), cpu.ended[1]),
+                    created: self.creations[0].load(Ordering::SeqCst) - cpu.created > u64::from(id == hvc::VM_CREATE),
                 };
                 if !judge::answer(cpu, &self.vms, id, x, others)? {
                     self.open.fetch_add(1, Ordering::Relaxed);

@@ -97,6 +97,32 @@ fn an_answer_that_is_not_the_calls_is_found() {
     assert!(line.contains("it answers 0"), "{line}");
 }
 
+/// CPU 1 names a VM that the records do not have, and is answered so; meanwhile CPU 0 makes one, or does not.
+fn answered_before_the_records_know(rig: &Rig, made: bool, handle: u64, status: i64) {
+    be(0);
+    if made {
+        rig.eye.begin(Trap::Call { id: VM_CREATE, x: [VM_PROTECTED, 40, RAM, 0, 0] });
+    }
+    be(1);
+    rig.eye.begin(Trap::Call { id: GUEST_ACCEPT, x: [handle, 0, 1, 0, 0] });
+    rig.eye.end([status.cast_unsigned(), 0, 0, 0, 0], false);
+    be(0);
+    if made {
+        rig.eye.end([ZERO_COUNT.cast_unsigned(), 0, 0, 0, 0], false);
+    }
+}
+
+#[test]
+fn a_vm_may_be_named_a_moment_before_the_records_say_so_and_only_then() {
+    let first = 1 << 16;
+    answered_before_the_records_know(&Rig::new(Fault::None), true, first, WRONG_VCPU);
+    for (made, handle, status) in [(false, first, WRONG_VCPU), (true, 2 << 16, WRONG_VCPU), (true, first, NO_SLOT)] {
+        let rig = Rig::new(Fault::None);
+        let line = said(&rig, |rig| answered_before_the_records_know(rig, made, handle, status));
+        assert!(line.contains(&std::format!("it answers {status}")), "{line}");
+    }
+}
+
 #[test]
 fn a_host_that_is_let_in_where_it_must_not_be_is_found() {
     let rig = Rig::new(Fault::None);
