@@ -170,12 +170,15 @@ impl<G: Ground, const RECORDS: usize> Watcher<G, RECORDS> {
     fn judge(&self, cpu: &Cpu, x: [u64; 5], injected: bool) -> Result<(), Difference> {
         match cpu.trap {
             Trap::Call { id, x: _ } if judge::is_ours(id) => {
-                let counts = cpu.came.counts;
+                let creations = self.creations[0].load(Ordering::SeqCst) - cpu.created;
+                let created = creations > u64::from(id == hvc::VM_CREATE);
+                // Who names a VM that nobody makes has nothing to do with others who do.
+                let counts = if created { cpu.came.counts } else { cpu.came.slot };
                 let other = |which, own, ended| counts.is_some_and(|slot| self.counted(slot, which) - ended > own);
                 let others = judge::Others {
                     called: other(0, 1, cpu.ended[0]),
                     claimed: other(2, u64::from(judge::claims(id)), cpu.ended[1]),
-                    created: self.creations[0].load(Ordering::SeqCst) - cpu.created > u64::from(id == hvc::VM_CREATE),
+                    created,
                 };
                 if !judge::answer(cpu, &self.vms, id, x, others)? {
                     self.open.fetch_add(1, Ordering::Relaxed);

@@ -121,6 +121,14 @@ fn a_vm_may_be_named_a_moment_before_the_records_say_so_and_only_then() {
         let line = said(&rig, |rig| answered_before_the_records_know(rig, made, handle, status));
         assert!(line.contains(&std::format!("it answers {status}")), "{line}");
     }
+    // Another CPU that names it too is no excuse.
+    for status in [WRONG_VCPU, VCPU_BUSY] {
+        let rig = Rig::new(Fault::None);
+        be(2);
+        rig.eye.begin(Trap::Call { id: GUEST_ACCEPT, x: [first, 0, 1, 0, 0] });
+        let line = said(&rig, |rig| answered_before_the_records_know(rig, false, first, status));
+        assert!(line.contains(&std::format!("it answers {status}")), "{line}");
+    }
 }
 
 #[test]
